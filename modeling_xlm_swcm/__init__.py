@@ -1,0 +1,28 @@
+"""XLM-SWCM for Transformers: importing this package registers config, model and tokenizer with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from .configuration_xlm_swcm import XLMSWCMConfig
+from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
+from .tokenization_xlm_swcm import XLMSWCMTokenizer
+
+
+__version__ = "0.1.0"
+__all__ = [
+    "XLMSWCMConfig",
+    "XLMSWCMForConditionalGeneration",
+    "XLMSWCMModel",
+    "XLMSWCMPreTrainedModel",
+    "XLMSWCMTokenizer",
+]
+
+AutoConfig.register(XLMSWCMConfig.model_type, XLMSWCMConfig, exist_ok=True)
+AutoModel.register(XLMSWCMConfig, XLMSWCMModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(XLMSWCMConfig, XLMSWCMForConditionalGeneration, exist_ok=True)
+AutoTokenizer.register(XLMSWCMConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
+
+# saved checkpoints carry these files, for machines that have Transformers alone
+XLMSWCMConfig.register_for_auto_class()
+XLMSWCMModel.register_for_auto_class("AutoModel")
+XLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+XLMSWCMTokenizer.register_for_auto_class("AutoTokenizer")
