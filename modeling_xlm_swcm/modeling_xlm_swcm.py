@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, XLMRobertaModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -157,55 +158,57 @@ class XLMSWCMFeedForward(nn.Module):
         return self.layer_norm(hidden_states + self.dropout(self.fc2(self.activation(self.fc1(hidden_states)))))
 
 
-class XLMSWCMCustomDecoderLayer(GradientCheckpointingLayer):
+class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
+    """What both kinds of decoder layer have: self-attention, then cross-attention; where an FFN stands tells them apart."""
+
+    def __init__(self, config: XLMSWCMConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = XLMSWCMAttention(config, layer_idx, is_causal=True)
+        self.cross_attn = XLMSWCMAttention(config, layer_idx, is_causal=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, past_key_values, **kwargs)
+        hidden_states = self.feed_forward_between(hidden_states)
+        hidden_states, _ = self.cross_attn(
+            hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+        )
+        return self.feed_forward_after(hidden_states)
+
+
+class XLMSWCMCustomDecoderLayer(XLMSWCMDecoderLayer):
     """Self-attention, FFN, cross-attention, FFN: the two halves of an encoder layer, each used twice."""
 
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
-        super().__init__()
-        self.self_attn = XLMSWCMAttention(config, layer_idx, is_causal=True)
+        super().__init__(config, layer_idx)
         self.ffn1 = XLMSWCMFeedForward(config)
-        self.cross_attn = XLMSWCMAttention(config, layer_idx, is_causal=False)
         self.ffn2 = XLMSWCMFeedForward(config)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, past_key_values, **kwargs)
-        hidden_states = self.ffn1(hidden_states)
-        hidden_states, _ = self.cross_attn(
-            hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
-        )
+    def feed_forward_between(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.ffn1(hidden_states)
+
+    def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.ffn2(hidden_states)
 
 
-class XLMSWCMNormalDecoderLayer(GradientCheckpointingLayer):
+class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
     """Self-attention, cross-attention, FFN: a plain decoder layer, put between the custom ones."""
 
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
-        super().__init__()
-        self.self_attn = XLMSWCMAttention(config, layer_idx, is_causal=True)
-        self.cross_attn = XLMSWCMAttention(config, layer_idx, is_causal=False)
+        super().__init__(config, layer_idx)
         self.ffn = XLMSWCMFeedForward(config)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, past_key_values, **kwargs)
-        hidden_states, _ = self.cross_attn(
-            hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
-        )
+    def feed_forward_between(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+    def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.ffn(hidden_states)
 
 
@@ -230,6 +233,14 @@ class XLMSWCMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, XLMRobertaEmbeddings):
+            # buffers that no checkpoint holds: models are built on the meta device, which leaves them empty
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+            init.zeros_(module.token_type_ids)
+
 
 class XLMSWCMEncoder(XLMRobertaModel):
     """Transformers' own XLM-R without its pooler, with a tensor-parallel plan."""
@@ -248,13 +259,10 @@ class XLMSWCMEncoder(XLMRobertaModel):
 
 
 class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
-    """`config.decoder_blocks` as layers, on the encoder's own embeddings."""
+    """`config.decoder_blocks` as layers; in a whole model its embeddings are the encoder's."""
 
     _can_record_outputs = {
-        "hidden_states": [
-            OutputRecorder(XLMSWCMCustomDecoderLayer, index=0),
-            OutputRecorder(XLMSWCMNormalDecoderLayer, index=0),
-        ],
+        "hidden_states": OutputRecorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
         "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
     }
@@ -275,9 +283,9 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         "layers.*.ffn.fc2": "rowwise",
     }
 
-    def __init__(self, config: XLMSWCMConfig, embeddings: XLMRobertaEmbeddings):
+    def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
-        self.embeddings = embeddings
+        self.embeddings = XLMRobertaEmbeddings(config)
         self.layers = nn.ModuleList(
             DECODER_LAYER_CLASSES[block](config, layer_idx) for layer_idx, block in enumerate(config.decoder_blocks)
         )
@@ -368,7 +376,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
         self.encoder = XLMSWCMEncoder(config)
-        self.decoder = XLMSWCMDecoder(config, self.encoder.embeddings)
+        self.decoder = XLMSWCMDecoder(config)
         self._tied_weights_keys = self._shared_keys()
         self.post_init()
 
@@ -396,7 +404,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding):
-        self.encoder.set_input_embeddings(value)
+        self.encoder.embeddings.word_embeddings = value
+        self.decoder.embeddings.word_embeddings = value
 
     @can_return_tuple
     @auto_docstring
