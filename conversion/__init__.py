@@ -1,0 +1,8 @@
+"""From an encoder checkpoint to an XLM-SWCM checkpoint."""
+
+from .checkpoint import ConversionError
+from .from_encoder import convert, from_encoder
+from .report import ConversionReport
+
+
+__all__ = ["ConversionError", "ConversionReport", "convert", "from_encoder"]

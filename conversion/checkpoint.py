@@ -1,0 +1,175 @@
+"""Reading checkpoints without running or holding them whole, and writing folders whole or not at all."""
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import socket
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+
+# the block in which tensors are read: what is mapped into memory at a time
+BLOCK_BYTES = 16 * 2**20
+# in the order in which they are looked for
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class ConversionError(ValueError):
+    """Something is wrong with what a user gave; the message is one sentence that names it and says what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
+    """The local path of a file of a folder or Hub repository (downloaded if need be), or None if it has none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    if Path(source).exists():
+        raise ConversionError(f"{source} is a file; give the folder that holds config.json and the weights.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
+        raise ConversionError(f"The folder {source} does not exist.")
+    try:
+        found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise ConversionError(
+            f"There is no folder {source}, and the Hub did not give {name}: {first_line(error)}"
+        ) from error
+    return Path(found) if found is not None else None
+
+
+def read_config(source: str, revision: str | None = None) -> dict:
+    """`config.json` of a folder or Hub repository."""
+    path = find_file(source, "config.json", revision)
+    if path is None:
+        raise ConversionError(f"{source} has no config.json, so it is not a Transformers checkpoint.")
+    try:
+        return PreTrainedConfig.get_config_dict(str(path.parent))[0]
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} is not valid JSON.") from error
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file; every read opens the file anew, so that its pages are given back after it."""
+
+    path: Path
+    name: str
+
+    @property
+    def shape(self) -> torch.Size:
+        with safe_open(self.path, "pt") as file:
+            return torch.Size(file.get_slice(self.name).get_shape())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self[0:1].dtype
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_slice(self.name)[rows]
+
+
+def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Tensor | StoredTensor]:
+    """The tensors of a folder or Hub repository: safetensors before `.bin`, one file or shards."""
+    found = ((name, find_file(source, name, revision)) for name in WEIGHT_FILES)
+    name, path = next(((name, path) for name, path in found if path is not None), (None, None))
+    if path is None:
+        raise ConversionError(f"{source} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")
+    if not name.endswith(".index.json"):
+        return _read_file(path)
+    weights = {}
+    for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+        shard_path = find_file(source, shard, revision)
+        if shard_path is None:
+            raise ConversionError(f"{path} lists {shard}, which is not in {source}.")
+        weights |= _read_file(shard_path)
+    return weights
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        # weights_only: a pickle is data here and never code; files older than torch 1.6 are no zip and cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConversionError(
+            f"{path} cannot be read as weights: it is cut short, damaged, or holds pickled code, which is never run. "
+            f"Download it again, or convert it to safetensors. ({first_line(error)})"
+        ) from error
+
+
+def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Consecutive rows of a tensor with one dimension or more, each block with its place."""
+    rows, *columns = tensor.shape
+    step = max(1, BLOCK_BYTES // (4 * math.prod(columns)))
+    for start in range(0, rows, step):
+        place = slice(start, min(start + step, rows))
+        yield place, tensor[place]
+
+
+def return_freed_memory():
+    """Give freed memory back to the system: glibc keeps the half gigabyte that a tokenizer of 250,000 pieces leaves."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _remove_abandoned(output: Path, prefix: str):
+    """Remove what a run for the same output left behind when it was killed on this machine."""
+    for folder in output.parent.glob(f"{prefix}*"):
+        process = folder.name.removeprefix(prefix)
+        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` for about `size` bytes, which becomes `output` at the end, or vanishes on failure."""
+    check_output(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(output.parent).free) < size:
+        raise ConversionError(f"{output} needs {size / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB free.")
+    prefix = f".{output.name}.partial-{socket.gethostname()}-"
+    _remove_abandoned(output, prefix)
+    partial = output.parent / f"{prefix}{os.getpid()}"
+    partial.mkdir()
+    try:
+        yield partial
+        if output.exists():
+            replaced = output.parent / f"{partial.name}-replaced"
+            output.rename(replaced)
+            partial.rename(output)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(output: Path, overwrite: bool):
+    """Refuse an output that would lose something."""
+    if output.is_file():
+        raise ConversionError(f"{output} is a file; give a folder to write.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ConversionError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")

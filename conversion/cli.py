@@ -1,0 +1,90 @@
+"""The command line, `xlm-swcm`: parses, calls, prints."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .checkpoint import first_line
+from .from_encoder import CHOICES
+from .from_encoder import convert as convert_checkpoint
+
+
+LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
+DecoderInit = StrEnum("DecoderInit", CHOICES["decoder_init"])
+NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
+WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
+Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
+
+main = typer.Typer(add_completion=False, no_args_is_help=True, help="Models that write, made from XLM-R encoders.")
+
+
+@main.callback()
+def _commands():
+    # with a callback, typer keeps the name of a single command
+    pass
+
+
+@contextlib.contextmanager
+def one_sentence_errors(debug: bool) -> Iterator[None]:
+    """Say what went wrong in one sentence and exit with 1, with the traceback before it under --debug."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"error: {'interrupted; nothing was written.' if interrupted else first_line(error)}", markup=False
+        )
+        raise typer.Exit(1) from error
+
+
+@main.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="The encoder: Hub id or folder.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
+    languages: Annotated[
+        str, typer.Option(help="Codes that get a tag, with spaces or commas between: 'bo ug kk mn zh'.")
+    ] = "",
+    normal_layer_interval: Annotated[int, typer.Option(help="A normal layer after every so many custom ones.")] = 3,
+    layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
+    decoder_init: Annotated[DecoderInit, typer.Option(help="Random: no weight is copied.")] = "shared",
+    normal_layers: Annotated[
+        NormalLayers, typer.Option(help="Copy: of the custom layer before it. None: no normal layers.")
+    ] = "random",
+    weight_sharing: Annotated[
+        WeightSharing, typer.Option(help="Tied: custom layers are the encoder's layers, trained as one.")
+    ] = "init",
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the result; by default the source's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what starts random.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+):
+    """Make an encoder-decoder from an XLM-R-shaped encoder."""
+    with one_sentence_errors(debug):
+        report = convert_checkpoint(
+            source,
+            output,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            revision=revision,
+            languages=languages.replace(",", " ").split(),
+            normal_layer_interval=normal_layer_interval,
+            layer_map=layer_map.value,
+            decoder_init=decoder_init.value,
+            normal_layers=normal_layers.value,
+            weight_sharing=weight_sharing.value,
+            dtype=dtype.value if dtype else None,
+            seed=seed,
+        )
+        console = Console()
+        report.print(console)
+        console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")

@@ -1,0 +1,94 @@
+"""The encoder that a conversion starts from: what may be one, and what is read of it."""
+
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoint import ConversionError, StoredTensor, first_line, read_config, read_weights
+
+
+@dataclass
+class Encoder:
+    """
+    Attributes:
+        name: folder, Hub id or class, for messages.
+        config: `config.json` as a dict.
+        tensors: by the names of the bare encoder, `embeddings.*` and `encoder.layer.*`; heads keep their names.
+        tokenizer: None where a model was given without one.
+    """
+
+    name: str
+    config: dict
+    tensors: dict[str, torch.Tensor | StoredTensor]
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def word_embeddings(self) -> torch.Tensor | StoredTensor:
+        return self.tensors["embeddings.word_embeddings.weight"]
+
+
+def load_encoder(
+    encoder: str | PathLike | PreTrainedModel, revision: str | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Encoder:
+    if isinstance(encoder, PreTrainedModel):
+        name, config = type(encoder).__name__, encoder.config.to_dict()
+        check_config(name, config)
+        tensors = dict(encoder.state_dict())
+    else:
+        name = str(encoder)
+        config = read_config(name, revision)
+        check_config(name, config)
+        tensors = read_weights(name, revision)
+        tokenizer = tokenizer or load_tokenizer(name, revision)
+    if tokenizer is not None and tokenizer.pad_token_id != config.get("pad_token_id"):
+        raise ConversionError(
+            f"pad_token_id is {config.get('pad_token_id')} in the config of {name} and {tokenizer.pad_token_id} in "
+            "its tokenizer; positions are counted from it, so the two must agree."
+        )
+    return Encoder(name, config, without_prefix(name, tensors), tokenizer)
+
+
+def check_config(name: str, config: dict):
+    """Refuse what is not a post-LayerNorm encoder with learned absolute positions and plain weights."""
+    model_type = config.get("model_type")
+    reason = None
+    if model_type in ("xlm-roberta-xl", "roberta-prelayernorm"):
+        reason = "it normalises before each sublayer, and the decoder's layers normalise after"
+    elif model_type == "xlm_swcm":
+        reason = "it is an XLM-SWCM checkpoint already"
+    elif model_type not in ("xlm-roberta", "roberta", "camembert"):
+        reason = "only encoders of type xlm-roberta, roberta and camembert can be"
+    elif config.get("is_decoder") or config.get("add_cross_attention"):
+        reason = "it is configured as a decoder, not an encoder"
+    elif config.get("quantization_config"):
+        reason = "its weights are quantised; give the checkpoint that it was made from"
+    elif config.get("position_embedding_type", "absolute") != "absolute":
+        reason = f"its positions are {config['position_embedding_type']}, not absolute"
+    if reason is not None:
+        raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
+
+
+def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:  # a damaged file raises whatever its parser raises
+        raise ConversionError(
+            f"The tokenizer of {name} cannot be loaded; it needs a tokenizer.json or sentencepiece.bpe.model. "
+            f"({first_line(error)})"
+        ) from error
+
+
+def without_prefix(
+    name: str, tensors: dict[str, torch.Tensor | StoredTensor]
+) -> dict[str, torch.Tensor | StoredTensor]:
+    """The tensors named as in the bare encoder, whatever model they were saved from."""
+    suffix = "embeddings.word_embeddings.weight"
+    prefix = next((key.removesuffix(suffix) for key in tensors if key.endswith(suffix)), None)
+    if prefix is None:
+        raise ConversionError(f"{name} has no tensor named {suffix}, so it is not an XLM-R-shaped encoder.")
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if "lm_head.bias" not in tensors and "lm_head.decoder.bias" in tensors:
+        tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
+    return tensors

@@ -1,0 +1,443 @@
+"""The weight map from an XLM-R encoder to XLM-SWCM, and the one function that applies and proves it.
+
+Source: Su et al., ACL 2025 (arXiv 2502.10852). The interleaved layer map is DeltaLM's (Ma et al., 2021).
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
+from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
+from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
+
+from .checkpoint import (
+    ConversionError,
+    StoredTensor,
+    blocks,
+    check_output,
+    first_line,
+    read_weights,
+    return_freed_memory,
+    whole_folder,
+)
+from .encoder import Encoder, load_encoder
+from .report import ConversionReport
+
+
+logger = logging.get_logger(__name__)
+
+# tensor of the encoder -> tensors of the model that are copies of it. The first {} is the encoder layer; behind
+# "model.decoder.layers." it is the custom layer that the encoder layer was chosen for.
+WEIGHT_MAP = {
+    "embeddings.word_embeddings.weight": ["model.encoder.embeddings.word_embeddings.weight"],
+    "embeddings.position_embeddings.weight": ["model.encoder.embeddings.position_embeddings.weight"],
+    "embeddings.token_type_embeddings.weight": ["model.encoder.embeddings.token_type_embeddings.weight"],
+    "embeddings.LayerNorm.weight": ["model.encoder.embeddings.LayerNorm.weight"],
+    "embeddings.LayerNorm.bias": ["model.encoder.embeddings.LayerNorm.bias"],
+    "lm_head.bias": ["lm_head.bias"],
+} | {
+    f"encoder.layer.{{}}.{source}.{parameter}": [
+        f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
+        *(f"model.decoder.layers.{{}}.{copy}.{parameter}" for copy, of in CUSTOM_LAYER_SOURCES.items() if of == source),
+    ]
+    for source in dict.fromkeys(CUSTOM_LAYER_SOURCES.values())
+    for parameter in ("weight", "bias")
+}
+
+# tensors of the source that are left out on purpose, and why
+DROPPED = {
+    r"pooler\..+": "the pooler serves classification",
+    r"embeddings\.(position_ids|token_type_ids)": "a buffer, made anew",
+    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform; the decoder stands in its place",
+    r"lm_head\.decoder\.weight": "the output is tied to the word embeddings",
+    r"lm_head\.decoder\.bias": "repeats lm_head.bias",
+    r"(classifier|qa_outputs)\..+": "the head of another task",
+}
+
+# fields that an encoder's config and ours have in common
+CONFIG_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
+    *("initializer_range", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"),
+)
+
+CHOICES = {
+    "layer_map": ("same", "interleaved"),
+    "decoder_init": ("shared", "random"),
+    "normal_layers": ("random", "copy", "none"),
+    "weight_sharing": ("init", "tied"),
+}
+
+WORD_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
+OUTPUT_BIAS = "lm_head.bias"
+
+# for each decoder layer the encoder layers of its two halves, or None for a normal layer
+DecoderPlan = list[tuple[int, int] | None]
+
+
+def from_encoder(
+    encoder: str | PathLike | PreTrainedModel,
+    *,
+    revision: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    languages: list[str] | tuple[str, ...] = (),
+    normal_layer_interval: int | None = 3,
+    layer_map: str = "same",
+    decoder_init: str = "shared",
+    normal_layers: str = "random",
+    weight_sharing: str = "init",
+    dtype: torch.dtype | str | None = None,
+    seed: int = 0,
+) -> tuple[XLMSWCMForConditionalGeneration, ConversionReport]:
+    """
+    Build an encoder-decoder from an XLM-R-shaped encoder, in memory.
+
+    Args:
+        encoder: Hub id, folder, or model (of type xlm-roberta, roberta or camembert, with or without a head). A model
+            is copied, so that training the result leaves it as it is.
+        revision: Hub revision of `encoder`.
+        tokenizer: the encoder's tokenizer; loaded from `encoder` where that is a Hub id or folder.
+        languages: codes that get a tag; its embedding starts at the mean of all word embeddings plus noise.
+        normal_layer_interval: X of the paper, a normal layer after every X custom layers; None for none.
+        layer_map: "same": the k-th custom layer is made from the k-th encoder layer. "interleaved" (DeltaLM): half as
+            many, the k-th with self-attention and FFN1 from layer 2k, cross-attention and FFN2 from layer 2k + 1.
+        decoder_init: "shared" copies the encoder; "random" is the paper's ablation, the same shape without copies.
+        normal_layers: "random"; "copy" puts a copy of the custom layer before it in its place (the paper's BASE-B);
+            "none" leaves it out (BASE-A).
+        weight_sharing: "init" or "tied", see [`XLMSWCMConfig`].
+        dtype: of the result, such as torch.bfloat16; by default the source's.
+        seed: of everything that starts random.
+
+    Returns:
+        The model, in evaluation mode, and a [`ConversionReport`], which also has the tokenizer.
+
+    Raises:
+        ConversionError: source or options do not describe an encoder that can be converted.
+    """
+    options = {
+        "languages": list(languages),
+        "normal_layer_interval": normal_layer_interval,
+        "layer_map": layer_map,
+        "decoder_init": decoder_init,
+        "normal_layers": normal_layers,
+        "weight_sharing": weight_sharing,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "seed": seed,
+    }
+    source, config, report = prepare(encoder, revision, tokenizer, options)
+    return build(source, config, report), report
+
+
+def convert(
+    encoder: str | PathLike,
+    output: str | PathLike,
+    *,
+    revision: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **options,
+) -> ConversionReport:
+    """
+    Convert an encoder and write model, tokenizer, generation config and `conversion_report.json` to a folder.
+
+    The folder appears whole or not at all, after every copied tensor has been read back from it and compared.
+
+    Args:
+        encoder: Hub id or folder.
+        output: the folder to write.
+        revision: Hub revision of `encoder`.
+        overwrite: replace `output` if it exists and is not empty.
+        dry_run: do everything but write.
+        options: those of [`from_encoder`].
+    """
+    output = Path(output)
+    check_output(output, overwrite)
+    source, config, report = prepare(encoder, revision, None, from_encoder.__kwdefaults__ | options)
+    if dry_run:
+        build(source, config, report)
+        return report
+    size = report.parameters[config.weight_sharing] * config.dtype.itemsize
+    with whole_folder(output, size, overwrite) as folder:
+        report.tokenizer.save_pretrained(folder)
+        report.tokenizer = source.tokenizer = None
+        return_freed_memory()
+        model = build(source, config, report)
+        model.save_pretrained(folder)
+        tied = model.all_tied_weights_keys
+        del model
+        (folder / "conversion_report.json").write_text(report.to_json(), encoding="utf-8")
+        written = read_weights(str(folder))
+        written |= {target: written[kept] for target, kept in tied.items() if kept in written}
+        prove_copies(source, report, written)
+    return report
+
+
+def prepare(
+    encoder: str | PathLike | PreTrainedModel,
+    revision: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: dict,
+) -> tuple[Encoder, XLMSWCMConfig, ConversionReport]:
+    """Everything that can go wrong before memory is taken: what is copied where, or why it cannot be."""
+    check_options(options)
+    source = load_encoder(encoder, revision, tokenizer)
+    report = ConversionReport(source.name, revision, options)
+    report.tokenizer = add_language_tags(source, options["languages"])
+    report.language_ids = {code: report.tokenizer.get_lang_id(code) for code in options["languages"]}
+    known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
+    report.new_ids = [token_id for code, token_id in report.language_ids.items() if language_tag(code) not in known]
+
+    plan = plan_decoder(source.config["num_hidden_layers"], options)
+    config = make_config(source, report, plan)
+    report.parameters = count_parameters(config)
+    report.copied = plan_copies(config.num_hidden_layers, plan if options["decoder_init"] == "shared" else [])
+    if OUTPUT_BIAS not in source.tensors:
+        report.copied.pop(OUTPUT_BIAS)
+    claim_tensors(source, report)
+    check_shapes(source, config, report)
+    return source, config, report
+
+
+def build(source: Encoder, config: XLMSWCMConfig, report: ConversionReport) -> XLMSWCMForConditionalGeneration:
+    """The model that was prepared, its copies proved."""
+    state_dict = copy_tensors(source, config, report)
+    initialise_tags(state_dict, config, report)
+    model = load_model(config, state_dict, report)
+    prove_copies(source, report, model.state_dict())
+    return model
+
+
+def check_options(options: dict):
+    for name, choices in CHOICES.items():
+        if options[name] not in choices:
+            raise ConversionError(f"{name} must be one of {', '.join(choices)}; got {options[name]}.")
+    for code in options["languages"]:
+        if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
+            raise ConversionError(f'"{code}" is not a language code such as bo, kk or kk-Arab.')
+        if options["languages"].count(code) > 1:
+            raise ConversionError(f'The language "{code}" is given twice.')
+    interval = options["normal_layer_interval"]
+    if interval is not None and interval < 1:
+        raise ConversionError(f"normal_layer_interval must be at least 1; got {interval}.")
+    apart = options["layer_map"], options["decoder_init"], options["normal_layers"] == "copy"
+    if options["weight_sharing"] == "tied" and apart != ("same", "shared", False):
+        raise ConversionError(
+            'weight_sharing "tied" gives each custom layer the tensors of one encoder layer, so it goes with layer_map '
+            '"same", decoder_init "shared" and normal_layers "random" or "none" only.'
+        )
+
+
+def add_language_tags(
+    source: Encoder, languages: list[str] | tuple[str, ...]
+) -> XLMSWCMTokenizer | None:
+    """The source's tokenizer with a tag for each language."""
+    if source.tokenizer is None:
+        if languages:
+            raise ConversionError("languages need a tokenizer to put their tags in: give tokenizer=.")
+        return None
+    rows = source.word_embeddings.shape[0]
+    if len(source.tokenizer) > rows:
+        raise ConversionError(
+            f"The tokenizer of {source.name} has {len(source.tokenizer)} tokens and its word embedding only {rows} "
+            "rows; they do not belong together."
+        )
+    try:
+        return XLMSWCMTokenizer(
+            tokenizer_object=source.tokenizer.backend_tokenizer,
+            languages=languages,
+            model_max_length=source.config["max_position_embeddings"] - source.config["pad_token_id"] - 1,
+            **source.tokenizer.special_tokens_map,
+        )
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+def plan_decoder(num_layers: int, options: dict) -> DecoderPlan:
+    if options["layer_map"] == "same":
+        sources = [(index, index) for index in range(num_layers)]
+    elif num_layers % 2 == 0:
+        sources = [(index, index + 1) for index in range(0, num_layers, 2)]
+    else:
+        raise ConversionError(f"The interleaved layer map needs an even number of encoder layers, not {num_layers}.")
+    interval = None if options["normal_layers"] == "none" else options["normal_layer_interval"]
+    plan, remaining = [], iter(sources)
+    for block in plan_decoder_blocks(len(sources), interval):
+        if block == "custom":
+            plan.append(next(remaining))
+        else:
+            plan.append(plan[-1] if options["normal_layers"] == "copy" else None)
+    return plan
+
+
+def make_config(source: Encoder, report: ConversionReport, plan: DecoderPlan) -> XLMSWCMConfig:
+    """The source's sizes and special ids, with the decoder's plan."""
+    fields = {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
+    rows = source.word_embeddings.shape[0]
+    if report.tokenizer is not None:
+        fields |= {"bos_token_id": report.tokenizer.bos_token_id, "eos_token_id": report.tokenizer.eos_token_id}
+        rows = max(rows, len(report.tokenizer))
+    fields |= {
+        "vocab_size": rows,
+        "decoder_start_token_id": fields["bos_token_id"],
+        "normal_layer_interval": report.options["normal_layer_interval"],
+        "decoder_blocks": ["normal" if layers is None else "custom" for layers in plan],
+        "weight_sharing": report.options["weight_sharing"],
+        "dtype": resolve_dtype(report.options["dtype"], source),
+    }
+    try:
+        return XLMSWCMConfig(**fields)
+    except Exception as error:  # the strict dataclass wraps whatever a validator raises
+        raise ConversionError(f"The config of {source.name} is refused: {first_line(error)}") from error
+
+
+def resolve_dtype(name: str | None, source: Encoder) -> torch.dtype:
+    dtype = source.word_embeddings.dtype if name is None else getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConversionError(f"{name or dtype} is not a floating-point dtype such as float32, bfloat16 or float16.")
+    return dtype
+
+
+def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
+    """Parameters with each kind of weight sharing that the decoder's blocks allow."""
+    counts = {}
+    for sharing in CHOICES["weight_sharing"]:
+        if sharing == "init" or config.decoder_blocks.count("custom") == config.num_hidden_layers:
+            variant = XLMSWCMConfig.from_dict(config.to_dict() | {"weight_sharing": sharing})
+            with torch.device("meta"):
+                counts[sharing] = XLMSWCMForConditionalGeneration(variant).num_parameters()
+    return counts
+
+
+def plan_copies(num_layers: int, plan: DecoderPlan) -> dict[str, str]:
+    """WEIGHT_MAP written out: tensor of the model -> tensor of the source that it is a copy of."""
+    copies = {}
+    for name, targets in WEIGHT_MAP.items():
+        for target in targets:
+            if target.startswith("model.decoder."):
+                half = 0 if ".self_attn." in target or ".ffn1." in target else 1
+                chosen = [(index, layers[half]) for index, layers in enumerate(plan) if layers is not None]
+            else:
+                chosen = [(layer, layer) for layer in range(num_layers)]
+            copies |= {target.format(index): name.format(layer) for index, layer in chosen}
+    return copies
+
+
+def claim_tensors(source: Encoder, report: ConversionReport):
+    """Every tensor of the source is copied, or left out for a reason that is known; no other is passed over."""
+    copied = set(report.copied.values())
+    for name in source.tensors.keys() - copied:
+        reason = next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, name)), None)
+        if reason is None:
+            raise ConversionError(
+                f"{source.name} has a tensor that no rule claims: {name}. Its config.json does not describe it, or "
+                "it is not a plain XLM-R encoder."
+            )
+        report.dropped[name] = reason
+    missing = [name for name in dict.fromkeys(report.copied.values()) if name not in source.tensors]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConversionError(f"The weights of {source.name} lack {missing[0]}{more}, which its config.json promises.")
+
+
+def check_shapes(source: Encoder, config: XLMSWCMConfig, report: ConversionReport):
+    with torch.device("meta"):
+        expected = XLMSWCMForConditionalGeneration(config).state_dict()
+    for target, name in report.copied.items():
+        shape, wanted = list(source.tensors[name].shape), list(expected[target].shape)
+        if target in (WORD_EMBEDDINGS, OUTPUT_BIAS):
+            wanted[0] = source.word_embeddings.shape[0]
+        if shape != wanted:
+            raise ConversionError(f"{name} of {source.name} has shape {shape}; its config.json makes it {wanted}.")
+
+
+def copies_by_source(report: ConversionReport, progress: str) -> Iterator[tuple[str, list[str]]]:
+    targets = defaultdict(list)
+    for target, name in report.copied.items():
+        targets[name].append(target)
+    yield from logging.tqdm(targets.items(), desc=progress, unit="tensor")
+
+
+def copy_tensors(source: Encoder, config: XLMSWCMConfig, report: ConversionReport) -> dict[str, torch.Tensor]:
+    """A state dict in which every tensor has memory of its own."""
+    state_dict = {}
+    for name, targets in copies_by_source(report, "Copying"):
+        if config.weight_sharing == "tied":
+            targets = [target for target in targets if not target.startswith("model.decoder.")]
+        for target in targets:
+            rows, *columns = source.tensors[name].shape
+            rows = config.vocab_size if target in (WORD_EMBEDDINGS, OUTPUT_BIAS) else rows
+            state_dict[target] = torch.empty(rows, *columns, dtype=config.dtype)
+        for rows, block in blocks(source.tensors[name]):
+            if name not in report.not_finite and not all(extreme.isfinite() for extreme in block.aminmax()):
+                report.not_finite.append(name)
+                logger.warning(f"{name} of {source.name} holds NaN or infinity, which is copied as it is.")
+            for target in targets:
+                state_dict[target][rows] = block
+    return state_dict
+
+
+def initialise_tags(state_dict: dict[str, torch.Tensor], config: XLMSWCMConfig, report: ConversionReport):
+    """Tags start at the mean of the other rows; in the embedding with noise, so that no two are alike."""
+    generator = torch.Generator().manual_seed(report.options["seed"])
+    for target in (WORD_EMBEDDINGS, OUTPUT_BIAS):
+        if target not in state_dict or not report.new_ids:
+            continue
+        tensor = state_dict[target]
+        tensor[report.new_ids] = 0
+        mean = sum(block.double().sum(0) for _, block in blocks(tensor)) / (len(tensor) - len(report.new_ids))
+        start = mean.expand(len(report.new_ids), *tensor.shape[1:]).float()
+        if target == WORD_EMBEDDINGS:
+            start = start + config.initializer_range * torch.randn(start.shape, generator=generator)
+        tensor[report.new_ids] = start.to(tensor.dtype)
+        report.new[f"{target} (rows of the language tags)"] = "mean of the other rows" + (
+            " plus noise" if target == WORD_EMBEDDINGS else ""
+        )
+
+
+def load_model(
+    config: XLMSWCMConfig, state_dict: dict[str, torch.Tensor], report: ConversionReport
+) -> XLMSWCMForConditionalGeneration:
+    """The model around `state_dict`, with fresh weights where it has none."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # or what is new would be reported as missing
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(report.options["seed"])
+            model, info = XLMSWCMForConditionalGeneration.from_pretrained(
+                None, config=config, state_dict=state_dict, dtype=config.dtype, output_loading_info=True
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+    wrong = {*info["unexpected_keys"], *info["mismatched_keys"], *(info["missing_keys"] & state_dict.keys())}
+    if wrong:
+        raise RuntimeError(f"Copied tensors did not reach the model: {wrong}")
+    report.new |= {name: "zero" if name == OUTPUT_BIAS else "fresh" for name in sorted(info["missing_keys"])}
+    model.generation_config.max_length = config.max_position_embeddings - config.pad_token_id - 1
+    return model
+
+
+def prove_copies(source: Encoder, report: ConversionReport, tensors: dict[str, torch.Tensor | StoredTensor]):
+    """Compare every copy with its source bit by bit (after the cast, where another dtype was asked for)."""
+    for name, targets in copies_by_source(report, "Comparing"):
+        for rows, block in blocks(source.tensors[name]):
+            # a tag may stand in a row that the source had to spare
+            kept = torch.tensor([row not in report.new_ids for row in range(rows.start, rows.stop)])
+            for target in targets:
+                copy = tensors[target][rows]
+                expected = block.to(copy.dtype)
+                if target in (WORD_EMBEDDINGS, OUTPUT_BIAS) and not kept.all():
+                    copy, expected = copy[kept], expected[kept]
+                if not torch.equal(as_bytes(copy), as_bytes(expected)):
+                    raise RuntimeError(f"{target} is not bit-equal to {name} of {source.name}.")
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)
