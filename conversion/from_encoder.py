@@ -419,7 +419,8 @@ def load_model(
     wrong = {*info["unexpected_keys"], *info["mismatched_keys"], *(info["missing_keys"] & state_dict.keys())}
     if wrong:
         raise RuntimeError(f"Copied tensors did not reach the model: {wrong}")
-    report.new |= {name: "zero" if name == OUTPUT_BIAS else "fresh" for name in sorted(info["missing_keys"])}
+    fresh = [name for name in model.state_dict() if name in info["missing_keys"]]
+    report.new |= {name: "zero" if name == OUTPUT_BIAS else "fresh" for name in fresh}
     model.generation_config.max_length = config.max_position_embeddings - config.pad_token_id - 1
     return model
 

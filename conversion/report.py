@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -52,14 +53,15 @@ class ConversionReport:
             copied[_module(source)].append(_place(target))
         for target, how in self.new.items():
             layer = re.match(r"model\.decoder\.layers\.\d+", target)
-            new[layer[0].removeprefix("model.") if layer else target].append(how)
+            new[layer[0].removeprefix("model.") if layer else target.removeprefix("model.")].append(how)
         for source, why in self.dropped.items():
             dropped[why].append(_module(source))
 
-        table = Table(title=f"{self.source} → XLM-SWCM", title_justify="left")
+        table = Table(title=f"{self.source} → XLM-SWCM", title_justify="left", box=box.SIMPLE)
         for column, justify in (("", "left"), ("tensors", "right"), ("from", "left"), ("to", "left")):
             table.add_column(column, justify=justify)
         for source, targets in copied.items():
+            source = source.removeprefix("encoder.layer.{}.")
             table.add_row("copied", str(len(targets)), source, ", ".join(dict.fromkeys(targets)))
         table.add_section()
         for target, hows in new.items():

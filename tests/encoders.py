@@ -1,0 +1,139 @@
+"""Small encoders with random weights, and the forms in which users have them on disk."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CamembertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
+
+
+SENTENCES = [
+    "The river rises early in spring, and the ferry stays at the bank.",
+    "A quiet morning: two herons, one boat, no wind at all.",
+    "ང་ཚོས་དཔེ་ཆ་ཀློག་གི་ཡོད།",
+    "ཞོགས་པ་བདེ་ལེགས། ཁྱེད་རང་ག་པར་ཕེབས་ག",
+    "بىز ئەتىگەندە دەريا بويىغا باردۇق.",
+    "بۈگۈن ھاۋا ئوچۇق، شامال يوق.",
+    "Таңертең өзен жағасына бардық, жел жоқ еді.",
+    "ᠪᠢ ᠨᠣᠮ ᠤᠩᠰᠢᠵᠤ ᠪᠠᠶᠢᠨ᠎ᠠ",
+    "我们早上去了河边，没有风。",
+]
+# of fresh weights; an encoder's own weights are far larger, so that the two cannot be mistaken for each other
+INITIALIZER_RANGE = 0.05
+
+Tensors = dict[str, torch.Tensor]
+
+
+def unigram_pieces() -> list[tuple[str, float]]:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=150, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"] if piece != "<unk>"]
+
+
+def special(*tokens: str) -> list[tuple[str, float]]:
+    return [(token, 0.0) for token in tokens]
+
+
+def xlm_roberta_tokenizer(*more: str) -> XLMRobertaTokenizer:
+    """XLM-R's layout: special tokens, pieces (and `more` of them), `<mask>` last."""
+    vocab = special("<s>", "<pad>", "</s>", "<unk>") + unigram_pieces() + special(*more, "<mask>")
+    return XLMRobertaTokenizer(vocab=vocab, mask_token=AddedToken("<mask>", lstrip=True, special=True))
+
+
+def camembert_tokenizer() -> CamembertTokenizer:
+    """CamemBERT's layout: `<s>` is 5 and `</s>` is 6."""
+    vocab = special("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>")
+    return CamembertTokenizer(vocab=vocab + unigram_pieces() + special("<mask>"))
+
+
+def roberta_tokenizer() -> RobertaTokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    vocab = model["vocab"] | {"<mask>": len(model["vocab"])}
+    return RobertaTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]])
+
+
+def sentencepiece_model() -> bytes:
+    """What XLM-R's `sentencepiece.bpe.model` is: `<unk>` 0, `<s>` 1, `</s>` 2, then the pieces."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_writer=written, vocab_size=130, minloglevel=2, num_threads=1
+    )
+    return written.getvalue()
+
+
+def make_encoder(model_class: type, tokenizer: PreTrainedTokenizerBase, **options) -> PreTrainedModel:
+    """An encoder in which no two tensors are alike: biases and LayerNorms are random, too."""
+    sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    fields = dict(vocab_size=len(tokenizer), max_position_embeddings=40, initializer_range=INITIALIZER_RANGE)
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = model_class.config_class(**(sizes | fields | ids | {"type_vocab_size": 1} | options))
+    model = model_class(config).eval()
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(1.0 if "LayerNorm.weight" in name else 0.0, 0.3, generator=generator)
+    return model
+
+
+def save_encoder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def read_tensors(folder: Path) -> Tensors:
+    return load_file(folder / "model.safetensors")
+
+
+def edit_tensors(folder: Path, edit: Callable[[Tensors], Tensors]):
+    tensors = {name: tensor.contiguous() for name, tensor in edit(read_tensors(folder)).items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(folder: Path, **fields):
+    """Set fields of `config.json`; None removes one."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def write_bin(folder: Path, zipped: bool = True):
+    """As Transformers 4 saved it; not zipped as it was before torch 1.6."""
+    tensors = read_tensors(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+
+
+def write_shards(folder: Path, stem: str, extension: str):
+    """Three files and an index, `model.safetensors.index.json` or `pytorch_model.bin.index.json`."""
+    tensors = read_tensors(folder)
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number in (1, 2, 3):
+        shard = {name: tensors[name] for name in list(tensors)[number - 1 :: 3]}
+        file = f"{stem}-0000{number}-of-00003.{extension}"
+        save_file(shard, folder / file) if extension == "safetensors" else torch.save(shard, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": weight_map}
+    (folder / f"{stem}.{extension}.index.json").write_text(json.dumps(index))
