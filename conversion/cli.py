@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from .checkpoint import first_line
 from .from_encoder import CHOICES
@@ -30,6 +31,21 @@ def _commands():
     pass
 
 
+class SeveralLanguages(TyperCommand):
+    """Lets `--languages bo ug kk` take several words, as argparse users write it."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        joined = []
+        for argument in args:
+            if joined and joined[-1] == "--languages":
+                joined[-1] = f"--languages={argument}"
+            elif joined and joined[-1].startswith("--languages=") and not argument.startswith("-"):
+                joined[-1] += f" {argument}"
+            else:
+                joined.append(argument)
+        return super().parse_args(ctx, joined)
+
+
 @contextlib.contextmanager
 def one_sentence_errors(debug: bool) -> Iterator[None]:
     """Say what went wrong in one sentence and exit with 1, with the traceback before it under --debug."""
@@ -45,13 +61,13 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-@main.command()
+@main.command(cls=SeveralLanguages)
 def convert(
     source: Annotated[str, typer.Argument(help="The encoder: Hub id or folder.")],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
     languages: Annotated[
-        str, typer.Option(help="Codes that get a tag, with spaces or commas between: 'bo ug kk mn zh'.")
+        str, typer.Option(metavar="CODE...", help="Languages that get a tag; last, or before another option.")
     ] = "",
     normal_layer_interval: Annotated[int, typer.Option(help="A normal layer after every so many custom ones.")] = 3,
     layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
@@ -76,7 +92,7 @@ def convert(
             overwrite=overwrite,
             dry_run=dry_run,
             revision=revision,
-            languages=languages.replace(",", " ").split(),
+            languages=languages.split(),
             normal_layer_interval=normal_layer_interval,
             layer_map=layer_map.value,
             decoder_init=decoder_init.value,

@@ -46,7 +46,11 @@ WEIGHT_MAP = {
 } | {
     f"encoder.layer.{{}}.{source}.{parameter}": [
         f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
-        *(f"model.decoder.layers.{{}}.{copy}.{parameter}" for copy, of in CUSTOM_LAYER_SOURCES.items() if of == source),
+        *(
+            f"model.decoder.layers.{{}}.{copy}.{parameter}"
+            for copy, of in CUSTOM_LAYER_SOURCES.items()
+            if of == source
+        ),
     ]
     for source in dict.fromkeys(CUSTOM_LAYER_SOURCES.values())
     for parameter in ("weight", "bias")
@@ -235,9 +239,7 @@ def check_options(options: dict):
         )
 
 
-def add_language_tags(
-    source: Encoder, languages: list[str] | tuple[str, ...]
-) -> XLMSWCMTokenizer | None:
+def add_language_tags(source: Encoder, languages: list[str] | tuple[str, ...]) -> XLMSWCMTokenizer | None:
     """The source's tokenizer with a tag for each language."""
     if source.tokenizer is None:
         if languages:

@@ -55,7 +55,9 @@ SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 @dataclass
 class DemoArguments:
-    base: str | None = field(default=None, metadata={"help": "a real encoder instead of the small one: Hub id or folder"})
+    base: str | None = field(
+        default=None, metadata={"help": "a real encoder instead of the small one: Hub id or folder"}
+    )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "where everything is written"})
     encoder_steps: int = field(default=600, metadata={"help": "masked-language-modelling steps of the small encoder"})
     steps: int = field(default=300, metadata={"help": "fine-tuning steps of each model"})
@@ -206,7 +208,9 @@ def plot_losses(logs: dict[str, list[dict]], path: Path):
     for name, log in logs.items():
         axis = encoder if name == "encoder" else decoder
         training = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-        (line,) = axis.plot(*zip(*training, strict=True), alpha=0.5 if name != "encoder" else 1, label=f"{name}, training")
+        (line,) = axis.plot(
+            *zip(*training, strict=True), alpha=0.5 if name != "encoder" else 1, label=f"{name}, training"
+        )
         held_out = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
         if held_out:
             axis.plot(*zip(*held_out, strict=True), "o-", color=line.get_color(), label=f"{name}, held out")
@@ -243,7 +247,9 @@ def main():
 
     pairs = read_pairs(SOURCE, list(TARGETS))
     train, test = split_pairs(pairs, test_share=0.1, seed=args.seed)
-    console.print(f"{len(train)} training pairs and {len(test)} held-out ones, Chinese into {', '.join(TARGETS.values())}.")
+    console.print(
+        f"{len(train)} training pairs and {len(test)} held-out ones, Chinese into {', '.join(TARGETS.values())}."
+    )
 
     logs = {}
     encoder = args.base

@@ -77,7 +77,9 @@ class XLMSWCMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         interval = self.normal_layer_interval
         if interval is not None and interval < 1:
-            raise ValueError(f"normal_layer_interval must be at least 1, or null for no normal layers; got {interval}.")
+            raise ValueError(
+                f"normal_layer_interval must be at least 1, or null for no normal layers; got {interval}."
+            )
         if self.decoder_blocks is None:
             self.decoder_blocks = plan_decoder_blocks(self.num_hidden_layers, interval)
         if self.decoder_layers is None:

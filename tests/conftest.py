@@ -1,5 +1,10 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
+from transformers import XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
 
@@ -33,3 +38,16 @@ def batch() -> dict[str, torch.Tensor]:
     labels = torch.randint(4, 99, (3, 7))
     labels[1, 5:] = -100
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A masked LM of four layers as a user has it on disk; shared by all tests, so nothing may change it."""
+    tokenizer = xlm_roberta_tokenizer()
+    return save_encoder(tmp_path_factory.mktemp("xlm-r"), make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
+
+
+@pytest.fixture
+def own_encoder(encoder_folder, tmp_path) -> Path:
+    """A copy of `encoder_folder` to change."""
+    return Path(shutil.copytree(encoder_folder, tmp_path / "encoder"))

@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 import transformers
+from filelock import FileLock
 
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -20,7 +21,6 @@ CACHE = Path(__file__).parent.parent / ".cache"
 
 def _fetch(folder: Path):
     """Put the `tests/test_*.py` of the installed version's source distribution into `folder`."""
-    CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         requirement = f"transformers=={transformers.__version__}"
         command = [sys.executable, "-m", "pip", "download", requirement, "--no-binary", "transformers", "--no-deps"]
@@ -47,8 +47,10 @@ def load(module: str) -> types.ModuleType:
     """Import `module`, such as `test_modeling_common`, from the suite of the installed version."""
     name = f"transformers_suite_{transformers.__version__.replace('.', '_')}"
     folder = CACHE / name
-    if not folder.exists():
-        _fetch(folder)
+    CACHE.mkdir(exist_ok=True)
+    with FileLock(CACHE / "lock"):  # several test processes may want it at once
+        if not folder.exists():
+            _fetch(folder)
     if name not in sys.modules:
         sys.path.insert(0, str(CACHE))
         importlib.import_module(name)
