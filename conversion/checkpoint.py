@@ -111,7 +111,7 @@ def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        # weights_only: a pickle is data here and never code; files older than torch 1.6 are no zip and cannot be mapped
+        # weights_only: a pickle is data here and never code; a file from before torch 1.6 is no zip and not mappable
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ConversionError(
@@ -130,7 +130,7 @@ def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.T
 
 
 def return_freed_memory():
-    """Give freed memory back to the system: glibc keeps the half gigabyte that a tokenizer of 250,000 pieces leaves."""
+    """Give freed memory back to the system; glibc keeps what a tokenizer of 250,000 pieces leaves, half a gigabyte."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

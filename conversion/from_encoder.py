@@ -234,8 +234,8 @@ def check_options(options: dict):
     apart = options["layer_map"], options["decoder_init"], options["normal_layers"] == "copy"
     if options["weight_sharing"] == "tied" and apart != ("same", "shared", False):
         raise ConversionError(
-            'weight_sharing "tied" gives each custom layer the tensors of one encoder layer, so it goes with layer_map '
-            '"same", decoder_init "shared" and normal_layers "random" or "none" only.'
+            'weight_sharing "tied" gives each custom layer the tensors of one encoder layer, so it goes only with '
+            'layer_map "same", decoder_init "shared" and normal_layers "random" or "none".'
         )
 
 

@@ -23,17 +23,15 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 
 
-logger = logging.get_logger(__name__)
-
-# module of a custom decoder layer -> module of the encoder layer that it is a copy of. conversion/from_encoder.py makes
-# its weight map from this table, and a model with `weight_sharing="tied"` its tied keys.
+# module of a custom decoder layer -> module of the encoder layer that it is a copy of. The converter makes its weight
+# map from this table, and a model with `weight_sharing="tied"` its tied keys.
 CUSTOM_LAYER_SOURCES = {
     f"{attention}.{module}": source
     for attention in ("self_attn", "cross_attn")
@@ -159,7 +157,7 @@ class XLMSWCMFeedForward(nn.Module):
 
 
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
-    """What both kinds of decoder layer have: self-attention, then cross-attention; where an FFN stands tells them apart."""
+    """Self-attention, then cross-attention; the two kinds of layer differ in where an FFN stands."""
 
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
         super().__init__()
