@@ -313,6 +313,9 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        if isinstance(past_length, int):  # a tensor in static caches
+            check_length("target", past_length + length, self.config)
         if position_ids is None:
             position_ids = self._position_ids(input_ids, inputs_embeds, attention_mask, past_length)
         hidden_states = self.embeddings(
@@ -359,6 +362,12 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         if input_ids is not None:
             return self.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx, past_length)
         return self.embeddings.create_position_ids_from_inputs_embeds(inputs_embeds, padding_idx) + past_length
+
+
+def check_length(name: str, length: int, config: XLMSWCMConfig):
+    limit = config.max_position_embeddings - config.pad_token_id - 1
+    if length > limit:
+        raise ValueError(f"The {name} has {length} tokens, and the model's positions end at {limit}: shorten it.")
 
 
 def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> torch.LongTensor:
@@ -427,6 +436,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             `decoder_attention_mask`, or else from the tokens that are not padding.
         """
         if encoder_outputs is None:
+            if (source := input_ids if input_ids is not None else inputs_embeds) is not None:
+                check_length("source", source.shape[1], self.config)
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
