@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 
@@ -49,7 +48,10 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise ConversionError(f"The folder {source} does not exist.")
     try:
-        found = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        # raising is what tells a Hub that cannot be reached from one that has no config; a missing one is None still
+        found = cached_file(
+            source, name, revision=revision, _raise_exceptions_for_missing_entries=name == "config.json"
+        )
     except OSError as error:
         raise ConversionError(
             f"There is no folder {source}, and the Hub did not give {name}: {first_line(error)}"
@@ -63,9 +65,12 @@ def read_config(source: str, revision: str | None = None) -> dict:
     if path is None:
         raise ConversionError(f"{source} has no config.json, so it is not a Transformers checkpoint.")
     try:
-        return PreTrainedConfig.get_config_dict(str(path.parent))[0]
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON.") from error
+    if not isinstance(config, dict):
+        raise ConversionError(f"{path} is not a JSON object with the fields of a config.")
+    return config
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,12 @@ def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Te
         raise ConversionError(f"{source} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")
     if not name.endswith(".index.json"):
         return _read_file(path)
+    try:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{path} is not an index of weights with a weight_map; download it again.") from error
     weights = {}
-    for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+    for shard in shards:
         shard_path = find_file(source, shard, revision)
         if shard_path is None:
             raise ConversionError(f"{path} lists {shard}, which is not in {source}.")
@@ -112,12 +121,15 @@ def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
             with safe_open(path, "pt") as file:
                 return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         # weights_only: a pickle is data here and never code; a file from before torch 1.6 is no zip and not mappable
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ConversionError(
             f"{path} cannot be read as weights: it is cut short, damaged, or holds pickled code, which is never run. "
             f"Download it again, or convert it to safetensors. ({first_line(error)})"
         ) from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise ConversionError(f"{path} is not a dict of tensors, as save_pretrained writes it.")
+    return weights
 
 
 def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -138,28 +150,38 @@ def return_freed_memory():
 def _remove_abandoned(output: Path, prefix: str):
     """Remove what a run for the same output left behind when it was killed on this machine."""
     for folder in output.parent.glob(f"{prefix}*"):
-        process = folder.name.removeprefix(prefix)
-        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc").exists():
+        process = folder.name.removeprefix(prefix).removesuffix("-replaced")
+        # in a container that is started again, process ids repeat: what bears our own is not ours
+        ended = process == str(os.getpid()) or (Path("/proc").exists() and not Path(f"/proc/{process}").exists())
+        if process.isdigit() and ended and folder.name.endswith("-replaced") and not output.exists():
+            folder.rename(output)  # killed between two renames: this is the output as it was
+        elif process.isdigit() and ended:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
     """A folder beside `output` for about `size` bytes, which becomes `output` at the end, or vanishes on failure."""
-    check_output(output, overwrite)
+    output = output.resolve()  # of a link it is the target that is replaced
     output.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(output.parent).free) < size:
         raise ConversionError(f"{output} needs {size / 1e9:.2f} GB, and its disk has {free / 1e9:.2f} GB free.")
     prefix = f".{output.name}.partial-{socket.gethostname()}-"
     _remove_abandoned(output, prefix)
+    check_output(output, overwrite)
     partial = output.parent / f"{prefix}{os.getpid()}"
     partial.mkdir()
     try:
         yield partial
+        check_output(output, overwrite)  # it may have appeared in the meantime
         if output.exists():
             replaced = output.parent / f"{partial.name}-replaced"
             output.rename(replaced)
-            partial.rename(output)
+            try:
+                partial.rename(output)
+            except BaseException:
+                replaced.rename(output)
+                raise
             shutil.rmtree(replaced)
         else:
             partial.rename(output)

@@ -5,8 +5,16 @@ from os import PathLike
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
-from .checkpoint import ConversionError, StoredTensor, first_line, read_config, read_weights
+from .checkpoint import ConversionError, StoredTensor, find_file, first_line, read_config, read_weights
+
+
+REQUIRED_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "pad_token_id"),
+)
+TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.json")
 
 
 @dataclass
@@ -66,11 +74,18 @@ def check_config(name: str, config: dict):
         reason = "its weights are quantised; give the checkpoint that it was made from"
     elif config.get("position_embedding_type", "absolute") != "absolute":
         reason = f"its positions are {config['position_embedding_type']}, not absolute"
+    elif missing := [field for field in REQUIRED_FIELDS if field not in config]:
+        reason = f"its config has no {missing[0]}"
+    elif config.get("hidden_act", "gelu") not in ACT2FN:
+        reason = f"its hidden_act is {config['hidden_act']}, which Transformers does not have"
     if reason is not None:
         raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
 
 
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    # without a file, Transformers makes a tokenizer of the special tokens alone
+    if not any(find_file(name, file, revision) for file in TOKENIZER_FILES):
+        raise ConversionError(f"{name} has no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there.")
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:  # a damaged file raises whatever its parser raises

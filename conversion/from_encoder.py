@@ -23,7 +23,6 @@ from .checkpoint import (
     StoredTensor,
     blocks,
     check_output,
-    first_line,
     read_weights,
     return_freed_memory,
     whole_folder,
@@ -126,16 +125,16 @@ def from_encoder(
     Raises:
         ConversionError: source or options do not describe an encoder that can be converted.
     """
-    options = {
-        "languages": list(languages),
-        "normal_layer_interval": normal_layer_interval,
-        "layer_map": layer_map,
-        "decoder_init": decoder_init,
-        "normal_layers": normal_layers,
-        "weight_sharing": weight_sharing,
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
-        "seed": seed,
-    }
+    options = as_options(
+        languages=languages,
+        normal_layer_interval=normal_layer_interval,
+        layer_map=layer_map,
+        decoder_init=decoder_init,
+        normal_layers=normal_layers,
+        weight_sharing=weight_sharing,
+        dtype=dtype,
+        seed=seed,
+    )
     source, config, report = prepare(encoder, revision, tokenizer, options)
     return build(source, config, report), report
 
@@ -164,7 +163,9 @@ def convert(
     """
     output = Path(output)
     check_output(output, overwrite)
-    source, config, report = prepare(encoder, revision, None, from_encoder.__kwdefaults__ | options)
+    if Path(encoder).exists() and Path(encoder).resolve().is_relative_to(output.resolve()):
+        raise ConversionError(f"{output} holds the encoder, which would be lost; give another folder.")
+    source, config, report = prepare(encoder, revision, None, as_options(**options))
     if dry_run:
         build(source, config, report)
         return report
@@ -182,6 +183,20 @@ def convert(
         written |= {target: written[kept] for target, kept in tied.items() if kept in written}
         prove_copies(source, report, written)
     return report
+
+
+def as_options(**options) -> dict:
+    """All options of a conversion as JSON has them."""
+    defaults = dict(from_encoder.__kwdefaults__)
+    del defaults["revision"], defaults["tokenizer"]
+    if unknown := options.keys() - defaults.keys():
+        raise TypeError(f"convert() got an unexpected keyword argument '{min(unknown)}'")
+    options = defaults | options
+    dtype = options["dtype"]
+    return options | {
+        "languages": list(options["languages"]),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
 
 
 def prepare(
@@ -297,7 +312,7 @@ def make_config(source: Encoder, report: ConversionReport, plan: DecoderPlan) ->
     try:
         return XLMSWCMConfig(**fields)
     except Exception as error:  # the strict dataclass wraps whatever a validator raises
-        raise ConversionError(f"The config of {source.name} is refused: {first_line(error)}") from error
+        raise ConversionError(f"The config of {source.name} is refused: {' '.join(str(error).split())}") from error
 
 
 def resolve_dtype(name: str | None, source: Encoder) -> torch.dtype:
@@ -335,7 +350,9 @@ def plan_copies(num_layers: int, plan: DecoderPlan) -> dict[str, str]:
 def claim_tensors(source: Encoder, report: ConversionReport):
     """Every tensor of the source is copied, or left out for a reason that is known; no other is passed over."""
     copied = set(report.copied.values())
-    for name in source.tensors.keys() - copied:
+    for name in source.tensors:
+        if name in copied:
+            continue
         reason = next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, name)), None)
         if reason is None:
             raise ConversionError(

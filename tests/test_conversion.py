@@ -202,6 +202,11 @@ def test_every_tensor_of_the_source_is_either_copied_or_dropped(conversion):
     assert all(name.startswith("lm_head.") for name in conversion.report.dropped)
 
 
+def test_the_report_keeps_the_order_of_the_source(masked_lm):
+    _, report = from_encoder(masked_lm)
+    assert list(report.dropped) == [name for name in masked_lm.state_dict() if name in report.dropped]
+
+
 def test_a_normal_layer_is_a_copy_of_nothing(conversion):
     result = conversion.model.state_dict()
     normal = [i for i, block in enumerate(conversion.model.config.decoder_blocks) if block == "normal"]
@@ -436,6 +441,20 @@ def test_a_sentencepiece_file_alone_is_a_tokenizer(tmp_path):
     assert report.language_ids == {"bo": vocab_size}
     for text in SENTENCES:
         assert tokenizer(text).input_ids == [0, vocab_size, *(piece + 1 for piece in pieces.encode(text)), 2]
+
+
+def test_a_vocabulary_and_merges_are_a_tokenizer(tmp_path):
+    tokenizer = roberta_tokenizer()
+    folder = save_encoder(tmp_path / "encoder", make_encoder(RobertaForMaskedLM, tokenizer), tokenizer)
+    saved = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(saved["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, saved["merges"])]))
+    _, report = from_encoder(folder, languages=["bo"])
+    report.tokenizer.src_lang = "bo"
+    for text in SENTENCES:
+        start, *pieces = tokenizer(text).input_ids
+        assert report.tokenizer(text).input_ids == [start, len(tokenizer), *pieces]
 
 
 # kinds of source

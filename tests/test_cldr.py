@@ -1,0 +1,71 @@
+"""The demo's text: real names, split so that nothing of the test is seen in training."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from cldr import Pair, read_names, read_pairs, split_pairs  # noqa: E402 - examples/ is no package
+
+
+def strings(pairs: list[Pair]) -> set[str]:
+    return {text for pair in pairs for text in (pair.source, pair.target)}
+
+
+def keys(pairs: list[Pair]) -> set[tuple[str, ...]]:
+    return {pair.key for pair in pairs}
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    return read_pairs("zh", ["bo", "ug", "kk", "mn"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_key_and_no_string_of_the_test_occurs_in_training(pairs, seed):
+    train, test = split_pairs(pairs, test_share=0.1, seed=seed)
+    assert not keys(train) & keys(test)
+    assert not strings(train) & strings(test)
+    assert sorted(map(repr, train + test)) == sorted(map(repr, pairs))
+    assert 0.08 < len(keys(test)) / len(keys(pairs)) < 0.12
+    assert {pair.language for pair in test} == {"bo", "ug", "kk", "mn"}
+
+
+def test_cldr_says_names_twice_so_that_a_split_by_key_alone_would_leak(pairs):
+    by_key = sorted(keys(pairs))
+    train = [pair for pair in pairs if by_key.index(pair.key) % 10]
+    test = [pair for pair in pairs if not by_key.index(pair.key) % 10]
+    assert strings(train) & strings(test)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Pair,
+            key=st.tuples(st.sampled_from("abcdefghijkl")),
+            language=st.sampled_from(["bo", "ug"]),
+            source=st.sampled_from("ABCDEFGHIJKL"),
+            target=st.sampled_from("MNOPQRSTUVWX"),
+        ),
+        max_size=20,
+    ),
+    st.integers(0, 5),
+)
+def test_no_split_of_any_pairs_leaks(pairs, seed):
+    train, test = split_pairs(pairs, test_share=0.4, seed=seed)
+    assert not keys(train) & keys(test)
+    assert not strings(train) & strings(test)
+    assert len(train) + len(test) == len(pairs)
+
+
+def test_the_names_are_real_and_in_their_scripts(pairs):
+    names = read_names("bo")
+    assert names["languages", "bo"] == "བོད་སྐད་"
+    assert read_names("kk")["territories", "KZ"] == "Қазақстан"
+    assert not any(text.isascii() for text in strings(pairs))
+    counts = {code: sum(pair.language == code for pair in pairs) for code in ("bo", "ug", "kk", "mn")}
+    assert counts["bo"] > 300 and min(counts["ug"], counts["kk"], counts["mn"]) > 1000

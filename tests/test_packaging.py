@@ -1,0 +1,73 @@
+"""The wheel: what it puts into site-packages, and that it works from there."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
+from transformers import XLMRobertaForMaskedLM
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        folder,
+    ]
+    subprocess.run(command, check=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_has_one_top_level_name_and_everything_in_it(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "modeling_xlm_swcm",
+        f"xlm_swcm-{wheel.name.split('-')[1]}.dist-info",
+    }
+    sources = {f"modeling_xlm_swcm/{path.name}" for path in (ROOT / "modeling_xlm_swcm").glob("*.py")}
+    sources |= {f"modeling_xlm_swcm/conversion/{path.name}" for path in (ROOT / "conversion").glob("*.py")}
+    assert sources | {"modeling_xlm_swcm/py.typed"} == {name for name in names if name.startswith("modeling")}
+
+
+def test_the_command_converts_from_the_installed_wheel(wheel, tmp_path):
+    """In an environment of its own, which has the dependencies but not the editable install."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = environment / "bin" / "python"
+    site_packages = next(environment.glob("lib/python*/site-packages"))
+    # only the packages of this environment: its .pth files, and with them the editable install, are not read
+    (site_packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
+    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--force-reinstall", "-q", wheel], check=True)
+    tokenizer = xlm_roberta_tokenizer()
+    save_encoder(tmp_path / "encoder", make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
+    run = subprocess.run(
+        [environment / "bin" / "xlm-swcm", "convert", "encoder", "model", "--languages", "bo", "kk"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "tensors copied, each bit-equal to its source" in run.stdout
+    where = subprocess.run(
+        [python, "-c", "import modeling_xlm_swcm.conversion as c; print(c.__file__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert str(site_packages) in where.stdout
