@@ -2,7 +2,8 @@
 
 from .checkpoint import ConversionError
 from .from_encoder import convert, from_encoder
+from .options import ConversionOptions
 from .report import ConversionReport
 
 
-__all__ = ["ConversionError", "ConversionReport", "convert", "from_encoder"]
+__all__ = ["ConversionError", "ConversionOptions", "ConversionReport", "convert", "from_encoder"]

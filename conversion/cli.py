@@ -12,8 +12,8 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from .checkpoint import first_line
-from .from_encoder import CHOICES
 from .from_encoder import convert as convert_checkpoint
+from .options import CHOICES
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])

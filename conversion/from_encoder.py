@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
@@ -28,6 +27,7 @@ from .checkpoint import (
     whole_folder,
 )
 from .encoder import Encoder, load_encoder
+from .options import CHOICES, ConversionOptions, DecoderPlan
 from .report import ConversionReport
 
 
@@ -72,18 +72,8 @@ CONFIG_FIELDS = (
     *("initializer_range", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"),
 )
 
-CHOICES = {
-    "layer_map": ("same", "interleaved"),
-    "decoder_init": ("shared", "random"),
-    "normal_layers": ("random", "copy", "none"),
-    "weight_sharing": ("init", "tied"),
-}
-
 WORD_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
 OUTPUT_BIAS = "lm_head.bias"
-
-# for each decoder layer the encoder layers of its two halves, or None for a normal layer
-DecoderPlan = list[tuple[int, int] | None]
 
 
 def from_encoder(
@@ -91,14 +81,7 @@ def from_encoder(
     *,
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    languages: list[str] | tuple[str, ...] = (),
-    normal_layer_interval: int | None = 3,
-    layer_map: str = "same",
-    decoder_init: str = "shared",
-    normal_layers: str = "random",
-    weight_sharing: str = "init",
-    dtype: torch.dtype | str | None = None,
-    seed: int = 0,
+    **options,
 ) -> tuple[XLMSWCMForConditionalGeneration, ConversionReport]:
     """
     Build an encoder-decoder from an XLM-R-shaped encoder, in memory.
@@ -108,16 +91,8 @@ def from_encoder(
             is copied, so that training the result leaves it as it is.
         revision: Hub revision of `encoder`.
         tokenizer: the encoder's tokenizer; loaded from `encoder` where that is a Hub id or folder.
-        languages: codes that get a tag; its embedding starts at the mean of all word embeddings plus noise.
-        normal_layer_interval: X of the paper, a normal layer after every X custom layers; None for none.
-        layer_map: "same": the k-th custom layer is made from the k-th encoder layer. "interleaved" (DeltaLM): half as
-            many, the k-th with self-attention and FFN1 from layer 2k, cross-attention and FFN2 from layer 2k + 1.
-        decoder_init: "shared" copies the encoder; "random" is the paper's ablation, the same shape without copies.
-        normal_layers: "random"; "copy" puts a copy of the custom layer before it in its place (the paper's BASE-B);
-            "none" leaves it out (BASE-A).
-        weight_sharing: "init" or "tied", see [`XLMSWCMConfig`].
-        dtype: of the result, such as torch.bfloat16; by default the source's.
-        seed: of everything that starts random.
+        options: those of [`ConversionOptions`]: languages, normal_layer_interval, layer_map, decoder_init,
+            normal_layers, weight_sharing, dtype, seed.
 
     Returns:
         The model, in evaluation mode, and a [`ConversionReport`], which also has the tokenizer.
@@ -125,17 +100,7 @@ def from_encoder(
     Raises:
         ConversionError: source or options do not describe an encoder that can be converted.
     """
-    options = as_options(
-        languages=languages,
-        normal_layer_interval=normal_layer_interval,
-        layer_map=layer_map,
-        decoder_init=decoder_init,
-        normal_layers=normal_layers,
-        weight_sharing=weight_sharing,
-        dtype=dtype,
-        seed=seed,
-    )
-    source, config, report = prepare(encoder, revision, tokenizer, options)
+    source, config, report = prepare(encoder, revision, tokenizer, ConversionOptions(**options))
     return build(source, config, report), report
 
 
@@ -159,13 +124,16 @@ def convert(
         revision: Hub revision of `encoder`.
         overwrite: replace `output` if it exists and is not empty.
         dry_run: do everything but write.
-        options: those of [`from_encoder`].
+        options: those of [`ConversionOptions`].
+
+    Raises:
+        ConversionError: source, options or output are not as they should be.
     """
     output = Path(output)
     check_output(output, overwrite)
     if Path(encoder).exists() and Path(encoder).resolve().is_relative_to(output.resolve()):
         raise ConversionError(f"{output} holds the encoder, which would be lost; give another folder.")
-    source, config, report = prepare(encoder, revision, None, as_options(**options))
+    source, config, report = prepare(encoder, revision, None, ConversionOptions(**options))
     if dry_run:
         build(source, config, report)
         return report
@@ -185,39 +153,24 @@ def convert(
     return report
 
 
-def as_options(**options) -> dict:
-    """All options of a conversion as JSON has them."""
-    defaults = dict(from_encoder.__kwdefaults__)
-    del defaults["revision"], defaults["tokenizer"]
-    if unknown := options.keys() - defaults.keys():
-        raise TypeError(f"convert() got an unexpected keyword argument '{min(unknown)}'")
-    options = defaults | options
-    dtype = options["dtype"]
-    return options | {
-        "languages": list(options["languages"]),
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
-    }
-
-
 def prepare(
     encoder: str | PathLike | PreTrainedModel,
     revision: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
-    options: dict,
+    options: ConversionOptions,
 ) -> tuple[Encoder, XLMSWCMConfig, ConversionReport]:
     """Everything that can go wrong before memory is taken: what is copied where, or why it cannot be."""
-    check_options(options)
     source = load_encoder(encoder, revision, tokenizer)
-    report = ConversionReport(source.name, revision, options)
-    report.tokenizer = add_language_tags(source, options["languages"])
-    report.language_ids = {code: report.tokenizer.get_lang_id(code) for code in options["languages"]}
+    report = ConversionReport(source.name, revision, options.to_dict())
+    report.tokenizer = add_language_tags(source, options.languages)
+    report.language_ids = {code: report.tokenizer.get_lang_id(code) for code in options.languages}
     known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
     report.new_ids = [token_id for code, token_id in report.language_ids.items() if language_tag(code) not in known]
 
-    plan = plan_decoder(source.config["num_hidden_layers"], options)
-    config = make_config(source, report, plan)
+    plan = options.plan_decoder(source.config["num_hidden_layers"])
+    config = make_config(source, report.tokenizer, options, plan)
     report.parameters = count_parameters(config)
-    report.copied = plan_copies(config.num_hidden_layers, plan if options["decoder_init"] == "shared" else [])
+    report.copied = plan_copies(config.num_hidden_layers, plan if options.decoder_init == "shared" else [])
     if OUTPUT_BIAS not in source.tensors:
         report.copied.pop(OUTPUT_BIAS)
     claim_tensors(source, report)
@@ -234,27 +187,7 @@ def build(source: Encoder, config: XLMSWCMConfig, report: ConversionReport) -> X
     return model
 
 
-def check_options(options: dict):
-    for name, choices in CHOICES.items():
-        if options[name] not in choices:
-            raise ConversionError(f"{name} must be one of {', '.join(choices)}; got {options[name]}.")
-    for code in options["languages"]:
-        if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
-            raise ConversionError(f'"{code}" is not a language code such as bo, kk or kk-Arab.')
-        if options["languages"].count(code) > 1:
-            raise ConversionError(f'The language "{code}" is given twice.')
-    interval = options["normal_layer_interval"]
-    if interval is not None and interval < 1:
-        raise ConversionError(f"normal_layer_interval must be at least 1; got {interval}.")
-    apart = options["layer_map"], options["decoder_init"], options["normal_layers"] == "copy"
-    if options["weight_sharing"] == "tied" and apart != ("same", "shared", False):
-        raise ConversionError(
-            'weight_sharing "tied" gives each custom layer the tensors of one encoder layer, so it goes only with '
-            'layer_map "same", decoder_init "shared" and normal_layers "random" or "none".'
-        )
-
-
-def add_language_tags(source: Encoder, languages: list[str] | tuple[str, ...]) -> XLMSWCMTokenizer | None:
+def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer | None:
     """The source's tokenizer with a tag for each language."""
     if source.tokenizer is None:
         if languages:
@@ -277,49 +210,27 @@ def add_language_tags(source: Encoder, languages: list[str] | tuple[str, ...]) -
         raise ConversionError(str(error)) from error
 
 
-def plan_decoder(num_layers: int, options: dict) -> DecoderPlan:
-    if options["layer_map"] == "same":
-        sources = [(index, index) for index in range(num_layers)]
-    elif num_layers % 2 == 0:
-        sources = [(index, index + 1) for index in range(0, num_layers, 2)]
-    else:
-        raise ConversionError(f"The interleaved layer map needs an even number of encoder layers, not {num_layers}.")
-    interval = None if options["normal_layers"] == "none" else options["normal_layer_interval"]
-    plan, remaining = [], iter(sources)
-    for block in plan_decoder_blocks(len(sources), interval):
-        if block == "custom":
-            plan.append(next(remaining))
-        else:
-            plan.append(plan[-1] if options["normal_layers"] == "copy" else None)
-    return plan
-
-
-def make_config(source: Encoder, report: ConversionReport, plan: DecoderPlan) -> XLMSWCMConfig:
+def make_config(
+    source: Encoder, tokenizer: XLMSWCMTokenizer | None, options: ConversionOptions, plan: DecoderPlan
+) -> XLMSWCMConfig:
     """The source's sizes and special ids, with the decoder's plan."""
     fields = {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
     rows = source.word_embeddings.shape[0]
-    if report.tokenizer is not None:
-        fields |= {"bos_token_id": report.tokenizer.bos_token_id, "eos_token_id": report.tokenizer.eos_token_id}
-        rows = max(rows, len(report.tokenizer))
+    if tokenizer is not None:
+        fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        rows = max(rows, len(tokenizer))
     fields |= {
         "vocab_size": rows,
         "decoder_start_token_id": fields["bos_token_id"],
-        "normal_layer_interval": report.options["normal_layer_interval"],
+        "normal_layer_interval": options.normal_layer_interval,
         "decoder_blocks": ["normal" if layers is None else "custom" for layers in plan],
-        "weight_sharing": report.options["weight_sharing"],
-        "dtype": resolve_dtype(report.options["dtype"], source),
+        "weight_sharing": options.weight_sharing,
+        "dtype": options.resolve_dtype(source.word_embeddings.dtype),
     }
     try:
         return XLMSWCMConfig(**fields)
     except Exception as error:  # the strict dataclass wraps whatever a validator raises
         raise ConversionError(f"The config of {source.name} is refused: {' '.join(str(error).split())}") from error
-
-
-def resolve_dtype(name: str | None, source: Encoder) -> torch.dtype:
-    dtype = source.word_embeddings.dtype if name is None else getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConversionError(f"{name or dtype} is not a floating-point dtype such as float32, bfloat16 or float16.")
-    return dtype
 
 
 def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:

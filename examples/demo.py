@@ -60,9 +60,9 @@ class DemoArguments:
     )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "where everything is written"})
     encoder_steps: int = field(default=600, metadata={"help": "masked-language-modelling steps of the small encoder"})
-    steps: int = field(default=300, metadata={"help": "fine-tuning steps of each model"})
+    steps: int = field(default=1000, metadata={"help": "fine-tuning steps of each model"})
     batch_size: int = field(default=64, metadata={"help": "names in a batch"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "peak, of both models"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, of both models"})
     seed: int = field(default=0, metadata={"help": "of split, weights and data order"})
 
 
@@ -79,7 +79,7 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def train_tokenizer(texts: list[str], vocab_size: int = 4000) -> XLMRobertaTokenizer:
+def train_tokenizer(texts: list[str], vocab_size: int = 2000) -> XLMRobertaTokenizer:
     """A Unigram vocabulary with XLM-R's layout of ids: specials first, `<mask>` last."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -123,10 +123,10 @@ def train_encoder(args: DemoArguments, texts: list[str], folder: Path) -> list[d
     tokenizer = train_tokenizer(texts)
     config = XLMRobertaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        num_hidden_layers=6,
+        hidden_size=128,
+        num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=768,
+        intermediate_size=512,
         max_position_embeddings=128,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
@@ -158,7 +158,7 @@ def finetune(args: DemoArguments, folder: Path, train: list[Pair], test: list[Pa
     set_seed(args.seed)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = training_arguments(args, folder.name, args.steps, eval_strategy="steps", eval_steps=50)
+    options = training_arguments(args, folder.name, args.steps, eval_strategy="steps", eval_steps=100)
     trainer = Seq2SeqTrainer(
         model,
         Seq2SeqTrainingArguments(**options),
@@ -254,6 +254,7 @@ def main():
     logs = {}
     encoder = args.base
     if encoder is None:
+        torch.set_num_threads(1)  # on a model this small, threads wait for each other more than they work
         console.rule("1. A small XLM-R")
         test_keys = {pair.key for pair in test}
         texts = sorted(

@@ -95,7 +95,7 @@ class XLMSWCMConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation, run at creation and before saving."""
-        if self.hidden_size % self.num_attention_heads != 0:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})."
             )

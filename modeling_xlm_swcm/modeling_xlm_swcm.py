@@ -244,6 +244,7 @@ class XLMSWCMEncoder(XLMRobertaModel):
     """Transformers' own XLM-R without its pooler, with a tensor-parallel plan."""
 
     _tp_plan = {
+        "embeddings.word_embeddings": "embedding_rowwise",
         "encoder.layer.*.attention.self.query": "colwise",
         "encoder.layer.*.attention.self.key": "colwise",
         "encoder.layer.*.attention.self.value": "colwise",
@@ -265,6 +266,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         "cross_attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
     }
     _tp_plan = {
+        "embeddings.word_embeddings": "embedding_rowwise",
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
@@ -382,6 +384,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
+        config.validate_architecture()  # fields may have been set one by one
         self.encoder = XLMSWCMEncoder(config)
         self.decoder = XLMSWCMDecoder(config)
         self._tied_weights_keys = self._shared_keys()

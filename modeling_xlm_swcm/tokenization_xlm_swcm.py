@@ -104,12 +104,17 @@ class XLMSWCMTokenizer(TokenizersBackend):
         )
 
     def _encode_plus(self, text, text_pair=None, add_special_tokens=True, **kwargs):
-        if add_special_tokens and self._unset_language:
-            raise ValueError(
-                f"{self._unset_language} is not set: the text needs the tag of its language. Set "
-                f"tokenizer.{self._unset_language} to one of: {self._known_languages()}."
-            )
-        return super()._encode_plus(text, text_pair=text_pair, add_special_tokens=add_special_tokens, **kwargs)
+        try:
+            if add_special_tokens and self._unset_language:
+                raise ValueError(
+                    f"{self._unset_language} is not set: the text needs the tag of its language. Set "
+                    f"tokenizer.{self._unset_language} to one of: {self._known_languages()}."
+                )
+            return super()._encode_plus(text, text_pair=text_pair, add_special_tokens=add_special_tokens, **kwargs)
+        except Exception:
+            # a target that was refused must not leave its template to the next source
+            self._switch_to_input_mode()
+            raise
 
 
 __all__ = ["XLMSWCMTokenizer"]

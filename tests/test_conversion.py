@@ -43,7 +43,7 @@ from transformers import (
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import ConversionError, ConversionReport, convert, from_encoder
-from modeling_xlm_swcm.conversion.from_encoder import plan_decoder
+from modeling_xlm_swcm.conversion.options import ConversionOptions, DecoderPlan
 
 
 # the package has a function of the same name
@@ -270,6 +270,10 @@ def test_a_copy_in_the_file_that_is_off_by_a_bit_is_noticed(encoder_folder, tmp_
 
 
 # the order of layers
+
+
+def plan_decoder(num_layers: int, options: dict) -> DecoderPlan:
+    return ConversionOptions(**options).plan_decoder(num_layers)
 
 
 @given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, 45)), st.sampled_from(["random", "none"]))

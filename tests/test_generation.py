@@ -82,11 +82,13 @@ class TestCache:
         assert torch.equal(write(model, inputs, cache_implementation="static"), write(model, inputs))
 
     @pytest.mark.parametrize(
-        "backend",
-        # what can break here is the capture as one graph; compiling it to machine code takes the most of a minute
-        ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)],
+        ("backend", "prompted"),
+        [
+            ("inductor", False),
+            ("aot_eager", True),
+            pytest.param("inductor", True, marks=pytest.mark.slow),  # as long again, for the same capture
+        ],
     )
-    @pytest.mark.parametrize("prompted", [False, True])
     def test_a_static_cache_compiles_whole_and_once(self, model, source, prompts, backend, prompted):
         inputs = rows_of(source, slice(4)) | (prompts if prompted else {})
         expected = write(model, inputs)

@@ -114,15 +114,31 @@ class TestCopiedSublayers:
         middle = encoder_layer(states, mask)
         assert torch.equal(decoder_layer(states, mask, middle, mask), encoder_layer(middle, mask))
 
+
+class TestLayers:
+    """The order of sublayers in the two kinds of decoder layer."""
+
+    @pytest.fixture
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        target, source = torch.randn(2, 3, 9, 32, generator=torch.Generator().manual_seed(4))
+        return target, source
+
     @torch.no_grad()
-    def test_a_normal_layer_is_self_attention_cross_attention_ffn(self, layers, states, mask):
-        layer = tiny_model(attn_implementation=layers[1].cross_attn.config._attn_implementation).model.decoder.layers[
-            2
-        ]
-        read = states.flip(0)
-        attended, _ = layer.self_attn(states, mask)
-        attended, _ = layer.cross_attn(attended, None, read)
-        assert torch.equal(layer(states, mask, read), layer.ffn(attended))
+    def test_a_custom_layer_is_self_attention_ffn1_cross_attention_ffn2(self, model, inputs):
+        layer, (target, source) = model.model.decoder.layers[1], inputs
+        middle = layer.ffn1(layer.self_attn(target)[0])
+        assert torch.equal(layer(target, None, source), layer.ffn2(layer.cross_attn(middle, None, source)[0]))
+
+    @torch.no_grad()
+    def test_a_normal_layer_is_self_attention_cross_attention_ffn(self, model, inputs):
+        layer, (target, source) = model.model.decoder.layers[2], inputs
+        middle, _ = layer.self_attn(target)
+        assert torch.equal(layer(target, None, source), layer.ffn(layer.cross_attn(middle, None, source)[0]))
+
+    def test_the_layers_stand_in_the_order_of_the_blocks(self):
+        model = tiny_model(decoder_blocks=["normal", "custom", "custom", "normal"])
+        kinds = ["custom" if hasattr(layer, "ffn1") else "normal" for layer in model.model.decoder.layers]
+        assert kinds == model.config.decoder_blocks
 
 
 class TestCache:
@@ -161,6 +177,17 @@ class TestCache:
         cached = self.cached_logits(model, chunks, source, **left_padded_target)
         is_token = left_padded_target["decoder_attention_mask"].bool()
         assert_close(cached[is_token], logits_of(model, **source, **left_padded_target)[is_token])
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("attention", ATTENTIONS)
+    def test_embeddings_with_a_cache_equal_ids_without(self, attention, chunks, source, target):
+        model = tiny_model(attn_implementation=attention)
+        logits, cache = [], None
+        for chunk in model.get_input_embeddings()(target).split(chunks, dim=1):
+            output = model(**source, decoder_inputs_embeds=chunk, past_key_values=cache, use_cache=True)
+            logits.append(output.logits)
+            cache = output.past_key_values
+        assert_close(torch.cat(logits, dim=1), logits_of(model, **source, decoder_input_ids=target))
 
     def test_a_cached_step_attends_to_every_earlier_token(self, model, source, target):
         logits = self.cached_logits(model, [1] * 7, source, target)
@@ -263,7 +290,7 @@ class TestAttentionImplementations:
         model.set_attn_implementation("eager")
         assert torch.equal(logits_of(model, **source, **left_padded_target), eager_logits)
 
-    @pytest.mark.slow  # flex attention is compiled, three times here
+    @pytest.mark.slow  # Transformers compiles it, which takes half a minute
     @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # Transformers' own
     def test_flex_attention_equals_eager(self, eager_logits, source, left_padded_target):
         is_token = left_padded_target["decoder_attention_mask"].bool()
@@ -471,13 +498,11 @@ class TestTraining:
         apart(**batch).loss.backward()
         custom = [layer for layer in apart.model.decoder.layers if hasattr(layer, "ffn1")]
         for index, layer in enumerate(custom):
-            for module in set(CUSTOM_LAYER_SOURCES.values()):
-                name = f"model.encoder.encoder.layer.{index}.{module}.weight"
-                copies = [copy for copy, source in CUSTOM_LAYER_SOURCES.items() if source == module]
-                expected = sum(
-                    (layer.get_submodule(copy).weight.grad for copy in copies), apart.get_parameter(name).grad
-                )
+            for module, parameter in itertools.product(set(CUSTOM_LAYER_SOURCES.values()), ("weight", "bias")):
+                name = f"model.encoder.encoder.layer.{index}.{module}.{parameter}"
+                copies = [f"{copy}.{parameter}" for copy, source in CUSTOM_LAYER_SOURCES.items() if source == module]
                 assert len(copies) == 2
+                expected = apart.get_parameter(name).grad + sum(layer.get_parameter(copy).grad for copy in copies)
                 assert_close(tied.get_parameter(name).grad, expected)
 
     def test_a_trained_model_writes_its_labels(self, trained_model, pairs):
@@ -806,6 +831,13 @@ class TestRecordedOutputs:
             assert weights[:, :, future].max() == 0
         for weights in outputs.cross_attentions:
             assert weights.transpose(1, 3)[padding].max() == 0
+
+    @torch.no_grad()
+    def test_hidden_states_may_be_asked_for_one_by_one_and_from_the_end(self, model, outputs, source, target):
+        chosen = model(**source, decoder_input_ids=target, output_hidden_states=[1, -1])
+        assert [states is not None for states in chosen.encoder_hidden_states] == [False, True, False, False, True]
+        assert [states is not None for states in chosen.decoder_hidden_states] == [False, True, *[False] * 3, True]
+        assert_close(chosen.decoder_hidden_states[1], outputs.decoder_hidden_states[1])
 
     def test_nothing_is_recorded_unasked(self, model, source, target):
         outputs = model(**source, decoder_input_ids=target)

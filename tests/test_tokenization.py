@@ -181,6 +181,7 @@ class TestLanguages:
         for code in ("kk-Arab", "kk", "mn"):
             tokenizer.src_lang = tokenizer.tgt_lang = code
             tag = tokenizer.get_lang_id(code)
+            assert tokenizer.encode(TEXTS[code])[:2] == [BOS, tag]
             assert tokenizer(TEXTS[code])["input_ids"][:2] == [BOS, tag]
             assert tokenizer(text_target=TEXTS[code])["input_ids"][0] == tag
             assert (tokenizer.src_lang, tokenizer.tgt_lang) == (code, code)
@@ -249,7 +250,7 @@ class TestSaving:
             tokenizer.tgt_lang,
         )
         assert loaded.get_vocab() == tokenizer.get_vocab()
-        assert set(loaded.all_special_tokens) == set(tokenizer.all_special_tokens)
+        assert loaded.extra_special_tokens == tokenizer.extra_special_tokens
         assert loaded.special_tokens_map == tokenizer.special_tokens_map
         for text in TEXTS.values():
             assert loaded(text, text_target=text) == tokenizer(text, text_target=text)
