@@ -60,7 +60,7 @@ class DemoArguments:
     )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "where everything is written"})
     encoder_steps: int = field(default=600, metadata={"help": "masked-language-modelling steps of the small encoder"})
-    steps: int = field(default=1000, metadata={"help": "fine-tuning steps of each model"})
+    steps: int = field(default=800, metadata={"help": "fine-tuning steps of each model"})
     batch_size: int = field(default=64, metadata={"help": "names in a batch"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, of both models"})
     seed: int = field(default=0, metadata={"help": "of split, weights and data order"})
@@ -179,9 +179,7 @@ def translate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, texts: list[s
     outputs = []
     for start in range(0, len(texts), 64):
         inputs = tokenizer(texts[start : start + 64], padding=True, return_tensors="pt").to(model.device)
-        generated = model.generate(
-            **inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=48, num_beams=4
-        )
+        generated = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=48)
         outputs += tokenizer.batch_decode(generated, skip_special_tokens=True)
     return outputs
 

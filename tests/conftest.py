@@ -1,12 +1,27 @@
+import itertools
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
-from transformers import XLMRobertaForMaskedLM
+from encoders import Tensors, make_encoder, make_masked_lm, save_encoder, xlm_roberta_tokenizer
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMaskedLM
+from typer.testing import CliRunner, Result
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.conversion.cli import main
+
+
+ATTENTIONS = ("eager", "sdpa")
+SHARINGS = [
+    {"weight_sharing": sharing, "tie_word_embeddings": tie}
+    for sharing, tie in itertools.product(("init", "tied"), (True, False))
+]
+
+Batch = dict[str, torch.Tensor]
 
 
 def tiny_config(**options) -> XLMSWCMConfig:
@@ -28,6 +43,63 @@ def tiny_model(**options) -> XLMSWCMForConditionalGeneration:
     return model
 
 
+def assert_close(actual: torch.Tensor, expected: torch.Tensor):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def logits_of(model: XLMSWCMForConditionalGeneration, **inputs) -> torch.Tensor:
+    return model(**inputs).logits
+
+
+def random_tokens(*shape: int, seed: int = 3) -> torch.Tensor:
+    return torch.randint(4, 99, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(torch.uint8)
+
+
+def different_tensors(first: Tensors, second: Tensors) -> list[str]:
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(bits(first[name]), bits(second[name]))]
+
+
+def load(folder: Path, **options) -> XLMSWCMForConditionalGeneration:
+    """A converted folder as a user loads it, nothing missing and nothing left over."""
+    model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(info.values()), info
+    return model
+
+
+def run(*arguments) -> Result:
+    return CliRunner().invoke(main, ["convert", *map(str, arguments)])
+
+
+def run_process(*command, **environment) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
+
+
+def run_script(*arguments, **environment) -> subprocess.CompletedProcess:
+    return run_process(Path(sys.executable).with_name("xlm-swcm"), "convert", *arguments, **environment)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def assert_refused(result: Result, *words: str):
+    """Exit code 1 and one line on stderr that has all `words`."""
+    assert result.exit_code == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+    assert result.stdout == ""
+
+
 @pytest.fixture
 def model() -> XLMSWCMForConditionalGeneration:
     return tiny_model()
@@ -45,6 +117,25 @@ def batch() -> dict[str, torch.Tensor]:
     labels = torch.randint(4, 99, (3, 7))
     labels[1, 5:] = -100
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@pytest.fixture
+def source(batch) -> Batch:
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+@pytest.fixture
+def target() -> torch.Tensor:
+    return random_tokens(3, 7)
+
+
+@pytest.fixture
+def left_padded_target(target) -> Batch:
+    """Targets of 7, 5 and 2 tokens."""
+    mask = torch.ones_like(target)
+    for row, padding in enumerate((0, 2, 5)):
+        mask[row, :padding] = 0
+    return {"decoder_input_ids": target.masked_fill(mask == 0, 1), "decoder_attention_mask": mask}
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +178,13 @@ def encoder_folder(tmp_path_factory) -> Path:
 def own_encoder(encoder_folder, tmp_path) -> Path:
     """A copy of `encoder_folder` to change."""
     return Path(shutil.copytree(encoder_folder, tmp_path / "encoder"))
+
+
+@pytest.fixture(scope="module")
+def masked_lm() -> PreTrainedModel:
+    return make_masked_lm()
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "outputs" / "model"

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaTokenizer,
+    XLMRobertaForMaskedLM,
     XLMRobertaTokenizer,
 )
 
@@ -94,6 +95,10 @@ def make_encoder(model_class: type, tokenizer: PreTrainedTokenizerBase, **option
     for name, parameter in model.named_parameters():
         parameter.data.normal_(1.0 if "LayerNorm.weight" in name else 0.0, 0.3, generator=generator)
     return model
+
+
+def make_masked_lm(**options) -> PreTrainedModel:
+    return make_encoder(XLMRobertaForMaskedLM, xlm_roberta_tokenizer(), **options)
 
 
 def save_encoder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:

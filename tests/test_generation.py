@@ -2,15 +2,13 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from conftest import Batch, tiny_config, tiny_model
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 
 
 TAGS = (4, 5, 6, 7)
 START, PAD, END = 0, 1, 2
-
-Batch = dict[str, torch.Tensor]
 
 
 @pytest.fixture
