@@ -10,7 +10,10 @@ same data in the same order with the same budget. Writes the table, the outputs,
 import json
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib
@@ -28,6 +31,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     HfArgumentParser,
     PreTrainedModel,
+    PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -50,6 +54,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 SOURCE = "zh"
 TARGETS = {"bo": "Tibetan", "ug": "Uyghur", "kk": "Kazakh", "mn": "Mongolian"}
+DECODERS = ("shared", "random")
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
@@ -60,7 +65,7 @@ class DemoArguments:
     )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "where everything is written"})
     encoder_steps: int = field(default=600, metadata={"help": "masked-language-modelling steps of the small encoder"})
-    steps: int = field(default=800, metadata={"help": "fine-tuning steps of each model"})
+    steps: int = field(default=1000, metadata={"help": "fine-tuning steps of each model"})
     batch_size: int = field(default=64, metadata={"help": "names in a batch"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, of both models"})
     seed: int = field(default=0, metadata={"help": "of split, weights and data order"})
@@ -107,13 +112,15 @@ def training_arguments(args: DemoArguments, name: str, steps: int, **options) ->
         "save_strategy": "no",
         "report_to": "none",
         "seed": args.seed,
-        "disable_tqdm": False,
+        "disable_tqdm": name == "random",  # its twin, which runs beside it, has the progress bar
     } | options
 
 
 def run_trainer(trainer: Trainer) -> list[dict]:
-    trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(ProgressBar)
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.pop_callback(callback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(ProgressBar)
     trainer.train()
     return trainer.state.log_history
 
@@ -155,7 +162,6 @@ def make_dataset(pairs: list[Pair], tokenizer: XLMSWCMTokenizer) -> Dataset:
 
 def finetune(args: DemoArguments, folder: Path, train: list[Pair], test: list[Pair]) -> list[dict]:
     """Teach the converted model in `folder` the training pairs, save it there; its training log."""
-    set_seed(args.seed)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     options = training_arguments(args, folder.name, args.steps, eval_strategy="steps", eval_steps=100)
@@ -179,7 +185,9 @@ def translate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, texts: list[s
     outputs = []
     for start in range(0, len(texts), 64):
         inputs = tokenizer(texts[start : start + 64], padding=True, return_tensors="pt").to(model.device)
-        generated = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=48)
+        generated = model.generate(
+            **inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=48, num_beams=4
+        )
         outputs += tokenizer.batch_decode(generated, skip_special_tokens=True)
     return outputs
 
@@ -199,6 +207,26 @@ def evaluate(folder: Path, test: list[Pair]) -> tuple[dict[str, float], dict[Pai
         hypotheses, references = [written[pair] for pair in pairs], [pair.target for pair in pairs]
         scores[language] = CHRF().corpus_score(hypotheses, [references]).score
     return scores, written
+
+
+def train_and_score(
+    args: DemoArguments, encoder: str | Path, train: list[Pair], test: list[Pair], decoder_init: str
+) -> tuple[str, list[dict], dict[str, float], dict[Pair, str]]:
+    """Convert, fine-tune and evaluate: what was copied, the training log, the scores and the outputs."""
+    prepare_process(args)
+    folder = args.output_dir / decoder_init
+    report = convert(
+        encoder, folder, overwrite=True, languages=[SOURCE, *TARGETS], decoder_init=decoder_init, seed=args.seed
+    )
+    log = finetune(args, folder, train, test)
+    return f"{len(report.copied)} tensors copied from the encoder, {len(report.new)} new", log, *evaluate(folder, test)
+
+
+def prepare_process(args: DemoArguments):
+    logging.set_verbosity_error()
+    set_seed(args.seed)
+    if args.base is None:
+        torch.set_num_threads(1)  # on a model this small, threads wait for each other more than they work
 
 
 def plot_losses(logs: dict[str, list[dict]], path: Path):
@@ -239,20 +267,17 @@ def main():
     (args,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()
     start = time.time()
     console = Console()
-    logging.set_verbosity_error()
-    set_seed(args.seed)
+    prepare_process(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-
     pairs = read_pairs(SOURCE, list(TARGETS))
     train, test = split_pairs(pairs, test_share=0.1, seed=args.seed)
     console.print(
         f"{len(train)} training pairs and {len(test)} held-out ones, Chinese into {', '.join(TARGETS.values())}."
     )
 
-    logs = {}
+    logs, scores, written = {}, {}, {}
     encoder = args.base
     if encoder is None:
-        torch.set_num_threads(1)  # on a model this small, threads wait for each other more than they work
         console.rule("1. A small XLM-R")
         test_keys = {pair.key for pair in test}
         texts = sorted(
@@ -262,18 +287,15 @@ def main():
         encoder = args.output_dir / "encoder"
         logs["encoder"] = train_encoder(args, texts, encoder)
 
-    scores, written = {}, {}
-    for number, (decoder_init, name) in enumerate({"shared": "shared weights", "random": "random weights"}.items(), 2):
-        console.rule(f"{number}. A decoder with {name}")
-        folder = args.output_dir / decoder_init
-        report = convert(
-            encoder, folder, overwrite=True, languages=[SOURCE, *TARGETS], decoder_init=decoder_init, seed=args.seed
-        )
-        console.print(f"{len(report.copied)} tensors copied from the encoder, {len(report.new)} new.")
-        logs[decoder_init] = finetune(args, folder, train, test)
-        scores[decoder_init], written[decoder_init] = evaluate(folder, test)
+    console.rule("2. The same encoder with a shared and with a random decoder")
+    # small models one to a core; real ones one after the other, with all cores or the GPU
+    with ProcessPoolExecutor(max_workers=2 if args.base is None else 1, mp_context=get_context("spawn")) as pool:
+        run = partial(train_and_score, args, encoder, train, test)
+        for name, result in zip(DECODERS, pool.map(run, DECODERS), strict=True):
+            copied, logs[name], scores[name], written[name] = result
+            console.print(f"{name} decoder: {copied}.")
 
-    console.rule("4. Results")
+    console.rule("3. Results")
     print_results(console, test, scores, written, args.seed)
     plot_losses(logs, args.output_dir / "loss.png")
     outputs = [
