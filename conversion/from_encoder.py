@@ -214,7 +214,9 @@ def make_config(
     source: Encoder, tokenizer: XLMSWCMTokenizer | None, options: ConversionOptions, plan: DecoderPlan
 ) -> XLMSWCMConfig:
     """The source's sizes and special ids, with the decoder's plan."""
-    fields = {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
+    # as the source's own class reads a config without it; ours has XLM-R's value
+    fields = {"layer_norm_eps": 1e-12}
+    fields |= {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
     rows = source.word_embeddings.shape[0]
     if tokenizer is not None:
         fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -363,7 +365,7 @@ def prove_copies(source: Encoder, report: ConversionReport, tensors: dict[str, t
             kept = torch.tensor([row not in report.new_ids for row in range(rows.start, rows.stop)])
             for target in targets:
                 copy = tensors[target][rows]
-                expected = block.to(copy.dtype)
+                expected = block.to(copy.device, copy.dtype)
                 if target in (WORD_EMBEDDINGS, OUTPUT_BIAS) and not kept.all():
                     copy, expected = copy[kept], expected[kept]
                 if not torch.equal(as_bytes(copy), as_bytes(expected)):

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -100,9 +100,11 @@ class XLMSWCMAttention(nn.Module):
         query = self._split_heads(self.q_proj(hidden_states))
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
 
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if key_value_states is not None and attention_mask is not None and attention_mask.ndim == 2:
+            # flash attention would take the padding of the source for that of the target
+            implementation, attention_mask = "sdpa", attention_mask[:, None, None, :].bool()
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attended, weights = attention_interface(
             self,
             query,
@@ -441,10 +443,17 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         if encoder_outputs is None:
             if (source := input_ids if input_ids is not None else inputs_embeds) is not None:
                 check_length("source", source.shape[1], self.config)
+            position_ids = None
+            if inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2:
+                position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
             encoder_outputs = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
+        elif not isinstance(encoder_outputs, ModelOutput):
             encoder_outputs = BaseModelOutput(
                 last_hidden_state=encoder_outputs[0],
                 hidden_states=encoder_outputs[1] if len(encoder_outputs) > 1 else None,
@@ -509,7 +518,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             Rows of the position table for the target, the first token at `pad_token_id + 1`. By default counted from
             `decoder_attention_mask`, or else from the tokens that are not padding.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
-            `<tgt> ... </s>`, with -100 where no loss is wanted. `decoder_input_ids` are made from them if absent.
+            `<tgt> ... </s>`, with -100 where no loss is wanted, padded on the right. `decoder_input_ids` are made from
+            them if absent.
         """
         if labels is not None:
             use_cache = False
@@ -532,7 +542,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels.contiguous(), vocab_size=self.config.vocab_size, **kwargs)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -550,6 +560,19 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def _prepare_decoder_input_ids_for_generation(
+        self, batch_size: int, model_input_name: str, model_kwargs: dict, *args, **kwargs
+    ) -> tuple[torch.LongTensor, dict]:
+        # upstream looks for the start token in the first column, where a batch of left-padded prompts has none
+        prompts, mask = model_kwargs.get("decoder_input_ids"), model_kwargs.get("decoder_attention_mask")
+        if prompts is not None and mask is not None:
+            first = mask.ne(0).int().argmax(dim=1, keepdim=True)
+            if (prompts.gather(1, first) == self.config.decoder_start_token_id).all():
+                return model_kwargs.pop("decoder_input_ids"), model_kwargs
+        return super()._prepare_decoder_input_ids_for_generation(
+            batch_size, model_input_name, model_kwargs, *args, **kwargs
+        )
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs

@@ -219,3 +219,17 @@ class TestAssistedDecoding:
         alone = len(steps)
         assert torch.equal(write(model, inputs, assistant_model=assistant), plain)
         assert len(steps) - alone < alone == plain.shape[1] - 1
+
+
+def test_prompts_that_are_all_left_padded_give_what_they_give_unpadded(model, source):
+    prompt = torch.tensor([[0, 5, 9]])
+    one = {name: tensor[:1] for name, tensor in source.items()}
+    plain = model.generate(**one, decoder_input_ids=prompt, max_new_tokens=6, do_sample=False)
+    padded = model.generate(
+        **one,
+        decoder_input_ids=torch.tensor([[1, 1, 0, 5, 9]]),
+        decoder_attention_mask=torch.tensor([[0, 0, 1, 1, 1]]),
+        max_new_tokens=6,
+        do_sample=False,
+    )
+    assert padded[0, 2:].tolist() == plain[0].tolist()

@@ -408,3 +408,27 @@ class TestTensorParallelism:
         torch.multiprocessing.spawn(compute_in_parallel, (folders, batch, tmp_path / "store"), nprocs=2)
         for folder, logits in zip(folders, expected, strict=True):
             assert_close(torch.load(folder / "logits.pt"), logits)
+
+
+class TestWhatOthersPassIn:
+    def test_left_padded_embeddings_of_a_source_give_what_its_ids_give(self, model, target):
+        ids, mask = pad(random_tokens(3, 6), 9, "left")
+        by_ids = logits_of(model, input_ids=ids, attention_mask=mask, decoder_input_ids=target)
+        embeds = model.get_input_embeddings()(ids)
+        assert_close(logits_of(model, inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=target), by_ids)
+
+    def test_the_encoders_own_output_keeps_its_fields(self, model, source, target):
+        model.set_attn_implementation("eager")
+        encoded = model.get_encoder()(**source, output_attentions=True)
+        outputs = model(encoder_outputs=encoded, attention_mask=source["attention_mask"], decoder_input_ids=target)
+        assert outputs.encoder_hidden_states is None
+        assert len(outputs.encoder_attentions) == model.config.num_hidden_layers
+
+    def test_cross_attention_takes_the_mask_that_flash_attention_gets(self, model):
+        """Two-dimensional; the library would unpad the queries with it, so it is not handed on."""
+        attention = model.model.decoder.layers[0].cross_attn
+        hidden, encoded = torch.randn(2, 3, 32), torch.randn(2, 5, 32)
+        mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+        expected, _ = attention(hidden[1:], None, encoded[1:, :2])
+        actual, _ = attention(hidden, mask, encoded)
+        assert_close(actual[1:], expected)
