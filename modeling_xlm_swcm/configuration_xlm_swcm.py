@@ -39,7 +39,7 @@ class XLMSWCMConfig(PreTrainedConfig):
         weight_sharing (`str`, defaults to `"init"`):
             `"init"`: custom layers start as copies of encoder layers and are trained apart. `"tied"`: the k-th custom
             layer uses the tensors of the k-th encoder layer, so that gradients add up and files hold them once.
-            LoRA and quantisers want `"init"`: they take each use of a shared tensor for a tensor of its own, or skip it.
+            LoRA and quantisers want `"init"`: they take a shared tensor for several, or skip it.
         tie_word_embeddings (`bool`, defaults to `True`): the output projection is the word embedding matrix.
 
     Raises:
