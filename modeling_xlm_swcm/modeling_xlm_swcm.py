@@ -101,7 +101,8 @@ class XLMSWCMAttention(nn.Module):
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
 
         implementation = self.config._attn_implementation
-        if key_value_states is not None and attention_mask is not None and attention_mask.ndim == 2:
+        is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if key_value_states is not None and is_padding_mask:
             # flash attention would take the padding of the source for that of the target
             implementation, attention_mask = "sdpa", attention_mask[:, None, None, :].bool()
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
