@@ -8,6 +8,7 @@ same data in the same order with the same budget. Writes the table, the outputs,
 """
 
 import json
+import os
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -288,6 +289,8 @@ def main():
         logs["encoder"] = train_encoder(args, texts, encoder)
 
     console.rule("2. The same encoder with a shared and with a random decoder")
+    # threads that wait must not spin: on two cores that made steps ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # small models one to a core; real ones one after the other, with all cores or the GPU
     with ProcessPoolExecutor(max_workers=2 if args.base is None else 1, mp_context=get_context("spawn")) as pool:
         run = partial(train_and_score, args, encoder, train, test)
