@@ -195,3 +195,5 @@ def check_output(output: Path, overwrite: bool):
         raise ConversionError(f"{output} is a file; give a folder to write.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ConversionError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
+    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise ConversionError(f"{output} holds no model, and --overwrite replaces only models; give another folder.")

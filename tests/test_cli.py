@@ -362,3 +362,10 @@ def test_a_file_is_no_output(encoder_folder, output):
 def test_a_file_is_no_parent_of_an_output(encoder_folder, tmp_path):
     (tmp_path / "file").write_text("not to be lost")
     assert_refused(run(encoder_folder, tmp_path / "file" / "model"), str(tmp_path / "file"))
+
+
+def test_overwrite_does_not_replace_a_folder_that_is_no_model(encoder_folder, output):
+    output.mkdir(parents=True)
+    (output / "thesis.tex").write_text("years of work")
+    assert_refused(run(encoder_folder, output, "--overwrite"), "holds no model")
+    assert (output / "thesis.tex").read_text() == "years of work"
