@@ -20,6 +20,7 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 from .checkpoint import (
     ConversionError,
     StoredTensor,
+    as_bytes,
     blocks,
     check_output,
     read_weights,
@@ -370,7 +371,3 @@ def prove_copies(source: Encoder, report: ConversionReport, tensors: dict[str, t
                     copy, expected = copy[kept], expected[kept]
                 if not torch.equal(as_bytes(copy), as_bytes(expected)):
                     raise RuntimeError(f"{target} is not bit-equal to {name} of {source.name}.")
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
