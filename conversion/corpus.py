@@ -41,7 +41,7 @@ class Corpus:
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
                 if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                     raise ConversionError(
-                        f"Line {number} of {self.path} is longer than a megabyte; put one sentence or paragraph a line."
+                        f"Line {number} of {self.path} is over a megabyte long; put one sentence or paragraph a line."
                     )
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()

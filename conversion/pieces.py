@@ -60,8 +60,8 @@ class Pieces:
         self.state = json.loads(self.backend.to_str())
         if self.state["model"]["type"] != "Unigram":
             raise ConversionError(
-                f"The tokenizer of {name} is of type {self.state['model']['type']}; only those of type Unigram, such as "
-                "XLM-R's, can be extended and trimmed."
+                f"The tokenizer of {name} is of type {self.state['model']['type']}; only those of type Unigram, "
+                "such as XLM-R's, can be extended and trimmed."
             )
         self.vocab = [(piece, score) for piece, score in self.state["model"]["vocab"]]
         added = {token["id"]: token["content"] for token in self.state["added_tokens"]}
