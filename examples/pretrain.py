@@ -69,7 +69,7 @@ def print_mixture(mixture: Mixture, training: TrainingArguments):
     for corpus, examples, probability in zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True):
         language = corpus.language or " - ".join(corpus.languages)
         share = examples / mixture.examples.sum()
-        table.add_row(str(corpus.path), language, f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
+        table.add_row(corpus.title, language, f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
     Console().print(table, f"{training.max_steps:,} steps of {mixture.batch_size} examples.")
 
 
@@ -106,9 +106,8 @@ def main():
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     results = {"loss": trainer.evaluate()["eval_loss"]} if held_out else {}
-    write_results(
-        trainer, model_args, "translation", ", ".join(str(corpus.path) for corpus in corpora["train"]), results
-    )
+    dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
+    write_results(trainer, model_args, "translation", dataset, results)
 
 
 if __name__ == "__main__":

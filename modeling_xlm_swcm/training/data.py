@@ -298,6 +298,12 @@ class Corpus:
         self.files = [file for pattern in patterns for file in sorted(glob.glob(pattern)) or [pattern]]
         self.columns = self.columns or self.languages
 
+    @property
+    def title(self) -> str:
+        """The Hub id or the names of the files, without their folders."""
+        paths = [self.path] if isinstance(self.path, str) else self.path
+        return ", ".join(path if self._is_on_hub() else Path(path).name for path in paths)
+
     def read(self, tokenizer: XLMSWCMTokenizer, max_length: int, tables: PieceTables, bad_rows: BadRows):
         """Its examples in the order of the files."""
         if self.language is not None:
@@ -321,9 +327,12 @@ class Corpus:
         for file in self.files:
             yield from read_rows(file, bad_rows, self.name, self.split)
 
+    def _is_on_hub(self) -> bool:
+        return not Path(self.files[0]).is_file()
+
     def _is_plain_text(self) -> bool:
         formats = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-        return Path(self.files[0]).is_file() and not self.files[0].lower().removesuffix(".gz").endswith(formats)
+        return not self._is_on_hub() and not self.files[0].lower().removesuffix(".gz").endswith(formats)
 
     def _pairs(self, bad_rows: BadRows) -> Iterator[Pair]:
         for place, row in self._rows(bad_rows):

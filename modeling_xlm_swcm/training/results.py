@@ -69,13 +69,15 @@ def describe_training(trainer: XLMSWCMTrainer, model_args: ModelArguments) -> di
     """The settings that a reader needs to repeat the training."""
     args, state = trainer.args, trainer.state
     runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
-    return {
-        "start": model_args.model_name_or_path,
+    start = Path(model_args.model_name_or_path)
+    settings = {
+        # what a folder's path says of this machine is nobody's business
+        "start": start.name if start.is_dir() else str(start),
         "steps": state.global_step,
         "epochs": round(state.epoch, 2) if has_length(trainer.train_dataset) else None,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning_rate": args.learning_rate,
-        "scheduler": str(args.lr_scheduler_type.value),
+        "scheduler": args.lr_scheduler_type.value,
         "warmup_steps": args.get_warmup_steps(state.max_steps),
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
@@ -84,13 +86,14 @@ def describe_training(trainer: XLMSWCMTrainer, model_args: ModelArguments) -> di
         "lora_rank": model_args.lora_rank if model_args.lora else None,
         "frozen_encoder": model_args.freeze_encoder,
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        "seed": args.seed,
+        "seed": str(args.seed),
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
         "seconds": round(runtime[-1]) if runtime else None,
         "date": str(date.today()),
         "versions": f"xlm-swcm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
     }
+    return {name: value for name, value in settings.items() if value}
 
 
 def plot_history(history: list[dict], path: Path):
