@@ -305,7 +305,17 @@ class Corpus:
         return ", ".join(path if self._is_on_hub() else Path(path).name for path in paths)
 
     def read(self, tokenizer: XLMSWCMTokenizer, max_length: int, tables: PieceTables, bad_rows: BadRows):
-        """Its examples in the order of the files."""
+        """Its examples in the order of the files.
+
+        Raises:
+            DataError: a language has no tag, or a file cannot be read.
+        """
+        for code in self.languages or [self.language]:
+            if code not in tokenizer.languages:
+                known = ", ".join(tokenizer.languages)
+                raise DataError(
+                    f'{self.title} is in the language "{code}", which has no tag; the known ones: {known}.'
+                )
         if self.language is not None:
             texts = (get_text(place, row, self.column, bad_rows) for place, row in self._rows(bad_rows))
             return encode_texts(filter(None, texts), tokenizer, self.language, max_length, tables)
@@ -435,6 +445,8 @@ class Mixture(torch.utils.data.IterableDataset):
             bad_rows = BadRows(self.skip_bad_rows)
             buffer = []
             for example in self.corpora[number].read(self.tokenizer, self.max_length, self.tables, bad_rows):
+                if bad_rows.reasons and not self.skip_bad_rows:
+                    bad_rows.report()
                 example["epoch"] = epoch
                 if len(buffer) < self.shuffle_buffer:
                     buffer.append(example)
@@ -442,5 +454,7 @@ class Mixture(torch.utils.data.IterableDataset):
                 place = rng.integers(self.shuffle_buffer)
                 yield buffer[place]
                 buffer[place] = example
+            if epoch == 0 and self.corpora[number].examples is not None:
+                bad_rows.report()  # nobody has counted them before
             rng.shuffle(buffer)
             yield from buffer

@@ -111,7 +111,7 @@ def plot_history(history: list[dict], path: Path):
             points = [(entry["step"], entry[name]) for entry in history if name in entry]
             if points:
                 label = {"loss": "training", "eval_loss": "held out"}.get(name, name.removeprefix("eval_"))
-                axis.plot(*zip(*points, strict=True), "." if len(points) == 1 else "-", label=label)
+                axis.plot(*zip(*points, strict=True), ".-", label=label)
         axis.set(xlabel="step", ylabel="loss" if names[0] == "loss" else "metric")
         axis.grid(alpha=0.3)
         if axis.lines:
