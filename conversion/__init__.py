@@ -1,9 +1,21 @@
 """From an encoder checkpoint to an XLM-SWCM checkpoint."""
 
+from .card import write_card
 from .checkpoint import ConversionError
 from .from_encoder import convert, from_encoder
+from .inspection import inspect
 from .options import ConversionOptions
+from .push import push
 from .report import ConversionReport
 
 
-__all__ = ["ConversionError", "ConversionOptions", "ConversionReport", "convert", "from_encoder"]
+__all__ = [
+    "ConversionError",
+    "ConversionOptions",
+    "ConversionReport",
+    "convert",
+    "from_encoder",
+    "inspect",
+    "push",
+    "write_card",
+]

@@ -64,13 +64,17 @@ def read_config(source: str, revision: str | None = None) -> dict:
     path = find_file(source, "config.json", revision)
     if path is None:
         raise ConversionError(f"{source} has no config.json, so it is not a Transformers checkpoint.")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON.") from error
-    if not isinstance(config, dict):
-        raise ConversionError(f"{path} is not a JSON object with the fields of a config.")
-    return config
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} is not a JSON object with named fields.")
+    return content
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
 from typer.core import TyperCommand
 
 from .checkpoint import first_line
 from .from_encoder import convert as convert_checkpoint
+from .hub import upload
+from .inspection import inspect as inspect_checkpoint
 from .options import CHOICES
+from .push import check_destination, collect
 from .vocabulary import INITS
 from .vocabulary import extend as extend_vocabulary
 from .vocabulary import trim as trim_vocabulary
@@ -26,6 +31,10 @@ NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
 WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
 Init = StrEnum("Init", INITS)
 Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
+
+License = Annotated[str | None, typer.Option(help="Of the base model, where its own card names none.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 main = typer.Typer(add_completion=False, no_args_is_help=True, help="Models that write, made from XLM-R encoders.")
 
@@ -92,15 +101,21 @@ def convert(
     seed: Annotated[int, typer.Option(help="Of what starts random.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Push OUTPUT to owner/name.")] = None,
+    license: License = None,
+    private: Private = False,
+    debug: Debug = False,
 ):
     """Make an encoder-decoder from an XLM-R-shaped encoder."""
     with one_sentence_errors(debug):
+        if push_to_hub is not None:
+            check_destination(push_to_hub, source, revision, license)
         report = convert_checkpoint(
             source,
             output,
             overwrite=overwrite,
             dry_run=dry_run,
+            license=license,
             revision=revision,
             languages=" ".join(languages).split(),
             normal_layer_interval=normal_layer_interval,
@@ -114,6 +129,51 @@ def convert(
         console = Console()
         report.print(console)
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
+        if push_to_hub is not None and not dry_run:
+            files = list_files(console, output, push_to_hub, license)
+            console.print(f"Pushed: {upload(files, push_to_hub, private)}")
+
+
+def list_files(console: Console, folder: Path, repo_id: str, license: str | None) -> dict[str, Path | bytes]:
+    files = collect(folder, repo_id, license)
+    table = Table("file", "size", title=f"{folder} → {repo_id}", title_justify="left", box=None)
+    for name, content in files.items():
+        table.add_row(name, decimal(len(content) if isinstance(content, bytes) else content.stat().st_size))
+    console.print(table)
+    return files
+
+
+@main.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="The folder with model and tokenizer.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="owner/name; made if it does not exist.")],
+    license: License = None,
+    private: Private = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    commit_message: Annotated[str, typer.Option(help="First line of the commit.")] = "Upload XLM-SWCM model",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list, and send nothing.")] = False,
+    debug: Debug = False,
+):
+    """Check a model and send it to the Hub, with a filled model card, in one commit."""
+    with one_sentence_errors(debug):
+        console = Console(soft_wrap=True, highlight=False)
+        files = list_files(console, folder, repo_id, license)
+        if dry_run:
+            console.print("Nothing was sent (--dry-run).")
+        else:
+            console.print(f"Pushed: {upload(files, repo_id, private, revision, create_pr, commit_message)}")
+
+
+@main.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="Hub id or folder of an XLM-SWCM model.")],
+    revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
+    debug: Debug = False,
+):
+    """Show what a model is, without downloading its weights."""
+    with one_sentence_errors(debug):
+        inspect_checkpoint(source, revision).print(Console())
 
 
 Checkpoint = Annotated[str, typer.Argument(help="An encoder or XLM-SWCM model: Hub id or folder.")]
@@ -133,7 +193,6 @@ Plot = Annotated[Path | None, typer.Option(help="Draw tokens per word and <unk> 
 Revision = Annotated[str | None, typer.Option(help="Revision of CHECKPOINT on the Hub.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @vocab.command(cls=SeveralValues)

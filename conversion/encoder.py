@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
+from transformers.utils.hub import extract_commit_hash
+from yaml import YAMLError
 
 from .checkpoint import ConversionError, StoredTensor, find_file, first_line, read_config, read_weights
 
@@ -25,12 +29,16 @@ class Encoder:
         config: `config.json` as a dict.
         tensors: by the names of the bare encoder, `embeddings.*` and `encoder.layer.*`; heads keep their names.
         tokenizer: None where a model was given without one.
+        commit: the Hub commit that was read; None for a folder or model.
+        license: what the encoder's own card names.
     """
 
     name: str
     config: dict
     tensors: dict[str, torch.Tensor | StoredTensor]
     tokenizer: PreTrainedTokenizerBase | None
+    commit: str | None = None
+    license: str | None = None
 
     @property
     def word_embeddings(self) -> torch.Tensor | StoredTensor:
@@ -40,6 +48,7 @@ class Encoder:
 def load_encoder(
     encoder: str | PathLike | PreTrainedModel, revision: str | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> Encoder:
+    commit = license = None
     if isinstance(encoder, PreTrainedModel):
         name, config = type(encoder).__name__, encoder.config.to_dict()
         check_config(name, config)
@@ -50,12 +59,24 @@ def load_encoder(
         check_config(name, config)
         tensors = read_weights(name, revision)
         tokenizer = tokenizer or load_tokenizer(name, revision)
+        if not Path(name).is_dir():
+            commit = extract_commit_hash(str(find_file(name, "config.json", revision)), None)
+        license = read_license(name, revision)
     if tokenizer is not None and tokenizer.pad_token_id != config.get("pad_token_id"):
         raise ConversionError(
             f"pad_token_id is {config.get('pad_token_id')} in the config of {name} and {tokenizer.pad_token_id} in "
             "its tokenizer; positions are counted from it, so the two must agree."
         )
-    return Encoder(name, config, without_prefix(name, tensors), tokenizer)
+    return Encoder(name, config, without_prefix(name, tensors), tokenizer, commit, license)
+
+
+def read_license(name: str, revision: str | None) -> str | None:
+    """The licence that an encoder's card names; None without a card, or with one that cannot be read or reached."""
+    try:
+        card = find_file(name, "README.md", revision)
+        return ModelCard.load(card).data.license if card is not None else None
+    except (ValueError, YAMLError):
+        return None
 
 
 def check_config(name: str, config: dict):

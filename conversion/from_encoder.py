@@ -112,6 +112,7 @@ def convert(
     revision: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    license: str | None = None,
     **options,
 ) -> ConversionReport:
     """
@@ -125,6 +126,7 @@ def convert(
         revision: Hub revision of `encoder`.
         overwrite: replace `output` if it exists and is not empty.
         dry_run: do everything but write.
+        license: of the encoder, for the model card; by default what the encoder's own card names.
         options: those of [`ConversionOptions`].
 
     Raises:
@@ -135,6 +137,7 @@ def convert(
     if Path(encoder).exists() and Path(encoder).resolve().is_relative_to(output.resolve()):
         raise ConversionError(f"{output} holds the encoder, which would be lost; give another folder.")
     source, config, report = prepare(encoder, revision, None, ConversionOptions(**options))
+    report.license = license or report.license
     if dry_run:
         build(source, config, report)
         return report
@@ -162,7 +165,7 @@ def prepare(
 ) -> tuple[Encoder, XLMSWCMConfig, ConversionReport]:
     """Everything that can go wrong before memory is taken: what is copied where, or why it cannot be."""
     source = load_encoder(encoder, revision, tokenizer)
-    report = ConversionReport(source.name, revision, options.to_dict())
+    report = ConversionReport(source.name, revision, options.to_dict(), source.commit, source.license)
     report.tokenizer = add_language_tags(source, options.languages)
     report.language_ids = {code: report.tokenizer.get_lang_id(code) for code in options.languages}
     known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}

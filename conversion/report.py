@@ -18,6 +18,8 @@ class ConversionReport:
     Attributes:
         source (`str`): the encoder's folder, Hub id or class.
         revision (`str` or `None`): the Hub revision that was asked for.
+        commit (`str` or `None`): the Hub commit that was read; None for a folder.
+        license (`str` or `None`): the encoder's licence, as given or as its own card names it.
         options (`dict`): the options of the conversion, as given.
         copied (`dict[str, str]`): tensor of the model -> tensor of the source that it is bit-equal to.
         new (`dict[str, str]`): tensor of the model -> how it was initialised.
@@ -32,6 +34,8 @@ class ConversionReport:
     source: str
     revision: str | None
     options: dict
+    commit: str | None = None
+    license: str | None = None
     copied: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
+from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .tokenization_xlm_swcm import XLMSWCMTokenizer
 
 
@@ -12,6 +13,7 @@ __all__ = [
     "XLMSWCMConfig",
     "XLMSWCMForConditionalGeneration",
     "XLMSWCMModel",
+    "XLMSWCMPipeline",
     "XLMSWCMPreTrainedModel",
     "XLMSWCMTokenizer",
 ]

@@ -91,6 +91,10 @@ class XLMSWCMConfig(PreTrainedConfig):
             "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
             "AutoModelForSeq2SeqLM": "modeling_xlm_swcm.XLMSWCMForConditionalGeneration",
         } | (kwargs.pop("auto_map", None) or {})
+        self.custom_pipelines = {
+            task: {"impl": "pipeline_xlm_swcm.XLMSWCMPipeline", "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
+            for task in ("translation", "summarization", "question-answering")
+        } | (kwargs.pop("custom_pipelines", None) or {})
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):

@@ -28,6 +28,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .pipeline_xlm_swcm import XLMSWCMPipeline
 
 
 # module of a custom decoder layer -> module of the encoder layer that it is a copy of. The converter makes its weight
@@ -487,6 +488,9 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embeddings.word_embeddings.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    model_tags = ["xlm-swcm"]
+    # named here so that its file is saved with the model
+    pipeline_class = XLMSWCMPipeline
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)

@@ -132,15 +132,10 @@ def hub(encoder_folder, tmp_path_factory):
     write_shards(folder / "trial", "pytorch_model", "bin")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (folder / "empty" / name).unlink()
-    repositories = {"someone/encoder": {"main": folder / "empty", "trial": folder / "trial"}}
-    with loopback_hub(repositories) as endpoint:
-        yield {
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(folder / "cache"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-        }
+    with loopback_hub() as hub:
+        hub.add("someone/encoder", folder / "empty")
+        hub.add("someone/encoder", folder / "trial", "trial")
+        yield hub.environment | {"HF_HOME": str(folder / "cache")}
 
 
 def test_a_branch_on_the_hub_is_converted_and_a_second_time_from_the_cache(hub, encoder_folder, output):

@@ -1,0 +1,150 @@
+"""What a checkpoint is, read from its configs and from the headers of its weights, without the weights."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_local_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from rich.console import Console
+from rich.table import Table
+
+from modeling_xlm_swcm import XLMSWCMConfig
+
+from .checkpoint import ConversionError, find_file, first_line, read_config, read_json
+from .hub import hub_errors
+
+
+CUSTOM, NORMAL = "■", "□"
+PARTS = {
+    "model.encoder.embeddings.": "in embeddings",
+    "model.encoder.encoder.": "in encoder layers",
+    "lm_head.": "in the output",
+}
+
+
+@dataclass
+class Inspection:
+    """
+    Attributes:
+        source: folder or Hub id.
+        config: the model's.
+        languages: those that have a tag.
+        parts: parameters by part of the model; what parts share is counted where it is stored.
+        parameters: by dtype, as stored.
+        size: bytes of all tensors.
+        files: the files of weights.
+        report: `conversion_report.json`, or None.
+    """
+
+    source: str
+    config: XLMSWCMConfig
+    languages: list[str]
+    parts: dict[str, int]
+    parameters: dict[str, int]
+    size: int
+    files: list[str]
+    report: dict | None
+
+    def print(self, console: Console):
+        config, table = self.config, Table.grid(padding=(0, 2))
+        table.add_row("model", f"{self.source} ({', '.join(config.architectures or ['no architecture named'])})")
+        table.add_row("hidden size", f"{config.hidden_size}, {config.num_attention_heads} heads")
+        table.add_row("FFN size", f"{config.intermediate_size}, {config.hidden_act}")
+        table.add_row("positions", f"{config.max_position_embeddings - config.pad_token_id - 1} tokens")
+        table.add_row("vocabulary", f"{config.vocab_size:,} tokens")
+        table.add_row("languages", ", ".join(self.languages) or "no tags")
+        table.add_row("sharing", f'weight_sharing "{config.weight_sharing}", output {output_of(config)}')
+        stored = ", ".join(f"{count:,} as {dtype}" for dtype, count in self.parameters.items())
+        table.add_row("parameters", stored)
+        for part, count in self.parts.items():
+            table.add_row("", f"{count:,} {part}")
+        table.add_row("size", f"{self.size / 1e9:.2f} GB in {', '.join(self.files)}")
+        table.add_row("made from", self.origin())
+        console.print(table, draw_plan(config), sep="\n", markup=False, highlight=False)
+
+    def origin(self) -> str:
+        if self.report is None:
+            return "not known: there is no conversion_report.json"
+        counts, commit = self.report["counts"], self.report.get("commit")
+        return (
+            f"{self.report['source']}{f' (commit {commit})' if commit else ''}: {counts['copied']} tensors copied, "
+            f"{counts['new']} new, {counts['dropped']} of the source dropped"
+        )
+
+
+def output_of(config: XLMSWCMConfig) -> str:
+    return "tied to the word embeddings" if config.tie_word_embeddings else "a matrix of its own"
+
+
+def draw_plan(config: XLMSWCMConfig) -> str:
+    """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
+    custom, normal = config.decoder_blocks.count("custom"), config.decoder_blocks.count("normal")
+    aligned = custom == config.num_hidden_layers
+    decoder = [CUSTOM if block == "custom" else NORMAL for block in config.decoder_blocks]
+    encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]
+    encoder = encoder if aligned else [CUSTOM] * config.num_hidden_layers
+    return (
+        f"encoder  {' '.join(encoder)}  {config.num_hidden_layers} layers\n"
+        f"decoder  {' '.join(decoder)}  {custom} custom, {normal} normal\n"
+        f"{CUSTOM} of the encoder's shape; in the decoder twice: self-attention, FFN, cross-attention, FFN\n"
+        f"{NORMAL} normal: self-attention, cross-attention, FFN"
+    )
+
+
+def inspect(source: str, revision: str | None = None) -> Inspection:
+    """
+    Describe a checkpoint without reading its weights, on the Hub by range requests for their headers.
+
+    Args:
+        source: folder or Hub id.
+        revision: Hub revision.
+
+    Raises:
+        ConversionError: `source` cannot be reached or is no XLM-SWCM checkpoint.
+    """
+    fields = read_config(source, revision)
+    if fields.get("model_type") != XLMSWCMConfig.model_type:
+        raise ConversionError(f'{source} holds a model of type "{fields.get("model_type")}", not of type "xlm_swcm".')
+    config = XLMSWCMConfig.from_dict(fields)
+    tokenizer, report = (
+        read_optional(source, name, revision) for name in ("tokenizer_config.json", "conversion_report.json")
+    )
+    headers = read_headers(source, revision)
+    tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
+    parts, parameters = Counter(), Counter()
+    for name, tensor in tensors.items():
+        parts[part_of(name, config)] += tensor.parameter_count
+        parameters[tensor.dtype] += tensor.parameter_count
+    size = sum(end - start for start, end in (tensor.data_offsets for tensor in tensors.values()))
+    languages = (tokenizer or {}).get("languages", [])
+    return Inspection(source, config, languages, dict(parts), dict(parameters), size, sorted(headers), report)
+
+
+def read_optional(source: str, name: str, revision: str | None) -> dict | None:
+    path = find_file(source, name, revision)
+    return None if path is None else read_json(path)
+
+
+def read_headers(source: str, revision: str | None) -> dict:
+    """File of weights -> its header."""
+    try:
+        with hub_errors(source):
+            if Path(source).is_dir():
+                return get_local_safetensors_metadata(source).files_metadata
+            return HfApi().get_safetensors_metadata(source, revision=revision).files_metadata
+    except NotASafetensorsRepoError as error:
+        raise ConversionError(f"{source} has no weights in safetensors.") from error
+    except SafetensorsParsingError as error:
+        raise ConversionError(f"The weights of {source} cannot be read: {first_line(error)}") from error
+
+
+def part_of(name: str, config: XLMSWCMConfig) -> str:
+    layer = re.match(r"model\.decoder\.layers\.(\d+)\.", name)
+    if layer is not None:
+        return f"in {config.decoder_blocks[int(layer[1])]} layers"
+    for prefix, part in PARTS.items():
+        if name.startswith(prefix):
+            return part
+    raise ConversionError(f"{name} is no tensor of an XLM-SWCM checkpoint.")

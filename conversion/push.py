@@ -1,0 +1,119 @@
+"""What a push sends: a folder that has been loaded and checked, with a filled card."""
+
+from os import PathLike
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+
+from .card import card_for, require_license
+from .checkpoint import ConversionError, first_line, read_config, read_json
+from .encoder import read_license
+from .hub import check_repo_id, check_token, upload
+
+
+# what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
+FILES = (
+    *("README.md", "config.json", "generation_config.json", "conversion_report.json", "metrics.json"),
+    *("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "*_xlm_swcm*.py"),
+)
+
+
+def push(
+    folder: str | PathLike,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload XLM-SWCM model",
+) -> str:
+    """
+    Check a folder and send it to the Hub in one commit.
+
+    Args:
+        folder: with model, tokenizer and code, as `convert` or `save_pretrained` of both write it.
+        repo_id: `owner/name`; made if it does not exist.
+        license: of the base model, where the folder does not know it.
+        private: make the repository private.
+        revision: branch to send to, made if it does not exist.
+        create_pr: open a pull request.
+        commit_message: first line of the commit.
+
+    Returns:
+        The URL of the commit, or of the pull request.
+
+    Raises:
+        ConversionError: the folder is not complete, or the Hub refuses it.
+    """
+    return upload(collect(folder, repo_id, license), repo_id, private, revision, create_pr, commit_message)
+
+
+def collect(folder: str | PathLike, repo_id: str, license: str | None = None) -> dict[str, Path | bytes]:
+    """What a push sends, by name, after it has been loaded and checked; nothing is sent and nothing written."""
+    check_repo_id(repo_id)
+    folder = Path(folder)
+    check_model(folder)
+    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
+    return files | {"README.md": card_for(folder, repo_id, license).encode()}
+
+
+def check_destination(repo_id: str, encoder: str, revision: str | None = None, license: str | None = None):
+    """Refuse before a conversion what a push would refuse after it."""
+    check_repo_id(repo_id)
+    check_token()
+    require_license(license or read_license(encoder, revision), encoder)
+
+
+def check_model(folder: Path):
+    """Load what would be sent: every key in its place, the tokenizer, and the code that the configs name."""
+    if not folder.is_dir():
+        raise ConversionError(f"The folder {folder} does not exist.")
+    config = read_config(str(folder))
+    if config.get("model_type") != XLMSWCMConfig.model_type:
+        raise ConversionError(
+            f'{folder} holds a model of type "{config.get("model_type")}" and not of type "xlm_swcm"; '
+            "make one with xlm-swcm convert."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
+    for name in named_files(folder, config):
+        if not (folder / name).is_file():
+            raise ConversionError(f"{folder} lacks {name}; write model and tokenizer again with save_pretrained.")
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = XLMSWCMForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever the parsers of damaged files raise
+        raise ConversionError(f"{folder} cannot be loaded: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    for kind, keys in info.items():
+        if keys:
+            key = str(sorted(map(str, keys))[0])
+            raise ConversionError(f"The weights in {folder} do not fit its config: {kind.replace('_', ' ')}, {key}.")
+    if not isinstance(tokenizer, XLMSWCMTokenizer):
+        raise ConversionError(f"The tokenizer in {folder} is a {type(tokenizer).__name__}, not an XLMSWCMTokenizer.")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ConversionError(
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model {model.config.vocab_size} rows; "
+            "they do not belong together."
+        )
+
+
+def named_files(folder: Path, config: dict) -> list[str]:
+    """The files that a machine with Transformers alone needs: tokenizer, generation config, and the code."""
+    files = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    tokenizer_config = read_json(folder / files[1]) if (folder / files[1]).is_file() else {}
+    references = [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
+    for auto_map in (config.get("auto_map", {}), tokenizer_config.get("auto_map", {})):
+        references += [
+            reference for entry in auto_map.values() for reference in ([entry] if isinstance(entry, str) else entry)
+        ]
+    modules = [reference.split(".")[0] for reference in references if reference]
+    return files + [f"{module}.py" for module in dict.fromkeys(modules)]
