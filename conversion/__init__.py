@@ -3,7 +3,8 @@
 from .checkpoint import ConversionError
 from .from_encoder import convert, from_encoder
 from .options import ConversionOptions
+from .released import convert_released
 from .report import ConversionReport
 
 
-__all__ = ["ConversionError", "ConversionOptions", "ConversionReport", "convert", "from_encoder"]
+__all__ = ["ConversionError", "ConversionOptions", "ConversionReport", "convert", "convert_released", "from_encoder"]

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from .checkpoint import first_line
 from .from_encoder import convert as convert_checkpoint
 from .options import CHOICES
+from .released import convert_released as convert_release
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
@@ -104,3 +105,22 @@ def convert(
         console = Console()
         report.print(console)
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
+
+
+@main.command(cls=SeveralLanguages)
+def convert_released(
+    path: Annotated[Path, typer.Argument(help="The released file of weights.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    encoder: Annotated[str, typer.Option(help="Hub id or folder of its encoder, for config and tokenizer.")],
+    languages: Annotated[
+        str, typer.Option(metavar="CODE...", help="Languages that it has tags for; last, or before another option.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+):
+    """Make a checkpoint of the weights that the paper's authors released."""
+    with one_sentence_errors(debug):
+        report = convert_release(path, encoder, output, languages=languages.split(), overwrite=overwrite)
+        console = Console()
+        report.print(console)
+        console.print(f"Written to {output}.")
