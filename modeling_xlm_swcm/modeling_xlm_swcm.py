@@ -117,9 +117,9 @@ class XLMSWCMAttention(nn.Module):
             **kwargs,
         )
         attended = self.out_proj(attended.flatten(2))  # (batch, target_len, hidden_size)
-        return self._add(hidden_states, attended), weights
+        return self._add_and_norm(hidden_states, attended), weights
 
-    def _add(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         return self.layer_norm(hidden_states + self.dropout(attended))
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ class ReleasedAttention(XLMSWCMAttention):
         del self.layer_norm
         self.attention_dropout = 0.0
 
-    def _add(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         return attended
 
 

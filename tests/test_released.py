@@ -1,5 +1,6 @@
 """The authors' release: what is made of it computes what its arithmetic, written out plainly, computes."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -155,9 +156,15 @@ def folder(encoder, tensors, tmp_path_factory) -> Path:
     return released / "model"
 
 
+@pytest.fixture(scope="module")
+def exact(plain) -> PlainRelease:
+    """In double precision, so that a difference is one of arithmetic."""
+    return copy.deepcopy(plain).double()
+
+
 @pytest.fixture(params=["eager", "sdpa"])
 def model(request, folder) -> ReleasedXLMSWCMForConditionalGeneration:
-    return load(folder, attn_implementation=request.param)
+    return load(folder, attn_implementation=request.param, dtype=torch.float64)
 
 
 def write(model, source: Batch, **options) -> torch.Tensor:
@@ -165,33 +172,33 @@ def write(model, source: Batch, **options) -> torch.Tensor:
 
 
 class TestArithmetic:
-    def test_the_logits_are_those_of_the_plain_arithmetic(self, model, plain, source, target):
+    def test_the_logits_are_those_of_the_plain_arithmetic(self, model, exact, source, target):
         is_token = target != PAD
         actual = logits_of(model, **source, decoder_input_ids=target, decoder_attention_mask=is_token.long())
         with torch.no_grad():
-            expected = plain(**source, decoder_input_ids=target)
+            expected = exact(**source, decoder_input_ids=target)
         assert expected.std() > 1
-        assert_close(actual[is_token], expected[is_token])
+        torch.testing.assert_close(actual[is_token], expected[is_token])
 
     @torch.no_grad()
-    def test_the_logits_of_every_step_with_a_cache_are_those_of_the_plain_arithmetic(self, model, plain, source):
+    def test_the_logits_of_every_step_with_a_cache_are_those_of_the_plain_arithmetic(self, model, exact, source):
         tokens = torch.randint(4, 90, (len(SENTENCES), 6), generator=torch.Generator().manual_seed(6))
-        expected, cache = plain(**source, decoder_input_ids=tokens), None
+        expected, cache = exact(**source, decoder_input_ids=tokens), None
         for step in range(6):
             output = model(
                 **source, decoder_input_ids=tokens[:, step : step + 1], past_key_values=cache, use_cache=True
             )
             cache = output.past_key_values
-            assert_close(output.logits[:, 0], expected[:, step])
+            torch.testing.assert_close(output.logits[:, 0], expected[:, step])
 
     @torch.no_grad()
     @pytest.mark.parametrize("use_cache", [True, False])
-    def test_greedy_search_writes_what_the_plain_arithmetic_writes(self, model, plain, source, use_cache):
+    def test_greedy_search_writes_what_the_plain_arithmetic_writes(self, model, exact, source, use_cache):
         written = write(model, source, max_new_tokens=12, use_cache=use_cache)
         assert written[:, 0].tolist() == len(SENTENCES) * [START]
         expected = torch.full((len(SENTENCES), 1), START)
         while expected.shape[1] < written.shape[1]:
-            following = plain(**source, decoder_input_ids=expected)[:, -1].argmax(-1, keepdim=True)
+            following = exact(**source, decoder_input_ids=expected)[:, -1].argmax(-1, keepdim=True)
             ended = (expected[:, 1:] == END).any(1, keepdim=True)
             # padding is no key of the plain attention, so what stands behind an end changes nothing before it
             expected = torch.cat([expected, following.masked_fill(ended, PAD)], dim=1)
@@ -200,21 +207,31 @@ class TestArithmetic:
 
     @torch.no_grad()
     @pytest.mark.parametrize("use_cache", [True, False])
-    def test_beam_search_writes_what_the_plain_arithmetic_writes(self, model, plain, source, use_cache):
+    def test_beam_search_writes_what_the_plain_arithmetic_writes(self, model, exact, source, use_cache):
         steps, beams = 7, 4
         options = dict(num_beams=beams, num_return_sequences=beams, use_cache=use_cache)
         found = write(model, source, min_new_tokens=steps, max_new_tokens=steps, **options)
         for row in range(len(SENTENCES)):
             one = {name: tensor[row : row + 1] for name, tensor in source.items()}
-            expected, scores = torch.tensor([[START]]), torch.zeros(1)
+            expected, scores = torch.tensor([[START]]), torch.zeros(1, dtype=torch.float64)
             for _ in range(steps):
                 inputs = {name: tensor.expand(len(expected), -1) for name, tensor in one.items()}
-                following = plain(**inputs, decoder_input_ids=expected)[:, -1].log_softmax(-1)
+                following = exact(**inputs, decoder_input_ids=expected)[:, -1].log_softmax(-1)
                 following[:, END] = -torch.inf
                 scores, chosen = (scores[:, None] + following).flatten().topk(beams)
                 beam, token = chosen // following.shape[1], chosen % following.shape[1]
                 expected = torch.cat([expected[beam], token[:, None]], dim=1)
             assert torch.equal(found[row * beams : (row + 1) * beams], expected)
+
+    @torch.no_grad()
+    def test_training_drops_what_the_release_drops(self, folder):
+        """All but the self-attention of a custom layer, which has no residual, and no attention weights."""
+        custom, normal = (load(folder).model.decoder.layers[index] for index in (0, 3))
+        hidden, source = torch.randn(2, 2, 5, 32)
+        attended, _ = custom.self_attn(custom.norm1(hidden))
+        custom.train().dropout.p = normal.train().dropout.p = 1.0
+        assert_close(custom(hidden, None, source), attended)
+        assert_close(normal(hidden, None, source), normal.norm2(normal.norm1(normal.norm1(hidden))))
 
     def test_every_weight_is_trained(self, folder, source, target):
         model = load(folder).train()
@@ -289,6 +306,14 @@ class TestConversion:
         printed = "".join(result.stdout.split())
         assert "223tensorscopied,eachbit-equaltoitssource;0new;12ofthesourcedropped" in printed
         assert f"Writtento{output}." in printed
+
+    def test_the_layers_have_the_names_that_checkpoints_have(self, folder):
+        attention = {f"{kind}_attn.{part}_proj" for kind in ("self", "cross") for part in ("q", "k", "v", "out")}
+        custom = attention | {"ffn1.fc1", "ffn1.fc2", "ffn2.fc1", "ffn2.fc2", "norm1", "norm2", "norm3", "norm4"}
+        normal = attention | {"ffn.fc1", "ffn.fc2", "norm1", "norm2"}
+        layers = load(folder).model.decoder.layers
+        for layer, modules in zip(layers, [*3 * [custom], normal, custom], strict=True):
+            assert layer.state_dict().keys() == {f"{m}.{kind}" for m in modules for kind in ("weight", "bias")}
 
     def test_a_saved_model_comes_back_the_same(self, folder, source, target, tmp_path):
         model = load(folder)
@@ -433,6 +458,8 @@ class TestBadInput:
         assert_refused(
             self.run(released, own_encoder, tmp_path / "model"), "lacks encoder.encoder.layer.4", "and 15 more"
         )
+        edit_config(own_encoder, pad_token_id=2)
+        assert_refused(self.run(released, own_encoder, tmp_path / "model"), "pad_token_id is 2", "1 in its tokenizer")
         edit_config(own_encoder, model_type="xlm_swcm")
         assert_refused(self.run(released, own_encoder, tmp_path / "model"), "XLM-SWCM checkpoint already")
         assert_refused(self.run(released, tmp_path / "none", tmp_path / "model"), "does not exist")
