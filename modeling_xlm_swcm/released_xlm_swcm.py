@@ -2,7 +2,8 @@
 
 They compute something else than XLM-SWCM's own layers: they normalise before their sublayers, a custom layer's
 self-attention has no residual, and a normal layer uses its first norm twice. The released code embeds its input anew
-in every layer, which cannot run; here it is embedded once, before the first.
+in every layer, which cannot run, and its functions disagree about masks; here the input is embedded once, before the
+first layer, padding is masked everywhere, and no token sees a later one.
 """
 
 import torch
@@ -63,6 +64,8 @@ class ReleasedFeedForward(nn.Module):
 
 
 class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
+    """Self-attention, FFN, cross-attention, FFN, each behind its norm and all but the first with a residual."""
+
     attention_class = ReleasedAttention
 
     def __init__(self, config: ReleasedXLMSWCMConfig, layer_idx: int):
@@ -95,6 +98,8 @@ class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
 
 
 class ReleasedNormalDecoderLayer(XLMSWCMDecoderLayer):
+    """Self-attention, cross-attention, FFN, each behind a norm, from whose output its residual comes."""
+
     attention_class = ReleasedAttention
 
     def __init__(self, config: ReleasedXLMSWCMConfig, layer_idx: int):
