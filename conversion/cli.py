@@ -19,6 +19,7 @@ from .hub import upload
 from .inspection import inspect as inspect_checkpoint
 from .options import CHOICES
 from .push import check_destination, collect
+from .released import convert_released as convert_release
 from .vocabulary import INITS
 from .vocabulary import extend as extend_vocabulary
 from .vocabulary import trim as trim_vocabulary
@@ -132,6 +133,27 @@ def convert(
         if push_to_hub is not None and not dry_run:
             files = list_files(console, output, push_to_hub, license)
             console.print(f"Pushed: {upload(files, push_to_hub, private)}")
+
+
+@main.command(cls=SeveralValues)
+def convert_released(
+    path: Annotated[Path, typer.Argument(help="The released file of weights.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    encoder: Annotated[str, typer.Option(help="Hub id or folder of its encoder, for config and tokenizer.")],
+    languages: Annotated[
+        list[str],
+        typer.Option(metavar="CODE...", help="Languages that it has tags for; last, or before another option."),
+    ] = (),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+    debug: Debug = False,
+):
+    """Make a checkpoint of the weights that the paper's authors released."""
+    with one_sentence_errors(debug):
+        codes = " ".join(languages).split()
+        report = convert_release(path, encoder, output, languages=codes, overwrite=overwrite)
+        console = Console()
+        report.print(console)
+        console.print(f"Written to {output}.")
 
 
 def list_files(console: Console, folder: Path, repo_id: str, license: str | None) -> dict[str, Path | bytes]:
