@@ -17,6 +17,7 @@ from .hub import check_repo_id, check_token, upload
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
 FILES = (
     *("README.md", "config.json", "generation_config.json", "conversion_report.json", "metrics.json"),
+    "vocabulary_report.json",
     *("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "*_xlm_swcm*.py"),
 )
 
