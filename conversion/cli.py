@@ -163,4 +163,4 @@ def inspect(
 ):
     """Show what a model is, without downloading its weights."""
     with one_sentence_errors(debug):
-        inspect_checkpoint(source, revision).print(Console())
+        inspect_checkpoint(source, revision).print(Console(soft_wrap=True))

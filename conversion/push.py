@@ -16,7 +16,7 @@ from .hub import check_repo_id, check_token, upload
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
 FILES = (
-    *("README.md", "config.json", "generation_config.json", "conversion_report.json", "metrics.json"),
+    *("config.json", "generation_config.json", "conversion_report.json", "metrics.json"),
     *("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "*_xlm_swcm*.py"),
 )
 
@@ -57,8 +57,8 @@ def collect(folder: str | PathLike, repo_id: str, license: str | None = None) ->
     check_repo_id(repo_id)
     folder = Path(folder)
     check_model(folder)
-    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
-    return files | {"README.md": card_for(folder, repo_id, license).encode()}
+    card = {"README.md": card_for(folder, repo_id, license).encode()}
+    return card | {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
 
 
 def check_destination(repo_id: str, encoder: str, revision: str | None = None, license: str | None = None):
