@@ -12,6 +12,13 @@ from pathlib import Path
 from loopback_hub import WRITE, Hub
 
 
+# the files of a model with one file of weights
+SENT = {
+    *("README.md", "config.json", "generation_config.json", "conversion_report.json", "model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "configuration_xlm_swcm.py", "modeling_xlm_swcm.py"),
+    *("pipeline_xlm_swcm.py", "tokenization_xlm_swcm.py"),
+}
+
 # one command or piece of code a line; what they print does not mix with the answers
 WORKER = """
 import contextlib, io, json, os, sys

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -101,7 +102,7 @@ class Hub(ThreadingHTTPServer):
         self.parts: dict[str, dict[int, bytes]] = {}
         self.part_size = 10**9
         self.quota = 10**12
-        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, Message]] = []
         self.failures: list[Failure] = []
 
     def add(self, repo_id: str, folder: Path, ref: str = "main", **options) -> Repository:
@@ -154,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         hub, request = self.server, f"{self.command} {self.path}"
-        hub.requests.append((self.command, self.path, dict(self.headers)))
+        hub.requests.append((self.command, self.path, self.headers))
         failure = hub.failure_of(request)
         try:
             if failure is not None:

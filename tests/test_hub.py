@@ -10,22 +10,17 @@ import threading
 
 import pytest
 import torch
-from conftest import assert_refused, contents, run_process
+from conftest import assert_refused, contents
 from encoders import edit_config, edit_tensors
-from hub_client import hub_client
+from hub_client import SENT, Outcome, hub_client
 from huggingface_hub import ModelCard
 from loopback_hub import READ, WRITE
 from transformers import AutoModelForSeq2SeqLM
+from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import convert
-
-
-SENT = {
-    *("README.md", "config.json", "generation_config.json", "conversion_report.json", "model.safetensors"),
-    *("tokenizer.json", "tokenizer_config.json", "configuration_xlm_swcm.py", "modeling_xlm_swcm.py"),
-    *("pipeline_xlm_swcm.py", "tokenization_xlm_swcm.py"),
-}
+from modeling_xlm_swcm.conversion.cli import main
 
 
 def pushed(outcome) -> str:
@@ -227,8 +222,9 @@ def test_a_token_that_may_not_push_is_said_in_one_sentence(hub, client, converte
 
 def assert_refused_after_list(outcome, *words):
     assert "model.safetensors" in outcome.stdout
-    outcome.stdout = ""
-    assert_refused(outcome, *words)
+    assert_refused(
+        Outcome(outcome.exit_code, "", outcome.stderr.split("\n", outcome.stderr.count("\n") - 1)[-1]), *words
+    )
 
 
 # what is not sent
@@ -321,17 +317,17 @@ def test_private_does_not_publish_to_a_repository_that_is_public(hub, client, co
     assert len(hub.repositories["someone/model"].commits) == commits
 
 
-def test_no_network_is_said_in_one_sentence(hub, converted, tmp_path):
-    push = ["push", converted, "someone/model"]
+def test_no_network_is_said_in_one_sentence(converted, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    push, inspect = ["push", str(converted), "someone/model"], ["inspect", "someone/model"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens on it
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        environment = hub.environment | {"HF_ENDPOINT": nowhere, "HF_TOKEN": WRITE, "HF_HOME": str(tmp_path)}
-        for offline, command in (("0", push), ("1", push), ("1", ["inspect", "someone/model"])):
-            run = run_process(sys.executable, "-c", PUSH, *command, **environment | {"HF_HUB_OFFLINE": offline})
-            assert run.returncode == 1
-            assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
-            assert nowhere in run.stderr and "Hub" in run.stderr
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nowhere)
+        assert_refused_after_list(CliRunner().invoke(main, push), nowhere, "cannot be reached")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert_refused_after_list(CliRunner().invoke(main, push), nowhere, "cannot be reached", "offline")
+        assert_refused(CliRunner().invoke(main, inspect), "someone/model", "Hub")
 
 
 def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub, client, folder):
