@@ -1,5 +1,6 @@
 """What a push sends: a folder that has been loaded and checked, with a filled card."""
 
+import re
 from os import PathLike
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .card import card_for, require_license
-from .checkpoint import ConversionError, first_line, read_config, read_json
+from .checkpoint import ConversionError, first_line, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
 
@@ -17,7 +18,8 @@ from .hub import check_repo_id, check_token, upload
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
 FILES = (
     *("config.json", "generation_config.json", "conversion_report.json", "metrics.json"),
-    *("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "*_xlm_swcm*.py"),
+    *("model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
+    "*_xlm_swcm*.py",
 )
 
 
@@ -78,9 +80,9 @@ def check_model(folder: Path):
             f'{folder} holds a model of type "{config.get("model_type")}" and not of type "xlm_swcm"; '
             "make one with xlm-swcm convert."
         )
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("model*.safetensors")):
         raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
-    for name in named_files(folder, config):
+    for name in named_files(folder):
         if not (folder / name).is_file():
             raise ConversionError(f"{folder} lacks {name}; write model and tokenizer again with save_pretrained.")
 
@@ -106,14 +108,9 @@ def check_model(folder: Path):
         )
 
 
-def named_files(folder: Path, config: dict) -> list[str]:
-    """The files that a machine with Transformers alone needs: tokenizer, generation config, and the code."""
-    files = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-    tokenizer_config = read_json(folder / files[1]) if (folder / files[1]).is_file() else {}
-    references = [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
-    for auto_map in (config.get("auto_map", {}), tokenizer_config.get("auto_map", {})):
-        references += [
-            reference for entry in auto_map.values() for reference in ([entry] if isinstance(entry, str) else entry)
-        ]
-    modules = [reference.split(".")[0] for reference in references if reference]
-    return files + [f"{module}.py" for module in dict.fromkeys(modules)]
+def named_files(folder: Path) -> list[str]:
+    """What a machine with Transformers alone needs beside the weights: configs, tokenizer, and the code they name."""
+    configs = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    text = "".join(config.read_text(encoding="utf-8") for config in configs if config.is_file())
+    modules = dict.fromkeys(re.findall(r'"(\w+)\.XLMSWCM\w+"', text))
+    return ["tokenizer_config.json", "tokenizer.json", "generation_config.json", *(f"{name}.py" for name in modules)]

@@ -30,7 +30,7 @@ class XLMSWCMPipeline(Pipeline):
         `{"answer": ...}` per input, or a list of them.
 
     Raises:
-        `ValueError`: a language that is not known or not given, inputs that are not those of the task, or too long ones.
+        `ValueError`: a language not known or not given, inputs that are not those of the task, or too long ones.
     """
 
     _load_tokenizer = True

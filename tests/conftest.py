@@ -206,7 +206,7 @@ def hub(shared_hub) -> Hub:
     for kept in (shared_hub.repositories, shared_hub.objects, shared_hub.parts, shared_hub.requests):
         kept.clear()
     shared_hub.failures.clear()
-    shared_hub.part_size, shared_hub.quota = 10**9, 10**12
+    shared_hub.user, shared_hub.part_size, shared_hub.quota = "someone", 10**9, 10**12
     return shared_hub
 
 

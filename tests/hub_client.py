@@ -81,6 +81,6 @@ def hub_client(hub: Hub, home: Path) -> Iterator[Client]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= hub.environment | {"HF_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(home / "stderr").open("w"))
-    with subprocess.Popen([sys.executable, "-c", WORKER], env=environment, text=True, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", WORKER], cwd=home, env=environment, text=True, **pipes) as process:
         yield Client(process)
         process.kill()

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 Files = dict[str, bytes]
-READ, WRITE = "hf_may_read", "hf_may_write"  # tokens; the second may write what belongs to "someone"
+READ, WRITE = "hf_may_read", "hf_may_write"  # tokens; the second may write what belongs to the hub's user
 LFS_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -80,6 +80,7 @@ class Failure:
 class Hub(ThreadingHTTPServer):
     """
     Attributes:
+        user: whose repositories may be written, and whom new ones belong to.
         repositories: by id.
         objects: LFS objects by sha256, uploaded but not necessarily committed.
         part_size: larger objects are uploaded in parts of it.
@@ -97,6 +98,7 @@ class Hub(ThreadingHTTPServer):
         # large files lie on another host, as on the real Hub
         self.storage = f"http://localhost:{self.server_port}/lfs"
         self.lock = threading.RLock()
+        self.user = "someone"
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
@@ -220,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
     def require_write(self, repo: str):
         if self.token() is None:
             raise Refusal(401, "Invalid username or password.")
-        if self.token() == READ or not repo.startswith("someone/"):
+        if self.token() == READ or not repo.startswith(f"{self.server.user}/"):
             raise Refusal(403, f"You don't have the rights to write to {repo}.")
 
     def commit_of(self, repo: str, revision: str) -> Commit:
@@ -234,11 +236,11 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self, **_):
         if self.token() is None:
             raise Refusal(401, "Invalid username or password.")
-        self.answer(200, {"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
+        self.answer(200, {"type": "user", "name": self.server.user, "orgs": [], "auth": {"type": "access_token"}})
 
     def create(self, body, **_):
         request = json.loads(body)
-        repo = f"{request.get('organization') or 'someone'}/{request['name']}"
+        repo = f"{request.get('organization') or self.server.user}/{request['name']}"
         self.require_write(repo)
         with self.server.lock:
             known = repo in self.server.repositories

