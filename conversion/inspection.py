@@ -11,11 +11,13 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import ConversionError, find_file, first_line, read_config, read_json
 from .hub import hub_errors
 
 
+CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
 CUSTOM, NORMAL = "■", "□"
 # beginning of a tensor's name -> the part of the model that it belongs to
 PARTS = {
@@ -82,9 +84,9 @@ def output_of(config: XLMSWCMConfig) -> str:
 
 def draw_plan(config: XLMSWCMConfig) -> str:
     """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
-    custom, normal = config.decoder_blocks.count("custom"), config.decoder_blocks.count("normal")
+    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
+    custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
     aligned = custom == config.num_hidden_layers
-    decoder = [CUSTOM if block == "custom" else NORMAL for block in config.decoder_blocks]
     encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]
     encoder = encoder if aligned else [CUSTOM] * config.num_hidden_layers
     return (
@@ -107,9 +109,7 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
         ConversionError: `source` cannot be reached or is no XLM-SWCM checkpoint.
     """
     fields = read_config(source, revision)
-    if fields.get("model_type") != XLMSWCMConfig.model_type:
-        raise ConversionError(f'{source} holds a model of type "{fields.get("model_type")}", not of type "xlm_swcm".')
-    config = XLMSWCMConfig.from_dict(fields)
+    config = check_model_type(source, fields).from_dict(fields)
     tokenizer, report = (
         read_optional(source, name, revision) for name in ("tokenizer_config.json", "conversion_report.json")
     )
@@ -125,6 +125,17 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     size = sum(end - start for start, end in (tensor.data_offsets for tensor in tensors.values()))
     languages = (tokenizer or {}).get("languages", [])
     return Inspection(source, config, languages, parts, dict(parameters), size, sorted(headers), report)
+
+
+def check_model_type(source: str, fields: dict) -> type[XLMSWCMConfig]:
+    """The class of the config with these `fields`, or a refusal of another kind of model."""
+    config_class = CONFIG_CLASSES.get(fields.get("model_type"))
+    if config_class is None:
+        raise ConversionError(
+            f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model; make one with '
+            "xlm-swcm convert."
+        )
+    return config_class
 
 
 def read_optional(source: str, name: str, revision: str | None) -> dict | None:

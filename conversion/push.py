@@ -4,15 +4,16 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm import XLMSWCMTokenizer
 
 from .card import card_for, require_license
 from .checkpoint import ConversionError, first_line, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
+from .inspection import check_model_type
 
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
@@ -74,12 +75,7 @@ def check_model(folder: Path):
     """Load what would be sent: every key in its place, the tokenizer, and the code that the configs name."""
     if not folder.is_dir():
         raise ConversionError(f"The folder {folder} does not exist.")
-    config = read_config(str(folder))
-    if config.get("model_type") != XLMSWCMConfig.model_type:
-        raise ConversionError(
-            f'{folder} holds a model of type "{config.get("model_type")}" and not of type "xlm_swcm"; '
-            "make one with xlm-swcm convert."
-        )
+    check_model_type(str(folder), read_config(str(folder)))
     if not any(folder.glob("model*.safetensors")):
         raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
     for name in named_files(folder):
@@ -89,7 +85,7 @@ def check_model(folder: Path):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, info = XLMSWCMForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever the parsers of damaged files raise
         raise ConversionError(f"{folder} cannot be loaded: {first_line(error)}") from error
@@ -112,5 +108,5 @@ def named_files(folder: Path) -> list[str]:
     """What a machine with Transformers alone needs beside the weights: configs, tokenizer, and the code they name."""
     configs = [folder / name for name in ("config.json", "tokenizer_config.json")]
     text = "".join(config.read_text(encoding="utf-8") for config in configs if config.is_file())
-    modules = dict.fromkeys(re.findall(r'"(\w+)\.XLMSWCM\w+"', text))
+    modules = dict.fromkeys(re.findall(r'"(\w+_xlm_swcm)\.\w+"', text))
     return ["tokenizer_config.json", "tokenizer.json", "generation_config.json", *(f"{name}.py" for name in modules)]

@@ -84,7 +84,7 @@ class ConversionReport:
 
 def _module(tensor: str) -> str:
     """`encoder.layer.3.output.dense.weight` -> `encoder.layer.{}.output.dense`."""
-    return re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".{}.", tensor))
+    return re.sub(r"[._](weight|bias)(\[.\])?$", "", re.sub(r"\.\d+\.", ".{}.", tensor))
 
 
 def _place(tensor: str) -> str:

@@ -39,7 +39,7 @@ def test_the_wheel_has_one_top_level_name_and_everything_in_it(wheel):
         "modeling_xlm_swcm",
         f"xlm_swcm-{wheel.name.split('-')[1]}.dist-info",
     }
-    sources = {f"modeling_xlm_swcm/{path.name}" for path in (ROOT / "modeling_xlm_swcm").glob("*.py")}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "modeling_xlm_swcm").glob("**/*.py")}
     sources |= {f"modeling_xlm_swcm/conversion/{path.name}" for path in (ROOT / "conversion").glob("*.py")}
     assert sources | {"modeling_xlm_swcm/py.typed", "modeling_xlm_swcm/model_card.md"} == {
         name for name in names if name.startswith("modeling")

@@ -1,0 +1,117 @@
+"""Pretraining: a converted model learns to write, by denoising text and translating pairs (Su et al., ACL 2025).
+
+    python examples/pretrain.py examples/presets/one_gpu.yaml --model_name_or_path MODEL --data corpora.yaml \
+        --output_dir OUTPUT
+
+The file of corpora has lists under `train` and `validation`, with the fields of
+[`~modeling_xlm_swcm.training.data.Corpus`]:
+
+    train:
+      - {path: bo/*.txt.gz, language: bo}
+      - {path: pairs.zh-bo.tsv, languages: [zh, bo]}
+    validation:
+      - {path: bo.held_out.txt, language: bo}
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+import modeling_xlm_swcm  # noqa: F401 - registers model and tokenizer
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.data import BadRows, DataError, Mixture, load_corpora
+from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
+from modeling_xlm_swcm.training.results import write_results
+from modeling_xlm_swcm.training.trainer import TrainingError, XLMSWCMTrainer, find_checkpoint, prepare_model
+
+
+@dataclass
+class DataArguments:
+    data: str = field(metadata={"help": "YAML or JSON file with the corpora"})
+    max_length: int = field(default=256, metadata={"help": "of source and target, in tokens; longer texts are cut up"})
+    sampling_exponent: float = field(
+        default=0.3, metadata={"help": "corpora are drawn by their share of the examples to the power of this"}
+    )
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "examples of each corpus among which the next one is drawn"}
+    )
+    mask_share: float = field(default=0.35, metadata={"help": "share of the words that are masked"})
+    span_length: float = field(default=3.5, metadata={"help": "mean length of a masked span in words"})
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "count rows that cannot be used, instead of stopping at them"}
+    )
+
+
+def make_mixture(args: DataArguments, training: TrainingArguments, corpora, tokenizer) -> Mixture:
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    mixture = Mixture(
+        corpora,
+        tokenizer,
+        max_length=args.max_length,
+        batch_size=batch,
+        exponent=args.sampling_exponent,
+        shuffle_buffer=args.shuffle_buffer,
+        seed=training.seed,
+        skip_bad_rows=args.skip_bad_rows,
+    )
+    if training.max_steps <= 0:
+        training.max_steps = math.ceil(training.num_train_epochs * mixture.examples.sum() / batch)
+    return mixture
+
+
+def print_mixture(mixture: Mixture, training: TrainingArguments):
+    table = Table("corpus", "language", "examples", "share of them", "drawn")
+    for corpus, examples, probability in zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True):
+        language = corpus.language or " - ".join(corpus.languages)
+        share = examples / mixture.examples.sum()
+        table.add_row(corpus.title, language, f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
+    Console().print(table, f"{training.max_steps:,} steps of {mixture.batch_size} examples.")
+
+
+def main():
+    model_args, data_args, training = parse_arguments(ModelArguments, DataArguments, TrainingArguments)
+    # the stream is cut into shares by the Trainer, so that each process gets its own
+    training.accelerator_config.dispatch_batches = False
+    set_seed(training.seed)
+    checkpoint = find_checkpoint(training)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
+    corpora = load_corpora(data_args.data)
+    mixture = make_mixture(data_args, training, corpora["train"], tokenizer)
+    bad_rows = BadRows(data_args.skip_bad_rows)
+    held_out = [
+        example
+        for corpus in corpora.get("validation", [])
+        for example in corpus.read(tokenizer, data_args.max_length, mixture.tables, bad_rows)
+    ]
+    bad_rows.report()
+    if not held_out:
+        training.eval_strategy = IntervalStrategy.NO
+    if training.process_index == 0:
+        print_mixture(mixture, training)
+    trainer = XLMSWCMTrainer(
+        prepare_model(model, model_args),
+        training,
+        train_dataset=mixture,
+        eval_dataset=held_out or None,
+        data_collator=DataCollatorForDenoising(
+            tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed
+        ),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results = {"loss": trainer.evaluate()["eval_loss"]} if held_out else {}
+    dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
+    write_results(trainer, model_args, "translation", dataset, results)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, TrainingError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,74 @@
+"""Arguments of the training scripts, from a YAML or JSON file and the command line."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+
+def has_fast_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "the model to start from: folder or Hub id"})
+    lora: bool = field(default=False, metadata={"help": "train LoRA adapters of the decoder, merged at the end"})
+    lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
+    freeze_encoder: bool = field(default=False, metadata={"help": "train the decoder's own layers alone"})
+    license: str | None = field(default=None, metadata={"help": "of the model, for its card, where it is not known"})
+
+
+@dataclass
+class TrainingArguments(Seq2SeqTrainingArguments):
+    scheduled_sampling: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the decoder's inputs that at the end of training is taken from the model's own "
+            "predictions; it grows from 0, step by step (Mihaylova & Martins, 2019)"
+        },
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise ValueError(f"scheduled_sampling must be between 0 and 1; got {self.scheduled_sampling}.")
+        super().__post_init__()
+
+
+def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """
+    An object of each dataclass, from the command line; a YAML or JSON file as its first argument gives other defaults.
+
+    Without a word about it, training is in bfloat16 where the GPU or CPU has it.
+    """
+    parser = HfArgumentParser(classes)
+    argv = sys.argv[1:] if argv is None else argv
+    settings = {"bf16": has_fast_bf16()}
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        settings |= read_settings(parser, argv.pop(0))
+    if settings.get("fp16"):
+        settings["bf16"] = False
+    for action in parser._actions:
+        if action.dest in settings:
+            action.required = False
+    parser.set_defaults(**settings)
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def read_settings(parser: HfArgumentParser, path: str) -> dict:
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"{path} cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(settings, dict):
+        parser.error(f"{path} must hold a setting per line, such as learning_rate: 0.0001")
+    known = {action.dest for action in parser._actions}
+    if unknown := sorted(settings.keys() - known):
+        parser.error(f"{path} has the unknown setting {unknown[0]}")
+    return settings

@@ -1,0 +1,460 @@
+"""Text for training: rows of files and Hub datasets, checked one by one, as examples and as an endless mixture.
+
+A row that cannot be used is named by file and line and counted; nothing is cut off or left out in silence.
+"""
+
+import csv
+import glob
+import gzip
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from datasets import load_dataset
+from transformers.utils import logging
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+
+from .denoising import PieceTables
+
+
+logger = logging.get_logger(__name__)
+
+ROWS_AT_ONCE = 256  # that the tokenizer gets in one call
+NAMED_ROWS = 5  # in a message; all are counted
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is one sentence that names the place."""
+
+
+@dataclass
+class BadRows:
+    """Rows that cannot be used: named, counted, and then an error or, with `skip`, a warning with the final count."""
+
+    skip: bool = False
+    reasons: Counter = field(default_factory=Counter)
+    named: list[str] = field(default_factory=list)
+
+    def reject(self, place: str, reason: str, details: str = ""):
+        """Count the row at `place`, such as `train.jsonl:7`, which `reason` describes: "is empty"."""
+        self.reasons[reason] += 1
+        if len(self.named) < NAMED_ROWS:
+            self.named.append(f"{place} {reason}{details}")
+
+    def report(self):
+        """Say how many there were.
+
+        Raises:
+            DataError: there were some, and they are not to be skipped.
+        """
+        if not self.reasons:
+            return
+        count = self.reasons.total()
+        more = f"; and {count - len(self.named)} more" if count > len(self.named) else ""
+        rows = "1 row" if count == 1 else f"{count} rows"
+        if not self.skip:
+            raise DataError(
+                f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data, or give --skip_bad_rows."
+            )
+        reasons = "; ".join(f'{number} times "{reason}"' for reason, number in self.reasons.most_common())
+        logger.warning(f"Skipped {rows}: {reasons}. The first: {'; '.join(self.named)}.")
+
+
+class Pair(NamedTuple):
+    """A row to translate, summarise or answer; the languages are codes of the tokenizer."""
+
+    place: str
+    source: str
+    target: str
+    src_lang: str
+    tgt_lang: str
+
+
+# --- rows ---
+
+
+def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str = "train") -> Iterator[tuple]:
+    """Place and fields of every row of a file, or of a Hub dataset (its `name` and `split`), read as a stream.
+
+    The ending tells the format: .jsonl or .json (an object per line), .csv, .tsv (with a header; no quotes in .tsv),
+    .parquet; anything else is text, a row per line with the one field "text". All but parquet may end in .gz, too.
+
+    Raises:
+        DataError: there is no such file or dataset.
+    """
+    if not Path(path).is_file():
+        yield from read_hub(path, name, split)
+        return
+    suffix = Path(path.removesuffix(".gz")).suffix.lower()
+    if suffix == ".parquet":
+        rows = load_dataset("parquet", data_files=path, split="train", streaming=True)
+        yield from ((f"{path}, row {number},", row) for number, row in enumerate(rows, 1))
+    elif suffix in (".csv", ".tsv"):
+        yield from read_table(path, bad_rows, "\t" if suffix == ".tsv" else ",")
+    else:
+        read = parse_json if suffix in (".json", ".jsonl") else lambda text: {"text": text}
+        for place, text in read_lines(path, bad_rows):
+            try:
+                yield place, read(text)
+            except ValueError as error:
+                bad_rows.reject(place, "is not a JSON object", f" ({error})")
+
+
+def read_hub(path: str, name: str | None, split: str) -> Iterator[tuple]:
+    if "/" not in path or Path(path).suffix in (".txt", ".gz", ".json", ".jsonl", ".csv", ".tsv", ".parquet"):
+        raise DataError(f"There is no file {path}.")
+    try:
+        rows = load_dataset(path, name, split=split, streaming=True)
+    except Exception as error:  # the client's errors are of many kinds
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is no file, and the dataset cannot be loaded from the Hub: {reason}") from error
+    yield from ((f"{path}, row {number} of {split},", row) for number, row in enumerate(rows, 1))
+
+
+def open_lines(path: str) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            yield from file
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def decode(line: bytes) -> str:
+    return line.decode("utf-8-sig").rstrip("\r\n")
+
+
+def read_lines(path: str, bad_rows: BadRows) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(open_lines(path), 1):
+        try:
+            text = decode(line)
+        except UnicodeDecodeError:
+            bad_rows.reject(f"{path}:{number}", "is not UTF-8")
+        else:
+            yield f"{path}:{number}", text
+
+
+def read_table(path: str, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[str, dict]]:
+    csv.field_size_limit(sys.maxsize)
+    last_place = path
+
+    def texts() -> Iterator[str]:
+        nonlocal last_place
+        for last_place, text in read_lines(path, bad_rows):  # noqa: B007 - it is the place of the row that ends here
+            yield text + "\n"
+
+    rows = csv.reader(texts(), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
+    header = next(rows, [])
+    for row in rows:
+        if len(row) == len(header):
+            yield last_place, dict(zip(header, row, strict=True))
+        else:
+            bad_rows.reject(last_place, "has not as many columns as the header", f" ({len(row)}, not {len(header)})")
+
+
+def parse_json(text: str) -> dict:
+    row = json.loads(text)
+    if not isinstance(row, dict):
+        raise ValueError(f"but a {type(row).__name__}")
+    return row
+
+
+def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, list[str]]]:
+    """The lines of text files that are translations of each other, line by line; the place is that in the first."""
+    for number, lines in enumerate(itertools.zip_longest(*map(open_lines, paths)), 1):
+        try:
+            present = [path for path, line in zip(paths, lines, strict=True) if line is not None]
+            if len(present) < len(paths):
+                missing = ", ".join(path for path in paths if path not in present)
+                bad_rows.reject(f"{present[0]}:{number}", "has no partner", f" ({missing} has ended)")
+                continue
+            yield f"{paths[0]}:{number}", [decode(line) for line in lines]
+        except UnicodeDecodeError:
+            bad_rows.reject(f"{paths[0]}:{number}", "or its partner is not UTF-8")
+
+
+def get_text(place: str, row: dict, column: str, bad_rows: BadRows) -> str | None:
+    """The text of a column; None, and the row counted as bad, where there is none."""
+    text = row.get("translation", row).get(column)
+    if text is None:
+        bad_rows.reject(place, f'has no column "{column}"', f" (it has: {', '.join(map(str, row))})")
+    elif not isinstance(text, str):
+        bad_rows.reject(place, f'has no text in the column "{column}"', f" but a {type(text).__name__}")
+    elif not text.strip():
+        bad_rows.reject(place, f'is empty in the column "{column}"')
+    else:
+        return text
+    return None
+
+
+# --- examples ---
+
+
+def batched(rows: Iterable, size: int = ROWS_AT_ONCE) -> Iterator[list]:
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
+
+
+def encode_pairs(
+    pairs: Iterable[Pair],
+    tokenizer: XLMSWCMTokenizer,
+    max_source_length: int,
+    max_target_length: int,
+    bad_rows: BadRows,
+) -> Iterator[dict[str, list[int]]]:
+    """`input_ids` and `labels` of each pair, with the tags of its languages; lengths in tokens, special ones included.
+
+    A pair that is too long, or whose language the tokenizer does not know, is a bad row. Tags and special tokens that
+    are spelt out in a text are read as text.
+    """
+    for batch in batched(pairs):
+        for (src_lang, tgt_lang), group in itertools.groupby(batch, key=lambda pair: (pair.src_lang, pair.tgt_lang)):
+            group = list(group)
+            if unknown := [code for code in (src_lang, tgt_lang) if code not in tokenizer.languages]:
+                known = ", ".join(tokenizer.languages)
+                for pair in group:
+                    bad_rows.reject(pair.place, f'is in the unknown language "{unknown[0]}"', f" (known: {known})")
+                continue
+            before = tokenizer.src_lang, tokenizer.tgt_lang
+            tokenizer.src_lang, tokenizer.tgt_lang = src_lang, tgt_lang
+            sources, targets = [pair.source for pair in group], [pair.target for pair in group]
+            encoded = tokenizer(sources, text_target=targets, split_special_tokens=True, return_attention_mask=False)
+            tokenizer.src_lang, tokenizer.tgt_lang = before
+            for pair, source, target in zip(group, encoded["input_ids"], encoded["labels"], strict=True):
+                if len(source) > max_source_length:
+                    bad_rows.reject(pair.place, f"has a source of more than {max_source_length} tokens")
+                elif len(target) > max_target_length:
+                    bad_rows.reject(pair.place, f"has a target of more than {max_target_length} tokens")
+                else:
+                    yield {"input_ids": source, "labels": target}
+
+
+def encode_texts(
+    texts: Iterable[str], tokenizer: XLMSWCMTokenizer, language: str, max_length: int, tables: PieceTables
+) -> Iterator[dict[str, list[int]]]:
+    """`input_ids` of each text, or of its pieces where it is longer, cut between sentences or else between words."""
+    head, eos = [tokenizer.bos_token_id, tokenizer.get_lang_id(language)], [tokenizer.eos_token_id]
+    for batch in batched(texts):
+        encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+        for ids in encoded["input_ids"]:
+            for piece in cut(np.array(ids), max_length - 3, tables):
+                yield {"input_ids": head + piece.tolist() + eos}
+
+
+def cut(ids: np.ndarray, limit: int, tables: PieceTables) -> Iterator[np.ndarray]:
+    """`ids` in pieces of at most `limit`, cut where the last sentence of the second half starts, or else a word."""
+    while len(ids) > limit:
+        words = tables.word_starts(ids[: limit + 1])
+        sentences = words[tables.sentence_starts(ids[: limit + 1], words)]
+        end = max(sentences[-1] if sentences[-1] > limit // 2 else words[-1], 0) or limit
+        yield ids[:end]
+        ids = ids[end:]
+    yield ids
+
+
+# --- corpora ---
+
+
+@dataclass
+class Corpus:
+    r"""
+    An entry of a list of corpora.
+
+    Args:
+        path: a file, several, or patterns such as `bo/*.jsonl.gz`; or the id of one Hub dataset.
+        language: of monolingual text, which is for denoising.
+        languages: two, of parallel text, which is for translation in both directions. Plain text needs two files, the
+            first in the first language.
+        column: of monolingual text; by default "text".
+        columns: two, of parallel text; by default named like the languages, inside "translation" where there is one.
+        name, split: of a Hub dataset.
+        weight: by which the corpus is drawn more often than its size says.
+        examples: how many it has; read through and counted if not given.
+    """
+
+    path: str | list[str]
+    language: str | None = None
+    languages: list[str] | None = None
+    column: str = "text"
+    columns: list[str] | None = None
+    name: str | None = None
+    split: str = "train"
+    weight: float = 1.0
+    examples: int | None = None
+
+    def __post_init__(self):
+        if (self.language is None) == (self.languages is None) or len(self.languages or "ab") != 2:
+            raise DataError(f"The corpus {self.path} needs either its language or its two languages.")
+        patterns = [self.path] if isinstance(self.path, str) else self.path
+        self.files = [file for pattern in patterns for file in sorted(glob.glob(pattern)) or [pattern]]
+        self.columns = self.columns or self.languages
+
+    @property
+    def title(self) -> str:
+        """The Hub id or the names of the files, without their folders."""
+        paths = [self.path] if isinstance(self.path, str) else self.path
+        return ", ".join(path if self._is_on_hub() else Path(path).name for path in paths)
+
+    def read(self, tokenizer: XLMSWCMTokenizer, max_length: int, tables: PieceTables, bad_rows: BadRows):
+        """Its examples in the order of the files.
+
+        Raises:
+            DataError: a language has no tag, or a file cannot be read.
+        """
+        for code in self.languages or [self.language]:
+            if code not in tokenizer.languages:
+                known = ", ".join(tokenizer.languages)
+                raise DataError(
+                    f'{self.title} is in the language "{code}", which has no tag; the known ones: {known}.'
+                )
+        if self.language is not None:
+            texts = (get_text(place, row, self.column, bad_rows) for place, row in self._rows(bad_rows))
+            return encode_texts(filter(None, texts), tokenizer, self.language, max_length, tables)
+        return self._both_directions(tokenizer, max_length, bad_rows)
+
+    def _both_directions(self, tokenizer: XLMSWCMTokenizer, max_length: int, bad_rows: BadRows) -> Iterator[dict]:
+        # a source is a target behind `<s>`
+        for pair in encode_pairs(self._pairs(bad_rows), tokenizer, max_length, max_length - 1, bad_rows):
+            yield pair
+            yield {"input_ids": [tokenizer.bos_token_id, *pair["labels"]], "labels": pair["input_ids"][1:]}
+
+    def _rows(self, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
+        if self.languages and self._is_plain_text():
+            if len(self.files) != 2:
+                raise DataError(f"Parallel plain text needs two files, and {self.path} is {len(self.files)}.")
+            for place, lines in read_aligned(self.files, bad_rows):
+                yield place, dict(zip(self.columns, lines, strict=True))
+            return
+        for file in self.files:
+            yield from read_rows(file, bad_rows, self.name, self.split)
+
+    def _is_on_hub(self) -> bool:
+        return not Path(self.files[0]).is_file()
+
+    def _is_plain_text(self) -> bool:
+        formats = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+        return not self._is_on_hub() and not self.files[0].lower().removesuffix(".gz").endswith(formats)
+
+    def _pairs(self, bad_rows: BadRows) -> Iterator[Pair]:
+        for place, row in self._rows(bad_rows):
+            texts = [get_text(place, row, column, bad_rows) for column in self.columns]
+            if None not in texts:
+                yield Pair(place, *texts, *self.languages)
+
+
+def load_corpora(path: str) -> dict[str, list[Corpus]]:
+    """The corpora of a YAML or JSON file: lists of entries under `train` and, if there is one, `validation`."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict) or "train" not in content or not content.keys() <= {"train", "validation"}:
+        raise DataError(f"{path} must have a list of corpora under train and may have one under validation.")
+    known = {option.name for option in fields(Corpus)}
+    for entry in itertools.chain(*content.values()):
+        if unknown := sorted(entry.keys() - known):
+            raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}; known: {', '.join(known)}.")
+        if "path" not in entry:
+            raise DataError(f"{path} has a corpus without a path: {entry}.")
+    return {name: [Corpus(**entry) for entry in entries] for name, entries in content.items()}
+
+
+class Mixture(torch.utils.data.IterableDataset):
+    r"""
+    An endless stream of examples of several corpora, drawn with p_i proportional to weight_i * q_i ** exponent, where
+    q_i is the share of corpus i of all examples (Su et al., ACL 2025, section 3).
+
+    Each corpus is read again and again, in another order each time: none of its examples comes twice in a reading. The
+    number of the reading is the example's `epoch`. The order is a function of the arguments alone, whatever number of
+    processes shares the stream, and batches have examples of like length.
+
+    Args:
+        max_length: of source and target, in tokens.
+        batch_size: examples for one step of the optimizer, over all processes.
+        shuffle_buffer: examples of each corpus among which the next one is drawn.
+
+    Raises:
+        DataError: a corpus has rows that cannot be used, or none that can; all are read before training, but for
+            those whose number of examples is given.
+    """
+
+    batches_sorted_together = 50
+
+    def __init__(
+        self,
+        corpora: list[Corpus],
+        tokenizer: XLMSWCMTokenizer,
+        max_length: int,
+        batch_size: int,
+        exponent: float = 0.3,
+        shuffle_buffer: int = 10_000,
+        seed: int = 0,
+        skip_bad_rows: bool = False,
+    ):
+        self.corpora, self.tokenizer, self.max_length, self.batch_size = corpora, tokenizer, max_length, batch_size
+        self.shuffle_buffer, self.seed, self.skip_bad_rows = shuffle_buffer, seed, skip_bad_rows
+        self.tables = PieceTables(tokenizer)
+        self.bad_rows = BadRows(skip_bad_rows)
+        self.examples = np.array([corpus.examples or self._count(corpus) for corpus in corpora])
+        self.bad_rows.report()
+        for corpus, examples in zip(corpora, self.examples, strict=True):
+            if examples == 0:
+                raise DataError(f"The corpus {corpus.path} has no row that can be used.")
+        weights = np.array([corpus.weight for corpus in corpora])
+        probabilities = weights * (self.examples / self.examples.sum()) ** exponent
+        self.probabilities = probabilities / probabilities.sum()
+
+    def _count(self, corpus: Corpus) -> int:
+        return sum(1 for _ in corpus.read(self.tokenizer, self.max_length, self.tables, self.bad_rows))
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        for number, batch in enumerate(self._batches()):
+            if worker is None or number % worker.num_workers == worker.id:
+                yield from batch
+
+    def _batches(self) -> Iterator[list[dict]]:
+        rng = np.random.default_rng([self.seed, 1])
+        mixed = self._mixed()
+        while True:
+            examples = list(itertools.islice(mixed, self.batches_sorted_together * self.batch_size))
+            examples.sort(key=lambda example: len(example["input_ids"]) + len(example.get("labels", ())))
+            for number in rng.permutation(self.batches_sorted_together):
+                yield examples[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def _mixed(self) -> Iterator[dict]:
+        rng = np.random.default_rng([self.seed, 0])
+        streams = [self._repeated(number) for number in range(len(self.corpora))]
+        while True:
+            for number in rng.choice(len(streams), size=1024, p=self.probabilities):
+                yield next(streams[number])
+
+    def _repeated(self, number: int) -> Iterator[dict]:
+        """The examples of a corpus, shuffled through a buffer, reading after reading."""
+        for epoch in itertools.count():
+            rng = np.random.default_rng([self.seed, 2, number, epoch])
+            bad_rows = BadRows(self.skip_bad_rows)
+            buffer = []
+            for example in self.corpora[number].read(self.tokenizer, self.max_length, self.tables, bad_rows):
+                if bad_rows.reasons and not self.skip_bad_rows:
+                    bad_rows.report()
+                example["epoch"] = epoch
+                if len(buffer) < self.shuffle_buffer:
+                    buffer.append(example)
+                    continue
+                place = rng.integers(self.shuffle_buffer)
+                yield buffer[place]
+                buffer[place] = example
+            if epoch == 0 and self.corpora[number].examples is not None:
+                bad_rows.report()  # nobody has counted them before
+            rng.shuffle(buffer)
+            yield from buffer

@@ -1,0 +1,154 @@
+"""Seq2SeqTrainer with what a long training needs: it stops at NaN, saves whole checkpoints, and samples its inputs."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from .arguments import ModelArguments, TrainingArguments
+
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+UNFINISHED = "_unfinished"  # pushes leave out what begins with _
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or not begin; the message is one sentence that says what to do."""
+
+
+class XLMSWCMTrainer(Seq2SeqTrainer):
+    r"""
+    [`~transformers.Seq2SeqTrainer`] for XLM-SWCM, with [`TrainingArguments`].
+
+    - A loss or gradient that is not finite stops the training before it reaches the weights.
+    - A checkpoint is written to `_unfinished/` and renamed, so that no half of one can be taken for a whole one.
+    - `scheduled_sampling`: part of the decoder's inputs are the model's own predictions, made in a pass over the clean
+      inputs (Mihaylova & Martins, 2019).
+    - `predict_with_generate` begins each text with the language tag that its labels have.
+    """
+
+    args: TrainingArguments
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        if "labels" in inputs and "decoder_input_ids" not in inputs:
+            unwrapped = self.accelerator.unwrap_model(model)
+            # label smoothing keeps the labels from the model
+            inputs["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(inputs["labels"])
+            share = self.args.scheduled_sampling * self.state.global_step / max(self.state.max_steps, 1)
+            if model.training and share > 0:
+                inputs["decoder_input_ids"] = self._sample_inputs(model, inputs, share)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training and not loss.isfinite():
+            self._stop(f"The loss is {loss.item()}")
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _sample_inputs(self, model: nn.Module, inputs: dict, share: float) -> torch.Tensor:
+        """The decoder's inputs, of shape (batch, target_len), with `share` of them replaced by predictions."""
+        clean = inputs["decoder_input_ids"]
+        predicted = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits.argmax(-1)
+        # what is predicted at one place is the input of the next
+        predicted = torch.cat([clean[:, :1], predicted[:, :-1]], dim=1)
+        replaced = torch.rand(clean.shape, device=clean.device) < share
+        replaced &= clean != self.processing_class.pad_token_id
+        replaced[:, :2] = False  # start token and tag
+        return torch.where(replaced, predicted, clean)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # float16 has such steps at times, and its scaler leaves them out
+        if not self.args.fp16 and not torch.as_tensor(grad_norm).isfinite():
+            self._stop(f"The norm of the gradients is {float(grad_norm)}")
+        return grad_norm
+
+    def _stop(self, what: str):
+        checkpoint = get_last_checkpoint(self.args.output_dir)
+        kept = "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+        raise TrainingError(
+            f"{what} at step {self.state.global_step + 1}; {kept}. Try a lower learning rate, a longer warm-up or "
+            "float32, and look at the data of this step."
+        )
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        if self.args.predict_with_generate and not prediction_loss_only and self.processing_class.languages:
+            tags = inputs["labels"][:, :1]
+            start = torch.full_like(tags, self.model.config.decoder_start_token_id)
+            prompts = torch.cat([start, tags], dim=1).to(self.args.device)
+            gen_kwargs = getattr(self, "_gen_kwargs", {}) | gen_kwargs | {"decoder_input_ids": prompts}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, UNFINISHED)) if self._is_saving else folder
+
+    _is_saving = False
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(run / name)
+        if self.args.should_save:
+            self.state.save_to_json(run / UNFINISHED / name / TRAINER_STATE_NAME)
+            shutil.rmtree(run / name, ignore_errors=True)
+            (run / UNFINISHED / name).rename(run / name)
+            (run / UNFINISHED).rmdir()
+            rotate_checkpoints(
+                output_dir=run,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
+    """The model with LoRA adapters in the decoder's projections, or with its encoder frozen, as asked.
+
+    Raises:
+        TrainingError: the decoder's layers are the encoder's.
+    """
+    if (args.lora or args.freeze_encoder) and model.config.weight_sharing == "tied":
+        option = "--lora" if args.lora else "--freeze_encoder"
+        raise TrainingError(
+            f'{option} needs a decoder of its own weights: convert with --weight-sharing init, not "tied".'
+        )
+    if args.freeze_encoder:
+        model.model.encoder.requires_grad_(False)
+    if not args.lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model, LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
+    )
+
+
+def find_checkpoint(args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: `resume_from_checkpoint`, where `last` stands for the last one, if any.
+
+    Raises:
+        TrainingError: there are checkpoints, and nothing is said about them.
+    """
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if args.resume_from_checkpoint == "last":
+        return last
+    if args.resume_from_checkpoint is None and last is not None:
+        raise TrainingError(
+            f"{args.output_dir} has checkpoints: give --resume_from_checkpoint last to go on from {Path(last).name}, "
+            "or another --output_dir."
+        )
+    return args.resume_from_checkpoint
