@@ -195,7 +195,7 @@ def inspect(
 ):
     """Show what a model is, without downloading its weights."""
     with one_sentence_errors(debug):
-        inspect_checkpoint(source, revision).print(Console())
+        inspect_checkpoint(source, revision).print(Console(soft_wrap=True))
 
 
 Checkpoint = Annotated[str, typer.Argument(help="An encoder or XLM-SWCM model: Hub id or folder.")]
