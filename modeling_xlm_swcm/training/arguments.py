@@ -27,6 +27,10 @@ class ModelArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "keep from the collator what the model does not know, such as an epoch"}
+    )
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "the model has none"})
     scheduled_sampling: float = field(
         default=0.0,
         metadata={

@@ -82,6 +82,12 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             gen_kwargs = getattr(self, "_gen_kwargs", {}) | gen_kwargs | {"decoder_input_ids": prompts}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 
+    def _issue_warnings_after_load(self, load_result):
+        # a file has tied tensors once, and upstream warns of the others
+        lost = set(load_result.missing_keys) - self.model.all_tied_weights_keys.keys()
+        if wrong := sorted(lost | set(load_result.unexpected_keys)):
+            raise TrainingError(f"The checkpoint is not of this model: {wrong[0]} is in one of the two alone.")
+
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
         return str(Path(folder, UNFINISHED)) if self._is_saving else folder
