@@ -4,7 +4,7 @@ What counts as a word is defined in `segmentation.py`. All scores are from 0 to 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 
 import numpy as np
@@ -87,12 +87,19 @@ class GenerationMetrics:
     Args:
         references: the texts to compare with, in the order of the data set. By default the labels are decoded, which
             hides what the tokenizer could not read or a length limit cut off.
-        groups: a name for each text, such as its language; scores of each group come under `<group>_<score>`.
+        groups: a name for each text, such as its language.
+        names: the scores to return for all texts, and the first of them for each group as `<group>_<name>`. By default
+            all numbers, for all texts.
+
+    Attributes:
+        scores: what the last call found, group -> `score` with its signatures; the group of all texts is "all".
     """
 
     tokenizer: PreTrainedTokenizerBase
     references: Sequence[str] | None = None
     groups: Sequence[str] | None = None
+    names: Sequence[str] | None = None
+    scores: dict[str, dict[str, float | str]] = field(default_factory=dict, init=False)
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Texts of ids of shape (texts, length) that are padded with the pad token or -100."""
@@ -100,16 +107,14 @@ class GenerationMetrics:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        written = self.decode(prediction.predictions)
         references = self.references if self.references is not None else self.decode(prediction.label_ids)
-        scores = numbers(score(written, references))
+        # what several processes write is filled up to full batches
+        written = self.decode(prediction.predictions)[: len(references)]
+        self.scores = {"all": score(written, references)}
         for group in dict.fromkeys(self.groups or ()):
             rows = [row for row, name in enumerate(self.groups) if name == group]
-            of_group = score([written[row] for row in rows], [references[row] for row in rows])
-            scores |= {f"{group}_{name}": value for name, value in numbers(of_group).items()}
-        return scores
-
-
-def numbers(scores: dict[str, float | str]) -> dict[str, float]:
-    """The scores without the signatures, for loggers that take numbers only."""
-    return {name: value for name, value in scores.items() if not isinstance(value, str)}
+            self.scores[group] = score([written[row] for row in rows], [references[row] for row in rows])
+        # loggers take numbers only
+        names = self.names or [name for name in self.scores["all"] if not name.endswith("_signature")]
+        of_groups = {f"{group}_{names[0]}": self.scores[group][names[0]] for group in self.scores if group != "all"}
+        return {name: self.scores["all"][name] for name in names} | of_groups
