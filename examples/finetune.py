@@ -18,11 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
+from modeling_xlm_swcm.conversion.card import require_license
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, read_config, read_json
+from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
+from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, encode_pairs, get_text, read_rows
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
@@ -113,14 +118,24 @@ def row_pairs(place: str, row: dict, args: DataArguments, bad_rows: BadRows) -> 
         yield Pair(place, source[0] if len(source) == 1 else tuple(source), target, source_lang, target_lang)
 
 
-def read_pairs(split: str, args: DataArguments, bad_rows: BadRows) -> list[Pair]:
-    """Everything that the rows of "train", "validation" or "test" ask of the model."""
-    path = args.dataset_name or getattr(args, f"{split}_file")
-    if path is None:
-        raise DataError(f"There is no {split} data: give --{split}_file or --dataset_name.")
+def group_of(pair: Pair, task: str) -> str:
+    """The name under which a pair is scored: its language, or its two languages."""
+    return f"{pair.src_lang}-{pair.tgt_lang}" if task == "translation" else pair.tgt_lang
+
+
+def read_pairs(args: DataArguments, splits: Iterable[str]) -> dict[str, list[Pair]]:
+    """Everything that the rows of `splits` ("train", "validation", "test") ask of the model."""
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
-    rows = itertools.islice(read_rows(path, bad_rows, args.dataset_config_name, split), limits[split])
-    return [pair for place, row in rows for pair in row_pairs(place, row, args, bad_rows)]
+    bad_rows = BadRows(args.skip_bad_rows)
+    pairs = {}
+    for split in splits:
+        path = args.dataset_name or getattr(args, f"{split}_file")
+        if path is None:
+            raise DataError(f"There is no {split} data: give --{split}_file or --dataset_name.")
+        rows = itertools.islice(read_rows(path, bad_rows, args.dataset_config_name, split), limits[split])
+        pairs[split] = [pair for place, row in rows for pair in row_pairs(place, row, args, bad_rows)]
+    bad_rows.report()
+    return pairs
 
 
 @dataclass
@@ -147,25 +162,13 @@ class Encoder:
         self.bad_rows.report()
 
 
-def make_dataset(examples: list[dict], split: str) -> Dataset:
-    if not examples:
-        raise DataError(f"The {split} data has no row that can be used.")
-    return Dataset.from_list(examples)
-
-
-def encode_for_training(pairs: list[Pair], encoder: Encoder) -> Dataset:
-    return make_dataset(list(encoder(pairs)), "training")
-
-
-def encode_for_evaluation(pairs: list[Pair], encoder: Encoder) -> tuple[Dataset, GenerationMetrics]:
+def encode_for_evaluation(pairs: list[Pair], encoder: Encoder) -> tuple[list[dict], GenerationMetrics]:
     """Examples, and what scores them: against the texts as they were read, and for each language apart."""
     # one by one, to know which of them can be used
     used = [(example, pair) for pair in pairs for example in encoder([pair])]
-    pairs = [pair for _, pair in used]
-    translated = encoder.args.task == "translation"
-    groups = [f"{pair.src_lang}-{pair.tgt_lang}" if translated else pair.tgt_lang for pair in pairs]
-    metrics = GenerationMetrics(encoder.tokenizer, [pair.target for pair in pairs], groups, SCORES[encoder.args.task])
-    return make_dataset([example for example, _ in used], "evaluation"), metrics
+    task = encoder.args.task
+    references, groups = [pair.target for _, pair in used], [group_of(pair, task) for _, pair in used]
+    return [example for example, _ in used], GenerationMetrics(encoder.tokenizer, references, groups, SCORES[task])
 
 
 def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTokenizer:
@@ -198,39 +201,45 @@ def run(
     """
     args.generation_num_beams = data_args.num_beams
     args.generation_max_length = data_args.max_target_length + 1  # the start token is no part of a label
+    checkpoint = find_checkpoint(args) if "train" in pairs else None
     set_seed(args.seed)
     tokenizer = load_tokenizer(model_args, data_args)
-    bad_rows = BadRows(data_args.skip_bad_rows)
-    encoder = Encoder(tokenizer, data_args, bad_rows)
-    train = encode_for_training(pairs["train"], encoder) if "train" in pairs else None
-    held_out = {split: encode_for_evaluation(pairs[split], encoder) for split in pairs if split != "train"}
+    encoder = Encoder(tokenizer, data_args, BadRows(data_args.skip_bad_rows))
+    examples = {"train": list(encoder(pairs["train"]))} if "train" in pairs else {}
+    metrics = {}
+    for split in pairs.keys() - {"train"}:
+        examples[split], metrics[split] = encode_for_evaluation(pairs[split], encoder)
     encoder.report()
-    validation, metrics = held_out.get("validation", (None, None))
+    if empty := [split for split in examples if not examples[split]]:
+        raise DataError(f"The {empty[0]} data has no row that can be used.")
+    datasets = {split: Dataset.from_list(rows) for split, rows in examples.items()}
     model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
     trainer = XLMSWCMTrainer(
         prepare_model(model, model_args),
         args,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
         processing_class=tokenizer,
-        compute_metrics=metrics if args.predict_with_generate else None,
+        compute_metrics=metrics.get("validation") if args.predict_with_generate else None,
     )
-    if train is not None:
-        trainer.train(resume_from_checkpoint=find_checkpoint(args))
+    if "train" in datasets:
+        trainer.train(resume_from_checkpoint=checkpoint)
     results = {}
-    if validation is not None:
+    if "validation" in datasets:
         trainer.evaluate()
-        results = save_scores(metrics, trainer, "eval")
-    if "test" in held_out:
-        test, trainer.compute_metrics = held_out["test"]
-        output = trainer.predict(test)
-        results = save_scores(trainer.compute_metrics, trainer, "predict")
+        results = save_scores(metrics["validation"], trainer, "eval")
+    if "test" in datasets:
+        trainer.compute_metrics = metrics["test"]
+        trainer.predict(datasets["test"])
+        results = save_scores(metrics["test"], trainer, "predict")
         if trainer.is_world_process_zero():
-            lines = [" ".join(text.splitlines()) for text in trainer.compute_metrics.decode(output.predictions)]
-            write_whole(Path(args.output_dir) / "generated_predictions.txt", "".join(f"{line}\n" for line in lines))
-    dataset = data_args.dataset_name or Path(data_args.train_file or data_args.test_file or "").name
-    write_results(trainer, model_args, data_args.task, dataset, results)
+            lines = "".join(" ".join(text.splitlines()) + "\n" for text in metrics["test"].written)
+            write_whole(Path(args.output_dir) / "generated_predictions.txt", lines)
+    if "train" in datasets:
+        files = [data_args.test_file, data_args.validation_file, data_args.train_file]
+        dataset = data_args.dataset_name or Path(next(filter(None, files))).name
+        write_results(trainer, model_args, data_args.task, dataset, results)
     return results
 
 
@@ -239,9 +248,28 @@ def save_scores(metrics: GenerationMetrics, trainer: XLMSWCMTrainer, name: str) 
     if not metrics.scores:
         return {}
     if trainer.is_world_process_zero():
+        Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
         text = json.dumps(metrics.scores, indent=1, ensure_ascii=False)
         write_whole(Path(trainer.args.output_dir) / f"{name}_results.json", text + "\n")
-    return {name: {group: scores[name] for group, scores in metrics.scores.items()} for name in metrics.names}
+    return {name: {group: round(of[name], 2) for group, of in metrics.scores.items()} for name in metrics.names}
+
+
+def check_push(model_args: ModelArguments, args: TrainingArguments):
+    """Find out before the training what would stop the push after it."""
+    if args.hub_model_id is None:
+        raise DataError("--push_to_hub needs --hub_model_id, such as owner/name.")
+    check_repo_id(args.hub_model_id)
+    check_token()
+    report = find_file(model_args.model_name_or_path, "conversion_report.json")
+    known = read_json(report).get("license") if report else None
+    require_license(model_args.license or known, model_args.model_name_or_path)
+
+
+def print_scores(results: dict[str, dict[str, float]]):
+    table = Table("", *results)
+    for group in next(iter(results.values())):
+        table.add_row(group, *(f"{scores[group]:.2f}" for scores in results.values()))
+    Console().print(table)
 
 
 def main():
@@ -253,10 +281,17 @@ def main():
             raise DataError("Nothing to do: give --do_train, --do_eval or --do_predict.")
         if args.do_predict and not args.predict_with_generate:
             raise DataError("--do_predict writes texts, so it needs --predict_with_generate.")
-        bad_rows = BadRows(data_args.skip_bad_rows)
-        pairs = {split: read_pairs(split, data_args, bad_rows) for split in splits}
-        bad_rows.report()
-        run(model_args, data_args, args, pairs)
+        wants_push, args.push_to_hub = args.push_to_hub, False  # once, at the end, with its card
+        if wants_push:
+            check_push(model_args, args)
+        results = run(model_args, data_args, args, read_pairs(data_args, splits))
+        if results and args.process_index == 0:
+            print_scores(results)
+        if wants_push and args.process_index == 0:
+            url = push(
+                args.output_dir, args.hub_model_id, license=model_args.license, private=bool(args.hub_private_repo)
+            )
+            Console().print(f"Pushed: {url}")
     except (DataError, ConversionError, TrainingError) as error:
         sys.exit(f"error: {error}")
 

@@ -92,13 +92,15 @@ class GenerationMetrics:
             all numbers, for all texts.
 
     Attributes:
-        scores: what the last call found, group -> `score` with its signatures; the group of all texts is "all".
+        written: the texts of the last call.
+        scores: their scores, group -> `score` with its signatures; the group of all texts is "all".
     """
 
     tokenizer: PreTrainedTokenizerBase
     references: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     names: Sequence[str] | None = None
+    written: list[str] = field(default_factory=list, init=False)
     scores: dict[str, dict[str, float | str]] = field(default_factory=dict, init=False)
 
     def decode(self, ids: np.ndarray) -> list[str]:
@@ -109,7 +111,7 @@ class GenerationMetrics:
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         references = self.references if self.references is not None else self.decode(prediction.label_ids)
         # what several processes write is filled up to full batches
-        written = self.decode(prediction.predictions)[: len(references)]
+        self.written = written = self.decode(prediction.predictions)[: len(references)]
         self.scores = {"all": score(written, references)}
         for group in dict.fromkeys(self.groups or ()):
             rows = [row for row, name in enumerate(self.groups) if name == group]
