@@ -190,7 +190,11 @@ def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTo
 
 
 def run(
-    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, pairs: dict[str, list[Pair]]
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    tokenizer: XLMSWCMTokenizer,
+    pairs: dict[str, list[Pair]],
 ) -> dict[str, dict[str, float]]:
     """Train on `pairs["train"]`, evaluate on `pairs["validation"]` and `pairs["test"]`, as far as they are there.
 
@@ -203,7 +207,6 @@ def run(
     args.generation_max_length = data_args.max_target_length + 1  # the start token is no part of a label
     checkpoint = find_checkpoint(args) if "train" in pairs else None
     set_seed(args.seed)
-    tokenizer = load_tokenizer(model_args, data_args)
     encoder = Encoder(tokenizer, data_args, BadRows(data_args.skip_bad_rows))
     examples = {"train": list(encoder(pairs["train"]))} if "train" in pairs else {}
     metrics = {}
@@ -284,7 +287,8 @@ def main():
         wants_push, args.push_to_hub = args.push_to_hub, False  # once, at the end, with its card
         if wants_push:
             check_push(model_args, args)
-        results = run(model_args, data_args, args, read_pairs(data_args, splits))
+        tokenizer = load_tokenizer(model_args, data_args)
+        results = run(model_args, data_args, args, tokenizer, read_pairs(data_args, splits))
         if results and args.process_index == 0:
             print_scores(results)
         if wants_push and args.process_index == 0:

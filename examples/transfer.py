@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
-from finetune import SCORES, DataArguments, group_of, read_pairs, run
+from finetune import SCORES, DataArguments, group_of, load_tokenizer, read_pairs, run
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -107,6 +107,7 @@ def transfer(
         raise DataError("A transfer trains several models: push the one you want with xlm-swcm push.")
     args.do_train = args.do_predict = args.predict_with_generate = True
     splits = ["train", "validation", "test"] if args.do_eval else ["train", "test"]
+    tokenizer = load_tokenizer(model_args, data_args)
     pairs = read_pairs(data_args, splits)
     # all samples are drawn before the first run, so that no later one fails
     task, high_resource = data_args.task, transfer_args.high_resource
@@ -118,7 +119,7 @@ def transfer(
     for samples, train in chosen.items():
         run_args = copy.deepcopy(args)
         run_args.output_dir = str(Path(args.output_dir) / f"{high_resource}+{samples}")
-        results = run(model_args, copy.copy(data_args), run_args, pairs | {"train": train})
+        results = run(model_args, data_args, run_args, tokenizer, pairs | {"train": train})
         scores[samples] = {group: score for group, score in results[metric].items() if group != "all"}
     return scores, metric
 
