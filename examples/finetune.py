@@ -147,10 +147,10 @@ class Encoder:
     bad_rows: BadRows
     num_cut: int = 0
 
-    def __call__(self, pairs: Iterable[Pair]) -> Iterator[dict[str, list[int]]]:
+    def __call__(self, pairs: Iterable[Pair], target_limit: int) -> Iterator[dict[str, list[int]]]:
         limit = self.args.max_source_length
         source_limit = sys.maxsize if self.args.truncate_sources else limit
-        for example in encode_pairs(pairs, self.tokenizer, source_limit, self.args.max_target_length, self.bad_rows):
+        for example in encode_pairs(pairs, self.tokenizer, source_limit, target_limit, self.bad_rows):
             if len(ids := example["input_ids"]) > limit:
                 example["input_ids"] = [*ids[: limit - 1], ids[-1]]
                 self.num_cut += 1
@@ -163,12 +163,19 @@ class Encoder:
 
 
 def encode_for_evaluation(pairs: list[Pair], encoder: Encoder) -> tuple[list[dict], GenerationMetrics]:
-    """Examples, and what scores them: against the texts as they were read, and for each language apart."""
-    # one by one, to know which of them can be used
-    used = [(example, pair) for pair in pairs for example in encoder([pair])]
-    task = encoder.args.task
-    references, groups = [pair.target for _, pair in used], [group_of(pair, task) for _, pair in used]
-    return [example for example, _ in used], GenerationMetrics(encoder.tokenizer, references, groups, SCORES[task])
+    """
+    Examples, and what scores them: against the targets as they were read, and for each language apart.
+
+    No target is too long for that; the loss is of the tokens up to the limit.
+    """
+    examples, references, groups = [], [], []
+    for pair in pairs:
+        # one by one, to know which of them can be used
+        for example in encoder([pair], target_limit=sys.maxsize):
+            examples.append(example | {"labels": example["labels"][: encoder.args.max_target_length]})
+            references.append(pair.target)
+            groups.append(group_of(pair, encoder.args.task))
+    return examples, GenerationMetrics(encoder.tokenizer, references, groups, SCORES[encoder.args.task])
 
 
 def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTokenizer:
@@ -208,7 +215,7 @@ def run(
     checkpoint = find_checkpoint(args) if "train" in pairs else None
     set_seed(args.seed)
     encoder = Encoder(tokenizer, data_args, BadRows(data_args.skip_bad_rows))
-    examples = {"train": list(encoder(pairs["train"]))} if "train" in pairs else {}
+    examples = {"train": list(encoder(pairs["train"], data_args.max_target_length))} if "train" in pairs else {}
     metrics = {}
     for split in pairs.keys() - {"train"}:
         examples[split], metrics[split] = encode_for_evaluation(pairs[split], encoder)

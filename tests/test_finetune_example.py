@@ -145,7 +145,7 @@ class TestEncoding:
     def test_question_and_context_are_a_pair_of_texts(self, tokenizer):
         args = data_arguments("question-answering")
         pair = Pair("x:1", ("风？", "河边没有风"), "没有", "zh", "zh")
-        (example,) = finetune.Encoder(tokenizer, args, BadRows())([pair])
+        (example,) = finetune.Encoder(tokenizer, args, BadRows())([pair], 20)
         tokenizer.src_lang = tokenizer.tgt_lang = "zh"
         assert example["input_ids"] == tokenizer("风？", "河边没有风")["input_ids"]
         assert example["labels"] == tokenizer(text_target="没有")["input_ids"]
@@ -154,7 +154,7 @@ class TestEncoding:
         pairs = [Pair("x:1", "河" * 40, "风", "zh", "zh"), Pair("x:2", "河", "风", "zh", "zh")]
         args = data_arguments("summarization", max_source_length=12, truncate_sources=True)
         encoder = finetune.Encoder(tokenizer, args, BadRows())
-        long, short = encoder(pairs)
+        long, short = encoder(pairs, 20)
         tokenizer.src_lang = "zh"
         whole = tokenizer("河" * 40)["input_ids"]
         assert long["input_ids"] == [*whole[:11], tokenizer.eos_token_id] and len(short["input_ids"]) < 12
@@ -162,26 +162,28 @@ class TestEncoding:
         args.truncate_sources = False
         with pytest.raises(DataError, match="x:1 has a source of more than 12 tokens"):
             encoder = finetune.Encoder(tokenizer, args, BadRows())
-            assert len(list(encoder(pairs))) == 1
+            assert len(list(encoder(pairs, 20))) == 1
             encoder.report()
 
     def test_references_stay_beside_their_examples_when_rows_are_skipped(self, tokenizer):
         args = data_arguments("translation", target_lang=["kk"], max_source_length=12)
-        sources = ["我们", "河" * 40, "风"]
-        pairs = [Pair(f"x:{n}", source, f"target {n}", "zh", "kk") for n, source in enumerate(sources)]
+        sources, target = ["我们", "河" * 40, "风"], "өзен " * 100
+        pairs = [Pair(f"x:{n}", source, f"{n} {target}", "zh", "kk") for n, source in enumerate(sources)]
         examples, metrics = finetune.encode_for_evaluation(pairs, finetune.Encoder(tokenizer, args, BadRows(True)))
-        assert len(examples) == 2 and metrics.references == ["target 0", "target 2"]
+        assert metrics.references == [f"0 {target}", f"2 {target}"]
+        assert [len(example["labels"]) for example in examples] == [128, 128]
         assert metrics.groups == ["zh-kk", "zh-kk"]
 
 
 class TestRuns:
     def test_every_text_is_written_in_its_own_language_and_scored_for_it(self, main, translation, tmp_path, capsys):
         # the test set has other neighbours than the training set, so that a batch has both languages
-        translation["test_file"] = write_table(tmp_path / "test.tsv", [ROWS[2], ROWS[0]])
-        assert main(finetune, **translation) is None
+        translation["test_file"] = write_table(tmp_path / "test.tsv", [ROWS[2], ROWS[0], ROWS[1]])
+        # and training batches of like length leave it in its order
+        assert main(finetune, **translation, train_sampling_strategy="group_by_length") is None
         output = tmp_path / "output"
         written = (output / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()
-        assert written == [ROWS[2]["kk"], ROWS[2]["bo"], ROWS[0]["kk"], ROWS[0]["bo"]]
+        assert written == [ROWS[number][code] for number in (2, 0, 1) for code in ("kk", "bo")]
         scores = json.loads((output / "predict_results.json").read_text())
         assert scores.keys() == {"all", "zh-kk", "zh-bo"}
         assert scores["zh-bo"]["chrf++"] == scores["all"]["bleu"] == 100 and "bleu_signature" in scores["all"]

@@ -42,7 +42,8 @@ def main():
         "finetune.py",
         *("--task", "translation", "--source_lang", source, "--target_lang", *targets, "--both_directions"),
         *("--train_file", files["train"], "--validation_file", files["dev"], "--test_file", files["test"]),
-        *("--model_name_or_path", model, "--output_dir", args.output_dir / "translation", "--skip_bad_rows"),
+        *("--model_name_or_path", model, "--output_dir", args.output_dir / "translation"),
+        *("--skip_bad_rows", "--truncate_sources"),  # so that no test sentence goes without a score
         *("--max_source_length", args.max_length, "--max_target_length", args.max_length),
         *("--do_train", "--do_predict", "--predict_with_generate", "--max_steps", args.steps),
         *("--per_device_train_batch_size", "32", "--learning_rate", "1e-3", "--warmup_steps", "0.1"),
