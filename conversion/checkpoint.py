@@ -41,6 +41,8 @@ def first_line(error: BaseException) -> str:
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """The local path of a file of a folder or Hub repository (downloaded if need be), or None if it has none."""
     if Path(source).is_dir():
+        if revision is not None:
+            raise ConversionError(f"{source} is a folder, and --revision is of a repository on the Hub.")
         path = Path(source) / name
         return path if path.is_file() else None
     if Path(source).exists():

@@ -129,6 +129,8 @@ def convert(
         )
         console = Console()
         report.print(console)
+        if not languages:
+            console.print("No language has a tag; --languages bo zh, for two, would give them one each.")
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
         if push_to_hub is not None and not dry_run:
             files = list_files(console, output, push_to_hub, license)

@@ -75,7 +75,11 @@ class ConversionReport:
             table.add_row("dropped", str(len(sources)), ", ".join(dict.fromkeys(sources)), why)
         console.print(table)
 
-        parameters = (f'{count:,} with weight_sharing "{sharing}"' for sharing, count in self.parameters.items())
+        written = self.options.get("weight_sharing")
+        parameters = (
+            f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == written else ""}'
+            for sharing, count in self.parameters.items()
+        )
         console.print(
             f"{len(self.copied)} tensors copied, each bit-equal to its source; {len(self.new)} new; "
             f"{len(self.dropped)} of the source dropped.\nParameters: {', '.join(parameters)}."
