@@ -11,6 +11,7 @@ and `mono/LANGUAGE.*.txt`. Every stage that has been done is not done again. Wri
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import os
@@ -125,22 +126,15 @@ def train_encoder(tokenizer_folder: Path, texts: Path, work: Path):
 
 
 def train(way: str, seed: int, texts: Path, work: Path):
-    """Extend, convert, train with `examples/pretrain.py`, and score."""
+    """Extend, convert and train with `examples/pretrain.py`."""
     folder = work / way.replace(" ", "-") / str(seed)
-    if (folder / "trained" / "scores.json").exists():
+    if (folder / "trained" / "metrics.json").exists():
         return
     encoder = work / "encoder"
     if WAYS[way] is not None:
         encoder = folder / "extended"
-        extend(
-            work / "encoder",
-            encoder,
-            corpus=[f"{texts}/bo.txt"],
-            size=NEW_PIECES,
-            init=WAYS[way],
-            overwrite=True,
-        )
-    convert(encoder, folder / "model", languages=["zh", "bo"], seed=seed, overwrite=True)
+        extend(work / "encoder", encoder, corpus=[f"{texts}/bo.txt"], size=NEW_PIECES, init=WAYS[way], overwrite=True)
+    convert(encoder, folder / "model", languages=["zh", "bo"], seed=seed, license="mit", overwrite=True)
     corpora = {
         "train": [
             {"path": str(texts / "bo.txt"), "language": "bo"},
@@ -149,7 +143,6 @@ def train(way: str, seed: int, texts: Path, work: Path):
         "validation": [{"path": str(texts / "dev.tsv"), "languages": ["zh", "bo"]}],
     }
     (folder / "corpora.yaml").write_text(yaml.safe_dump(corpora, allow_unicode=True), encoding="utf-8")
-    command = [sys.executable, "examples/pretrain.py", "examples/presets/cpu_small.yaml"]
     options = {
         "model_name_or_path": folder / "model",
         "data": folder / "corpora.yaml",
@@ -159,14 +152,14 @@ def train(way: str, seed: int, texts: Path, work: Path):
         "per_device_train_batch_size": 16,
         "skip_bad_rows": True,  # pairs that are longer
         "eval_steps": 100,
-        "seed": seed,
-        "bf16": True,
         "save_steps": STEPS,
+        "bf16": True,
+        "seed": seed,
     }
-    subprocess.run(
-        [*command, *(str(word) for name, value in options.items() for word in (f"--{name}", value))], check=True
-    )
-    return folder / "trained"
+    command = [sys.executable, "examples/pretrain.py", "examples/presets/cpu_small.yaml"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with (folder / "log.txt").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
 @torch.inference_mode()
@@ -213,7 +206,7 @@ def collect(work: Path) -> dict[str, list[dict]]:
         results[way] = []
         for seed in SEEDS:
             folder = work / way.replace(" ", "-") / str(seed) / "trained"
-            state = json.loads((folder / "trainer_state.json").read_text())
+            state = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
             curve = [(entry["step"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
             results[way].append({"seed": seed, **json.loads((folder / "scores.json").read_text()), "curve": curve})
     return results
@@ -271,6 +264,10 @@ def main():
     with ThreadPoolExecutor(args.jobs) as pool:
         # seeds in the outer loop: what is there when time runs out compares
         list(pool.map(lambda run: train(*run, texts, args.work), [(way, seed) for seed in SEEDS for way in WAYS]))
+    for way, seed in itertools.product(WAYS, SEEDS):
+        folder = args.work / way.replace(" ", "-") / str(seed) / "trained"
+        if not (folder / "scores.json").exists():
+            (folder / "scores.json").write_text(json.dumps(score(folder, texts)))
     results = collect(args.work)
     table = summary(results)
     plot(results, args.work / "results.png")
