@@ -133,7 +133,8 @@ def train(way: str, seed: int, texts: Path, work: Path):
     encoder = work / "encoder"
     if WAYS[way] is not None:
         encoder = folder / "extended"
-        extend(work / "encoder", encoder, corpus=[f"{texts}/bo.txt"], size=NEW_PIECES, init=WAYS[way], overwrite=True)
+        corpus, init = [f"{texts}/bo.txt"], WAYS[way]
+        extend(work / "encoder", encoder, corpus=corpus, size=NEW_PIECES, init=init, seed=seed, overwrite=True)
     convert(encoder, folder / "model", languages=["zh", "bo"], seed=seed, license="mit", overwrite=True)
     corpora = {
         "train": [
