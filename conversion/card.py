@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, AutoTokenizer
 from yaml import YAMLError
 
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
+
 from .checkpoint import ConversionError, find_file, read_json
 from .inspection import draw_plan
 
@@ -111,6 +113,7 @@ def fill_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         repo_id=repo_id,
         languages=languages,
         task=task,
+        released=config.model_type == ReleasedXLMSWCMConfig.model_type,
         source=f"[{report['source']}](https://huggingface.co/{report['source']})"
         if on_hub
         else f"`{Path(report['source']).name}` (not on the Hub)",
