@@ -19,7 +19,7 @@ from .inspection import check_model_type
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
 FILES = (
-    *("config.json", "generation_config.json", REPORT, "metrics.json"),
+    *("config.json", "generation_config.json", REPORT, "vocabulary_report.json", "metrics.json"),
     *("model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
     "*_xlm_swcm*.py",
 )

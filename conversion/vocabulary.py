@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 import modeling_xlm_swcm
+from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import (
     ConversionError,
@@ -43,7 +45,7 @@ INITS = ("mean-of-pieces", "random")
 VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weight|bias|decoder\.(weight|bias)))")
 # fields of config.json and generation_config.json that hold ids
 NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens")
-PLUGIN_TYPES = ("xlm_swcm",)
+PLUGIN_TYPES = (XLMSWCMConfig.model_type, ReleasedXLMSWCMConfig.model_type)
 # rows without a token are never to be written: e**-100 is no probability
 PADDING_BIAS = -100.0
 
@@ -57,6 +59,7 @@ class Checkpoint:
     generation_config: dict | None
     tensors: dict[str, torch.Tensor | StoredTensor]
     tokenizer: PreTrainedTokenizerBase
+    conversion_report: bytes | None
 
     @property
     def rows(self) -> int:
@@ -229,7 +232,9 @@ def prepare(
     for repeat, of in (("lm_head.decoder.weight", vocabulary[0]), ("lm_head.decoder.bias", "lm_head.bias")):
         if repeat in tensors and of in tensors and equal(tensors[repeat], tensors[of]):
             del tensors[repeat]  # Transformers ties it to the other
-    return Checkpoint(name, config, generation_config, tensors, tokenizer), corpora, measured
+    found = find_file(name, "conversion_report.json", revision)
+    conversion_report = found.read_bytes() if found is not None else None
+    return Checkpoint(name, config, generation_config, tensors, tokenizer, conversion_report), corpora, measured
 
 
 def equal(tensor: torch.Tensor | StoredTensor, other: torch.Tensor | StoredTensor) -> bool:
@@ -346,6 +351,8 @@ def write(
             id_map = {old: new for new, old in enumerate(old_ids) if old >= 0}
             (folder / "id_map.json").write_text(json.dumps(id_map), encoding="utf-8")
         (folder / "vocabulary_report.json").write_text(report.to_json(), encoding="utf-8")
+        if source.conversion_report is not None:
+            (folder / "conversion_report.json").write_bytes(source.conversion_report)
         prove(source, old_ids, folder)
         if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
             raise RuntimeError(f"The tokenizer of {source.name} does not come back as it was saved.")

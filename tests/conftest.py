@@ -178,6 +178,17 @@ def encoder_folder(tmp_path_factory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("xlm-r"), make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
 
 
+@pytest.fixture(scope="session")
+def learner_folder(encoder_folder, tmp_path_factory) -> Path:
+    """A converted model for zh, kk and bo with fresh weights, which learn quickly; nothing may change it."""
+    folder = tmp_path_factory.mktemp("learner") / "model"
+    convert(encoder_folder, folder, languages=["zh", "kk", "bo"])
+    fields = dict(initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    torch.manual_seed(0)
+    XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(folder, **fields)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def own_encoder(encoder_folder, tmp_path) -> Path:
     """A copy of `encoder_folder` to change."""

@@ -354,7 +354,6 @@ class TestMixture:
     def test_a_corpus_is_not_held_in_memory(self, corpora, tokenizer, monkeypatch):
         mixture = make_mixture(corpora[:1], tokenizer)
         read = []
-        monkeypatch.setattr(data, "ROWS_AT_ONCE", 8)
         monkeypatch.setattr(data, "decode", lambda line: read.append(line) or line.decode().strip())
         monkeypatch.setattr(mixture, "batches_sorted_together", 2)
         next(iter(mixture))

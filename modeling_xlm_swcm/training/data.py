@@ -28,6 +28,8 @@ from .denoising import PieceTables
 
 logger = logging.get_logger(__name__)
 
+# tags that are spelt out in a text are text; lengths are checked here, so that nobody need warn of them
+AS_TEXT = {"split_special_tokens": True, "verbose": False, "return_attention_mask": False}
 ROWS_AT_ONCE = 256  # that the tokenizer gets in one call
 NAMED_ROWS = 5  # in a message; all are counted
 
@@ -227,7 +229,7 @@ def encode_pairs(
             before = tokenizer.src_lang, tokenizer.tgt_lang
             tokenizer.src_lang, tokenizer.tgt_lang = src_lang, tgt_lang
             sources, targets = [pair.source for pair in group], [pair.target for pair in group]
-            encoded = tokenizer(sources, text_target=targets, split_special_tokens=True, return_attention_mask=False)
+            encoded = tokenizer(sources, text_target=targets, **AS_TEXT)
             tokenizer.src_lang, tokenizer.tgt_lang = before
             for pair, source, target in zip(group, encoded["input_ids"], encoded["labels"], strict=True):
                 if len(source) > max_source_length:
@@ -244,7 +246,7 @@ def encode_texts(
     """`input_ids` of each text, or of its pieces where it is longer, cut between sentences or else between words."""
     head, eos = [tokenizer.bos_token_id, tokenizer.get_lang_id(language)], [tokenizer.eos_token_id]
     for batch in batched(texts):
-        encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+        encoded = tokenizer(batch, add_special_tokens=False, **AS_TEXT)
         for ids in encoded["input_ids"]:
             for piece in cut(np.array(ids), max_length - 3, tables):
                 yield {"input_ids": head + piece.tolist() + eos}

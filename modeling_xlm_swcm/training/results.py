@@ -89,7 +89,7 @@ def describe_training(trainer: XLMSWCMTrainer, model_args: ModelArguments) -> di
         "seed": str(args.seed),
         "processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-        "seconds": round(runtime[-1]) if runtime else None,
+        "seconds": round(runtime[-1], 1) if runtime else None,
         "date": str(date.today()),
         "versions": f"xlm-swcm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
     }

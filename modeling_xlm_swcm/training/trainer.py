@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -74,6 +75,10 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             "float32, and look at the data of this step."
         )
 
+    def _get_eval_sampler(self, eval_dataset):
+        # in order, however training is grouped: the texts that are written belong to their rows
+        return SequentialSampler(eval_dataset)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
         if self.args.predict_with_generate and not prediction_loss_only and self.processing_class.languages:
             tags = inputs["labels"][:, :1]
@@ -81,6 +86,12 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             prompts = torch.cat([start, tags], dim=1).to(self.args.device)
             gen_kwargs = getattr(self, "_gen_kwargs", {}) | gen_kwargs | {"decoder_input_ids": prompts}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+
+    def _issue_warnings_after_load(self, load_result):
+        # a file has tied tensors once, and upstream warns of the others
+        lost = set(load_result.missing_keys) - self.model.all_tied_weights_keys.keys()
+        if wrong := sorted(lost | set(load_result.unexpected_keys)):
+            raise TrainingError(f"The checkpoint is not of this model: {wrong[0]} is in one of the two alone.")
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)

@@ -1,0 +1,193 @@
+"""examples/pretrain.py as a user runs it: killed and resumed, in several processes, with bad data."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from encoders import SENTENCES, edit_config
+from safetensors.torch import load_file
+
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.conversion import convert
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from pretrain import main  # noqa: E402 - examples/ is no package
+
+
+SCRIPT = Path(__file__).with_name("pretrain_process.py")
+LANGUAGES = ["en", "ug", "zh"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(encoder_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("converted") / "model"
+    convert(encoder_folder, folder, languages=LANGUAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Texts of which no two are the same, pairs, and some that are held out."""
+    folder = tmp_path_factory.mktemp("data")
+    words = " ".join(SENTENCES[:2]).split()
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=draw.randint(3, 12))) + " " + str(number) for number in range(90)]
+    (folder / "en.txt").write_text("\n".join(texts[:70]) + "\n")
+    (folder / "ug.txt").write_text("\n".join(texts[70:]) + "\n")
+    pairs = [{"en": " ".join(words[n : n + 4]), "zh": SENTENCES[-1][n : n + 5]} for n in range(10)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    corpora = {
+        "train": [
+            {"path": str(folder / "en.txt"), "language": "en"},
+            {"path": str(folder / "ug.txt"), "language": "ug"},
+            {"path": str(folder / "pairs.jsonl"), "languages": ["en", "zh"]},
+        ],
+        "validation": [{"path": str(folder / "ug.txt"), "language": "ug"}],
+    }
+    (folder / "corpora.json").write_text(json.dumps(corpora))
+    return folder
+
+
+def options(model: Path, data: Path, output: Path, *more) -> list[str]:
+    settings = {
+        "--model_name_or_path": model,
+        "--data": data / "corpora.json",
+        "--output_dir": output,
+        "--max_length": 36,
+        "--max_steps": 8,
+        "--per_device_train_batch_size": 4,
+        "--learning_rate": 1e-3,
+        "--save_steps": 2,
+        "--logging_steps": 1,
+        "--report_to": "none",
+        "--bf16": "false",
+        "--shuffle_buffer": 20,
+    }
+    return [str(part) for pair in settings.items() for part in pair] + [
+        "--use_cpu",
+        "--disable_tqdm",
+        "true",
+        *map(str, more),
+    ]
+
+
+def run(command: list[str], **environment) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def pretrain(*arguments, **environment) -> subprocess.CompletedProcess:
+    return run([sys.executable, str(SCRIPT), *options(*arguments)], **environment)
+
+
+def pretrain_here(*arguments):
+    """In this process, which has the imports done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pretrain.py", *options(*arguments)])
+        main()
+
+
+def launch(*arguments, **environment) -> subprocess.CompletedProcess:
+    """In two processes that talk through gloo."""
+    # --multi_gpu, because with --cpu accelerate starts one process and leaves more to MPI
+    settings = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings.split(), "--main_process_port", "0"]
+    return run([*launcher, str(SCRIPT), *options(*arguments)], **environment)
+
+
+def history(folder: Path) -> dict[str, list[float]]:
+    log = json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    return {name: [entry[name] for entry in log if name in entry] for name in ("loss", "grad_norm")}
+
+
+def read_record(path: Path) -> list[list]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model_folder, data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("whole")
+    process = pretrain(model_folder, data, output)
+    assert process.returncode == 0, process.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def still_model(model_folder, tmp_path_factory) -> Path:
+    """Without dropout, of which each process has its own."""
+    folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("still") / "model"))
+    edit_config(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return folder
+
+
+class TestResume:
+    @pytest.mark.parametrize("moment", ["step", "save"])
+    def test_killed_and_resumed_is_the_same(self, uninterrupted, model_folder, data, tmp_path, moment):
+        kill = f"{moment} {random.choice([4, 6])}" if moment == "save" else f"step {random.randint(2, 8)}"
+        process = pretrain(model_folder, data, tmp_path, KILL=kill)
+        assert process.returncode == -9, f"{kill}: {process.stderr}"
+        process = pretrain(model_folder, data, tmp_path, "--resume_from_checkpoint", "last")
+        assert process.returncode == 0, f"{kill}: {process.stderr}"
+        for file in ("model.safetensors", "checkpoint-8/model.safetensors"):
+            assert (tmp_path / file).read_bytes() == (uninterrupted / file).read_bytes(), kill
+        assert history(tmp_path) == history(uninterrupted), kill
+        assert not (tmp_path / "_unfinished").exists()
+
+    def test_it_has_learnt_and_left_its_results(self, uninterrupted, model_folder):
+        losses = history(uninterrupted)["loss"]
+        assert len(losses) == 8 and losses[-1] < losses[0]
+        metrics = json.loads((uninterrupted / "metrics.json").read_text())
+        assert metrics["results"]["loss"] > 0 and metrics["training"]["steps"] == 8
+        assert (uninterrupted / "training.png").is_file()
+        before, after = load_file(model_folder / "model.safetensors"), load_file(uninterrupted / "model.safetensors")
+        assert all(not torch.equal(before[name], after[name]) for name in before if "k_proj.bias" not in name)
+        loaded, info = XLMSWCMForConditionalGeneration.from_pretrained(uninterrupted, output_loading_info=True)
+        assert not any(info.values())
+
+
+class TestProcesses:
+    def test_two_learn_what_one_learns(self, still_model, data, tmp_path):
+        one, two, accumulated = (tmp_path / name for name in ("one", "two", "accumulated"))
+        batch = "--per_device_train_batch_size"
+        pretrain_here(still_model, data, one, batch, 8)
+        pretrain_here(still_model, data, accumulated, batch, 2, "--gradient_accumulation_steps", 4)
+        process = launch(still_model, data, two, batch, 4, RECORD=str(tmp_path / "seen"))
+        assert process.returncode == 0, process.stderr
+
+        for other in (two, accumulated):
+            for name, values in history(one).items():
+                assert history(other)[name] == pytest.approx(values, rel=1e-4), name
+        first, second = (
+            [(epoch, *(token for token in labels if token != -100)) for epoch, labels in read_record(path)]
+            for path in sorted(tmp_path.glob("seen.*"))
+        )
+        # each loader is one batch ahead
+        assert len(first) == len(second) == 9 * 4
+        assert len({*first, *second}) == len(first + second)
+
+
+class TestOptions:
+    def test_lora_scheduled_sampling_and_bfloat16(self, model_folder, data, tmp_path):
+        more = ["--lora", "--lora_rank", 4, "--scheduled_sampling", 0.5, "--bf16", "true", "--max_steps", 3]
+        process = pretrain(model_folder, data, tmp_path, *more)
+        assert process.returncode == 0, process.stderr
+        training = json.loads((tmp_path / "metrics.json").read_text())["training"]
+        assert (training["lora_rank"], training["precision"], training["scheduled_sampling"]) == (4, "bfloat16", 0.5)
+        loaded, info = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+
+    def test_errors_are_one_sentence(self, model_folder, data, tmp_path):
+        (data / "bad.json").write_text('{"train": [{"path": "nowhere.txt", "language": "en"}]}')
+        script = SCRIPT.parent.parent / "examples" / "pretrain.py"
+        command = [sys.executable, str(script), *options(model_folder, data, tmp_path, "--data", data / "bad.json")]
+        process = run(command)
+        assert process.returncode == 1
+        assert process.stderr.splitlines()[-1] == "error: There is no file nowhere.txt."
+        assert "Traceback" not in process.stderr

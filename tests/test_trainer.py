@@ -1,0 +1,435 @@
+"""The trainer: NaN, checkpoints, scheduled sampling, tags at generation, LoRA, frozen encoders, what it leaves."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import logits_of, tiny_model
+from encoders import xlm_roberta_tokenizer
+from transformers import Seq2SeqTrainer, TrainerCallback
+
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.training import results
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
+from modeling_xlm_swcm.training.results import plot_history, write_results
+from modeling_xlm_swcm.training.trainer import (
+    UNFINISHED,
+    TrainingError,
+    XLMSWCMTrainer,
+    find_checkpoint,
+    prepare_model,
+)
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+from pretrain import DataArguments  # noqa: E402 - examples/ is no package
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> XLMSWCMTokenizer:
+    encoder = xlm_roberta_tokenizer()
+    return XLMSWCMTokenizer(
+        tokenizer_object=encoder.backend_tokenizer, languages=["en", "ug"], **encoder.special_tokens_map
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer) -> list[dict]:
+    """Translation pairs of unequal length, into two languages."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(16):
+        source, target = (
+            torch.randint(8, 140, (length,), generator=generator).tolist() for length in (5, 2 + number % 6)
+        )
+        tag = tokenizer.get_lang_id(tokenizer.languages[number % 2])
+        rows.append({"input_ids": [0, tag, *source, 2], "labels": [tag, *target, 2]})
+    return rows
+
+
+@pytest.fixture
+def make_trainer(tokenizer, rows, tmp_path):
+    def make(model=None, trainer_class=XLMSWCMTrainer, callbacks=None, **options) -> XLMSWCMTrainer:
+        settings = dict(
+            per_device_train_batch_size=4, max_steps=4, save_steps=2, use_cpu=True, report_to=[], disable_tqdm=True
+        )
+        return trainer_class(
+            model or new_model(tokenizer),
+            TrainingArguments(str(tmp_path), **settings | {"learning_rate": 1e-3, "save_strategy": "steps"} | options),
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=DataCollatorForDenoising(tokenizer),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def new_model(tokenizer, **options) -> XLMSWCMForConditionalGeneration:
+    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return tiny_model(vocab_size=len(tokenizer), **dropout | options)
+
+
+def states(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_equal(first: dict, second: dict):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class AtStep(TrainerCallback):
+    """Does something to the model at the beginning of a step."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.action(model)
+
+
+class TestNotFinite:
+    def poison(self, model):
+        model.lm_head.bias.data[0] = torch.nan
+
+    def poison_gradients(self, model):
+        model.lm_head.bias.register_hook(lambda gradient: gradient * torch.inf)
+
+    @pytest.mark.parametrize(
+        ("action", "message"), [("poison", "The loss is nan"), ("poison_gradients", "The norm of the gradients is")]
+    )
+    @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+    def test_it_stops_and_the_last_good_checkpoint_stays(self, make_trainer, tmp_path, action, message, max_grad_norm):
+        trainer = make_trainer(
+            callbacks=[AtStep(4, getattr(self, action))], max_grad_norm=max_grad_norm, max_steps=8, save_steps=2
+        )
+        with pytest.raises(TrainingError, match=f"{message}.* at step 4; the last good checkpoint is .*checkpoint-2"):
+            trainer.train()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
+        saved = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-2")
+        assert all(parameter.isfinite().all() for parameter in saved.parameters())
+
+    def test_before_the_first_checkpoint(self, make_trainer):
+        with pytest.raises(TrainingError, match="at step 1; there is no checkpoint yet"):
+            make_trainer(callbacks=[AtStep(1, self.poison)]).train()
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("written", ["_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"])
+    def test_half_of_one_is_never_picked_up(self, make_trainer, tmp_path, monkeypatch, written):
+        """Whatever file was the last to be written when the process died."""
+        trainer = make_trainer(max_steps=6)
+        save = getattr(XLMSWCMTrainer, written)
+
+        def die(self, folder):
+            if "checkpoint-4" in folder:
+                raise KeyboardInterrupt
+            save(self, folder)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(XLMSWCMTrainer, written, die)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        assert (tmp_path / UNFINISHED / "checkpoint-4" / "model.safetensors").is_file()
+        trainer.args.resume_from_checkpoint = "last"
+        checkpoint = find_checkpoint(trainer.args)
+        assert checkpoint == str(tmp_path / "checkpoint-2")
+
+        resumed = make_trainer(max_steps=6)
+        resumed.train(resume_from_checkpoint=checkpoint)
+        assert not (tmp_path / UNFINISHED).exists()
+        whole = make_trainer(max_steps=6, save_strategy="no")
+        whole.train()
+        assert_equal(states(resumed.model), states(whole.model))
+
+    def test_the_best_one_is_kept_and_loaded(self, make_trainer, tmp_path):
+        ruin = AtStep(3, lambda model: model.lm_head.bias.data.mul_(50))
+        trainer = make_trainer(
+            callbacks=[ruin], eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True,
+            save_total_limit=2, max_steps=5,
+        )  # fmt: skip
+        trainer.train()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-5"]
+        assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+        state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+        best = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-2")
+        assert_equal(states(trainer.model), states(best))
+
+    def test_one_of_another_model_is_refused(self, make_trainer, tokenizer, tmp_path):
+        make_trainer(max_steps=2).train()
+        other = make_trainer(new_model(tokenizer, normal_layer_interval=None))
+        with pytest.raises(TrainingError, match=r"not of this model: model\.decoder\.layers"):
+            other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    def test_checkpoints_are_not_gone_on_from_unasked(self, make_trainer, tmp_path):
+        args = make_trainer().args
+        assert find_checkpoint(args) is None
+        args.resume_from_checkpoint = "last"
+        assert find_checkpoint(args) is None
+        (tmp_path / "checkpoint-7").mkdir()
+        assert find_checkpoint(args) == str(tmp_path / "checkpoint-7")
+        args.resume_from_checkpoint = "elsewhere"
+        assert find_checkpoint(args) == "elsewhere"
+        args.resume_from_checkpoint = None
+        with pytest.raises(TrainingError, match="--resume_from_checkpoint last to go on from checkpoint-7"):
+            find_checkpoint(args)
+
+
+class TestLoss:
+    def test_without_options_it_is_the_upstream_trainer(self, make_trainer):
+        ours, upstream = make_trainer(), make_trainer(trainer_class=Seq2SeqTrainer)
+        ours.train()
+        upstream.train()
+        assert_equal(states(ours.model), states(upstream.model))
+
+    def test_accumulation_of_unequal_targets_is_one_large_batch(self, make_trainer):
+        options = dict(optim="sgd", lr_scheduler_type="constant", learning_rate=0.1, max_steps=2, max_grad_norm=0.0)
+        whole = make_trainer(per_device_train_batch_size=16, **options)
+        parts = make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=8, **options)
+        before = states(whole.model)
+        whole.train()
+        parts.train()
+        after, other = states(whole.model), states(parts.model)
+        for name in after:
+            torch.testing.assert_close(other[name], after[name], atol=2e-6, rtol=1e-5)
+        assert max((after[name] - before[name]).abs().max() for name in after) > 1e-2
+
+    def test_label_smoothing(self, make_trainer, tokenizer, rows):
+        trainer = make_trainer(label_smoothing_factor=0.2)
+        batch = trainer.data_collator(rows[:4])
+        log_probabilities = new_model(tokenizer)(**batch).logits.log_softmax(-1)
+        wanted = batch["labels"] != -100
+        taken = log_probabilities[wanted].gather(1, batch["labels"][wanted][:, None]).mean()
+        expected = -0.8 * taken - 0.2 * log_probabilities[wanted].mean()
+        torch.testing.assert_close(trainer.compute_loss(trainer.model.eval(), batch), expected)
+
+
+class TestScheduledSampling:
+    @pytest.fixture
+    def batch(self, make_trainer, rows):
+        return make_trainer().data_collator(rows[:6])
+
+    def inputs(self, trainer, batch) -> dict:
+        clean = trainer.model.prepare_decoder_input_ids_from_labels(batch["labels"])
+        return batch | {"decoder_input_ids": clean}
+
+    def test_all_inputs_are_predictions_but_start_tag_and_padding(self, make_trainer, batch):
+        trainer = make_trainer()
+        inputs = self.inputs(trainer, batch)
+        clean = inputs["decoder_input_ids"]
+        sampled = trainer._sample_inputs(trainer.model.eval(), inputs, 1.0)
+        predictions = logits_of(trainer.model, **inputs).argmax(-1)
+        for row in range(6):
+            length = int((clean[row] != 1).sum())
+            assert sampled[row, :2].tolist() == clean[row, :2].tolist()
+            assert sampled[row, 2:length].tolist() == predictions[row, 1 : length - 1].tolist()
+            assert sampled[row, length:].tolist() == clean[row, length:].tolist()
+        assert not torch.equal(sampled, clean)
+
+    def test_the_share_is_what_is_asked(self, make_trainer, rows):
+        trainer = make_trainer()
+        batch = trainer.data_collator([{"input_ids": [0, 5, 2], "labels": [5, *range(8, 68), 2]}] * 32)
+        inputs = self.inputs(trainer, batch)
+        trainer.model.forward = lambda **_: type(
+            "Output", (), {"logits": torch.eye(len(rows) * 10)[torch.full((32, 62), 7)]}
+        )
+        changed = trainer._sample_inputs(trainer.model, inputs, 0.3) == 7
+        assert changed.float().sum() / (32 * 60) == pytest.approx(0.3, abs=0.04)
+
+    def test_it_grows_over_the_training(self, make_trainer, monkeypatch):
+        shares = []
+        original = XLMSWCMTrainer._sample_inputs
+        monkeypatch.setattr(
+            XLMSWCMTrainer,
+            "_sample_inputs",
+            lambda self, m, i, share: shares.append(share) or original(self, m, i, share),
+        )
+        trainer = make_trainer(scheduled_sampling=0.8)
+        trainer.train()
+        assert shares == pytest.approx([0.2, 0.4, 0.6])
+        shares.clear()
+        trainer.evaluate()
+        make_trainer().train()
+        assert shares == []
+
+    def test_it_changes_what_is_learnt(self, make_trainer):
+        sampled, plain = make_trainer(scheduled_sampling=1.0), make_trainer()
+        sampled.train()
+        plain.train()
+        assert not torch.equal(sampled.model.lm_head.bias, plain.model.lm_head.bias)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1])
+    def test_impossible_shares_are_refused(self, share, tmp_path):
+        with pytest.raises(ValueError, match="scheduled_sampling must be between 0 and 1"):
+            TrainingArguments(str(tmp_path), scheduled_sampling=share)
+
+
+class TestGeneration:
+    def test_each_text_begins_with_the_tag_of_its_labels(self, make_trainer, rows, tokenizer):
+        trainer = make_trainer(predict_with_generate=True, generation_max_length=9, per_device_eval_batch_size=4)
+        predicted = trainer.predict(rows)
+        assert predicted.predictions[:, :2].tolist() == [[0, row["labels"][0]] for row in rows]
+        assert (predicted.predictions[:, 9:] == tokenizer.pad_token_id).all()
+        assert predicted.metrics["test_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"])
+
+    def test_other_arguments_reach_generate(self, make_trainer, rows):
+        trainer = make_trainer(predict_with_generate=True)
+        predicted = trainer.predict(rows, max_length=5, num_beams=2)
+        assert predicted.predictions.shape[1] <= 20 and (predicted.predictions[:, 5:] == 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+class TestLora:
+    def test_every_projection_of_the_decoder_is_adapted_and_nothing_else(self, tokenizer):
+        model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
+        adapted = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+        # four custom layers: twice four projections of attention, twice two of feed-forward; one normal: 8 and 2
+        assert len(adapted) == 4 * 12 + 10
+        assert all(".decoder.layers." in name for name in adapted)
+
+    def test_it_is_merged_on_export(self, make_trainer, tokenizer, tmp_path, rows):
+        model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
+        trainer = make_trainer(model, learning_rate=0.05, max_steps=6, save_strategy="no")
+        trainer.train()
+        batch = trainer.data_collator(rows)
+        expected = logits_of(trainer.model.eval(), **batch)
+        assert (expected - logits_of(new_model(tokenizer), **batch)).abs().max() > 1e-2
+        results.save_merged(trainer)
+        loaded, info = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+        torch.testing.assert_close(logits_of(loaded.eval(), **batch), expected, atol=1e-4, rtol=1e-4)
+        assert not list(tmp_path.glob("adapter*"))
+
+    def test_it_learns(self, make_trainer, tokenizer):
+        model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=8))
+        trainer = make_trainer(model, learning_rate=0.02, max_steps=30, save_strategy="no")
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] < 0.9 * before
+
+    def test_a_frozen_encoder_stays_and_the_decoder_learns(self, make_trainer, tokenizer):
+        model = prepare_model(new_model(tokenizer), ModelArguments("", freeze_encoder=True))
+        before = states(model)
+        make_trainer(model, save_strategy="no").train()
+        for name, parameter in model.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            assert moved == (not name.startswith("model.encoder.")), name
+
+    @pytest.mark.parametrize("option", ["lora", "freeze_encoder"])
+    def test_layers_that_are_the_encoders_are_refused(self, tokenizer, option):
+        with pytest.raises(TrainingError, match=f"--{option} needs a decoder of its own weights"):
+            prepare_model(new_model(tokenizer, weight_sharing="tied"), ModelArguments("", **{option: True}))
+
+
+class TestResults:
+    @pytest.fixture
+    def start(self, tmp_path_factory) -> Path:
+        """The folder of a converted model, as far as the card reads it."""
+        folder = tmp_path_factory.mktemp("converted")
+        report = {"source": "somebody/encoder", "options": {}, "counts": {"copied": 1, "new": 2, "dropped": 3}}
+        (folder / "conversion_report.json").write_text(json.dumps(report | {"license": "mit", "commit": None}))
+        return folder
+
+    def write(self, make_trainer, start, **options):
+        trainer = make_trainer(logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
+        trainer.train()
+        write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}})
+
+    def test_everything_is_left_behind(self, make_trainer, start, tmp_path):
+        self.write(make_trainer, start, label_smoothing_factor=0.1, gradient_accumulation_steps=2)
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        assert (metrics["task"], metrics["dataset"], metrics["results"]) == (
+            "translation",
+            "news",
+            {"chrf": {"ug": 12.5}},
+        )
+        training = metrics["training"]
+        assert training["start"] == start.name
+        assert training["steps"] == 4 and training["batch_size"] == 8 and training["label_smoothing"] == 0.1
+        assert "lora_rank" not in training and training["precision"] == "float32" and "seconds" in training
+
+        card = (tmp_path / "README.md").read_text()
+        assert "| learning_rate | 0.001 |" in card and "12.5" in card and str(start.parent) not in card
+        assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "tokenizer.json").is_file()
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+    def test_an_unknown_licence_is_said_and_stops_nothing(self, make_trainer, tmp_path, start, caplog):
+        report = json.loads((start / "conversion_report.json").read_text()) | {"license": None}
+        (start / "conversion_report.json").write_text(json.dumps(report))
+        results.logger.addHandler(caplog.handler)
+        self.write(make_trainer, start)
+        results.logger.removeHandler(caplog.handler)
+        assert "No model card was written. The licence of somebody/encoder is not known" in caplog.text
+        assert (tmp_path / "metrics.json").is_file() and not (tmp_path / "README.md").exists()
+
+    def test_the_plot_has_losses_and_metrics(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(
+            results.plt.Axes, "plot", lambda self, x, y, *a, label=None, **k: drawn.append((label, x, y)) or []
+        )
+        history = [
+            {"step": 1, "loss": 3.0, "epoch": 1},
+            {"step": 2, "loss": 2.0},
+            {"step": 2, "eval_loss": 2.5, "eval_chrf": 9.0, "eval_runtime": 1.0, "eval_samples_per_second": 3.0},
+            {"step": 2, "train_runtime": 3.0, "train_loss": 2.5},
+        ]
+        plot_history(history, tmp_path / "plot.png")
+        assert drawn == [
+            ("training", (1, 2), (3.0, 2.0)), ("held out", (2,), (2.5,)), ("chrf", (2,), (9.0,))
+        ]  # fmt: skip
+
+
+class TestArguments:
+    def parse(self, *argv) -> tuple[ModelArguments, TrainingArguments]:
+        return parse_arguments(ModelArguments, TrainingArguments, argv=list(map(str, argv)))
+
+    def test_a_file_gives_defaults_and_the_command_line_wins(self, tmp_path):
+        path = tmp_path / "preset.yaml"
+        path.write_text("learning_rate: 1e-4\nmax_steps: 7\nlora: true\nmodel_name_or_path: m\nuse_cpu: true\n")
+        model, training = self.parse(path, "--max_steps", 9, "--output_dir", tmp_path)
+        assert (model.model_name_or_path, model.lora) == ("m", True)
+        assert (training.learning_rate, training.max_steps, training.output_dir) == (1e-4, 9, str(tmp_path))
+
+    def test_json_and_dashes(self, tmp_path):
+        path = tmp_path / "preset.json"
+        path.write_text('{"scheduled_sampling": 0.1, "use_cpu": true}')
+        model, training = self.parse(path, "--model-name-or-path", "m", "--freeze-encoder", "--output_dir", tmp_path)
+        assert model.freeze_encoder and training.scheduled_sampling == 0.1
+
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(self, tmp_path, monkeypatch, fast):
+        monkeypatch.setattr("modeling_xlm_swcm.training.arguments.has_fast_bf16", lambda: fast)
+        command = ["--model_name_or_path", "m", "--output_dir", tmp_path, "--use_cpu"]
+        assert self.parse(*command)[1].bf16 is fast
+        assert self.parse(*command, "--bf16", "false")[1].bf16 is False
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [("[", "cannot be read"), ("3", "must hold a setting per line"), ("rate: 3", "unknown setting rate")],
+    )
+    def test_a_bad_file_is_refused(self, tmp_path, capsys, content, message):
+        path = tmp_path / "preset.yaml"
+        path.write_text(content)
+        with pytest.raises(SystemExit):
+            self.parse(path, "--model_name_or_path", "m")
+        assert f"{path}" in capsys.readouterr().err.splitlines()[-1]
+
+    @pytest.mark.parametrize("preset", ["paper", "one_gpu", "cpu_small"])
+    def test_presets_are_understood(self, preset, tmp_path):
+        path = EXAMPLES / "presets" / f"{preset}.yaml"
+        command = [str(path), "--model_name_or_path", "m", "--data", "d", "--output_dir", str(tmp_path), "--use_cpu"]
+        _, data, training = parse_arguments(ModelArguments, DataArguments, TrainingArguments, argv=command)
+        assert data.sampling_exponent == 0.3 and training.learning_rate in (1e-4, 1e-3)
+        if preset == "paper":
+            assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 2 == 600
+            assert (training.num_train_epochs, training.warmup_steps, training.max_grad_norm) == (8, 0.1, 1.0)
+            assert training.optim == "adamw_torch" and data.max_length == 256
