@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, AutoTokenizer
 from yaml import YAMLError
 
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
+
 from .checkpoint import ConversionError, find_file, read_json
 from .inspection import draw_plan
 
@@ -111,9 +113,10 @@ def fill_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         repo_id=repo_id,
         languages=languages,
         task=task,
+        released=config.model_type == ReleasedXLMSWCMConfig.model_type,
         source=f"[{report['source']}](https://huggingface.co/{report['source']})"
         if on_hub
-        else f"`{Path(report['source']).name}` (not on the Hub)",
+        else f"`{report['source']}` (not on the Hub)",
         commit=report["commit"],
         counts=report["counts"],
         options={
@@ -147,15 +150,22 @@ def quoted(text: str) -> str:
 
 
 def read_report(folder: Path) -> dict:
+    """`conversion_report.json` as it may be seen by everybody."""
     path = folder / REPORT
     if not path.is_file():
         raise ConversionError(
             f"{folder} has no {REPORT}, which says what the model was made from; copy it from the folder that "
             "xlm-swcm convert wrote."
         )
-    report = {"commit": None, "license": None} | read_json(path)
+    report = read_json(path)
     if missing := [name for name in ("source", "options", "counts") if name not in report]:
         raise ConversionError(f"{path} lacks {missing[0]}; copy it again from the folder that xlm-swcm convert wrote.")
+    report.setdefault("commit", None)
+    report.setdefault("license", None)
+    for fields, name in ((report, "source"), (report["options"], "encoder")):
+        # where a folder lies on this machine is nobody's business
+        if Path(fields.get(name, "")).is_absolute():
+            fields[name] = Path(fields[name]).name
     return report
 
 

@@ -1,5 +1,6 @@
 """What a push sends: a folder that has been loaded and checked, with a filled card."""
 
+import json
 import re
 from os import PathLike
 from pathlib import Path
@@ -9,7 +10,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
-from .card import card_for, require_license
+from .card import REPORT, card_for, read_report, require_license
 from .checkpoint import ConversionError, first_line, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
@@ -18,7 +19,7 @@ from .inspection import check_model_type
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
 FILES = (
-    *("config.json", "generation_config.json", "conversion_report.json", "vocabulary_report.json", "metrics.json"),
+    *("config.json", "generation_config.json", REPORT, "vocabulary_report.json", "metrics.json"),
     *("model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
     "*_xlm_swcm*.py",
 )
@@ -60,8 +61,10 @@ def collect(folder: str | PathLike, repo_id: str, license: str | None = None) ->
     check_repo_id(repo_id)
     folder = Path(folder)
     check_model(folder)
-    card = {"README.md": card_for(folder, repo_id, license).encode()}
-    return card | {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
+    card = card_for(folder, repo_id, license)
+    report = json.dumps(read_report(folder), indent=2, ensure_ascii=False) + "\n"
+    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
+    return {"README.md": card.encode()} | files | {REPORT: report.encode()}
 
 
 def check_destination(repo_id: str, encoder: str, revision: str | None = None, license: str | None = None):

@@ -5,12 +5,15 @@ import re
 import shutil
 
 import pytest
+import torch
 from conftest import assert_refused
 from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
+from hub_client import SENT
 from huggingface_hub import ModelCard
+from test_released import make_release
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 
-from modeling_xlm_swcm.conversion import ConversionError, convert, write_card
+from modeling_xlm_swcm.conversion import ConversionError, convert, convert_released, write_card
 
 
 SECTIONS = ["Use", "Intended use and limits", "How it was made", "Evaluation", "Citation"]
@@ -64,8 +67,8 @@ def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trai
     for words in (
         "No training is recorded",
         "No evaluation is recorded",
-        "198 tensors were copied from it, 28 are new, 4 of the encoder were left out",
-        "its licence mit",
+        "whose licence is mit: 198 tensors were copied, 28 are new, 4 were left out",
+        "built from the layers of the encoder, `xlm-r0` (not on the Hub)",
         "| normal_layer_interval | 3 |",
         "decoder  ■ ■ ■ □ ■  4 custom, 1 normal",
         "at most 38 tokens",
@@ -171,3 +174,20 @@ def test_a_licence_that_is_given_wins_over_the_encoders_own(encoder_folder, own_
         report = convert(own_encoder, tmp_path / str(number), license=given)
         assert report.license == expected
         assert json.loads((tmp_path / str(number) / "conversion_report.json").read_text())["license"] == expected
+
+
+def test_a_released_checkpoint_is_pushed_with_its_own_code_and_a_card_that_says_so(
+    hub, client, encoder_folder, tmp_path
+):
+    words = len(AutoTokenizer.from_pretrained(encoder_folder)) + 1
+    torch.save(make_release(encoder_folder, vocab_size=words).state_dict(), tmp_path / "release.bin")
+    convert_released(tmp_path / "release.bin", encoder_folder, tmp_path / "model", languages=["zh"])
+    assert_refused(client.command("push", tmp_path / "model", "someone/model"), "licence", "--license")
+    outcome = client.command("push", tmp_path / "model", "someone/model", "--license", "mit")
+    assert outcome.exit_code == 0, outcome.output
+    files = hub.repositories["someone/model"].files
+    assert files.keys() == SENT | {"released_xlm_swcm.py"}
+    card = files["README.md"].decode()
+    check_pattern(ModelCard(card))
+    assert "which its authors released as `release.bin`" in card and "built from" not in card
+    assert client.command("inspect", "someone/model").exit_code == 0

@@ -1,5 +1,6 @@
 """To the Hub and back, over HTTP on the loopback, with the real client."""
 
+import json
 import re
 import shutil
 import signal
@@ -31,7 +32,7 @@ def pushed(outcome) -> str:
 # what is sent
 
 
-def test_a_push_sends_the_whole_model_in_one_commit_and_nothing_else(hub, client, folder):
+def test_a_push_sends_the_whole_model_in_one_commit_and_nothing_else(hub, client, folder, encoder_folder):
     for stray in ("optimizer.pt", "trainer_state.json", "notes.txt", "secret.py", "adapter_model.safetensors"):
         (folder / stray).write_text("not for the Hub")
     (folder / "checkpoint-10").mkdir()
@@ -43,8 +44,13 @@ def test_a_push_sends_the_whole_model_in_one_commit_and_nothing_else(hub, client
     assert pushed(outcome) == f"{hub.endpoint}/someone/model/commit/{commit.oid}"
     assert commit.files.keys() == SENT
     assert repository.commits[commit.parent].files == {}
-    for name in SENT - {"README.md"}:
+    for name in SENT - {"README.md", "conversion_report.json"}:
         assert commit.files[name] == (folder / name).read_bytes()
+    # the report says what was copied, and not where the encoder lay
+    report, sent = ((folder / "conversion_report.json").read_text(), commit.files["conversion_report.json"].decode())
+    assert json.loads(report)["source"] == str(encoder_folder)
+    assert sent == report.replace(str(encoder_folder), encoder_folder.name)
+    assert str(encoder_folder.parent) not in commit.files["README.md"].decode()
     assert contents(folder) == before
     assert not repository.private
 
@@ -196,7 +202,7 @@ def test_two_pushes_at_once_do_not_mix(hub, client, converted, folder, tmp_path)
     first.join()
     assert_refused_after_list(outcomes[0], "someone/model", "changed by somebody else", "push again")
     files = hub.repositories["someone/model"].files
-    for name in SENT:
+    for name in SENT - {"conversion_report.json"}:
         assert files[name] == (folder / name).read_bytes(), name
 
 
@@ -306,7 +312,7 @@ def test_an_unknown_licence_is_asked_for_and_not_guessed(hub, client, encoder_fo
     assert_refused(client.command(*command), str(encoder_folder), "licence", "--license")
     assert not output.exists()
     convert(encoder_folder, output)
-    assert_refused(client.command("push", output, "someone/model"), str(encoder_folder), "licence", "--license")
+    assert_refused(client.command("push", output, "someone/model"), encoder_folder.name, "licence", "--license")
     pushed(client.command("push", output, "someone/model", "--license", "cc-by-4.0"))
     assert ModelCard(hub.repositories["someone/model"].files["README.md"].decode()).data.license == "cc-by-4.0"
 
