@@ -172,6 +172,16 @@ class TestProcesses:
         assert len(first) == len(second) == 9 * 4
         assert len({*first, *second}) == len(first + second)
 
+    def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self):
+        script = SCRIPT.with_name("fsdp_process.py")
+        process = run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+        )
+        assert process.returncode == 0, process.stderr
+        layers = 4 * ["XLMRobertaLayer"] + 4 * ["XLMSWCMCustomDecoderLayer"]
+        units = [*layers, "XLMSWCMForConditionalGeneration", "XLMSWCMNormalDecoderLayer"]
+        assert process.stdout.splitlines()[-1] == f"{units} 0.50"
+
 
 class TestOptions:
     def test_lora_scheduled_sampling_and_bfloat16(self, model_folder, data, tmp_path):

@@ -323,10 +323,13 @@ class TestLora:
             moved = not torch.equal(parameter, before[name])
             assert moved == (not name.startswith("model.encoder.")), name
 
-    @pytest.mark.parametrize("option", ["lora", "freeze_encoder"])
-    def test_layers_that_are_the_encoders_are_refused(self, tokenizer, option):
-        with pytest.raises(TrainingError, match=f"--{option} needs a decoder of its own weights"):
-            prepare_model(new_model(tokenizer, weight_sharing="tied"), ModelArguments("", **{option: True}))
+    @pytest.mark.parametrize("option", ["--lora", "--freeze_encoder", "FSDP"])
+    def test_layers_that_are_the_encoders_are_refused(self, tokenizer, monkeypatch, option):
+        monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: option == "FSDP")
+        args = ModelArguments("", **({} if option == "FSDP" else {option.strip("-"): True}))
+        with pytest.raises(TrainingError, match=f"{option} needs a decoder with weights of its own"):
+            prepare_model(new_model(tokenizer, weight_sharing="tied"), args)
+        prepare_model(new_model(tokenizer), args)
 
 
 class TestResults:
