@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMa
 from typer.testing import CliRunner, Result
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.conversion.cli import main
 
 
@@ -172,6 +173,17 @@ def encoder_folder(tmp_path_factory) -> Path:
     """A masked LM of four layers as a user has it on disk; shared by all tests, so nothing may change it."""
     tokenizer = xlm_roberta_tokenizer()
     return save_encoder(tmp_path_factory.mktemp("xlm-r"), make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def learner_folder(encoder_folder, tmp_path_factory) -> Path:
+    """A converted model for zh, kk and bo with fresh weights, which learn quickly; nothing may change it."""
+    folder = tmp_path_factory.mktemp("learner") / "model"
+    convert(encoder_folder, folder, languages=["zh", "kk", "bo"])
+    fields = dict(initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    torch.manual_seed(0)
+    XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(folder, **fields)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

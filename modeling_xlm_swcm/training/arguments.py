@@ -53,7 +53,8 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     """
     parser = HfArgumentParser(classes)
     argv = sys.argv[1:] if argv is None else argv
-    settings = {"bf16": has_fast_bf16()}
+    # without use_cpu, bf16 is taken for that of a GPU
+    settings = {"bf16": has_fast_bf16(), "use_cpu": not torch.cuda.is_available()}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         settings |= read_settings(parser, argv.pop(0))
     if settings.get("fp16"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME
@@ -74,6 +75,10 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             f"{what} at step {self.state.global_step + 1}; {kept}. Try a lower learning rate, a longer warm-up or "
             "float32, and look at the data of this step."
         )
+
+    def _get_eval_sampler(self, eval_dataset):
+        # in order, however training is grouped: the texts that are written belong to their rows
+        return SequentialSampler(eval_dataset)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
         if self.args.predict_with_generate and not prediction_loss_only and self.processing_class.languages:

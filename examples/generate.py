@@ -1,0 +1,126 @@
+"""Lines in, lines out: writes each line of a file or of stdin in another language, or its title, or what was trained.
+
+    python examples/generate.py --model_name_or_path outputs/demo/shared --source_lang zh --target_lang bo \
+        --input zh.txt --output bo.txt
+
+Lines keep their order, and an empty line stays empty. Lines of like length go through the model together.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config
+
+
+@dataclass
+class GenerateArguments:
+    model_name_or_path: str = field(metadata={"help": "the model: folder or Hub id"})
+    source_lang: str = field(metadata={"help": "language of the input"})
+    target_lang: str = field(metadata={"help": "language of the output"})
+    input: str = field(default="-", metadata={"help": "a file with a text per line, UTF-8; - for stdin"})
+    output: str = field(default="-", metadata={"help": "the file to write, whole or not at all; - for stdout"})
+    num_beams: int = field(default=4, metadata={"help": "of the beam search; 1 for greedy decoding"})
+    max_length: int | None = field(default=None, metadata={"help": "tokens per line, by default all the model has"})
+    batch_tokens: int = field(default=4096, metadata={"help": "tokens in a batch, padding included"})
+
+
+def read_lines(path: str) -> list[str]:
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.decode("utf-8").strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"Line {number} of {'stdin' if path == '-' else path} is not UTF-8: {error.reason}."
+            ) from error
+    return texts
+
+
+def encode(texts: list[str], tokenizer: XLMSWCMTokenizer, limit: int, path: str) -> dict[int, list[int]]:
+    """Index of the line -> token ids, for the lines that are not empty."""
+    rows = {index: tokenizer(text, verbose=False)["input_ids"] for index, text in enumerate(texts) if text}
+    for index, ids in rows.items():
+        if len(ids) > limit:
+            raise ValueError(
+                f"Line {index + 1} of {path} has {len(ids)} tokens, and the model reads at most {limit}; split it."
+            )
+    return rows
+
+
+def batches_by_length(rows: dict[int, list[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """The keys of `rows`, longest first, in groups of at most `batch_tokens` tokens with padding, or of one row."""
+    batch = []
+    for index in sorted(rows, key=lambda index: -len(rows[index])):
+        if batch and len(rows[batch[0]]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def generate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, rows: dict[int, list[int]], args) -> dict[int, str]:
+    """Index of the line -> what the model writes for it, as one line."""
+    options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
+    written = {}
+    batches = list(batches_by_length(rows, args.batch_tokens))
+    for batch in track(batches, "Writing", console=Console(stderr=True)):
+        inputs = tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt").to(model.device)
+        outputs = tokenizer.batch_decode(
+            model.generate(**inputs, max_length=args.max_length, **options), skip_special_tokens=True
+        )
+        written |= {index: re.sub(r"[\r\n]+", " ", text).strip() for index, text in zip(batch, outputs, strict=True)}
+    return written
+
+
+def write_lines(lines: list[str], path: str):
+    text = "".join(f"{line}\n" for line in lines)
+    if path == "-":
+        sys.stdout.buffer.write(text.encode())
+        return
+    part = Path(f"{path}.part")
+    part.write_bytes(text.encode())
+    os.replace(part, path)
+
+
+def run(args: GenerateArguments):
+    """Everything that can be wrong with the input is found before the first line is written."""
+    if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
+        raise ValueError(f"The folder of {args.output} does not exist.")
+    config = read_config(args.model_name_or_path)
+    limit = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    args.max_length = limit if args.max_length is None else min(args.max_length, limit)
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang
+    texts = read_lines(args.input)
+    rows = encode(texts, tokenizer, limit, "stdin" if args.input == "-" else args.input)
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, dtype="auto").eval()
+    written = generate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, rows, args)
+    write_lines([written.get(index, "") for index in range(len(texts))], args.output)
+
+
+def main():
+    (args,) = HfArgumentParser(GenerateArguments).parse_args_into_dataclasses()
+    try:
+        run(args)
+    except FileNotFoundError as error:
+        sys.exit(f"error: There is no file {error.filename}.")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {first_line(error)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What the recipes have in common: from an encoder to a model that has seen text of every language."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.conversion.checkpoint import read_config
+
+
+EXAMPLES = Path(__file__).parent.parent
+
+
+@dataclass
+class RecipeArguments:
+    data: Path = field(metadata={"help": "the folder with the data"})
+    encoder: str = field(metadata={"help": "the encoder to start from: folder or Hub id"})
+    output_dir: Path = field(metadata={"help": "where everything is written"})
+    pretrain_steps: int = field(default=2000, metadata={"help": "steps of denoising and translation; 0 for none"})
+    steps: int = field(default=2000, metadata={"help": "steps of fine-tuning"})
+    max_length: int = field(default=256, metadata={"help": "of sources and targets, where the encoder has as many"})
+    license: str = field(default="apache-2.0", metadata={"help": "of the encoder, for the model cards"})
+    seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
+
+
+def parse(description: str) -> tuple[RecipeArguments, list[str]]:
+    """The recipe's arguments, and what else was given, which goes to the fine-tuning."""
+    parser = HfArgumentParser(RecipeArguments, description=description)
+    args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    config = read_config(args.encoder)
+    args.max_length = min(args.max_length, config["max_position_embeddings"] - config["pad_token_id"] - 1)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    return args, rest
+
+
+def run(script: str, *words: str | Path):
+    """A script of `examples/`, and the end of the recipe where it fails."""
+    command = [sys.executable, str(EXAMPLES / script), *map(str, words)]
+    # on models this small, threads wait for each other more than they work
+    environment = os.environ if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"} | os.environ
+    if code := subprocess.run(command, env=environment).returncode:
+        sys.exit(code)
+
+
+def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict], validation: list[dict]) -> Path:
+    """Convert the encoder, and train it on `mono/` and the given parallel corpora; the folder of the model."""
+    converted, pretrained = args.output_dir / "converted", args.output_dir / "pretrained"
+    convert(args.encoder, converted, overwrite=True, languages=languages, seed=args.seed)
+    if args.pretrain_steps == 0:
+        return converted
+    text = [{"path": str(args.data / "mono" / f"{code}.*.txt"), "language": code} for code in languages]
+    corpora = args.output_dir / "corpora.yaml"
+    corpora.write_text(yaml.safe_dump({"train": text + parallel, "validation": validation}), encoding="utf-8")
+    run(
+        "pretrain.py",
+        EXAMPLES / "presets" / "cpu_small.yaml",
+        *("--model_name_or_path", converted, "--data", corpora, "--output_dir", pretrained),
+        *("--max_length", args.max_length, "--max_steps", args.pretrain_steps, "--skip_bad_rows"),
+        *("--license", args.license, "--seed", args.seed),
+    )
+    return pretrained

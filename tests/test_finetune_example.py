@@ -1,0 +1,333 @@
+"""examples/finetune.py and transfer.py: rows become what the task asks, each text is written in its own language."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import load, run_process
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback_hub import WRITE, loopback_hub
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.training.data import BadRows, DataError, Pair
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import finetune  # noqa: E402 - a script, found by its folder
+import transfer  # noqa: E402
+
+
+ROWS = [
+    {"zh": "我们", "kk": "жел жоқ", "bo": "ང་ཚོ"},
+    {"zh": "河边没有风", "kk": "өзен", "bo": "ཁྱེད་རང"},
+    {"zh": "早上去河边", "kk": "бардық", "bo": "ཞོགས་པ"},
+]
+QUICK = {
+    "max_source_length": 30,
+    "max_target_length": 20,
+    "num_beams": 1,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "constant",
+    "bf16": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "license": "mit",
+}
+
+
+def write_table(path: Path, rows: list[dict]) -> str:
+    lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def flags(options: dict) -> list[str]:
+    """Options as they are typed."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """Runs a script in this process; its error message, or None."""
+
+    def run(script, *words: str, **options) -> str | None:
+        monkeypatch.setattr(sys, "argv", ["script", *words, *flags(options)])
+        try:
+            script.main()
+        except SystemExit as error:
+            return error.code
+        return None
+
+    return run
+
+
+@pytest.fixture
+def translation(learner_folder, tmp_path) -> dict:
+    """Options of a run that learns `ROWS` by heart."""
+    table = write_table(tmp_path / "rows.tsv", ROWS)
+    languages = {"task": "translation", "source_lang": "zh", "target_lang": ["kk", "bo"]}
+    steps = {"do_train": True, "do_predict": True, "predict_with_generate": True, "max_steps": 90}
+    folders = {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+    return QUICK | languages | steps | folders | {"train_file": table, "test_file": table}
+
+
+def data_arguments(task: str, **options) -> finetune.DataArguments:
+    return finetune.DataArguments(task, **({"source_lang": "zh"} | options))
+
+
+def pairs_of(row: dict, args: finetune.DataArguments) -> list[Pair]:
+    bad_rows = BadRows()
+    pairs = list(finetune.row_pairs("data.jsonl:7", row, args, bad_rows))
+    bad_rows.report()
+    return pairs
+
+
+class TestRows:
+    def test_translation_into_several_languages_and_back(self):
+        args = data_arguments("translation", target_lang=["kk", "bo"], both_directions=True)
+        expected = [
+            ("我们", "жел жоқ", "zh", "kk"),
+            ("我们", "ང་ཚོ", "zh", "bo"),
+            ("жел жоқ", "我们", "kk", "zh"),
+            ("ང་ཚོ", "我们", "bo", "zh"),
+        ]
+        for row in (ROWS[0], {"id": 1, "translation": ROWS[0]}):
+            assert [pair[1:] for pair in pairs_of(row, args)] == expected
+
+    def test_a_summary_has_the_language_of_its_row(self):
+        args = data_arguments("summarization", source_lang=None, lang_column="lang", summary_column="title")
+        (pair,) = pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)
+        assert pair == ("data.jsonl:7", "a b", "a", "kk", "kk")
+        args.target_lang = ["zh"]
+        assert pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)[0].tgt_lang == "zh"
+
+    @pytest.mark.parametrize("answers", ["b", ["b", "c"], {"text": ["b", "c"], "answer_start": [2, 4]}])
+    def test_an_answer_is_read_as_text_as_list_and_as_in_squad(self, answers):
+        row = {"question": "q?", "context": "a b c", "answers": answers}
+        (pair,) = pairs_of(row, data_arguments("question-answering"))
+        assert (pair.source, pair.target) == (("q?", "a b c"), "b")
+
+    @pytest.mark.parametrize(
+        ("task", "row", "message"),
+        [
+            ("summarization", {"text": "a"}, 'data.jsonl:7 has no column "summary"'),
+            ("summarization", {"text": " ", "summary": "a"}, 'data.jsonl:7 is empty in the column "text"'),
+            ("question-answering", {"question": "q", "context": "c", "answers": {"text": []}}, "data.jsonl:7 has no"),
+            ("translation", {"zh": "a"}, 'data.jsonl:7 has no column "kk"'),
+        ],
+    )
+    def test_a_row_without_its_texts_is_named(self, task, row, message):
+        target_lang = ["kk"] if task == "translation" else None
+        with pytest.raises(DataError, match=message):
+            pairs_of(row, data_arguments(task, target_lang=target_lang))
+
+
+class TestEncoding:
+    @pytest.fixture
+    def tokenizer(self, learner_folder) -> XLMSWCMTokenizer:
+        return XLMSWCMTokenizer.from_pretrained(learner_folder)
+
+    def test_question_and_context_are_a_pair_of_texts(self, tokenizer):
+        args = data_arguments("question-answering")
+        pair = Pair("x:1", ("风？", "河边没有风"), "没有", "zh", "zh")
+        (example,) = finetune.Encoder(tokenizer, args, BadRows())([pair], 20)
+        tokenizer.src_lang = tokenizer.tgt_lang = "zh"
+        assert example["input_ids"] == tokenizer("风？", "河边没有风")["input_ids"]
+        assert example["labels"] == tokenizer(text_target="没有")["input_ids"]
+
+    def test_long_sources_are_cut_off_only_where_asked_and_counted(self, tokenizer):
+        pairs = [Pair("x:1", "河" * 40, "风", "zh", "zh"), Pair("x:2", "河", "风", "zh", "zh")]
+        args = data_arguments("summarization", max_source_length=12, truncate_sources=True)
+        encoder = finetune.Encoder(tokenizer, args, BadRows())
+        long, short = encoder(pairs, 20)
+        tokenizer.src_lang = "zh"
+        whole = tokenizer("河" * 40)["input_ids"]
+        assert long["input_ids"] == [*whole[:11], tokenizer.eos_token_id] and len(short["input_ids"]) < 12
+        assert encoder.num_cut == 1
+        args.truncate_sources = False
+        with pytest.raises(DataError, match="x:1 has a source of more than 12 tokens"):
+            encoder = finetune.Encoder(tokenizer, args, BadRows())
+            assert len(list(encoder(pairs, 20))) == 1
+            encoder.report()
+
+    def test_references_stay_beside_their_examples_when_rows_are_skipped(self, tokenizer):
+        args = data_arguments("translation", target_lang=["kk"], max_source_length=12)
+        sources, target = ["我们", "河" * 40, "风"], "өзен " * 100
+        pairs = [Pair(f"x:{n}", source, f"{n} {target}", "zh", "kk") for n, source in enumerate(sources)]
+        examples, metrics = finetune.encode_for_evaluation(pairs, finetune.Encoder(tokenizer, args, BadRows(True)))
+        assert metrics.references == [f"0 {target}", f"2 {target}"]
+        assert [len(example["labels"]) for example in examples] == [128, 128]
+        assert metrics.groups == ["zh-kk", "zh-kk"]
+
+
+class TestRuns:
+    def test_every_text_is_written_in_its_own_language_and_scored_for_it(self, main, translation, tmp_path, capsys):
+        # the test set has other neighbours than the training set, so that a batch has both languages
+        translation["test_file"] = write_table(tmp_path / "test.tsv", [ROWS[2], ROWS[0], ROWS[1]])
+        # and training batches of like length leave it in its order
+        assert main(finetune, **translation, train_sampling_strategy="group_by_length") is None
+        output = tmp_path / "output"
+        written = (output / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()
+        assert written == [ROWS[number][code] for number in (2, 0, 1) for code in ("kk", "bo")]
+        scores = json.loads((output / "predict_results.json").read_text())
+        assert scores.keys() == {"all", "zh-kk", "zh-bo"}
+        assert scores["zh-bo"]["chrf++"] == scores["all"]["bleu"] == 100 and "bleu_signature" in scores["all"]
+        metrics = json.loads((output / "metrics.json").read_text())
+        assert metrics["results"]["chrf++"] == {"all": 100, "zh-kk": 100, "zh-bo": 100}
+        assert metrics["training"]["steps"] == 90 and metrics["dataset"] == "test.tsv"
+        assert "zh-bo" in capsys.readouterr().out
+        card = (output / "README.md").read_text()
+        assert "zh-bo" in card and "0.003" in card
+        load(output)
+
+    def test_without_training_a_model_is_scored_and_not_written(self, main, translation, tmp_path):
+        assert (
+            main(
+                finetune,
+                **translation | {"do_train": False, "do_eval": True, "validation_file": translation["test_file"]},
+            )
+            is None
+        )
+        files = {path.name for path in (tmp_path / "output").iterdir()}
+        assert files == {"eval_results.json", "predict_results.json", "generated_predictions.txt"}
+
+    def test_a_settings_file_is_the_same_as_flags(self, main, translation, tmp_path):
+        translation |= {"max_steps": 3, "do_predict": False}
+        assert main(finetune, **translation) is None
+        settings = translation | {"output_dir": str(tmp_path / "again")}
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+        assert main(finetune, str(tmp_path / "settings.yaml")) is None
+        flagged, settled = (load(tmp_path / name).state_dict() for name in ("output", "again"))
+        assert all(torch.equal(flagged[name], settled[name]) for name in flagged)
+
+    def test_a_run_goes_on_from_its_last_checkpoint(self, main, translation, tmp_path):
+        saving = translation | {"do_predict": False, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        whole = saving | {"max_steps": 6, "output_dir": str(tmp_path / "whole")}
+        assert main(finetune, **saving) is None
+        assert "resume_from_checkpoint" in main(finetune, **saving)
+        assert main(finetune, **saving | {"max_steps": 6, "resume_from_checkpoint": "last"}) is None
+        assert main(finetune, **whole) is None
+        resumed, uninterrupted = (load(tmp_path / name).state_dict() for name in ("output", "whole"))
+        assert all(torch.equal(resumed[name], uninterrupted[name]) for name in resumed)
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+    @pytest.mark.parametrize("option", ["lora", "freeze_encoder"])
+    def test_adapters_are_merged_and_a_frozen_encoder_stays(self, main, translation, learner_folder, tmp_path, option):
+        assert main(finetune, **translation | {option: True, "max_steps": 3}) is None
+        before, after = load(learner_folder).state_dict(), load(tmp_path / "output").state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert any(".decoder.layers." in name for name in changed)
+        assert not any(name.startswith("model.encoder.") for name in changed)
+        assert not list((tmp_path / "output").glob("adapter*"))
+
+    def test_reading_comprehension(self, main, learner_folder, tmp_path):
+        rows = [{"question": "风？", "context": "河边没有风", "answers": {"text": ["没有"]}} for _ in range(2)]
+        file = write_jsonl(tmp_path / "qa.jsonl", rows)
+        options = QUICK | {"task": "question-answering", "source_lang": "zh", "max_steps": 30, "test_file": file}
+        options |= {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+        words = ["--do_train", "--do_predict", "--predict_with_generate"]
+        assert main(finetune, *words, **options, train_file=file) is None
+        metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+        assert metrics["results"]["exact_match"]["zh"] == metrics["results"]["token_f1"]["all"] == 100
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"do_train": False, "do_predict": False}, "Nothing to do: give --do_train"),
+            ({"predict_with_generate": False}, "--predict_with_generate"),
+            ({"target_lang": ["ug"]}, 'The model has no language "ug"; it has: zh, kk, bo'),
+            ({"max_source_length": 50}, "--max_source_length is 50, and the model has room for 38 tokens"),
+            ({"test_file": "nowhere.tsv"}, "There is no file nowhere.tsv"),
+            ({"do_eval": True}, "There is no validation data: give --validation_file"),
+            ({"task": "summarization"}, "have one target each"),
+            ({"task": "summarization", "target_lang": ["kk"]}, 'rows.tsv:2 has no column "text"'),
+            ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
+            ({"push_to_hub": True}, "--hub_model_id"),
+            ({"max_source_length": 3, "skip_bad_rows": True}, "The train data has no row that can be used"),
+        ],
+    )
+    def test_errors_are_one_sentence_before_any_training(self, main, translation, tmp_path, options, message):
+        error = main(finetune, **translation | options)
+        assert error.startswith("error: ") and message in error and "\n" not in error
+        assert not (tmp_path / "output").exists()
+
+    def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
+        with loopback_hub() as hub:
+            options = translation | {"push_to_hub": True, "hub_model_id": "someone/model", "max_steps": 2}
+            command = [sys.executable, EXAMPLES / "finetune.py", *flags(options)]
+            run = run_process(
+                *command,
+                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE},
+            )
+            assert run.returncode == 0, run.stderr
+            assert "Pushed: " in run.stdout
+            files = hub.repositories["someone/model"].files
+        assert {"README.md", "model.safetensors", "tokenizer.json", "metrics.json"} <= files.keys()
+        assert not any(name.startswith("checkpoint") for name in files)
+
+
+class TestTransfer:
+    @given(st.lists(st.sampled_from(["zh", "kk", "bo"]), max_size=30), st.integers(0, 5), st.integers(0, 3))
+    def test_samples_are_nested_and_of_the_asked_number(self, languages, samples, seed):
+        pairs = [Pair(f"x:{n}", "s", "t", code, code) for n, code in enumerate(["zh", *languages])]
+        try:
+            chosen = transfer.choose(pairs, "summarization", "zh", samples, seed)
+        except DataError:
+            assert any(0 < languages.count(code) < samples for code in ("kk", "bo"))
+            return
+        counts = {code: sum(pair.tgt_lang == code for pair in chosen) for code in languages}
+        assert counts == {code: languages.count("zh") + 1 if code == "zh" else samples for code in counts}
+        assert [pair for pair in chosen if pair.tgt_lang == "zh"] == [pair for pair in pairs if pair.tgt_lang == "zh"]
+        fewer = transfer.choose(pairs, "summarization", "zh", max(samples - 1, 0), seed)
+        assert set(fewer) <= set(chosen) <= set(pairs)
+
+    def test_a_run_for_each_number_of_samples_and_a_score_for_each_language(self, main, learner_folder, tmp_path):
+        rows = [{"text": row[code], "summary": row[code], "lang": code} for row in ROWS for code in ("zh", "kk", "bo")]
+        file = write_jsonl(tmp_path / "rows.jsonl", rows)
+        options = QUICK | {"task": "summarization", "lang_column": "lang", "high_resource": "zh", "max_steps": 4}
+        options |= {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+        options |= {"train_file": file, "test_file": file, "samples": [0, 2]}
+        assert main(transfer, **options) is None
+        results = json.loads((tmp_path / "output" / "transfer.json").read_text())
+        assert {samples: list(row) for samples, row in results["scores"].items()} == dict.fromkeys(
+            "02", ["zh", "kk", "bo"]
+        )
+        assert results["metric"] == "rougeL_f"
+        lines = (tmp_path / "output" / "transfer.md").read_text().splitlines()
+        assert lines[0] == "| rougeL_f | zh | kk | bo |" and lines[3].startswith("| zh + 2 | ")
+        assert (tmp_path / "output" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+        trained = [load(tmp_path / "output" / f"zh+{samples}").state_dict() for samples in (0, 2)]
+        assert any(not torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"high_resource": "ug"}, "The training data has nothing in ug; it has: bo, kk, zh"),
+            ({"samples": [0, 9]}, "The training data has 3 examples in bo, not the 9 asked for"),
+            ({"metric": "bleu"}, "--metric bleu is not one of rougeL_f"),
+            ({"push_to_hub": True}, "xlm-swcm push"),
+        ],
+    )
+    def test_errors_come_before_the_first_run(self, main, learner_folder, tmp_path, options, message):
+        rows = [{"text": row[code], "summary": row[code], "lang": code} for row in ROWS for code in ("zh", "kk", "bo")]
+        file = write_jsonl(tmp_path / "rows.jsonl", rows)
+        options = {"high_resource": "zh", "samples": [0], "train_file": file, "test_file": file} | options
+        options |= QUICK | {"task": "summarization", "lang_column": "lang", "output_dir": str(tmp_path / "output")}
+        error = main(transfer, **options, model_name_or_path=str(learner_folder))
+        assert error.startswith("error: ") and message in error
+        assert not (tmp_path / "output").exists()

@@ -1,0 +1,118 @@
+"""examples/generate.py: lines in, lines out, in order, and nothing lost between."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_process
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DataCollatorForSeq2Seq
+
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import generate  # noqa: E402 - a script, found by its folder
+
+
+# what the model has learnt to write for a source, in Kazakh and Tibetan
+PAIRS = {
+    "我们": {"kk": "жел жоқ", "bo": "ང་ཚོ"},
+    "河边没有风": {"kk": "өзен", "bo": "ཁྱེད་རང"},
+    "早上去河边": {"kk": "бардық", "bo": "ཞོགས་པ"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(learner_folder, tmp_path_factory) -> Path:
+    """A model that knows `PAIRS` by heart: random weights write one token for ever."""
+    output = shutil.copytree(learner_folder, tmp_path_factory.mktemp("generate") / "model")
+    model = XLMSWCMForConditionalGeneration.from_pretrained(output).train()
+    tokenizer = XLMSWCMTokenizer.from_pretrained(output, src_lang="zh")
+    rows = []
+    for source, targets in PAIRS.items():
+        for tokenizer.tgt_lang, target in targets.items():
+            rows.append(dict(tokenizer(source, text_target=target)))
+    batch = DataCollatorForSeq2Seq(tokenizer, model)(rows)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    model.save_pretrained(output)
+    return output
+
+
+def arguments(folder: Path, **options) -> generate.GenerateArguments:
+    return generate.GenerateArguments(
+        str(folder), **{"source_lang": "zh", "target_lang": "bo", "num_beams": 2, "max_length": 12} | options
+    )
+
+
+@pytest.mark.parametrize(("target", "batch_tokens"), [("kk", 1), ("bo", 22), ("kk", 4096)])
+def test_every_line_is_what_the_model_writes_for_it(folder, tmp_path, target, batch_tokens):
+    lines = ["我们", "", "河边没有风", "早上去河边", "  ", "我们", ""]
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output = tmp_path / "out.txt"
+    files = {"input": str(tmp_path / "in.txt"), "output": str(output)}
+    generate.run(arguments(folder, **files, target_lang=target, batch_tokens=batch_tokens))
+    expected = [PAIRS[line][target] if line.strip() else "" for line in lines]
+    assert output.read_text(encoding="utf-8").split("\n") == [*expected, ""]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt"}
+
+
+def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
+    command = [sys.executable, EXAMPLES / "generate.py", "--model_name_or_path", folder]
+    command += ["--source_lang", "zh", "--target_lang", "bo"]
+    run = subprocess.run(
+        list(map(str, command)), input="我们\r\n\n早上去河边".encode(), capture_output=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.decode() == f"{PAIRS['我们']['bo']}\n\n{PAIRS['早上去河边']['bo']}\n"
+    assert b"Writing" in run.stderr
+
+
+def test_errors_are_one_sentence(folder, tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"ab\n\xe7\n")
+    command = [sys.executable, EXAMPLES / "generate.py", "--source_lang", "zh", "--target_lang", "bo"]
+    run = run_process(*command, "--model_name_or_path", folder, "--input", tmp_path / "in.txt")
+    assert run.returncode == 1 and run.stdout == ""
+    assert (
+        run.stderr.startswith(f"error: Line 2 of {tmp_path / 'in.txt'} is not UTF-8") and run.stderr.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a\n\n" + "河" * 200, {}, r"Line 3 of .*in.txt has 20\d tokens, and the model reads at most 38"),
+        ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
+        ("a", {"output": "nowhere/out.txt"}, "The folder of nowhere/out.txt does not exist"),
+        ("a", {"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, content, options, message):
+    (tmp_path / "in.txt").write_text(content, encoding="utf-8")
+    args = arguments(folder, **{"input": str(tmp_path / "in.txt"), "output": str(tmp_path / "out.txt")})
+    for name, value in options.items():
+        setattr(args, name, value)
+    with pytest.raises(ValueError, match=message):
+        generate.run(args)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, batch_tokens):
+    rows = {index: [0] * length for index, length in enumerate(lengths)}
+    batches = list(generate.batches_by_length(rows, batch_tokens))
+    assert sorted(index for batch in batches for index in batch) == list(rows)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
+    # no two neighbours would have fitted into one
+    for first, second in zip(batches, batches[1:], strict=False):
+        assert lengths[first[0]] * (len(first) + 1) > batch_tokens and second
