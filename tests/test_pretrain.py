@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.data import DataError
+from modeling_xlm_swcm.training.trainer import TrainingError
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -196,8 +198,20 @@ class TestOptions:
     def test_errors_are_one_sentence(self, model_folder, data, tmp_path):
         (data / "bad.json").write_text('{"train": [{"path": "nowhere.txt", "language": "en"}]}')
         script = SCRIPT.parent.parent / "examples" / "pretrain.py"
-        command = [sys.executable, str(script), *options(model_folder, data, tmp_path, "--data", data / "bad.json")]
-        process = run(command)
+        process = run(
+            [sys.executable, str(script), *options(model_folder, data, tmp_path, "--data", data / "bad.json")]
+        )
         assert process.returncode == 1
         assert process.stderr.splitlines()[-1] == "error: There is no file nowhere.txt."
         assert "Traceback" not in process.stderr
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--max_length", 39], "The model reads at most 38 tokens: --max_length 39 is too much."),
+            (["--push_to_hub", "true"], "push the finished folder with xlm-swcm push"),
+        ],
+    )
+    def test_what_is_refused(self, model_folder, data, tmp_path, more, message):
+        with pytest.raises((DataError, TrainingError), match=message):
+            pretrain_here(model_folder, data, tmp_path, *more)
