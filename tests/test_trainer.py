@@ -315,6 +315,16 @@ class TestLora:
         trainer.train()
         assert trainer.evaluate()["eval_loss"] < 0.9 * before
 
+    def test_it_goes_on_from_a_checkpoint(self, make_trainer, tokenizer, tmp_path):
+        whole, resumed = (
+            make_trainer(prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4)))
+            for _ in range(2)
+        )
+        whole.train()
+        expected = states(whole.model)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert_equal(states(resumed.model), expected)
+
     def test_a_frozen_encoder_stays_and_the_decoder_learns(self, make_trainer, tokenizer):
         model = prepare_model(new_model(tokenizer), ModelArguments("", freeze_encoder=True))
         before = states(model)
