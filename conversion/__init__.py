@@ -6,6 +6,7 @@ from .from_encoder import convert, from_encoder
 from .inspection import inspect
 from .options import ConversionOptions
 from .push import push
+from .released import convert_released
 from .report import ConversionReport
 
 
@@ -14,6 +15,7 @@ __all__ = [
     "ConversionOptions",
     "ConversionReport",
     "convert",
+    "convert_released",
     "from_encoder",
     "inspect",
     "push",

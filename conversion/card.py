@@ -113,10 +113,12 @@ def fill_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         task=task,
         source=f"[{report['source']}](https://huggingface.co/{report['source']})"
         if on_hub
-        else f"the encoder `{Path(report['source']).name}`, which is not on the Hub",
+        else f"`{Path(report['source']).name}` (not on the Hub)",
         commit=report["commit"],
         counts=report["counts"],
-        options={option: value for option, value in report["options"].items() if value not in (None, [])},
+        options={
+            name: value for name, value in report["options"].items() if name != "languages" and value is not None
+        },
         plan=draw_plan(config),
         example=example,
         example_inputs=", ".join(quoted(text) for text in texts),

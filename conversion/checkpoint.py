@@ -41,6 +41,8 @@ def first_line(error: BaseException) -> str:
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """The local path of a file of a folder or Hub repository (downloaded if need be), or None if it has none."""
     if Path(source).is_dir():
+        if revision is not None:
+            raise ConversionError(f"{source} is a folder, and --revision is of a repository on the Hub.")
         path = Path(source) / name
         return path if path.is_file() else None
     if Path(source).exists():
@@ -120,18 +122,28 @@ def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Te
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
+    return check_weights(path, load_file(path))
+
+
+def load_file(path: Path) -> object:
+    """What a file of weights holds, nothing of which is run."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         # weights_only: a pickle is data here and never code; a file from before torch 1.6 is no zip and not mappable
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ConversionError(
             f"{path} cannot be read as weights: it is cut short, damaged, or holds pickled code, which is never run. "
             f"Download it again, or convert it to safetensors. ({first_line(error)})"
         ) from error
-    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+
+
+def check_weights(path: Path, weights: object) -> dict[str, torch.Tensor | StoredTensor]:
+    if not isinstance(weights, dict) or not all(
+        isinstance(tensor, torch.Tensor | StoredTensor) for tensor in weights.values()
+    ):
         raise ConversionError(f"{path} is not a dict of tensors, as save_pretrained writes it.")
     return weights
 
@@ -143,6 +155,11 @@ def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.T
     for start in range(0, rows, step):
         place = slice(start, min(start + step, rows))
         yield place, tensor[place]
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """For comparisons in which NaN is equal to itself, and 0.0 is not -0.0."""
+    return tensor.contiguous().view(torch.uint8)
 
 
 def return_freed_memory():
@@ -193,11 +210,14 @@ def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_output(output: Path, overwrite: bool):
-    """Refuse an output that would lose something."""
+def check_output(output: Path, overwrite: bool, *sources: str | os.PathLike):
+    """Refuse an output that would lose something, such as what it is made from."""
     if output.is_file():
         raise ConversionError(f"{output} is a file; give a folder to write.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ConversionError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
     if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
         raise ConversionError(f"{output} holds no model, and --overwrite replaces only models; give another folder.")
+    for source in map(Path, sources):
+        if source.exists() and source.resolve().is_relative_to(output.resolve()):
+            raise ConversionError(f"{output} holds {source}, which would be lost; give another folder.")

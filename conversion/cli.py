@@ -19,12 +19,18 @@ from .hub import upload
 from .inspection import inspect as inspect_checkpoint
 from .options import CHOICES
 from .push import check_destination, collect
+from .released import convert_released as convert_release
+from .vocabulary import INITS
+from .vocabulary import extend as extend_vocabulary
+from .vocabulary import trim as trim_vocabulary
+from .vocabulary_report import VocabularyReport
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
 DecoderInit = StrEnum("DecoderInit", CHOICES["decoder_init"])
 NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
 WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
+Init = StrEnum("Init", INITS)
 Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
 
 License = Annotated[str | None, typer.Option(help="Of the base model, where its own card names none.")]
@@ -33,6 +39,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 main = typer.Typer(add_completion=False, no_args_is_help=True, help="Models that write, made from XLM-R encoders.")
 
+vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM checkpoint.")
+main.add_typer(vocab, name="vocab")
+
 
 @main.callback()
 def _commands():
@@ -40,19 +49,21 @@ def _commands():
     pass
 
 
-class SeveralLanguages(TyperCommand):
+class SeveralValues(TyperCommand):
     """Lets `--languages bo ug kk` take several words, as argparse users write it."""
 
+    options = ("--languages", "--corpus", "--eval")
+
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        joined = []
+        repeated, option = [], None
         for argument in args:
-            if joined and joined[-1] == "--languages":
-                joined[-1] = f"--languages={argument}"
-            elif joined and joined[-1].startswith("--languages=") and not argument.startswith("-"):
-                joined[-1] += f" {argument}"
-            else:
-                joined.append(argument)
-        return super().parse_args(ctx, joined)
+            if argument.startswith("-"):
+                name = argument.partition("=")[0]
+                option = name if name in self.options else None
+            elif option and repeated[-1] != option:
+                repeated.append(option)
+            repeated.append(argument)
+        return super().parse_args(ctx, repeated)
 
 
 @contextlib.contextmanager
@@ -70,14 +81,14 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-@main.command(cls=SeveralLanguages)
+@main.command(cls=SeveralValues)
 def convert(
     source: Annotated[str, typer.Argument(help="The encoder: Hub id or folder.")],
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
     languages: Annotated[
-        str, typer.Option(metavar="CODE...", help="Languages that get a tag; last, or before another option.")
-    ] = "",
+        list[str], typer.Option(metavar="CODE...", help="Languages that get a tag; last, or before another option.")
+    ] = (),
     normal_layer_interval: Annotated[int, typer.Option(help="A normal layer after every so many custom ones.")] = 3,
     layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
     decoder_init: Annotated[DecoderInit, typer.Option(help="Random: no weight is copied.")] = "shared",
@@ -107,7 +118,7 @@ def convert(
             dry_run=dry_run,
             license=license,
             revision=revision,
-            languages=languages.split(),
+            languages=" ".join(languages).split(),
             normal_layer_interval=normal_layer_interval,
             layer_map=layer_map.value,
             decoder_init=decoder_init.value,
@@ -118,10 +129,33 @@ def convert(
         )
         console = Console()
         report.print(console)
+        if not languages:
+            console.print("No language has a tag; --languages bo zh, for two, would give them one each.")
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
         if push_to_hub is not None and not dry_run:
             files = list_files(console, output, push_to_hub, license)
             console.print(f"Pushed: {upload(files, push_to_hub, private)}")
+
+
+@main.command(cls=SeveralValues)
+def convert_released(
+    path: Annotated[Path, typer.Argument(help="The released file of weights.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    encoder: Annotated[str, typer.Option(help="Hub id or folder of its encoder, for config and tokenizer.")],
+    languages: Annotated[
+        list[str],
+        typer.Option(metavar="CODE...", help="Languages that it has tags for; last, or before another option."),
+    ] = (),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+    debug: Debug = False,
+):
+    """Make a checkpoint of the weights that the paper's authors released."""
+    with one_sentence_errors(debug):
+        codes = " ".join(languages).split()
+        report = convert_release(path, encoder, output, languages=codes, overwrite=overwrite)
+        console = Console()
+        report.print(console)
+        console.print(f"Written to {output}.")
 
 
 def list_files(console: Console, folder: Path, repo_id: str, license: str | None) -> dict[str, Path | bytes]:
@@ -163,4 +197,100 @@ def inspect(
 ):
     """Show what a model is, without downloading its weights."""
     with one_sentence_errors(debug):
-        inspect_checkpoint(source, revision).print(Console())
+        inspect_checkpoint(source, revision).print(Console(soft_wrap=True))
+
+
+Checkpoint = Annotated[str, typer.Argument(help="An encoder or XLM-SWCM model: Hub id or folder.")]
+Output = Annotated[Path, typer.Argument(help="The folder to write.")]
+TextFiles = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        metavar="FILE...",
+        help="Text, a sentence or paragraph a line: bo=FILE, or a file named by its language up to the first dot.",
+    ),
+]
+EvalFiles = Annotated[
+    list[str], typer.Option("--eval", metavar="FILE...", help="Text to measure with; by default the corpus.")
+]
+Plot = Annotated[Path | None, typer.Option(help="Draw tokens per word and <unk> before and after, as a PNG.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of CHECKPOINT on the Hub.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")]
+
+
+@vocab.command(cls=SeveralValues)
+def extend(
+    checkpoint: Checkpoint,
+    output: Output,
+    corpus: TextFiles,
+    size: Annotated[int, typer.Option(help="Pieces to learn; those that the vocabulary lacks are added.")],
+    init: Annotated[Init, typer.Option(help="How the rows of new pieces start.")] = "mean-of-pieces",
+    evaluate: EvalFiles = (),
+    plot: Plot = None,
+    seed: Annotated[int, typer.Option(help="Of the sample to learn from, and of random rows.")] = 0,
+    revision: Revision = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+):
+    """Learn new pieces from text: scripts that XLM-R cannot read, words that it cuts too small."""
+    with one_sentence_errors(debug):
+        report = extend_vocabulary(
+            checkpoint,
+            output,
+            corpus=corpus,
+            size=size,
+            init=init.value,
+            evaluate=evaluate,
+            revision=revision,
+            seed=seed,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+        show(report, output, plot, dry_run)
+
+
+@vocab.command(cls=SeveralValues)
+def trim(
+    checkpoint: Checkpoint,
+    output: Output,
+    corpus: TextFiles,
+    min_count: Annotated[int | None, typer.Option(help="Keep pieces that occur so often.")] = None,
+    size: Annotated[int | None, typer.Option(help="Keep so many pieces.")] = None,
+    coverage: Annotated[
+        float | None, typer.Option(help="Keep what makes up this share of each language's tokens.  [default: 0.9999]")
+    ] = None,
+    pad_to_multiple_of: Annotated[int, typer.Option(help="Of the rows; those added are never written.")] = 1,
+    evaluate: EvalFiles = (),
+    plot: Plot = None,
+    revision: Revision = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+):
+    """Keep the pieces that the languages of some text need, and every character that they are written with."""
+    with one_sentence_errors(debug):
+        report = trim_vocabulary(
+            checkpoint,
+            output,
+            corpus=corpus,
+            min_count=min_count,
+            size=size,
+            coverage=coverage,
+            pad_to_multiple_of=pad_to_multiple_of,
+            evaluate=evaluate,
+            revision=revision,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+        show(report, output, plot, dry_run)
+
+
+def show(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool):
+    console = Console()
+    report.print(console)
+    if plot is not None:
+        report.plot(plot)
+        console.print(f"Drawn to {plot}.")
+    console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")

@@ -62,11 +62,8 @@ def load_encoder(
         if not Path(name).is_dir():
             commit = extract_commit_hash(str(find_file(name, "config.json", revision)), None)
         license = read_license(name, revision)
-    if tokenizer is not None and tokenizer.pad_token_id != config.get("pad_token_id"):
-        raise ConversionError(
-            f"pad_token_id is {config.get('pad_token_id')} in the config of {name} and {tokenizer.pad_token_id} in "
-            "its tokenizer; positions are counted from it, so the two must agree."
-        )
+    if tokenizer is not None:
+        check_tokenizer(name, config, tokenizer)
     return Encoder(name, config, without_prefix(name, tensors), tokenizer, commit, license)
 
 
@@ -103,7 +100,15 @@ def check_config(name: str, config: dict):
         raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
 
 
-def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase):
+    if tokenizer.pad_token_id != config["pad_token_id"]:
+        raise ConversionError(
+            f"pad_token_id is {config['pad_token_id']} in the config of {name} and {tokenizer.pad_token_id} in "
+            "its tokenizer; positions are counted from it, so the two must agree."
+        )
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     # without a file, Transformers makes a tokenizer of the special tokens alone
     if not any(find_file(name, file, revision) for file in TOKENIZER_FILES):
         raise ConversionError(f"{name} has no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there.")

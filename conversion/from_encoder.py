@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
@@ -20,6 +20,7 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 from .checkpoint import (
     ConversionError,
     StoredTensor,
+    as_bytes,
     blocks,
     check_output,
     read_weights,
@@ -132,14 +133,18 @@ def convert(
         ConversionError: source, options or output are not as they should be.
     """
     output = Path(output)
-    check_output(output, overwrite)
-    if Path(encoder).exists() and Path(encoder).resolve().is_relative_to(output.resolve()):
-        raise ConversionError(f"{output} holds the encoder, which would be lost; give another folder.")
+    check_output(output, overwrite, encoder)
     source, config, report = prepare(encoder, revision, None, ConversionOptions(**options))
     report.license = license or report.license
     if dry_run:
         build(source, config, report)
-        return report
+    else:
+        write(source, config, report, output, overwrite)
+    return report
+
+
+def write(source: Encoder, config: XLMSWCMConfig, report: ConversionReport, output: Path, overwrite: bool):
+    """What was prepared as a folder, its copies read back and proved."""
     size = report.parameters[config.weight_sharing] * config.dtype.itemsize
     with whole_folder(output, size, overwrite) as folder:
         report.tokenizer.save_pretrained(folder)
@@ -153,7 +158,6 @@ def convert(
         written = read_weights(str(folder))
         written |= {target: written[kept] for target, kept in tied.items() if kept in written}
         prove_copies(source, report, written)
-    return report
 
 
 def prepare(
@@ -171,7 +175,14 @@ def prepare(
     report.new_ids = [token_id for code, token_id in report.language_ids.items() if language_tag(code) not in known]
 
     plan = options.plan_decoder(source.config["num_hidden_layers"])
-    config = make_config(source, report.tokenizer, options, plan)
+    config = make_config(
+        source,
+        report.tokenizer,
+        normal_layer_interval=options.normal_layer_interval,
+        decoder_blocks=["normal" if layers is None else "custom" for layers in plan],
+        weight_sharing=options.weight_sharing,
+        dtype=options.resolve_dtype(source.word_embeddings.dtype),
+    )
     report.parameters = count_parameters(config)
     report.copied = plan_copies(config.num_hidden_layers, plan if options.decoder_init == "shared" else [])
     if OUTPUT_BIAS not in source.tensors:
@@ -214,9 +225,9 @@ def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer
 
 
 def make_config(
-    source: Encoder, tokenizer: XLMSWCMTokenizer | None, options: ConversionOptions, plan: DecoderPlan
+    source: Encoder, tokenizer: XLMSWCMTokenizer | None, config_class: type = XLMSWCMConfig, **decoder
 ) -> XLMSWCMConfig:
-    """The source's sizes and special ids, with the decoder's plan."""
+    """The source's sizes and special ids, with the fields that describe the decoder."""
     # as the source's own class reads a config without it; ours has XLM-R's value
     fields = {"layer_norm_eps": 1e-12}
     fields |= {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
@@ -224,18 +235,15 @@ def make_config(
     if tokenizer is not None:
         fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         rows = max(rows, len(tokenizer))
-    fields |= {
-        "vocab_size": rows,
-        "decoder_start_token_id": fields["bos_token_id"],
-        "normal_layer_interval": options.normal_layer_interval,
-        "decoder_blocks": ["normal" if layers is None else "custom" for layers in plan],
-        "weight_sharing": options.weight_sharing,
-        "dtype": options.resolve_dtype(source.word_embeddings.dtype),
-    }
+    fields |= {"vocab_size": rows, "decoder_start_token_id": fields["bos_token_id"]}
     try:
-        return XLMSWCMConfig(**fields)
+        return config_class(**fields | decoder)
     except Exception as error:  # the strict dataclass wraps whatever a validator raises
         raise ConversionError(f"The config of {source.name} is refused: {' '.join(str(error).split())}") from error
+
+
+def model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:
+    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
 
 
 def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
@@ -243,9 +251,9 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     counts = {}
     for sharing in CHOICES["weight_sharing"]:
         if sharing == "init" or config.decoder_blocks.count("custom") == config.num_hidden_layers:
-            variant = XLMSWCMConfig.from_dict(config.to_dict() | {"weight_sharing": sharing})
+            variant = type(config).from_dict(config.to_dict() | {"weight_sharing": sharing})
             with torch.device("meta"):
-                counts[sharing] = XLMSWCMForConditionalGeneration(variant).num_parameters()
+                counts[sharing] = model_class(config)(variant).num_parameters()
     return counts
 
 
@@ -284,13 +292,15 @@ def claim_tensors(source: Encoder, report: ConversionReport):
 
 def check_shapes(source: Encoder, config: XLMSWCMConfig, report: ConversionReport):
     with torch.device("meta"):
-        expected = XLMSWCMForConditionalGeneration(config).state_dict()
+        expected = model_class(config)(config).state_dict()
     for target, name in report.copied.items():
         shape, wanted = list(source.tensors[name].shape), list(expected[target].shape)
         if target in (WORD_EMBEDDINGS, OUTPUT_BIAS):
             wanted[0] = source.word_embeddings.shape[0]
         if shape != wanted:
-            raise ConversionError(f"{name} of {source.name} has shape {shape}; its config.json makes it {wanted}.")
+            raise ConversionError(
+                f"{name} of {source.name} has shape {shape}; the encoder's config.json makes it {wanted}."
+            )
 
 
 def copies_by_source(report: ConversionReport, progress: str) -> Iterator[tuple[str, list[str]]]:
@@ -321,9 +331,11 @@ def copy_tensors(source: Encoder, config: XLMSWCMConfig, report: ConversionRepor
 
 def initialise_tags(state_dict: dict[str, torch.Tensor], config: XLMSWCMConfig, report: ConversionReport):
     """Tags start at the mean of the other rows; in the embedding with noise, so that no two are alike."""
+    if not report.new_ids:
+        return
     generator = torch.Generator().manual_seed(report.options["seed"])
     for target in (WORD_EMBEDDINGS, OUTPUT_BIAS):
-        if target not in state_dict or not report.new_ids:
+        if target not in state_dict:
             continue
         tensor = state_dict[target]
         tensor[report.new_ids] = 0
@@ -345,8 +357,8 @@ def load_model(
     logging.set_verbosity_error()  # or what is new would be reported as missing
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(report.options["seed"])
-            model, info = XLMSWCMForConditionalGeneration.from_pretrained(
+            torch.manual_seed(report.options.get("seed", 0))  # a release leaves nothing to chance
+            model, info = model_class(config).from_pretrained(
                 None, config=config, state_dict=state_dict, dtype=config.dtype, output_loading_info=True
             )
     finally:
@@ -373,7 +385,3 @@ def prove_copies(source: Encoder, report: ConversionReport, tensors: dict[str, t
                     copy, expected = copy[kept], expected[kept]
                 if not torch.equal(as_bytes(copy), as_bytes(expected)):
                     raise RuntimeError(f"{target} is not bit-equal to {name} of {source.name}.")
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)

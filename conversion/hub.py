@@ -20,7 +20,8 @@ from huggingface_hub.utils import validate_repo_id
 from .checkpoint import ConversionError, first_line
 
 
-WEIGHTS = (".safetensors", ".bin", ".index.json")
+# what an older push may have left: whole or in shards, of any form
+WEIGHTS = r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 
 
 def check_repo_id(repo_id: str):
@@ -50,9 +51,9 @@ def upload(
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         before = api.repo_info(repo_id, revision=revision)
-        stale = [file.rfilename for file in before.siblings if file.rfilename not in files]
+        stale = {file.rfilename for file in before.siblings} - files.keys()
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        operations += [CommitOperationDelete(name) for name in stale if "/" not in name and name.endswith(WEIGHTS)]
+        operations += [CommitOperationDelete(name) for name in sorted(stale) if re.fullmatch(WEIGHTS, name)]
         commit = api.create_commit(
             repo_id,
             operations,
@@ -96,14 +97,14 @@ def explain(repo_id: str, error: BaseException | None) -> str | None:
         return f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, with the account of your token."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision; give the name of a branch or tag, or a commit."
-    if status == 401 and "credentials" in said:
+    if status == 401 and re.search("credentials|password", said):
         return "The Hub does not know your token: log in again with `hf auth login`, or set HF_TOKEN to a valid one."
     if isinstance(error, RepositoryNotFoundError):
         return f"The Hub has no repository {repo_id} that your account can see; check its name, and your token."
     if status == 412:
         return f"{repo_id} has been changed by somebody else since this push began; push again."
     if status is not None:
-        return f"The Hub refuses this for {repo_id}: {said.splitlines()[0]}"
+        return f"The Hub answered for {repo_id}: {said.splitlines()[0]}"
     if isinstance(error, (HTTPError, OfflineModeIsEnabled)):
         return f"The Hub at {constants.ENDPOINT} cannot be reached: {first_line(error)}"
     # an upload fails with the reason behind it

@@ -1,6 +1,5 @@
 """What a checkpoint is, read from its configs and from the headers of its weights, without the weights."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +7,24 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import ConversionError, find_file, first_line, read_config, read_json
 from .hub import hub_errors
 
 
+CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
 CUSTOM, NORMAL = "■", "□"
+# beginning of a tensor's name -> the part of the model that it belongs to
 PARTS = {
-    "model.encoder.embeddings.": "in embeddings",
-    "model.encoder.encoder.": "in encoder layers",
-    "lm_head.": "in the output",
+    "model.encoder.embeddings.": "embeddings",
+    "model.encoder.encoder.": "encoder layers",
+    "model.decoder.layers.": "decoder layers",
+    "lm_head.": "output",
 }
 
 
@@ -59,8 +63,8 @@ class Inspection:
         stored = ", ".join(f"{count:,} as {dtype}" for dtype, count in self.parameters.items())
         table.add_row("parameters", stored)
         for part, count in self.parts.items():
-            table.add_row("", f"{count:,} {part}")
-        table.add_row("size", f"{self.size / 1e9:.2f} GB in {', '.join(self.files)}")
+            table.add_row("", f"{count:,} in {part}")
+        table.add_row("size", f"{decimal(self.size)} in {', '.join(self.files)}")
         table.add_row("made from", self.origin())
         console.print(table, draw_plan(config), sep="\n", markup=False, highlight=False)
 
@@ -80,16 +84,16 @@ def output_of(config: XLMSWCMConfig) -> str:
 
 def draw_plan(config: XLMSWCMConfig) -> str:
     """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
-    custom, normal = config.decoder_blocks.count("custom"), config.decoder_blocks.count("normal")
+    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
+    custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
     aligned = custom == config.num_hidden_layers
-    decoder = [CUSTOM if block == "custom" else NORMAL for block in config.decoder_blocks]
     encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]
     encoder = encoder if aligned else [CUSTOM] * config.num_hidden_layers
     return (
         f"encoder  {' '.join(encoder)}  {config.num_hidden_layers} layers\n"
         f"decoder  {' '.join(decoder)}  {custom} custom, {normal} normal\n"
-        f"{CUSTOM} of the encoder's shape; in the decoder twice: self-attention, FFN, cross-attention, FFN\n"
-        f"{NORMAL} normal: self-attention, cross-attention, FFN"
+        f"{CUSTOM} encoder layer, or custom layer: self-attention, FFN, cross-attention, FFN\n"
+        f"{NORMAL} normal layer: self-attention, cross-attention, FFN"
     )
 
 
@@ -105,21 +109,33 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
         ConversionError: `source` cannot be reached or is no XLM-SWCM checkpoint.
     """
     fields = read_config(source, revision)
-    if fields.get("model_type") != XLMSWCMConfig.model_type:
-        raise ConversionError(f'{source} holds a model of type "{fields.get("model_type")}", not of type "xlm_swcm".')
-    config = XLMSWCMConfig.from_dict(fields)
+    config = check_model_type(source, fields).from_dict(fields)
     tokenizer, report = (
         read_optional(source, name, revision) for name in ("tokenizer_config.json", "conversion_report.json")
     )
     headers = read_headers(source, revision)
     tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
-    parts, parameters = Counter(), Counter()
+    parts, parameters = dict.fromkeys(PARTS.values(), 0), Counter()
     for name, tensor in tensors.items():
-        parts[part_of(name, config)] += tensor.parameter_count
+        part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), None)
+        if part is None:
+            raise ConversionError(f"{source} has a tensor that no XLM-SWCM model has: {name}.")
+        parts[part] += tensor.parameter_count
         parameters[tensor.dtype] += tensor.parameter_count
     size = sum(end - start for start, end in (tensor.data_offsets for tensor in tensors.values()))
     languages = (tokenizer or {}).get("languages", [])
-    return Inspection(source, config, languages, dict(parts), dict(parameters), size, sorted(headers), report)
+    return Inspection(source, config, languages, parts, dict(parameters), size, sorted(headers), report)
+
+
+def check_model_type(source: str, fields: dict) -> type[XLMSWCMConfig]:
+    """The class of the config with these `fields`, or a refusal of another kind of model."""
+    config_class = CONFIG_CLASSES.get(fields.get("model_type"))
+    if config_class is None:
+        raise ConversionError(
+            f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model; make one with '
+            "xlm-swcm convert."
+        )
+    return config_class
 
 
 def read_optional(source: str, name: str, revision: str | None) -> dict | None:
@@ -138,13 +154,3 @@ def read_headers(source: str, revision: str | None) -> dict:
         raise ConversionError(f"{source} has no weights in safetensors.") from error
     except SafetensorsParsingError as error:
         raise ConversionError(f"The weights of {source} cannot be read: {first_line(error)}") from error
-
-
-def part_of(name: str, config: XLMSWCMConfig) -> str:
-    layer = re.match(r"model\.decoder\.layers\.(\d+)\.", name)
-    if layer is not None:
-        return f"in {config.decoder_blocks[int(layer[1])]} layers"
-    for prefix, part in PARTS.items():
-        if name.startswith(prefix):
-            return part
-    raise ConversionError(f"{name} is no tensor of an XLM-SWCM checkpoint.")

@@ -57,7 +57,9 @@ class ConversionOptions:
                 raise ConversionError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)}.")
         for code in self.languages:
             if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
-                raise ConversionError(f'"{code}" is not a language code such as bo, kk or kk-Arab.')
+                raise ConversionError(
+                    f'"{code}" is not a language code such as bo, kk or kk-Arab; put spaces between codes.'
+                )
             if self.languages.count(code) > 1:
                 raise ConversionError(f'The language "{code}" is given twice.')
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
@@ -97,4 +99,9 @@ class ConversionOptions:
                 plan.append(next(remaining))
             else:
                 plan.append(plan[-1] if self.normal_layers == "copy" else None)
+        if self.normal_layers == "copy" and len(plan) == len(sources):
+            raise ConversionError(
+                f"There is no normal layer to make a copy: normal_layer_interval is {interval}, and there are "
+                f"{len(sources)} custom layers."
+            )
         return plan

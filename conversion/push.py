@@ -1,23 +1,26 @@
 """What a push sends: a folder that has been loaded and checked, with a filled card."""
 
+import re
 from os import PathLike
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm import XLMSWCMTokenizer
 
 from .card import card_for, require_license
-from .checkpoint import ConversionError, first_line, read_config, read_json
+from .checkpoint import ConversionError, first_line, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
+from .inspection import check_model_type
 
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
 FILES = (
-    *("README.md", "config.json", "generation_config.json", "conversion_report.json", "metrics.json"),
-    *("*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "*_xlm_swcm*.py"),
+    *("config.json", "generation_config.json", "conversion_report.json", "vocabulary_report.json", "metrics.json"),
+    *("model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
+    "*_xlm_swcm*.py",
 )
 
 
@@ -57,8 +60,8 @@ def collect(folder: str | PathLike, repo_id: str, license: str | None = None) ->
     check_repo_id(repo_id)
     folder = Path(folder)
     check_model(folder)
-    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
-    return files | {"README.md": card_for(folder, repo_id, license).encode()}
+    card = {"README.md": card_for(folder, repo_id, license).encode()}
+    return card | {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
 
 
 def check_destination(repo_id: str, encoder: str, revision: str | None = None, license: str | None = None):
@@ -72,22 +75,17 @@ def check_model(folder: Path):
     """Load what would be sent: every key in its place, the tokenizer, and the code that the configs name."""
     if not folder.is_dir():
         raise ConversionError(f"The folder {folder} does not exist.")
-    config = read_config(str(folder))
-    if config.get("model_type") != XLMSWCMConfig.model_type:
-        raise ConversionError(
-            f'{folder} holds a model of type "{config.get("model_type")}" and not of type "xlm_swcm"; '
-            "make one with xlm-swcm convert."
-        )
-    if not any(folder.glob("*.safetensors")):
+    check_model_type(str(folder), read_config(str(folder)))
+    if not any(folder.glob("model*.safetensors")):
         raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
-    for name in named_files(folder, config):
+    for name in named_files(folder):
         if not (folder / name).is_file():
             raise ConversionError(f"{folder} lacks {name}; write model and tokenizer again with save_pretrained.")
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, info = XLMSWCMForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever the parsers of damaged files raise
         raise ConversionError(f"{folder} cannot be loaded: {first_line(error)}") from error
@@ -106,14 +104,9 @@ def check_model(folder: Path):
         )
 
 
-def named_files(folder: Path, config: dict) -> list[str]:
-    """The files that a machine with Transformers alone needs: tokenizer, generation config, and the code."""
-    files = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-    tokenizer_config = read_json(folder / files[1]) if (folder / files[1]).is_file() else {}
-    references = [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
-    for auto_map in (config.get("auto_map", {}), tokenizer_config.get("auto_map", {})):
-        references += [
-            reference for entry in auto_map.values() for reference in ([entry] if isinstance(entry, str) else entry)
-        ]
-    modules = [reference.split(".")[0] for reference in references if reference]
-    return files + [f"{module}.py" for module in dict.fromkeys(modules)]
+def named_files(folder: Path) -> list[str]:
+    """What a machine with Transformers alone needs beside the weights: configs, tokenizer, and the code they name."""
+    configs = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    text = "".join(config.read_text(encoding="utf-8") for config in configs if config.is_file())
+    modules = dict.fromkeys(re.findall(r'"(\w+_xlm_swcm)\.\w+"', text))
+    return ["tokenizer_config.json", "tokenizer.json", "generation_config.json", *(f"{name}.py" for name in modules)]

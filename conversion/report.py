@@ -75,7 +75,11 @@ class ConversionReport:
             table.add_row("dropped", str(len(sources)), ", ".join(dict.fromkeys(sources)), why)
         console.print(table)
 
-        parameters = (f'{count:,} with weight_sharing "{sharing}"' for sharing, count in self.parameters.items())
+        written = self.options.get("weight_sharing")
+        parameters = (
+            f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == written else ""}'
+            for sharing, count in self.parameters.items()
+        )
         console.print(
             f"{len(self.copied)} tensors copied, each bit-equal to its source; {len(self.new)} new; "
             f"{len(self.dropped)} of the source dropped.\nParameters: {', '.join(parameters)}."
@@ -84,7 +88,7 @@ class ConversionReport:
 
 def _module(tensor: str) -> str:
     """`encoder.layer.3.output.dense.weight` -> `encoder.layer.{}.output.dense`."""
-    return re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".{}.", tensor))
+    return re.sub(r"[._](weight|bias)(\[.\])?$", "", re.sub(r"\.\d+\.", ".{}.", tensor))
 
 
 def _place(tensor: str) -> str:

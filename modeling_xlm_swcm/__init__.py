@@ -5,6 +5,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
 from .pipeline_xlm_swcm import XLMSWCMPipeline
+from .released_xlm_swcm import (
+    ReleasedXLMSWCMConfig,
+    ReleasedXLMSWCMForConditionalGeneration,
+    ReleasedXLMSWCMModel,
+)
 from .tokenization_xlm_swcm import XLMSWCMTokenizer
 
 
@@ -28,3 +33,12 @@ XLMSWCMConfig.register_for_auto_class()
 XLMSWCMModel.register_for_auto_class("AutoModel")
 XLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
 XLMSWCMTokenizer.register_for_auto_class("AutoTokenizer")
+
+# the same for checkpoints made from the authors' release
+AutoConfig.register(ReleasedXLMSWCMConfig.model_type, ReleasedXLMSWCMConfig, exist_ok=True)
+AutoModel.register(ReleasedXLMSWCMConfig, ReleasedXLMSWCMModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(ReleasedXLMSWCMConfig, ReleasedXLMSWCMForConditionalGeneration, exist_ok=True)
+AutoTokenizer.register(ReleasedXLMSWCMConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
+ReleasedXLMSWCMConfig.register_for_auto_class()
+ReleasedXLMSWCMModel.register_for_auto_class("AutoModel")
+ReleasedXLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")

@@ -47,6 +47,13 @@ class XLMSWCMConfig(PreTrainedConfig):
     """
 
     model_type = "xlm_swcm"
+    block_types = ("custom", "normal")
+    # every class that a checkpoint can be loaded with, whichever of them is saved
+    auto_classes = {
+        "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
+        "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
+        "AutoModelForSeq2SeqLM": "modeling_xlm_swcm.XLMSWCMForConditionalGeneration",
+    }
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 250002
@@ -82,15 +89,12 @@ class XLMSWCMConfig(PreTrainedConfig):
                 f"normal_layer_interval must be at least 1, or null for no normal layers; got {interval}."
             )
         if self.decoder_blocks is None:
-            self.decoder_blocks = plan_decoder_blocks(self.num_hidden_layers, interval)
+            custom, normal = self.block_types
+            plan = plan_decoder_blocks(self.num_hidden_layers, interval)
+            self.decoder_blocks = [custom if block == "custom" else normal for block in plan]
         if self.decoder_layers is None:
             self.decoder_layers = len(self.decoder_blocks)
-        # every class that a checkpoint can be loaded with, whichever of them is saved
-        self.auto_map = {
-            "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
-            "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
-            "AutoModelForSeq2SeqLM": "modeling_xlm_swcm.XLMSWCMForConditionalGeneration",
-        } | (kwargs.pop("auto_map", None) or {})
+        self.auto_map = self.auto_classes | (kwargs.pop("auto_map", None) or {})
         self.custom_pipelines = {
             task: {"impl": "pipeline_xlm_swcm.XLMSWCMPipeline", "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
             for task in ("translation", "summarization", "question-answering")
@@ -103,9 +107,10 @@ class XLMSWCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})."
             )
-        unknown = sorted(set(self.decoder_blocks) - {"custom", "normal"})
+        unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
         if unknown or not self.decoder_blocks:
-            raise ValueError(f'decoder_blocks must be a list of "custom" and "normal"; got {unknown or "no layer"}.')
+            known = '" and "'.join(self.block_types)
+            raise ValueError(f'decoder_blocks must be a list of "{known}"; got {unknown or "no layer"}.')
         if self.decoder_layers != len(self.decoder_blocks):
             raise ValueError(
                 f"decoder_layers ({self.decoder_layers}) must be the length of decoder_blocks "

@@ -118,7 +118,10 @@ class XLMSWCMAttention(nn.Module):
             **kwargs,
         )
         attended = self.out_proj(attended.flatten(2))  # (batch, target_len, hidden_size)
-        return self.layer_norm(hidden_states + self.dropout(attended)), weights
+        return self._add_and_norm(hidden_states, attended), weights
+
+    def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(hidden_states + self.dropout(attended))
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, len, head_dim)
@@ -163,10 +166,12 @@ class XLMSWCMFeedForward(nn.Module):
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
     """Self-attention, then cross-attention; the two kinds of layer differ in where an FFN stands."""
 
+    attention_class = XLMSWCMAttention
+
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = XLMSWCMAttention(config, layer_idx, is_causal=True)
-        self.cross_attn = XLMSWCMAttention(config, layer_idx, is_causal=False)
+        self.self_attn = self.attention_class(config, layer_idx, is_causal=True)
+        self.cross_attn = self.attention_class(config, layer_idx, is_causal=False)
 
     def forward(
         self,
@@ -212,9 +217,6 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
 
     def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.ffn(hidden_states)
-
-
-DECODER_LAYER_CLASSES = {"custom": XLMSWCMCustomDecoderLayer, "normal": XLMSWCMNormalDecoderLayer}
 
 
 @auto_docstring
@@ -264,6 +266,7 @@ class XLMSWCMEncoder(XLMRobertaModel):
 class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
     """`config.decoder_blocks` as layers; in a whole model its embeddings are the encoder's."""
 
+    layer_classes = {"custom": XLMSWCMCustomDecoderLayer, "normal": XLMSWCMNormalDecoderLayer}
     _can_record_outputs = {
         "hidden_states": OutputRecorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
         "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
@@ -291,7 +294,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         super().__init__(config)
         self.embeddings = XLMRobertaEmbeddings(config)
         self.layers = nn.ModuleList(
-            DECODER_LAYER_CLASSES[block](config, layer_idx) for layer_idx, block in enumerate(config.decoder_blocks)
+            self.layer_classes[block](config, layer_idx) for layer_idx, block in enumerate(config.decoder_blocks)
         )
         self.gradient_checkpointing = False
         self.post_init()
@@ -384,13 +387,14 @@ def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> to
 
 @auto_docstring
 class XLMSWCMModel(XLMSWCMPreTrainedModel):
+    decoder_class = XLMSWCMDecoder
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
         config.validate_architecture()  # fields may have been set one by one
         self.encoder = XLMSWCMEncoder(config)
-        self.decoder = XLMSWCMDecoder(config)
+        self.decoder = self.decoder_class(config)
         self._tied_weights_keys = self._shared_keys()
         self.post_init()
 
@@ -486,6 +490,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
 @auto_docstring
 class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
+    base_class = XLMSWCMModel
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embeddings.word_embeddings.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     model_tags = ["xlm-swcm"]
@@ -494,7 +499,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
-        self.model = XLMSWCMModel(config)
+        self.model = self.base_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         # the default for this class name shifts the labels a second time
         self.loss_type = "ForMaskedLM"

@@ -30,7 +30,7 @@ class XLMSWCMPipeline(Pipeline):
         `{"answer": ...}` per input, or a list of them.
 
     Raises:
-        `ValueError`: a language that is not known or not given, or inputs that are not those of the task.
+        `ValueError`: a language not known or not given, inputs that are not those of the task, or too long ones.
     """
 
     _load_tokenizer = True
@@ -75,7 +75,13 @@ class XLMSWCMPipeline(Pipeline):
             raise ValueError(f"An input of {self.task} is a text; got {inputs!r}.")
         if src_lang is not None:
             self.tokenizer.src_lang = src_lang
-        return self.tokenizer(*texts, truncation=truncation, return_tensors="pt")
+        source = self.tokenizer(*texts, truncation=truncation, return_tensors="pt")
+        length, limit = source["input_ids"].shape[1], self.tokenizer.model_max_length
+        if length > limit:
+            raise ValueError(
+                f"An input has {length} tokens and may have {limit}: shorten it, or give truncation=True."
+            )
+        return source
 
     def _forward(self, inputs, src_lang=None, tgt_lang=None, **generate_kwargs):
         language = tgt_lang or self.tokenizer.tgt_lang

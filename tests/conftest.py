@@ -3,11 +3,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from encoders import Tensors, make_encoder, make_masked_lm, save_encoder, xlm_roberta_tokenizer
+from hub_client import Client, hub_client
+from loopback_hub import Hub, loopback_hub
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMaskedLM
 from typer.testing import CliRunner, Result
 
@@ -200,3 +203,39 @@ def masked_lm() -> PreTrainedModel:
 @pytest.fixture
 def output(tmp_path) -> Path:
     return tmp_path / "outputs" / "model"
+
+
+@pytest.fixture(scope="session")
+def shared_hub() -> Iterator[Hub]:
+    with loopback_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(shared_hub) -> Hub:
+    """Empty, and nothing fails."""
+    for kept in (shared_hub.repositories, shared_hub.objects, shared_hub.parts, shared_hub.requests):
+        kept.clear()
+    shared_hub.failures.clear()
+    shared_hub.user, shared_hub.part_size, shared_hub.quota = "someone", 10**9, 10**12
+    return shared_hub
+
+
+@pytest.fixture(scope="session")
+def client(shared_hub, tmp_path_factory) -> Iterator[Client]:
+    with hub_client(shared_hub, tmp_path_factory.mktemp("home")) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def converted(encoder_folder, tmp_path_factory) -> Path:
+    """A folder as `convert` writes it; shared by all tests, so nothing may change it."""
+    folder = tmp_path_factory.mktemp("converted") / "model"
+    convert(encoder_folder, folder, languages=["zh", "kk-Arab", "bo"], license="mit")
+    return folder
+
+
+@pytest.fixture
+def folder(converted, tmp_path) -> Path:
+    """A copy of `converted` to change."""
+    return Path(shutil.copytree(converted, tmp_path / "model"))

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
 Files = dict[str, bytes]
-READ, WRITE = "hf_may_read", "hf_may_write"  # tokens; the second may write what belongs to "someone"
+READ, WRITE = "hf_may_read", "hf_may_write"  # tokens; the second may write what belongs to the hub's user
 LFS_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -79,6 +80,7 @@ class Failure:
 class Hub(ThreadingHTTPServer):
     """
     Attributes:
+        user: whose repositories may be written, and whom new ones belong to.
         repositories: by id.
         objects: LFS objects by sha256, uploaded but not necessarily committed.
         part_size: larger objects are uploaded in parts of it.
@@ -96,12 +98,13 @@ class Hub(ThreadingHTTPServer):
         # large files lie on another host, as on the real Hub
         self.storage = f"http://localhost:{self.server_port}/lfs"
         self.lock = threading.RLock()
+        self.user = "someone"
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.part_size = 10**9
         self.quota = 10**12
-        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, Message]] = []
         self.failures: list[Failure] = []
 
     def add(self, repo_id: str, folder: Path, ref: str = "main", **options) -> Repository:
@@ -154,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         hub, request = self.server, f"{self.command} {self.path}"
-        hub.requests.append((self.command, self.path, dict(self.headers)))
+        hub.requests.append((self.command, self.path, self.headers))
         failure = hub.failure_of(request)
         try:
             if failure is not None:
@@ -219,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
     def require_write(self, repo: str):
         if self.token() is None:
             raise Refusal(401, "Invalid username or password.")
-        if self.token() == READ or not repo.startswith("someone/"):
+        if self.token() == READ or not repo.startswith(f"{self.server.user}/"):
             raise Refusal(403, f"You don't have the rights to write to {repo}.")
 
     def commit_of(self, repo: str, revision: str) -> Commit:
@@ -233,11 +236,11 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self, **_):
         if self.token() is None:
             raise Refusal(401, "Invalid username or password.")
-        self.answer(200, {"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
+        self.answer(200, {"type": "user", "name": self.server.user, "orgs": [], "auth": {"type": "access_token"}})
 
     def create(self, body, **_):
         request = json.loads(body)
-        repo = f"{request.get('organization') or 'someone'}/{request['name']}"
+        repo = f"{request.get('organization') or self.server.user}/{request['name']}"
         self.require_write(repo)
         with self.server.lock:
             known = repo in self.server.repositories

@@ -242,6 +242,8 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
         (["--normal-layer-interval", "-3"], ["normal_layer_interval", "got -3"]),
         (["--weight-sharing", "tied", "--layer-map", "interleaved"], ["weight_sharing", "layer_map"]),
         (["--weight-sharing", "tied", "--decoder-init", "random"], ["weight_sharing", "decoder_init"]),
+        (["--revision", "main"], ["is a folder"]),
+        (["--normal-layers", "copy", "--normal-layer-interval", "9"], ["no normal layer", "9"]),
         (["--weight-sharing", "tied", "--normal-layers", "copy"], ["weight_sharing", "normal_layers"]),
     ],
     ids=lambda value: " ".join(value),

@@ -250,6 +250,10 @@ def test_the_interleaved_map_takes_every_encoder_layer_once_for_one_half(half_as
 def test_copies_stand_where_normal_layers_would_and_repeat_the_layer_before(half_as_many, interval, layer_map):
     options = {"layer_map": layer_map, "normal_layer_interval": interval}
     plain = plan_decoder(2 * half_as_many, options | {"normal_layers": "random"})
+    if None not in plain:
+        with pytest.raises(ConversionError, match="no normal layer to make a copy"):
+            plan_decoder(2 * half_as_many, options | {"normal_layers": "copy"})
+        return
     copied = plan_decoder(2 * half_as_many, options | {"normal_layers": "copy"})
     assert copied == [layers or plain[index - 1] for index, layers in enumerate(plain)]
 

@@ -4,15 +4,19 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
+from hub_client import hub_client
 from transformers import XLMRobertaForMaskedLM
+from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.conversion.cli import main
 from modeling_xlm_swcm.conversion.from_encoder import WEIGHT_MAP, count_parameters
 
 
@@ -86,16 +90,31 @@ def test_the_conversion_in_python_runs_as_printed(encoder):
     assert names["model"].config.vocab_size == len(names["tokenizer"])
 
 
+def test_the_way_to_the_hub_and_back_runs_as_printed(hub, encoder, tmp_path):
+    """Only the endpoint is another one."""
+    folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    hub.add("FacebookAI/xlm-roberta-base", folder)
+    hub.user = "your-name"
+    lines = [line for code in code_blocks("bash") for line in code.splitlines()]
+    with hub_client(hub, tmp_path) as client:
+        for name in ("convert", "push", "inspect"):
+            command = next(line for line in lines if line.startswith(f"xlm-swcm {name} "))
+            outcome = client.command(*shlex.split(command)[1:])
+            assert outcome.exit_code == 0, outcome.output
+        outcome = client.run(next(code for code in code_blocks("python") if "pipeline(" in code))
+    assert outcome["error"] is None and len(outcome["printed"].splitlines()) == 2
+    assert hub.repositories["your-name/my-model"].private
+
+
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "bench"])
 def test_every_make_command_is_there(target):
     run = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and ".venv/bin" in run.stdout
 
 
-def test_every_option_of_the_table_is_one_of_the_command():
-    help_text = run_python(
-        ROOT, "-c", "from modeling_xlm_swcm.conversion.cli import main; main()", "convert", "--help"
-    )
+def test_every_option_that_is_named_is_one_of_the_commands():
+    help_text = "".join(CliRunner().invoke(main, [name, "--help"]).stdout for name in ("convert", "push", "inspect"))
     options = {re.match(r"--[\w-]+", part)[0] for part in re.findall(r"--[a-z][\w-]+", README.split("## Measured")[0])}
     options -= {"--base"}
     squeezed = re.sub(r"[\s│]", "", help_text)

@@ -177,6 +177,25 @@ torch.save(result, result_file)
 """
 
 
+def run_without_the_package(folder: Path, elsewhere: Path) -> dict:
+    elsewhere.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "HF_HOME": str(elsewhere),
+        "HF_MODULES_CACHE": str(elsewhere / "modules"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    arguments = [folder, elsewhere / "result.pt", SOURCE, TARGET, str(torch.get_num_threads())]
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, *arguments],
+        cwd=elsewhere,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+    return torch.load(elsewhere / "result.pt")
+
+
 class TestRemoteCode:
     @pytest.fixture(scope="class")
     @classmethod
@@ -190,22 +209,7 @@ class TestRemoteCode:
     @pytest.fixture(scope="class")
     @classmethod
     def remote(cls, folder, tmp_path_factory) -> dict:
-        elsewhere = tmp_path_factory.mktemp("elsewhere")
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {
-            "HF_HOME": str(elsewhere),
-            "HF_MODULES_CACHE": str(elsewhere / "modules"),
-            "HF_HUB_OFFLINE": "1",
-        }
-        arguments = [folder, elsewhere / "result.pt", SOURCE, TARGET, str(torch.get_num_threads())]
-        subprocess.run(
-            [sys.executable, "-c", WITHOUT_THE_PACKAGE, *arguments],
-            cwd=elsewhere,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
-        return torch.load(elsewhere / "result.pt")
+        return run_without_the_package(folder, tmp_path_factory.mktemp("elsewhere"))
 
     @pytest.fixture
     def batch(self, folder) -> dict[str, torch.Tensor]:

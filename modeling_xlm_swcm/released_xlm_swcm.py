@@ -1,0 +1,147 @@
+"""The decoder layers of the checkpoint that the paper's authors released (KEVVVV/xlm-swcm).
+
+They compute something else than XLM-SWCM's own layers: they normalise before their sublayers, a custom layer's
+self-attention has no residual, and a normal layer uses its first norm twice. The released code embeds its input anew
+in every layer, which cannot run, and its functions disagree about masks; here the input is embedded once, before the
+first layer, padding is masked everywhere, and no token sees a later one.
+"""
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_xlm_swcm import XLMSWCMConfig
+from .modeling_xlm_swcm import (
+    XLMSWCMAttention,
+    XLMSWCMDecoder,
+    XLMSWCMDecoderLayer,
+    XLMSWCMForConditionalGeneration,
+    XLMSWCMModel,
+)
+
+
+@strict
+class ReleasedXLMSWCMConfig(XLMSWCMConfig):
+    r"""
+    Configuration of [`ReleasedXLMSWCMForConditionalGeneration`]: that of [`XLMSWCMConfig`], with `decoder_blocks` of
+    `"released_custom"` and `"released_normal"`, and an output projection of its own.
+    """
+
+    model_type = "xlm_swcm_released"
+    block_types = ("released_custom", "released_normal")
+    auto_classes = {
+        "AutoConfig": "released_xlm_swcm.ReleasedXLMSWCMConfig",
+        "AutoModel": "released_xlm_swcm.ReleasedXLMSWCMModel",
+        "AutoModelForSeq2SeqLM": "released_xlm_swcm.ReleasedXLMSWCMForConditionalGeneration",
+    }
+
+    tie_word_embeddings: bool = False
+
+
+class ReleasedAttention(XLMSWCMAttention):
+    """Attention alone: residual, norm and dropout are the layer's."""
+
+    def __init__(self, config: ReleasedXLMSWCMConfig, layer_idx: int, is_causal: bool):
+        super().__init__(config, layer_idx, is_causal)
+        del self.layer_norm
+        self.attention_dropout = 0.0
+
+    def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return attended
+
+
+class ReleasedFeedForward(nn.Module):
+    def __init__(self, config: ReleasedXLMSWCMConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+
+
+class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
+    """Self-attention, FFN, cross-attention, FFN, each behind its norm and all but the first with a residual."""
+
+    attention_class = ReleasedAttention
+
+    def __init__(self, config: ReleasedXLMSWCMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.ffn1 = ReleasedFeedForward(config)
+        self.ffn2 = ReleasedFeedForward(config)
+        # the norms have PyTorch's epsilon, whatever the encoder's is
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.norm3 = nn.LayerNorm(config.hidden_size)
+        self.norm4 = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states, _ = self.self_attn(self.norm1(hidden_states), attention_mask, None, past_key_values, **kwargs)
+        hidden_states = hidden_states + self.dropout(self.ffn1(self.norm2(hidden_states)))
+        attended, _ = self.cross_attn(
+            self.norm3(hidden_states), encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.ffn2(self.norm4(hidden_states)))
+
+
+class ReleasedNormalDecoderLayer(XLMSWCMDecoderLayer):
+    """Self-attention, cross-attention, FFN, each behind a norm, from whose output its residual comes."""
+
+    attention_class = ReleasedAttention
+
+    def __init__(self, config: ReleasedXLMSWCMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.ffn = ReleasedFeedForward(config)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states = self.norm1(hidden_states)
+        attended, _ = self.self_attn(hidden_states, attention_mask, None, past_key_values, **kwargs)
+        hidden_states = self.norm1(hidden_states + self.dropout(attended))
+        attended, _ = self.cross_attn(
+            hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+        )
+        hidden_states = self.norm2(hidden_states + self.dropout(attended))
+        return hidden_states + self.dropout(self.ffn(hidden_states))
+
+
+class ReleasedXLMSWCMDecoder(XLMSWCMDecoder):
+    config: ReleasedXLMSWCMConfig
+    layer_classes = {"released_custom": ReleasedCustomDecoderLayer, "released_normal": ReleasedNormalDecoderLayer}
+    _no_split_modules = ["ReleasedCustomDecoderLayer", "ReleasedNormalDecoderLayer"]
+
+
+class ReleasedXLMSWCMModel(XLMSWCMModel):
+    config: ReleasedXLMSWCMConfig
+    decoder_class = ReleasedXLMSWCMDecoder
+
+
+class ReleasedXLMSWCMForConditionalGeneration(XLMSWCMForConditionalGeneration):
+    config: ReleasedXLMSWCMConfig
+    base_class = ReleasedXLMSWCMModel
+
+
+__all__ = ["ReleasedXLMSWCMConfig", "ReleasedXLMSWCMForConditionalGeneration", "ReleasedXLMSWCMModel"]
