@@ -47,6 +47,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.arguments import has_fast_bf16
 
 
 matplotlib.use("agg")
@@ -77,12 +78,6 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, *args, **kwargs):
         pass
-
-
-def has_fast_bf16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def train_tokenizer(texts: list[str], vocab_size: int = 2000) -> XLMRobertaTokenizer:

@@ -22,9 +22,9 @@ from rich.table import Table
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-import modeling_xlm_swcm  # noqa: F401 - registers model and tokenizer
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
-from modeling_xlm_swcm.training.data import BadRows, DataError, Mixture, load_corpora
+from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
 from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
 from modeling_xlm_swcm.training.results import write_results
 from modeling_xlm_swcm.training.trainer import TrainingError, XLMSWCMTrainer, find_checkpoint, prepare_model
@@ -47,7 +47,17 @@ class DataArguments:
     )
 
 
-def make_mixture(args: DataArguments, training: TrainingArguments, corpora, tokenizer) -> Mixture:
+def check(args: DataArguments, training: TrainingArguments, config: XLMSWCMConfig):
+    longest = config.max_position_embeddings - config.pad_token_id - 1
+    if args.max_length > longest:
+        raise DataError(f"The model reads at most {longest} tokens: --max_length {args.max_length} is too much.")
+    if training.push_to_hub:
+        raise TrainingError("Pretraining pushes nothing: push the finished folder with xlm-swcm push FOLDER REPO.")
+
+
+def make_mixture(
+    args: DataArguments, training: TrainingArguments, corpora: list[Corpus], tokenizer: XLMSWCMTokenizer
+) -> Mixture:
     batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     mixture = Mixture(
         corpora,
@@ -81,6 +91,7 @@ def main():
     checkpoint = find_checkpoint(training)
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
+    check(data_args, training, model.config)
     corpora = load_corpora(data_args.data)
     mixture = make_mixture(data_args, training, corpora["train"], tokenizer)
     bad_rows = BadRows(data_args.skip_bad_rows)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from safetensors.torch import load_file
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.data import DataError
+from modeling_xlm_swcm.training.trainer import TrainingError
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from pretrain import main  # noqa: E402 - examples/ is no package
+from pretrain import __file__ as pretrain_file  # noqa: E402 - examples/ is no package
+from pretrain import main  # noqa: E402
 
 
 SCRIPT = Path(__file__).with_name("pretrain_process.py")
@@ -172,22 +176,46 @@ class TestProcesses:
         assert len(first) == len(second) == 9 * 4
         assert len({*first, *second}) == len(first + second)
 
+    def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self):
+        script = SCRIPT.with_name("fsdp_process.py")
+        process = run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+        )
+        assert process.returncode == 0, process.stderr
+        layers = 4 * ["XLMRobertaLayer"] + 4 * ["XLMSWCMCustomDecoderLayer"]
+        units = [*layers, "XLMSWCMForConditionalGeneration", "XLMSWCMNormalDecoderLayer"]
+        assert process.stdout.splitlines()[-1] == f"{units} 0.50"
+
 
 class TestOptions:
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
     def test_lora_scheduled_sampling_and_bfloat16(self, model_folder, data, tmp_path):
         more = ["--lora", "--lora_rank", 4, "--scheduled_sampling", 0.5, "--bf16", "true", "--max_steps", 3]
-        process = pretrain(model_folder, data, tmp_path, *more)
-        assert process.returncode == 0, process.stderr
+        pretrain_here(model_folder, data, tmp_path, *more)
         training = json.loads((tmp_path / "metrics.json").read_text())["training"]
         assert (training["lora_rank"], training["precision"], training["scheduled_sampling"]) == (4, "bfloat16", 0.5)
         loaded, info = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info.values())
 
-    def test_errors_are_one_sentence(self, model_folder, data, tmp_path):
+    def test_epochs_become_steps(self, model_folder, data, tmp_path):
+        pretrain_here(model_folder, data, tmp_path, "--max_steps", -1, "--num_train_epochs", 0.5)
+        # half of 98 + 26 + 20 examples in batches of 4
+        assert json.loads((tmp_path / "metrics.json").read_text())["training"]["steps"] == 18
+
+    def test_errors_are_one_sentence(self, model_folder, data, tmp_path, monkeypatch):
         (data / "bad.json").write_text('{"train": [{"path": "nowhere.txt", "language": "en"}]}')
-        script = SCRIPT.parent.parent / "examples" / "pretrain.py"
-        command = [sys.executable, str(script), *options(model_folder, data, tmp_path, "--data", data / "bad.json")]
-        process = run(command)
-        assert process.returncode == 1
-        assert process.stderr.splitlines()[-1] == "error: There is no file nowhere.txt."
-        assert "Traceback" not in process.stderr
+        bad = options(model_folder, data, tmp_path, "--data", data / "bad.json")
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *bad])
+        with pytest.raises(SystemExit, match=r"^error: There is no file nowhere\.txt\.$"):
+            runpy.run_path(pretrain_file, run_name="__main__")
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--max_length", 39], "The model reads at most 38 tokens: --max_length 39 is too much."),
+            (["--push_to_hub", "true"], "push the finished folder with xlm-swcm push"),
+        ],
+    )
+    def test_what_is_refused(self, model_folder, data, tmp_path, more, message):
+        with pytest.raises((DataError, TrainingError), match=message):
+            pretrain_here(model_folder, data, tmp_path, *more)

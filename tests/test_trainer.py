@@ -315,6 +315,16 @@ class TestLora:
         trainer.train()
         assert trainer.evaluate()["eval_loss"] < 0.9 * before
 
+    def test_it_goes_on_from_a_checkpoint(self, make_trainer, tokenizer, tmp_path):
+        whole, resumed = (
+            make_trainer(prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4)))
+            for _ in range(2)
+        )
+        whole.train()
+        expected = states(whole.model)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert_equal(states(resumed.model), expected)
+
     def test_a_frozen_encoder_stays_and_the_decoder_learns(self, make_trainer, tokenizer):
         model = prepare_model(new_model(tokenizer), ModelArguments("", freeze_encoder=True))
         before = states(model)
@@ -323,10 +333,13 @@ class TestLora:
             moved = not torch.equal(parameter, before[name])
             assert moved == (not name.startswith("model.encoder.")), name
 
-    @pytest.mark.parametrize("option", ["lora", "freeze_encoder"])
-    def test_layers_that_are_the_encoders_are_refused(self, tokenizer, option):
-        with pytest.raises(TrainingError, match=f"--{option} needs a decoder of its own weights"):
-            prepare_model(new_model(tokenizer, weight_sharing="tied"), ModelArguments("", **{option: True}))
+    @pytest.mark.parametrize("option", ["--lora", "--freeze_encoder", "FSDP"])
+    def test_layers_that_are_the_encoders_are_refused(self, tokenizer, monkeypatch, option):
+        monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: option == "FSDP")
+        args = ModelArguments("", **({} if option == "FSDP" else {option.strip("-"): True}))
+        with pytest.raises(TrainingError, match=f"{option} needs a decoder with weights of its own"):
+            prepare_model(new_model(tokenizer, weight_sharing="tied"), args)
+        prepare_model(new_model(tokenizer), args)
 
 
 class TestResults:

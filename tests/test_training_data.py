@@ -130,6 +130,10 @@ class TestFormats:
             write_lines(tmp_path / f"{number}.txt", "a")
         assert Corpus(str(tmp_path / "*.txt"), language="ug").files == [str(tmp_path / f"{n}.txt") for n in (1, 2, 3)]
 
+    def test_a_column_may_have_the_name_of_the_nesting(self, tmp_path, tokenizer, tables):
+        path = write_rows(tmp_path / "a.csv", [{"translation": text} for text in UG])
+        assert len(read_all(Corpus(path, language="ug", column="translation"), tokenizer, tables)) == 3
+
     def test_a_row_of_several_lines_is_named_by_its_last(self, tmp_path):
         path = write_lines(tmp_path / "a.csv", "text", '"one', 'two"', "three")
         assert list(read_rows(path, BadRows())) == [
@@ -145,7 +149,7 @@ class TestFormats:
 BAD_ROWS = {
     "no column": ("a.jsonl", ['{"title": "x"}'], 2, 'has no column "text" (it has: title)'),
     "null": ("a.jsonl", ['{"text": null}'], 2, 'has no column "text"'),
-    "no text": ("a.jsonl", ['{"text": 3}'], 2, 'has no text in the column "text" but a int'),
+    "no text": ("a.jsonl", ['{"text": 3}'], 2, 'has no text in the column "text" but a value of type int'),
     "no JSON": ("a.jsonl", ['{"text": '], 2, "is not a JSON object"),
     "no object": ("a.jsonl", ["[1]"], 2, "is not a JSON object"),
     "empty": ("a.txt", [""], 2, 'is empty in the column "text"'),
@@ -397,6 +401,7 @@ class TestCorporaFile:
             ({"training": []}, "must have a list of corpora under train"),
             ({"train": [{"path": "a", "language": "en", "lang": "ug"}]}, "unknown field lang"),
             ({"train": [{"language": "en"}]}, "a corpus without a path"),
+            ({"train": ["a.txt"]}, "a corpus without a path: a.txt"),
             ({"train": [{"path": "a"}]}, "The corpus a needs either its language or its two languages"),
             ({"train": [{"path": "a", "languages": ["en"]}]}, "either its language or its two languages"),
             ({"train": [{"path": "a", "language": "en", "languages": ["en", "ug"]}]}, "either its language"),

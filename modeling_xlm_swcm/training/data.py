@@ -8,6 +8,7 @@ import glob
 import gzip
 import itertools
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -67,6 +68,8 @@ class BadRows:
             raise DataError(
                 f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data, or give --skip_bad_rows."
             )
+        if os.environ.get("RANK", "0") != "0":
+            return  # one process of many says it
         reasons = "; ".join(f'{number} times "{reason}"' for reason, number in self.reasons.most_common())
         logger.warning(f"Skipped {rows}: {reasons}. The first: {'; '.join(self.named)}.")
 
@@ -185,11 +188,12 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
 
 def get_text(place: str, row: dict, column: str, bad_rows: BadRows) -> str | None:
     """The text of a column; None, and the row counted as bad, where there is none."""
-    text = row.get("translation", row).get(column)
+    nested = row.get("translation")  # as many datasets for translation have it
+    text = (nested if isinstance(nested, dict) else row).get(column)
     if text is None:
         bad_rows.reject(place, f'has no column "{column}"', f" (it has: {', '.join(map(str, row))})")
     elif not isinstance(text, str):
-        bad_rows.reject(place, f'has no text in the column "{column}"', f" but a {type(text).__name__}")
+        bad_rows.reject(place, f'has no text in the column "{column}"', f" but a value of type {type(text).__name__}")
     elif not text.strip():
         bad_rows.reject(place, f'is empty in the column "{column}"')
     else:
@@ -359,15 +363,19 @@ def load_corpora(path: str) -> dict[str, list[Corpus]]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict) or "train" not in content or not content.keys() <= {"train", "validation"}:
+    names = {"train", "validation"}
+    if not isinstance(content, dict) or "train" not in content or not content.keys() <= names:
         raise DataError(f"{path} must have a list of corpora under train and may have one under validation.")
-    known = {option.name for option in fields(Corpus)}
-    for entry in itertools.chain(*content.values()):
-        if unknown := sorted(entry.keys() - known):
-            raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}; known: {', '.join(known)}.")
-        if "path" not in entry:
-            raise DataError(f"{path} has a corpus without a path: {entry}.")
-    return {name: [Corpus(**entry) for entry in entries] for name, entries in content.items()}
+    return {name: [make_corpus(path, entry) for entry in entries or []] for name, entries in content.items()}
+
+
+def make_corpus(path: str, entry: dict) -> Corpus:
+    known = [option.name for option in fields(Corpus)]
+    if not isinstance(entry, dict) or "path" not in entry:
+        raise DataError(f"{path} has a corpus without a path: {entry}.")
+    if unknown := sorted(entry.keys() - known):
+        raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}; known: {', '.join(known)}.")
+    return Corpus(**entry)
 
 
 class Mixture(torch.utils.data.IterableDataset):
@@ -416,7 +424,9 @@ class Mixture(torch.utils.data.IterableDataset):
         self.probabilities = probabilities / probabilities.sum()
 
     def _count(self, corpus: Corpus) -> int:
-        return sum(1 for _ in corpus.read(self.tokenizer, self.max_length, self.tables, self.bad_rows))
+        examples = corpus.read(self.tokenizer, self.max_length, self.tables, self.bad_rows)
+        other_process = os.environ.get("RANK", "0") != "0"
+        return sum(1 for _ in logging.tqdm(examples, f"Reading {corpus.title}", unit="", disable=other_process))
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()

@@ -97,7 +97,7 @@ def describe_training(trainer: XLMSWCMTrainer, model_args: ModelArguments) -> di
 
 
 def plot_history(history: list[dict], path: Path):
-    """Losses above and, where there are any, the metrics of evaluations below, over steps."""
+    """Losses over steps and, where there are any, the metrics of the evaluations beside them."""
     noise = ("runtime", "per_second", "epoch", "flos", "model_preparation_time", "gen_len")
     metrics = sorted(
         {name for entry in history for name in entry if name.startswith("eval_") and not name.endswith(noise)}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.integrations import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -132,10 +133,11 @@ def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
     Raises:
         TrainingError: the decoder's layers are the encoder's.
     """
-    if (args.lora or args.freeze_encoder) and model.config.weight_sharing == "tied":
-        option = "--lora" if args.lora else "--freeze_encoder"
+    apart = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
+    asked = [name for name, on in apart.items() if on]
+    if asked and model.config.weight_sharing == "tied":
         raise TrainingError(
-            f'{option} needs a decoder of its own weights: convert with --weight-sharing init, not "tied".'
+            f"{asked[0]} needs a decoder with weights of its own: convert the encoder with --weight-sharing init."
         )
     if args.freeze_encoder:
         model.model.encoder.requires_grad_(False)
