@@ -29,7 +29,7 @@ def split_ntrex(args: RecipeArguments) -> dict[str, str]:
 
 
 def main():
-    args, rest = parse(__doc__)
+    args, rest = parse(__doc__, ["ntrex.tsv"])
     files = split_ntrex(args)
     source, *targets = LANGUAGES
     model = make_model(
@@ -47,7 +47,7 @@ def main():
         *("--max_source_length", args.max_length, "--max_target_length", args.max_length),
         *("--do_train", "--do_predict", "--predict_with_generate", "--max_steps", args.steps),
         *("--per_device_train_batch_size", "32", "--learning_rate", "1e-3", "--warmup_steps", "0.1"),
-        *("--logging_steps", "20", "--save_strategy", "no", "--license", args.license, "--seed", args.seed, *rest),
+        *("--logging_steps", "20", "--save_strategy", "no", *args.for_every_script(), *rest),
     )
 
 
