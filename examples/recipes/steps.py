@@ -70,6 +70,7 @@ def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict]
         EXAMPLES / "presets" / "cpu_small.yaml",
         *("--model_name_or_path", converted, "--data", corpora, "--output_dir", pretrained),
         *("--max_length", args.max_length, "--max_steps", args.pretrain_steps, "--skip_bad_rows"),
+        *("--per_device_eval_batch_size", "32"),
         *("--resume_from_checkpoint", "last"),  # a recipe that was stopped goes on here
         *args.for_every_script(),
     )
