@@ -206,6 +206,7 @@ class TestRuns:
         files = {path.name for path in (tmp_path / "output").iterdir()}
         assert files == {"eval_results.json", "predict_results.json", "generated_predictions.txt"}
 
+    @pytest.mark.slow
     def test_two_processes_write_what_one_writes(self, main, translation, tmp_path):
         # nine texts in batches of two: neither the batches nor the processes come out even
         translation["test_file"] = write_table(tmp_path / "test.tsv", ROWS)
