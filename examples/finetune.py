@@ -58,9 +58,9 @@ class DataArguments:
     )
     dataset_name: str | None = field(default=None, metadata={"help": "a dataset on the Hub, in place of files"})
     dataset_config_name: str | None = field(default=None, metadata={"help": "its configuration"})
-    train_file: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
+    train_file: str | None = field(default=None, metadata={"help": "rows to train on, for --do_train"})
+    validation_file: str | None = field(default=None, metadata={"help": "rows for --do_eval and --eval_strategy"})
+    test_file: str | None = field(default=None, metadata={"help": "rows for --do_predict"})
     text_column: str = field(default="text", metadata={"help": "summarization: the long text"})
     summary_column: str = field(default="summary", metadata={"help": "summarization: the short one"})
     question_column: str = field(default="question", metadata={"help": "question-answering"})

@@ -20,6 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser,
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config
+from modeling_xlm_swcm.training.data import AS_TEXT
 
 
 @dataclass
@@ -50,7 +51,7 @@ def read_lines(path: str) -> list[str]:
 
 def encode(texts: list[str], tokenizer: XLMSWCMTokenizer, limit: int, path: str) -> dict[int, list[int]]:
     """Index of the line -> token ids, for the lines that are not empty."""
-    rows = {index: tokenizer(text, verbose=False)["input_ids"] for index, text in enumerate(texts) if text}
+    rows = {index: tokenizer(text, **AS_TEXT)["input_ids"] for index, text in enumerate(texts) if text}
     for index, ids in rows.items():
         if len(ids) > limit:
             raise ValueError(

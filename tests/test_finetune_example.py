@@ -206,6 +206,20 @@ class TestRuns:
         files = {path.name for path in (tmp_path / "output").iterdir()}
         assert files == {"eval_results.json", "predict_results.json", "generated_predictions.txt"}
 
+    @pytest.mark.slow
+    def test_two_processes_write_what_one_writes(self, main, translation, tmp_path):
+        # nine texts in batches of two: neither the batches nor the processes come out even
+        translation["test_file"] = write_table(tmp_path / "test.tsv", ROWS)
+        options = translation | {"do_train": False, "target_lang": ["kk", "bo"], "per_device_eval_batch_size": 2}
+        options |= {"max_predict_samples": 3, "both_directions": True, "max_target_length": 6}
+        assert main(finetune, **options) is None
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", EXAMPLES / "finetune.py"]
+        again = options | {"output_dir": str(tmp_path / "again"), "use_cpu": True}
+        run = run_process(sys.executable, *launch, *flags(again))
+        assert run.returncode == 0, run.stderr
+        for name in ("generated_predictions.txt", "predict_results.json"):
+            assert (tmp_path / "again" / name).read_text() == (tmp_path / "output" / name).read_text()
+
     def test_a_settings_file_is_the_same_as_flags(self, main, translation, tmp_path):
         translation |= {"max_steps": 3, "do_predict": False}
         assert main(finetune, **translation) is None

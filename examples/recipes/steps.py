@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.conversion.checkpoint import read_config
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
 
 
 EXAMPLES = Path(__file__).parent.parent
@@ -25,15 +25,23 @@ class RecipeArguments:
     pretrain_steps: int = field(default=2000, metadata={"help": "steps of denoising and translation; 0 for none"})
     steps: int = field(default=2000, metadata={"help": "steps of fine-tuning"})
     max_length: int = field(default=256, metadata={"help": "of sources and targets, where the encoder has as many"})
-    license: str = field(default="apache-2.0", metadata={"help": "of the encoder, for the model cards"})
+    license: str | None = field(default=None, metadata={"help": "of the encoder; without it no model card is written"})
     seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
 
+    def for_every_script(self) -> list[str]:
+        return ["--seed", str(self.seed), *(["--license", self.license] if self.license else [])]
 
-def parse(description: str) -> tuple[RecipeArguments, list[str]]:
-    """The recipe's arguments, and what else was given, which goes to the fine-tuning."""
+
+def parse(description: str, files: list[str]) -> tuple[RecipeArguments, list[str]]:
+    """The recipe's arguments, and what else was given, which goes to the fine-tuning; `files` have to be there."""
     parser = HfArgumentParser(RecipeArguments, description=description)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    config = read_config(args.encoder)
+    if missing := [name for name in files if not (args.data / name).is_file()]:
+        sys.exit(f"error: There is no file {args.data / missing[0]}.")
+    try:
+        config = read_config(args.encoder)
+    except ConversionError as error:
+        sys.exit(f"error: {error}")
     args.max_length = min(args.max_length, config["max_position_embeddings"] - config["pad_token_id"] - 1)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     return args, rest
@@ -62,6 +70,8 @@ def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict]
         EXAMPLES / "presets" / "cpu_small.yaml",
         *("--model_name_or_path", converted, "--data", corpora, "--output_dir", pretrained),
         *("--max_length", args.max_length, "--max_steps", args.pretrain_steps, "--skip_bad_rows"),
-        *("--license", args.license, "--seed", args.seed),
+        *("--per_device_eval_batch_size", "32"),
+        *("--resume_from_checkpoint", "last"),  # a recipe that was stopped goes on here
+        *args.for_every_script(),
     )
     return pretrained

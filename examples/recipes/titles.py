@@ -26,7 +26,7 @@ def write_split(args: RecipeArguments, split: str) -> str:
 
 
 def main():
-    args, rest = parse(__doc__)
+    args, rest = parse(__doc__, [f"titles/{name}" for name in SOURCES])
     model = make_model(args, LANGUAGES, parallel=[], validation=[])
     run(
         "transfer.py",
@@ -36,8 +36,9 @@ def main():
         *("--model_name_or_path", model, "--output_dir", args.output_dir / "titles", "--skip_bad_rows"),
         *("--max_source_length", args.max_length, "--max_target_length", min(args.max_length, 64)),
         *("--truncate_sources", "--max_steps", args.steps),
-        *("--per_device_train_batch_size", "32", "--learning_rate", "1e-3", "--warmup_steps", "0.1"),
-        *("--logging_steps", "20", "--save_strategy", "no", "--license", args.license, "--seed", args.seed, *rest),
+        *("--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "32"),
+        *("--learning_rate", "1e-3", "--warmup_steps", "0.1"),
+        *("--logging_steps", "20", "--save_strategy", "no", *args.for_every_script(), *rest),
     )
 
 

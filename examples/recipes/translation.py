@@ -29,7 +29,7 @@ def split_ntrex(args: RecipeArguments) -> dict[str, str]:
 
 
 def main():
-    args, rest = parse(__doc__)
+    args, rest = parse(__doc__, ["ntrex.tsv"])
     files = split_ntrex(args)
     source, *targets = LANGUAGES
     model = make_model(
@@ -46,8 +46,9 @@ def main():
         *("--skip_bad_rows", "--truncate_sources"),  # so that no test sentence goes without a score
         *("--max_source_length", args.max_length, "--max_target_length", args.max_length),
         *("--do_train", "--do_predict", "--predict_with_generate", "--max_steps", args.steps),
-        *("--per_device_train_batch_size", "32", "--learning_rate", "1e-3", "--warmup_steps", "0.1"),
-        *("--logging_steps", "20", "--save_strategy", "no", "--license", args.license, "--seed", args.seed, *rest),
+        *("--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "32"),
+        *("--learning_rate", "1e-3", "--warmup_steps", "0.1"),
+        *("--logging_steps", "20", "--save_strategy", "no", *args.for_every_script(), *rest),
     )
 
 

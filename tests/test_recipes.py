@@ -1,0 +1,79 @@
+"""examples/recipes: from an encoder and a folder of data to figures, every step of it, on data of our own."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import load
+from encoders import SENTENCES
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
+import steps  # noqa: E402 - scripts, found by their folders
+import titles  # noqa: E402
+import translation  # noqa: E402
+
+
+TEXT = {"zh": SENTENCES[8], "bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол"}
+QUICK = ["--pretrain_steps", "2", "--steps", "2", "--seed", "3"]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "mono").mkdir(parents=True)
+    (folder / "titles").mkdir()
+    for code, text in TEXT.items():
+        (folder / "mono" / f"{code}.own.txt").write_text(f"{text}\n" * 4, encoding="utf-8")
+    columns = ["line", "doc", "split", *TEXT, "en"]
+    splits = ["train"] * 4 + ["dev"] * 2 + ["test"] * 3
+    lines = [columns, *([str(n), "d", split, *TEXT.values(), "wind"] for n, split in enumerate(splits))]
+    (folder / "ntrex.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+    for name in titles.SOURCES:
+        code = name[:2]
+        rows = [{"lang": code, "split": split, "text": TEXT[code] * 3, "title": TEXT[code]} for split in splits]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "titles" / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def recipe(data, encoder_folder, tmp_path, monkeypatch):
+    """Runs a recipe with its scripts in this process; the output folder."""
+
+    def run_here(script, *words):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        importlib.import_module(script.removesuffix(".py")).main()
+
+    def run(module, *words) -> Path:
+        for where in (steps, module):
+            monkeypatch.setattr(where, "run", run_here)
+        output = tmp_path / "output"
+        folders = ["--data", data, "--encoder", encoder_folder, "--output_dir", output]
+        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, folders), *QUICK, *words])
+        module.main()
+        return output
+
+    return run
+
+
+def test_translation_into_all_languages_and_back(recipe):
+    output = recipe(translation, "--num_beams", "1")
+    metrics = json.loads((output / "translation" / "metrics.json").read_text())
+    others = ["bo", "ug", "kk", "mn"]
+    expected = {"all", *(f"zh-{code}" for code in others), *(f"{code}-zh" for code in others)}
+    assert metrics["results"]["chrf++"].keys() == expected
+    assert (metrics["training"]["start"], metrics["training"]["seed"]) == ("pretrained", "3")
+    written = (output / "translation" / "generated_predictions.txt").read_text(encoding="utf-8")
+    assert written.count("\n") == 3 * 8
+    load(output / "translation")
+
+
+def test_titles_of_two_languages(recipe):
+    output = recipe(titles, "--num_beams", "1", "--samples", "0", "3")
+    results = json.loads((output / "titles" / "transfer.json").read_text())
+    assert {samples: list(row) for samples, row in results["scores"].items()} == dict.fromkeys("03", ["zh", "kk"])
+    assert (output / "titles" / "transfer.png").is_file()
