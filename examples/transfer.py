@@ -11,6 +11,7 @@ The other options are those of finetune.py.
 
 import copy
 import json
+import os
 import random
 import sys
 from collections import defaultdict
@@ -92,8 +93,10 @@ def plot(scores: Scores, metric: str, high_resource: str, path: Path):
     axis.set_yticks(range(len(scores)), [f"{high_resource} + {samples}" for samples in scores])
     axis.set(xlabel="evaluated on", ylabel="trained on")
     figure.colorbar(image, label=metric)
-    figure.savefig(path, dpi=120)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, dpi=120, format="png")
     plt.close(figure)
+    os.replace(unfinished, path)
 
 
 def transfer(
