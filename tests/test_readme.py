@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
 from hub_client import hub_client
+from loopback_hub import WRITE
 from transformers import XLMRobertaForMaskedLM
 from typer.testing import CliRunner
 
@@ -76,7 +77,8 @@ def encoder(tmp_path_factory) -> Path:
 
 
 def test_the_convert_command_runs_as_printed(encoder, tmp_path):
-    command = next(line for code in code_blocks("bash") for line in code.splitlines() if line.startswith("xlm-swcm"))
+    lines = [line for code in code_blocks("bash") for line in code.splitlines()]
+    command = next(line for line in lines if line.startswith("xlm-swcm convert FacebookAI"))
     arguments = shlex.split(command.replace("FacebookAI/xlm-roberta-base", str(encoder)))[1:]
     run_python(tmp_path, "-c", "from modeling_xlm_swcm.conversion.cli import main; main()", *arguments)
     assert (tmp_path / "my-model" / "model.safetensors").exists()
@@ -98,13 +100,55 @@ def test_the_way_to_the_hub_and_back_runs_as_printed(hub, encoder, tmp_path):
     hub.user = "your-name"
     lines = [line for code in code_blocks("bash") for line in code.splitlines()]
     with hub_client(hub, tmp_path) as client:
-        for name in ("convert", "push", "inspect"):
-            command = next(line for line in lines if line.startswith(f"xlm-swcm {name} "))
+        for name in ("convert FacebookAI", "push my-model", "inspect"):
+            command = next(line for line in lines if line.startswith(f"xlm-swcm {name}"))
             outcome = client.command(*shlex.split(command)[1:])
             assert outcome.exit_code == 0, outcome.output
         outcome = client.run(next(code for code in code_blocks("python") if "pipeline(" in code))
     assert outcome["error"] is None and len(outcome["printed"].splitlines()) == 2
     assert hub.repositories["your-name/my-model"].private
+
+
+def test_the_whole_way_runs_as_printed(hub, tmp_path):
+    """From the Hub to the Hub, with a small encoder, little text and few steps."""
+    tokenizer = xlm_roberta_tokenizer()
+    encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, max_position_embeddings=130)
+    hub.add("FacebookAI/xlm-roberta-base", save_encoder(tmp_path / "encoder", encoder, tokenizer))
+    hub.user = "your-name"
+    syllables, characters = ["ང", "ཚོས", "དཔེ", "ཆ", "ཀློག", "གི", "ཡོད", "མི"], "我们早上去了河边没有风"
+    rows = [
+        ("".join(characters[i % 7 :: 1 + i % 3]), "་".join(syllables[i % 5 :: 1 + i % 2]) + "།") for i in range(40)
+    ]
+    for number, language in enumerate(("zh", "bo")):
+        (tmp_path / f"{language}.txt").write_text("".join(row[number] + "\n" for row in rows), encoding="utf-8")
+    for split in ("train", "dev", "test"):
+        lines = ["zh\tbo", *map("\t".join, rows[:8])]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "corpora.yaml").write_text(
+        "train:\n- {path: bo.txt, language: bo}\n- {path: train.tsv, languages: [zh, bo]}\n"
+        "validation:\n- {path: dev.tsv, languages: [zh, bo]}\n"
+    )
+    small = {
+        "extend": ["--size", "60"],
+        "pretrain.py": ["--max_length", "64", "--max_steps", "2", "--gradient_accumulation_steps", "1"],
+        "finetune.py": ["--max_source_length", "64", "--max_target_length", "64", "--num_train_epochs", "1"],
+        "generate.py": ["--max_length", "16"],
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= hub.environment | {"HF_HOME": str(tmp_path), "HF_TOKEN": WRITE, "OMP_NUM_THREADS": "1"}
+    block = next(code for code in code_blocks("bash") if "vocab extend FacebookAI" in code)
+    for line in block.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line)
+        if program == "xlm-swcm":
+            program = ["-c", "from modeling_xlm_swcm.conversion.cli import main; main()"]
+        else:
+            program, arguments = [], [re.sub("^examples/", f"{ROOT}/examples/", word) for word in arguments]
+        added = next((words for name, words in small.items() if name in line), [])
+        command = [sys.executable, *program, *arguments, *added]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
+    assert len((tmp_path / "written.txt").read_text(encoding="utf-8").splitlines()) == len(rows)
+    assert {"README.md", "model.safetensors"} <= hub.repositories["your-name/zh-bo"].files.keys()
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "bench"])
@@ -114,9 +158,10 @@ def test_every_make_command_is_there(target):
 
 
 def test_every_option_that_is_named_is_one_of_the_commands():
-    help_text = "".join(CliRunner().invoke(main, [name, "--help"]).stdout for name in ("convert", "push", "inspect"))
-    options = {re.match(r"--[\w-]+", part)[0] for part in re.findall(r"--[a-z][\w-]+", README.split("## Measured")[0])}
-    options -= {"--base"}
+    commands = (["convert"], ["push"], ["inspect"], ["vocab", "extend"], ["vocab", "trim"])
+    help_text = "".join(CliRunner().invoke(main, [*command, "--help"]).stdout for command in commands)
+    way = re.search(r"## The whole way\n.*?\n## ", README, flags=re.DOTALL)[0]  # has a test of its own
+    options = set(re.findall(r"--[a-z][\w-]+", README.split("## Measured")[0].replace(way, "")))
     squeezed = re.sub(r"[\s│]", "", help_text)
     assert options and not [option for option in options if option[:20] not in squeezed]
 
