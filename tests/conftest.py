@@ -10,6 +10,7 @@ import pytest
 import torch
 from encoders import Tensors, make_encoder, make_masked_lm, save_encoder, xlm_roberta_tokenizer
 from hub_client import Client, hub_client
+from hypothesis import settings
 from loopback_hub import Hub, loopback_hub
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMaskedLM
 from typer.testing import CliRunner, Result
@@ -18,6 +19,10 @@ from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.conversion.cli import main
 
+
+# a machine that is busy with other things must not fail a test
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 ATTENTIONS = ("eager", "sdpa")
 SHARINGS = [

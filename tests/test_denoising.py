@@ -1,5 +1,6 @@
 """mBART's noise: what is masked and what stays, how words and sentences are found, and that it can be repeated."""
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -31,6 +32,7 @@ def make_tokenizer(*pieces: str) -> XLMSWCMTokenizer:
 
 TOKENIZER = make_tokenizer(*PIECES)
 MASK = TOKENIZER.mask_token_id
+COLLATOR = DataCollatorForDenoising(TOKENIZER)
 FIRST = TOKENIZER.convert_tokens_to_ids(PIECES[0])
 
 # the pieces of a text of which no two are the same, so that it can be seen which of them are gone
@@ -69,15 +71,23 @@ def random_texts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     return [(FIRST + rng.permutation(len(PIECES))[:length]).tolist() for _ in range(count)]
 
 
-@pytest.fixture(scope="module")
+def changed(**options) -> DataCollatorForDenoising:
+    """COLLATOR with other options, without making its tables again."""
+    collator = copy.copy(COLLATOR)
+    for name, value in options.items():
+        setattr(collator, name, value)
+    return collator
+
+
+@pytest.fixture
 def collator() -> DataCollatorForDenoising:
-    return DataCollatorForDenoising(TOKENIZER)
+    return COLLATOR
 
 
 class TestMasking:
     @given(texts, epochs, st.floats(0, 1))
     def test_whole_words_are_masked_as_many_as_asked_and_nothing_else_changes(self, text, epoch, share):
-        collator = DataCollatorForDenoising(TOKENIZER, mask_share=share, permute_sentences=False)
+        collator = changed(mask_share=share, permute_sentences=False)
         ids = with_specials(text)
         noised = collator.noise(ids, epoch).tolist()
         assert noised[:2] == ids[:2].tolist() and noised[-1] == ids[-1]
@@ -95,9 +105,7 @@ class TestMasking:
     @given(texts, epochs)
     def test_every_gap_has_its_mask(self, text, epoch):
         """Between two tokens that stand apart in the clean text there is at least one `<mask>`."""
-        noised = (
-            DataCollatorForDenoising(TOKENIZER, permute_sentences=False).noise(with_specials(text), epoch).tolist()
-        )
+        noised = changed(permute_sentences=False).noise(with_specials(text), epoch).tolist()
         clean = with_specials(text).tolist()
         places = [None if token == MASK else clean.index(token) for token in noised]
         for before, after in zip(places, places[1:], strict=False):
@@ -147,7 +155,7 @@ class TestSentences:
     @given(texts, epochs)
     def test_sentences_change_places_whole(self, text, epoch):
         ids = with_specials(text)
-        noised = DataCollatorForDenoising(TOKENIZER, mask_share=0.0).noise(ids, epoch)
+        noised = changed(mask_share=0.0).noise(ids, epoch)
         assert noised[:2].tolist() == ids[:2].tolist() and noised[-1] == ids[-1]
         text_of = "-".join(map(str, noised.tolist()))
         assert all("-".join(map(str, sentence)) in text_of for sentence in sentences_of(text))
@@ -225,7 +233,7 @@ class TestBatches:
 
     @given(texts, texts, epochs)
     def test_special_tokens_inside_stay_between_their_texts(self, before, after, epoch):
-        collator = DataCollatorForDenoising(TOKENIZER)
+        collator = COLLATOR
         ids = np.concatenate([with_specials(before), with_specials(after, "zh")])
         noised = collator.noise(ids, epoch).tolist()
         eos = TOKENIZER.eos_token_id
