@@ -23,7 +23,7 @@ from .released import convert_released as convert_release
 from .vocabulary import INITS
 from .vocabulary import extend as extend_vocabulary
 from .vocabulary import trim as trim_vocabulary
-from .vocabulary_report import VocabularyReport
+from .vocabulary_report import VocabularyReport, check_matplotlib
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
@@ -236,6 +236,8 @@ def extend(
 ):
     """Learn new pieces from text: scripts that XLM-R cannot read, words that it cuts too small."""
     with one_sentence_errors(debug):
+        if plot is not None:
+            check_matplotlib()
         report = extend_vocabulary(
             checkpoint,
             output,
@@ -271,6 +273,8 @@ def trim(
 ):
     """Keep the pieces that the languages of some text need, and every character that they are written with."""
     with one_sentence_errors(debug):
+        if plot is not None:
+            check_matplotlib()
         report = trim_vocabulary(
             checkpoint,
             output,

@@ -63,15 +63,15 @@ def read_corpora(corpora: list[Corpus], progress: str) -> Iterator[tuple[str, li
         total=sum(corpus.path.stat().st_size for corpus in corpora), desc=progress, unit="B", unit_scale=True
     ) as bar:
         for corpus in corpora:
-            batch, size, empty = [], 0, True
+            batch, size = [], 0
             for line, line_bytes in corpus.lines():
-                batch.append(line)
-                size += line_bytes
                 if size >= BATCH_BYTES:
                     yield corpus.language, batch
                     bar.update(size)
-                    batch, size, empty = [], 0, False
-            if not batch and empty:
+                    batch, size = [], 0
+                batch.append(line)
+                size += line_bytes
+            if not batch:
                 raise ConversionError(f"{corpus.path} holds no text.")
             yield corpus.language, batch
             bar.update(size)

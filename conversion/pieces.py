@@ -142,7 +142,21 @@ def train_unigram(pieces: Pieces, sample: Iterable[str], size: int) -> list[tupl
             f"--size {size} is less than the characters that the corpus is written with; give a larger one."
         ) from error
     learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return [(piece, score) for piece, score in learnt if piece != "<unk>"]
+    return settled([(piece, score) for piece, score in learnt if piece != "<unk>"])
+
+
+def settled(learnt: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """What is learnt from the same text is the same, down to the order.
+
+    The library sums in the order in which threads end, and gives the rarest characters scores from the lowest one on,
+    0.0001 apart, in random order: these get the lowest.
+    """
+    lowest = min(score for _, score in learnt)
+    highest_of_rare = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in learnt)
+    rounded = [
+        (piece, round(lowest if len(piece) == 1 and score <= highest_of_rare else score, 6)) for piece, score in learnt
+    ]
+    return sorted(rounded, key=lambda piece: (-piece[1], piece[0]))
 
 
 @dataclass

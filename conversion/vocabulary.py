@@ -7,7 +7,7 @@ word change together, all others are kept bit by bit.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -29,6 +29,7 @@ from .checkpoint import (
     check_output,
     find_file,
     read_config,
+    read_json,
     read_weights,
     return_freed_memory,
     whole_folder,
@@ -122,7 +123,7 @@ def extend(
         if origins is not None:
             rows = mean_of_pieces(changed[:first], origins, noise)
         else:
-            rows = noise if changed.ndim > 1 else mean_row(changed[:first]).expand(len(new))
+            rows = noise if changed.ndim > 1 else mean_row(changed[:first], pieces.added).expand(len(new))
         changed[first:last] = rows
         return changed
 
@@ -201,19 +202,17 @@ def prepare(
     overwrite: bool,
 ) -> tuple[Checkpoint, list[Corpus], list[Corpus]]:
     """The checkpoint, the text to count or learn from, and the text to measure with."""
-    name, output = str(checkpoint), Path(output)
-    check_output(output, overwrite)
-    if Path(name).exists() and Path(name).resolve().is_relative_to(output.resolve()):
-        raise ConversionError(f"{output} holds the checkpoint, which would be lost; give another folder.")
+    name = str(checkpoint)
     if not corpus:
         raise ConversionError("Give text files with --corpus.")
     corpora = [Corpus.named(file) for file in corpus]
     measured = [Corpus.named(file) for file in evaluate] or corpora
+    check_output(Path(output), overwrite, name, *(text.path for text in corpora + measured))
     config = read_config(name, revision)
     if config.get("model_type") not in PLUGIN_TYPES:
         check_config(name, config)
     generation_file = find_file(name, "generation_config.json", revision)
-    generation_config = json.loads(generation_file.read_text(encoding="utf-8")) if generation_file else None
+    generation_config = read_json(generation_file) if generation_file else None
     tensors, tokenizer = read_weights(name, revision), load_tokenizer(name, revision)
     vocabulary = sorted(
         filter(VOCABULARY_TENSORS.fullmatch, tensors), key=lambda tensor: "word_embeddings" not in tensor
@@ -223,7 +222,9 @@ def prepare(
     for tensor in vocabulary:
         rows = tensors[tensor].shape[0]
         if rows != config.get("vocab_size"):
-            raise ConversionError(f"{tensor} of {name} has {rows} rows; its config.json says {config['vocab_size']}.")
+            raise ConversionError(
+                f"{tensor} of {name} has {rows} rows; the vocab_size in its config.json is {config.get('vocab_size')}."
+            )
     if len(tokenizer) > config["vocab_size"]:
         raise ConversionError(
             f"The tokenizer of {name} has {len(tokenizer)} tokens and its word embedding only {config['vocab_size']} "
@@ -269,8 +270,11 @@ def select_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torc
     return selected
 
 
-def mean_row(tensor: torch.Tensor) -> torch.Tensor:
-    return (sum(block.double().sum(0) for _, block in blocks(tensor)) / len(tensor)).float()
+def mean_row(tensor: torch.Tensor, added: Iterable[int]) -> torch.Tensor:
+    """Mean over the pieces: special tokens and tags are no words, and may have been added since."""
+    is_piece = torch.ones(len(tensor), dtype=torch.bool)
+    is_piece[list(added)] = False
+    return (sum(block[is_piece[rows]].double().sum(0) for rows, block in blocks(tensor)) / is_piece.sum()).float()
 
 
 @dataclass
@@ -280,10 +284,12 @@ class Origins:
     Attributes:
         pieces: for each the ids of old pieces, and the scripts (or None) of the parts that were `<unk>`.
         script_ids: the ids of the old pieces that are written in one of these scripts alone.
+        added: the ids of special tokens and tags.
     """
 
     pieces: list[tuple[list[int], list[str | None]]]
     script_ids: dict[str, list[int]]
+    added: list[int]
 
 
 def find_origins(pieces: Pieces, new: list[str]) -> Origins:
@@ -302,12 +308,12 @@ def find_origins(pieces: Pieces, new: list[str]) -> Origins:
         of = {script(character) for character in piece.removeprefix(SPACE)}
         if len(of) == 1 and of <= wanted and index not in pieces.added:
             script_ids[of.pop()].append(index)
-    return Origins(origins, script_ids)
+    return Origins(origins, script_ids, list(pieces.added))
 
 
 def mean_of_pieces(old: torch.Tensor, origins: Origins, noise: torch.Tensor) -> torch.Tensor:
     """A row per new piece: the mean over its old pieces, with `noise` where a part of it was `<unk>`."""
-    mean = mean_row(old)
+    mean = mean_row(old, origins.added)
     of_script = {of: old[ids].float().mean(0) for of, ids in origins.script_ids.items()}
     rows = []
     for (known, unknown), own_noise in zip(origins.pieces, noise, strict=True):
@@ -391,7 +397,8 @@ def prove(source: Checkpoint, old_ids: list[int], folder: Path):
                 of_block = ((chosen >= rows.start) & (chosen < rows.stop)).nonzero().flatten()
                 if len(of_block) == 0:
                     continue
-                copy = written[name][int(of_block[0]) : int(of_block[-1]) + 1]
+                first = int(of_block[0])
+                copy = written[name][first : int(of_block[-1]) + 1][of_block - first]
                 expected = block[chosen[of_block] - rows.start]
             if not torch.equal(as_bytes(copy), as_bytes(expected)):
                 raise RuntimeError(f"{name} was not kept bit by bit.")

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich import box
@@ -11,6 +12,12 @@ from rich.table import Table
 
 from .checkpoint import ConversionError
 from .corpus import Comparison
+
+
+def check_matplotlib():
+    """Before hours of work, not after them."""
+    if find_spec("matplotlib") is None:
+        raise ConversionError("--plot needs matplotlib: pip install 'xlm-swcm[train]'.")
 
 
 @dataclass
@@ -67,10 +74,8 @@ class VocabularyReport:
 
     def plot(self, path: Path):
         """Fertility and share of `<unk>` by language, before and after, as a PNG."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ConversionError("--plot needs matplotlib: pip install 'xlm-swcm[train]'.") from error
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(9, 1.6 + 0.5 * len(self.languages)), layout="constrained")
         figure.suptitle(
             f"{self.source}: vocabulary {self.tokens['before']:,} → {self.tokens['after']:,}", x=0.01, ha="left"
@@ -92,7 +97,8 @@ class VocabularyReport:
             panel.margins(x=0.15)
         panels[0].set_yticks(places, self.languages)
         panels[0].invert_yaxis()
-        panels[1].legend(frameon=False, loc="lower right")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial.png")
         figure.savefig(partial, dpi=150)
         os.replace(partial, path)

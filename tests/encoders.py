@@ -36,11 +36,13 @@ INITIALIZER_RANGE = 0.05
 Tensors = dict[str, torch.Tensor]
 
 
-def unigram_pieces() -> list[tuple[str, float]]:
+def unigram_pieces(sentences: list[str] = SENTENCES, size: int = 150) -> list[tuple[str, float]]:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=150, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
     return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"] if piece != "<unk>"]
 
 
@@ -48,9 +50,9 @@ def special(*tokens: str) -> list[tuple[str, float]]:
     return [(token, 0.0) for token in tokens]
 
 
-def xlm_roberta_tokenizer(*more: str) -> XLMRobertaTokenizer:
+def xlm_roberta_tokenizer(*more: str, pieces: list[tuple[str, float]] | None = None) -> XLMRobertaTokenizer:
     """XLM-R's layout: special tokens, pieces (and `more` of them), `<mask>` last."""
-    vocab = special("<s>", "<pad>", "</s>", "<unk>") + unigram_pieces() + special(*more, "<mask>")
+    vocab = special("<s>", "<pad>", "</s>", "<unk>") + (pieces or unigram_pieces()) + special(*more, "<mask>")
     return XLMRobertaTokenizer(vocab=vocab, mask_token=AddedToken("<mask>", lstrip=True, special=True))
 
 

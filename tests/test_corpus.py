@@ -1,0 +1,193 @@
+"""Text files are read line by line, counted and measured."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from vocabularies import TEXTS, ids, reader_tokenizer
+
+from modeling_xlm_swcm.conversion import ConversionError, corpus, pieces
+from modeling_xlm_swcm.conversion.corpus import Corpus, Measure, compare, read_corpora
+from modeling_xlm_swcm.conversion.pieces import Pieces, count_pieces, sample_lines, script, scripts
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return reader_tokenizer()
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Corpus:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Corpus.named(str(path))
+
+
+def lines(text: Corpus) -> list[str]:
+    return [line for line, _ in text.lines()]
+
+
+@pytest.mark.parametrize("name", ["bo.txt", "bo.news.2024.txt", "bo"])
+def test_a_file_is_named_by_its_language(tmp_path, name):
+    assert write(tmp_path, name, "a").language == "bo"
+
+
+def test_a_label_names_the_language_of_any_file(tmp_path):
+    write(tmp_path, "news.txt", "a")
+    named = Corpus.named(f"kk-Arab={tmp_path / 'news.txt'}")
+    assert (named.language, named.path) == ("kk-Arab", tmp_path / "news.txt")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    for name in ("bo.txt", "bo=bo.txt", f"bo={tmp_path}"):
+        with pytest.raises(ConversionError, match=f"There is no corpus .*{name.partition('=')[2] or name}"):
+            Corpus.named(name)
+
+
+def test_lines_are_stripped_and_those_without_text_left_out(tmp_path):
+    text = write(tmp_path, "en.txt", b"\xef\xbb\xbfone\r\n\r\n  \n two words \nno break at the end")
+    assert lines(text) == ["one", "two words", "no break at the end"]
+
+
+def test_no_other_character_ends_a_line(tmp_path):
+    assert lines(write(tmp_path, "en.txt", "one\u2028still one\x85and\x0cso on\n")) == [
+        "one\u2028still one\x85and\x0cso on"
+    ]
+
+
+def test_what_is_not_utf_8_is_named_with_its_line(tmp_path):
+    text = write(tmp_path, "bo.txt", b"first\n\n" + "第三".encode("gb18030") + b"\nlast\n")
+    with pytest.raises(ConversionError, match=r"Line 3 of .*bo\.txt is not UTF-8"):
+        lines(text)
+    with pytest.raises(ConversionError, match=r"Line 1 of .*ug\.txt is not UTF-8"):
+        lines(write(tmp_path, "ug.txt", "text".encode("utf-16")))
+
+
+def test_a_line_over_a_megabyte_is_refused_with_its_number(tmp_path):
+    assert len(lines(write(tmp_path, "en.txt", b"a\n" + b"b" * (2**20 - 1) + b"\n"))) == 2
+    with pytest.raises(ConversionError, match=r"Line 2 of .*zh\.txt is over a megabyte"):
+        lines(write(tmp_path, "zh.txt", b"a\n" + b"b" * 2**20 + b"\nc\n"))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n\n", "\ufeff\n"], ids=["no byte", "no letter", "a byte order mark"])
+def test_a_file_without_text_is_refused(tmp_path, content):
+    texts = [write(tmp_path, "en.txt", "text"), write(tmp_path, "bo.txt", content)]
+    with pytest.raises(ConversionError, match=r"bo\.txt holds no text"):
+        list(read_corpora(texts, "Reading"))
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 6, 12, 1000])
+def test_batches_hold_every_line_once_and_are_never_empty(tmp_path, monkeypatch, batch_bytes):
+    monkeypatch.setattr(corpus, "BATCH_BYTES", batch_bytes)
+    texts = [write(tmp_path, "en.txt", "12345\n12345\nabc\n12345\n"), write(tmp_path, "bo.txt", "12345\n")]
+    batches = list(read_corpora(texts, "Reading"))
+    assert all(batch for _, batch in batches)
+    for language, expected in (("en", ["12345", "12345", "abc", "12345"]), ("bo", ["12345"])):
+        assert [line for of, batch in batches if of == language for line in batch] == expected
+
+
+def test_files_of_a_language_count_as_one(tmp_path, reader):
+    parts = [write(tmp_path, f"en.{name}.txt", text) for name, text in zip("ab", TEXTS["en"][:2], strict=True)]
+    whole = write(tmp_path, "en.txt", "\n".join(TEXTS["en"][:2]))
+    counted = count_pieces(Pieces("reader", reader), parts).by_language
+    assert counted.keys() == {"en"}
+    assert (counted["en"] == count_pieces(Pieces("reader", reader), [whole]).by_language["en"]).all()
+    assert counted["en"].sum() == sum(len(ids(reader, text)) for text in TEXTS["en"][:2])
+    old_ids = list(range(len(reader)))
+    backend = reader.backend_tokenizer
+    assert compare(backend, backend, old_ids, parts) == compare(backend, backend, old_ids, [whole])
+
+
+def test_unknown_pieces_are_not_counted(tmp_path, reader):
+    counted = count_pieces(Pieces("reader", reader), [write(tmp_path, "mvf.txt", TEXTS["mvf"][0])]).by_language["mvf"]
+    assert counted[reader.unk_token_id] == 0
+
+
+def test_a_comparison_says_what_is_unknown_and_what_is_cut_anew(tmp_path, reader):
+    coarse = reader.backend_tokenizer
+    state = Pieces("reader", reader)
+    # without the pieces of several letters that the first line needs
+    needed = set(ids(reader, "river before"))
+    old_ids = [token for token, (piece, _) in enumerate(state.vocab) if token not in needed or len(piece) == 1]
+    fine = state.with_vocab([state.vocab[token] for token in old_ids], old_ids).backend_tokenizer
+    text = write(tmp_path, "en.txt", "river before\nᠤᠰᠤ 17\nA 河 ག་ང\n42")
+    (language, compared), *others = compare(coarse, fine, old_ids, [text]).items()
+    assert (language, others) == ("en", [])
+    # river, before; a Mongolian word, 17; A, a Chinese character, two Tibetan syllables; 42
+    assert (compared.lines, compared.words) == (4, 9)
+    before = sum((ids(reader, line) for line in lines(text)), [])
+    assert compared.before == Measure(
+        tokens=len(before),
+        tokens_per_line=len(before) / 4,
+        fertility=len(before) / 9,
+        unknown=before.count(reader.unk_token_id) / len(before),
+    )
+    assert compared.before.unknown > 0
+    assert compared.resegmented == 0.25
+    assert compared.after.tokens > compared.before.tokens
+
+
+def test_a_tokenizer_that_cuts_or_pads_to_a_length_is_measured_without(tmp_path, reader):
+    short = Tokenizer.from_str(reader.backend_tokenizer.to_str())
+    short.enable_truncation(5)
+    short.enable_padding(length=9)
+    tokenizer = reader_tokenizer()
+    tokenizer._tokenizer = short
+    text = write(tmp_path, "en.txt", TEXTS["en"][0])
+    counted = count_pieces(Pieces("short", tokenizer), [text]).by_language["en"]
+    assert (counted == count_pieces(Pieces("reader", reader), [text]).by_language["en"]).all()
+
+
+@pytest.fixture
+def large(tmp_path) -> Corpus:
+    """Eight megabytes."""
+    line = " ".join(TEXTS["bo"])[:400] + "\n"
+    return write(tmp_path, "bo.txt", line.encode() * (8 * 2**20 // len(line.encode())))
+
+
+def peak_of(work) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_reading_a_large_file_does_not_hold_it(large, monkeypatch):
+    monkeypatch.setattr(corpus, "BATCH_BYTES", 2**16)
+    assert peak_of(lambda: sum(len(batch) for _, batch in read_corpora([large], "Reading"))) < 2**20
+
+
+def test_a_large_file_is_sampled_in_parts(large, monkeypatch):
+    monkeypatch.setattr(corpus, "BATCH_BYTES", 2**16)
+    monkeypatch.setattr(pieces, "SAMPLE_BYTES", 2**18)
+    sample = []
+    assert peak_of(lambda: sample.extend(sample_lines([large], seed=0))) < 2**21
+    assert 0.7 < sum(len(line.encode()) + 1 for line in sample) / 2**18 < 1.3
+    assert sample == sample_lines([large], seed=0)
+    assert len(sample) != len(sample_lines([large], seed=1))
+
+
+def test_counting_a_large_file_does_not_hold_its_tokens(large, monkeypatch, reader):
+    monkeypatch.setattr(corpus, "BATCH_BYTES", 2**15)
+    large.path.write_bytes(large.path.read_bytes()[: 2**20].rpartition(b"\n")[0])
+    state = Pieces("reader", reader)
+    backend, old_ids = state.backend, list(range(len(reader)))
+    assert peak_of(lambda: count_pieces(state, [large])) < 2**20
+    assert peak_of(lambda: compare(backend, backend, old_ids, [large])) < 2**20
+
+
+@pytest.mark.parametrize(
+    ("character", "expected"),
+    [("a", "LATIN"), ("ң", "CYRILLIC"), ("河", "CJK"), ("ཀ", "TIBETAN"), ("ུ", "TIBETAN"), ("ᠠ", "MONGOLIAN")]
+    + [("7", None), ("༧", None), ("་", None), ("。", None), (" ", None), ("▁", None)],
+)
+def test_letters_and_marks_have_a_script_and_nothing_else_has(character, expected):
+    assert script(character) == expected
+
+
+def test_a_script_belongs_to_a_text_from_a_share_of_its_letters_on():
+    assert scripts({"ab 12": 9, "河": 2}, 0.1) == {"LATIN", "CJK"}
+    assert scripts({"ab 12": 9, "河": 1}, 0.1) == {"LATIN"}
+    assert scripts({"12": 5}, 0.1) == set()

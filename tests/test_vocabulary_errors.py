@@ -1,0 +1,266 @@
+"""`xlm-swcm vocab`: what is wrong is said in one sentence, and nothing is left behind."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import contents
+from encoders import (
+    Tensors,
+    edit_config,
+    edit_tensors,
+    make_encoder,
+    roberta_tokenizer,
+    save_encoder,
+)
+from transformers import RobertaForMaskedLM
+from typer.testing import Result
+from vocabularies import TEXTS, load_tokenizer, run_vocab
+
+from modeling_xlm_swcm.conversion import vocabulary
+
+
+ACTIONS = {"extend": ["--size", 100], "trim": []}
+EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture(params=ACTIONS)
+def action(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    path = tmp_path / "mvf.txt"
+    path.write_text("\n".join([*TEXTS["bo"], *TEXTS["mvf"]]))
+    return str(path)
+
+
+def run(action: str, source: Path, output: Path, *corpus: str) -> Result:
+    return run_vocab(action, source, output, "--corpus", *corpus, *ACTIONS[action])
+
+
+def assert_refused(result: Result, *words: str):
+    """Exit code 1, and below the progress bars one line that has all `words`."""
+    assert result.exit_code == 1, result.output
+    *bars, error = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert all("B/s]" in bar or "tensor/s]" in bar or not bar.strip() for bar in bars), bars
+    for word in words:
+        assert str(word) in error
+    assert result.stdout == ""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(output):
+    """Whatever a test here refuses, the place of the output is empty afterwards."""
+    yield
+    assert contents(output.parent) == {}
+
+
+# text
+
+
+def test_a_file_that_is_not_there(encoder_folder, output, text, action):
+    assert_refused(run(action, encoder_folder, output, text, "bo.nothing.txt"), "no corpus bo.nothing.txt")
+
+
+BAD_TEXTS = {
+    "nothing": (b"", ["holds no text"]),
+    "empty lines": (b"\n\n  \n", ["holds no text"]),
+    "another encoding": (b"first\nsecond\n\xff\xfea\x00\n", ["Line 3", "not UTF-8", "iconv"]),
+    "one endless line": (b"first\n" + b"word " * 250_000, ["Line 2", "over a megabyte"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+@pytest.mark.parametrize("option", ["--corpus", "--eval"])
+def test_bad_text(encoder_folder, output, text, tmp_path, action, case, option):
+    content, words = BAD_TEXTS[case]
+    (tmp_path / "zh.txt").write_bytes(content)
+    files = [text, tmp_path / "zh.txt"] if option == "--corpus" else [text, "--eval", tmp_path / "zh.txt"]
+    assert_refused(run(action, encoder_folder, output, *files), tmp_path / "zh.txt", *words)
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["extend", "--size", 0], ["--size must be at least 1", "0"]),
+        (["extend", "--size", 20], ["--size 20 is less than the characters"]),
+        (["trim", "--size", 30], ["--size 30 is less than the", "that must stay"]),
+        (["trim", "--size", 90, "--min-count", 2], ["only one of --min-count, --size and --coverage"]),
+        (["trim", "--size", 90, "--coverage", 0.9], ["only one of --min-count, --size and --coverage"]),
+        (["trim", "--coverage", 0.9, "--min-count", 2], ["only one of --min-count, --size and --coverage"]),
+        (["trim", "--coverage", 0], ["--coverage must be above 0", "0.0"]),
+        (["trim", "--coverage", 1.5], ["--coverage", "at most 1", "1.5"]),
+        (["trim", "--pad-to-multiple-of", 0], ["--pad-to-multiple-of must be at least 1", "0"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_bad_options(encoder_folder, output, text, arguments, words):
+    action, *options = arguments
+    assert_refused(run_vocab(action, encoder_folder, output, "--corpus", text, *options), *words)
+
+
+def test_the_least_size_is_said_and_works(encoder_folder, tmp_path, text, output):
+    refused = run_vocab("trim", encoder_folder, output, "--corpus", text, "--size", 1)
+    least = refused.stderr.split("less than the ")[1].split()[0]
+    assert run_vocab("trim", encoder_folder, tmp_path / "least", "--corpus", text, "--size", least).exit_code == 0
+    assert len(load_tokenizer(tmp_path / "least")) == int(least)
+    one_less = run_vocab("trim", encoder_folder, output, "--corpus", text, "--size", int(least) - 1)
+    assert_refused(one_less, least)
+
+
+def test_nothing_new_to_learn(encoder_folder, output, tmp_path, text):
+    (tmp_path / "bo.txt").write_text("ང ད ང ད")
+    result = run_vocab("extend", encoder_folder, output, "--corpus", tmp_path / "bo.txt", "--size", 3)
+    assert_refused(result, encoder_folder, "has every piece", "--size")
+
+
+# checkpoints
+
+
+def remove_tokenizer(folder: Path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def give_merges(folder: Path):
+    tokenizer = roberta_tokenizer()
+    save_encoder(folder, make_encoder(RobertaForMaskedLM, tokenizer), tokenizer)
+
+
+def add_tokens(folder: Path):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder)
+
+
+def tensors(edit: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:
+    return lambda folder: edit_tensors(folder, edit)
+
+
+BAD_SOURCES = {
+    "no tokenizer": (remove_tokenizer, ["has no tokenizer"]),
+    "a BPE tokenizer": (give_merges, ["type BPE", "Unigram"]),
+    "a tokenizer larger than the embedding": (add_tokens, ["149 tokens", "148 rows"]),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
+    "a generation config that is no JSON": (
+        lambda folder: (folder / "generation_config.json").write_text("{"),
+        ["generation_config.json", "not valid JSON"],
+    ),
+    "another kind of model": (lambda folder: edit_config(folder, model_type="bert"), ["bert", "xlm-roberta"]),
+    "rows that the config has not": (
+        lambda folder: edit_config(folder, vocab_size=150),
+        [EMBEDDINGS, "148 rows", "is 150"],
+    ),
+    "a config without a vocabulary": (lambda folder: edit_config(folder, vocab_size=None), ["148 rows", "vocab_size"]),
+    "a bias of another length": (
+        tensors(lambda found: found | {"lm_head.bias": torch.ones(20)}),
+        ["lm_head.bias", "20 rows", "is 148"],
+    ),
+    "no embedding": (
+        tensors(lambda found: {name: tensor for name, tensor in found.items() if name != EMBEDDINGS}),
+        ["word_embeddings.weight"],
+    ),
+    "an architecture of nobody": (
+        lambda folder: edit_config(folder, architectures=["XLMRobertaForEverything"]),
+        ["config.json", "XLMRobertaForEverything"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_a_bad_source(own_encoder, output, text, action, case):
+    change, words = BAD_SOURCES[case]
+    change(own_encoder)
+    before = contents(own_encoder)
+    assert_refused(run(action, own_encoder, output, text), *words)
+    assert contents(own_encoder) == before
+
+
+def test_a_folder_that_does_not_exist(tmp_path, output, text, action):
+    assert_refused(run(action, tmp_path / "nothing", output, text), tmp_path / "nothing", "does not exist")
+
+
+# outputs
+
+
+def test_an_output_with_content_is_kept(encoder_folder, tmp_path, text, action):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis.tex").write_text("years of work")
+    assert_refused(run(action, encoder_folder, kept, text), kept, "not empty", "--overwrite")
+    assert_refused(run(action, encoder_folder, kept, text, "--overwrite"), kept, "holds no model")
+    assert contents(kept) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("place", [".", ".."], ids=["the source", "its parent"])
+def test_the_source_is_not_overwritten(own_encoder, text, action, place):
+    (own_encoder.parent / "config.json").write_text("{}")
+    before = contents(own_encoder.parent)
+    result = run(action, own_encoder, (own_encoder / place).resolve(), text, "--overwrite")
+    assert_refused(result, "which would be lost")
+    assert contents(own_encoder.parent) == before
+
+
+@pytest.mark.parametrize("name", ["model", "mvf.txt"])
+def test_the_text_is_not_overwritten(encoder_folder, tmp_path, text, action, name):
+    """A corpus that lies in the folder to replace would go with it."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    inside = folder / "mvf.txt"
+    inside.write_bytes(Path(text).read_bytes())
+    result = run(action, encoder_folder, folder, inside if name == "model" else text, "--overwrite")
+    if name == "model":
+        assert_refused(result, inside, "would be lost")
+        assert inside.is_file()
+    else:
+        assert result.exit_code == 0
+
+
+# failures
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt(), "interrupted; nothing was written."), (OSError("the disk is gone"), "the disk is gone")],
+    ids=["interrupted", "a full disk"],
+)
+@pytest.mark.parametrize("step", ["save_model", "prove"])
+def test_a_failure_leaves_nothing(encoder_folder, output, text, action, monkeypatch, error, said, step):
+    work = getattr(vocabulary, step)
+
+    def fail(*arguments):
+        work(*arguments)
+        raise error
+
+    monkeypatch.setattr(vocabulary, step, fail)
+    result = run(action, encoder_folder, output, text)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"error: {said}"
+    assert contents(output.parent) == {}
+
+
+def test_a_tensor_that_arrives_changed_is_noticed(encoder_folder, output, text, action, monkeypatch):
+    def save_wrongly(source, old_ids, dtype, tensors, folder, save_model=vocabulary.save_model):
+        tensors[EMBEDDINGS][5, 7] += 1e-6
+        save_model(source, old_ids, dtype, tensors, folder)
+
+    monkeypatch.setattr(vocabulary, "save_model", save_wrongly)
+    result = run(action, encoder_folder, output, text)
+    assert result.stderr.splitlines()[-1] == f"error: {EMBEDDINGS} was not kept bit by bit."
+
+
+def test_a_plot_without_matplotlib_is_refused_before_the_work(encoder_folder, output, text, action, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(vocabulary, "prepare", lambda *arguments: pytest.fail("this was to be noticed earlier"))
+    result = run(action, encoder_folder, output, text, "--plot", output.with_suffix(".png"))
+    assert_refused(result, "--plot needs matplotlib", "pip install")
