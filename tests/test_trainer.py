@@ -210,6 +210,18 @@ class TestLoss:
         taken = log_probabilities[wanted].gather(1, batch["labels"][wanted][:, None]).mean()
         expected = -0.8 * taken - 0.2 * log_probabilities[wanted].mean()
         torch.testing.assert_close(trainer.compute_loss(trainer.model.eval(), batch), expected)
+        loss, outputs = trainer.compute_loss(trainer.model.train(), batch, return_outputs=True)
+        torch.testing.assert_close(loss, expected)
+        assert outputs.logits is None
+
+    def test_a_training_with_smoothing_is_that_of_the_upstream_trainer(self, make_trainer):
+        options = dict(optim="sgd", learning_rate=0.1, label_smoothing_factor=0.2, gradient_accumulation_steps=2)
+        ours, upstream = make_trainer(**options), make_trainer(trainer_class=Seq2SeqTrainer, **options)
+        ours.train()
+        upstream.train()
+        for name, state in states(upstream.model).items():
+            torch.testing.assert_close(ours.model.get_parameter(name), state, atol=1e-5, rtol=1e-5)
+        assert ours.evaluate()["eval_loss"] == pytest.approx(upstream.evaluate()["eval_loss"], abs=1e-5)
 
 
 class TestScheduledSampling:
