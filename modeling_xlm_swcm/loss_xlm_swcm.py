@@ -39,7 +39,7 @@ def linear_cross_entropy(
     **kwargs,
 ) -> torch.Tensor:
     r"""
-    `cross_entropy(linear(hidden_states, weight, bias), labels)`, of which at most `max_logits` logits are ever held.
+    `cross_entropy(linear(hidden_states, weight, bias), labels)`, holding `max_logits` logits, or one token's, at once.
 
     The tokens go through in chunks. While a chunk's logits are there, its share of all gradients is computed too, so
     that no product is done twice; backward has only to hand them on.
@@ -64,7 +64,8 @@ def linear_cross_entropy(
         hidden_states, labels = hidden_states[kept], labels[kept]
     if not torch.is_grad_enabled():
         weight, bias = weight.detach(), bias.detach()
-    num_chunks = max(1, -(-len(labels) * len(weight) // max_logits))
+    most = max(1, max_logits // len(weight))
+    num_chunks = max(1, -(-len(labels) // most))
     with torch.autocast(device.type, enabled=False):
         return _LinearCrossEntropy.apply(
             hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype
