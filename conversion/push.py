@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
@@ -112,4 +113,6 @@ def named_files(folder: Path) -> list[str]:
     configs = [folder / name for name in ("config.json", "tokenizer_config.json")]
     text = "".join(config.read_text(encoding="utf-8") for config in configs if config.is_file())
     modules = dict.fromkeys(re.findall(r'"(\w+_xlm_swcm)\.\w+"', text))
+    for code in [folder / f"{name}.py" for name in modules]:
+        modules |= dict.fromkeys(get_relative_imports(code) if code.is_file() else [])
     return ["tokenizer_config.json", "tokenizer.json", "generation_config.json", *(f"{name}.py" for name in modules)]

@@ -41,6 +41,10 @@ class XLMSWCMConfig(PreTrainedConfig):
             layer uses the tensors of the k-th encoder layer, so that gradients add up and files hold them once.
             LoRA and quantisers want `"init"`: they take a shared tensor for several, or skip it.
         tie_word_embeddings (`bool`, defaults to `True`): the output projection is the word embedding matrix.
+        logits_in_training (`bool`, defaults to `False`):
+            Whether a model in training mode that is given labels returns `logits` beside the loss. By default it
+            does not: the loss is computed in chunks of tokens, and the logits of a batch are never held. Without
+            labels, and in evaluation mode, there are always logits.
 
     Raises:
         A validation error that names the field, for values that describe no model.
@@ -73,6 +77,7 @@ class XLMSWCMConfig(PreTrainedConfig):
     decoder_layers: int | None = None
     weight_sharing: str = "init"
     tie_word_embeddings: bool = True
+    logits_in_training: bool = False
     use_cache: bool = True
     is_encoder_decoder: bool = True
     is_decoder: bool = False

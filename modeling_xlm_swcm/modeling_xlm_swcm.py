@@ -28,6 +28,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .loss_xlm_swcm import cross_entropy, linear_cross_entropy, product_dtype
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 
 
@@ -502,7 +503,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         self.model = self.base_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         # the default for this class name shifts the labels a second time
-        self.loss_type = "ForMaskedLM"
+        self.loss_function = cross_entropy
         self.post_init()
 
     @can_return_tuple
@@ -529,7 +530,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             `decoder_attention_mask`, or else from the tokens that are not padding.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             `<tgt> ... </s>`, with -100 where no loss is wanted, padded on the right. `decoder_input_ids` are made from
-            them if absent.
+            them if absent. In training `logits` is then None, unless `config.logits_in_training` is set. With
+            `label_smoothing=0.1` a tenth of each label is spread over the whole vocabulary.
         """
         if labels is not None:
             use_cache = False
@@ -549,10 +551,14 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels.contiguous(), vocab_size=self.config.vocab_size, **kwargs)
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        loss = logits = None
+        if labels is not None and self._leaves_out_logits(hidden_states):
+            loss = linear_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, labels, **kwargs)
+        else:
+            logits = self.lm_head(hidden_states)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -565,11 +571,29 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             encoder_attentions=outputs.encoder_attentions,
         )
 
+    def _leaves_out_logits(self, hidden_states: torch.Tensor) -> bool:
+        head = self.lm_head
+        return (
+            self.training
+            and not self.config.logits_in_training
+            and self.loss_function is cross_entropy
+            # with adapters, quantisers and hooks the output is more than a product
+            and type(head) is nn.Linear
+            and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+            # gradients in float16 are scaled by the loss, too late for those that are computed with it
+            and product_dtype(hidden_states) != torch.float16
+        )
+
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The labels shifted right behind the start token, padding for -100; shape (batch_size, target_len)."""
         start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
+        # beams change places within their source alone, whose keys and values they all have
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)
+        return past_key_values
 
     def _prepare_decoder_input_ids_for_generation(
         self, batch_size: int, model_input_name: str, model_kwargs: dict, *args, **kwargs

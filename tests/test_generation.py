@@ -114,6 +114,18 @@ class TestSequences:
             assert PAD not in tokens
             assert set(padding) <= {PAD}
 
+    def test_beams_leave_the_keys_and_values_of_their_source_where_they_are(self, model, source, monkeypatch):
+        reorder, places = model._reorder_cache, []
+
+        def watch(cache, beams):
+            cache = reorder(cache, beams)
+            places.append([layer.keys.data_ptr() for layer in cache.cross_attention_cache.layers])
+            return cache
+
+        monkeypatch.setattr(model, "_reorder_cache", watch)
+        write(model, source, num_beams=4)
+        assert len(places) > 3 and all(place == places[0] for place in places)
+
     def test_beam_search_finds_no_less_probable_sequences_than_greedy_search(self, model, source):
         def score(sequences):
             labels = sequences[:, 1:].masked_fill(sequences[:, 1:] == PAD, -100)

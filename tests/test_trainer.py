@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import logits_of, tiny_model
 from encoders import xlm_roberta_tokenizer
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.training import results
@@ -210,6 +210,20 @@ class TestLoss:
         taken = log_probabilities[wanted].gather(1, batch["labels"][wanted][:, None]).mean()
         expected = -0.8 * taken - 0.2 * log_probabilities[wanted].mean()
         torch.testing.assert_close(trainer.compute_loss(trainer.model.eval(), batch), expected)
+        loss, outputs = trainer.compute_loss(trainer.model.train(), batch, return_outputs=True)
+        torch.testing.assert_close(loss, expected)
+        assert outputs.logits is None
+
+    def test_a_training_with_smoothing_is_that_of_the_upstream_trainer(self, make_trainer, tokenizer):
+        options = dict(optim="sgd", learning_rate=0.1, label_smoothing_factor=0.2, gradient_accumulation_steps=2)
+        ours, upstream = make_trainer(**options), make_trainer(trainer_class=Seq2SeqTrainer, **options)
+        for trainer in (ours, upstream):
+            # the upstream trainer takes the decoder's inputs from the collator, where it smooths
+            trainer.data_collator = DataCollatorForSeq2Seq(tokenizer, trainer.model)
+            trainer.train()
+        for name, state in states(upstream.model).items():
+            torch.testing.assert_close(ours.model.get_parameter(name), state, atol=1e-5, rtol=1e-5)
+        assert ours.evaluate()["eval_loss"] == pytest.approx(upstream.evaluate()["eval_loss"], abs=1e-5)
 
 
 class TestScheduledSampling:

@@ -44,7 +44,14 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             share = self.args.scheduled_sampling * self.state.global_step / max(self.state.max_steps, 1)
             if model.training and share > 0:
                 inputs["decoder_input_ids"] = self._sample_inputs(model, inputs, share)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        smoother = self.label_smoother
+        if model.training and smoother is not None:
+            # upstream's wants logits, which the model does not hold in training
+            inputs["label_smoothing"], self.label_smoother = smoother.epsilon, None
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        finally:
+            self.label_smoother = smoother
         if model.training and not loss.isfinite():
             self._stop(f"The loss is {loss.item()}")
         return (loss, outputs) if return_outputs else loss

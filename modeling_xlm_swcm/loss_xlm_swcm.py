@@ -1,0 +1,148 @@
+"""Cross-entropy over a large vocabulary, with and without holding the logits."""
+
+import torch
+from torch import nn
+
+
+IGNORED = -100
+MAX_LOGITS = 2**25  # in one chunk: 128 MiB in float32
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.LongTensor,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+    **kwargs,
+) -> torch.Tensor:
+    """The loss of logits that are there: the sum over all labels but -100, divided as in `linear_cross_entropy`."""
+    labels = labels.to(logits.device)
+    total = nn.functional.cross_entropy(
+        logits.float().view(-1, vocab_size),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return total / _divisor(labels, num_items_in_batch)
+
+
+def linear_cross_entropy(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    labels: torch.LongTensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
+    max_logits: int = MAX_LOGITS,
+    **kwargs,
+) -> torch.Tensor:
+    r"""
+    `cross_entropy(linear(hidden_states, weight, bias), labels)`, holding `max_logits` logits, or one token's, at once.
+
+    The tokens go through in chunks. While a chunk's logits are there, its share of all gradients is computed too, so
+    that no product is done twice; backward has only to hand them on.
+
+    Args:
+        hidden_states: of shape (batch, target_len, hidden_size).
+        weight, bias: of shape (vocab_size, hidden_size) and (vocab_size,). What needs no gradient costs none.
+        labels: of shape (batch, target_len); -100 where no loss is wanted.
+        num_items_in_batch: what the sum is divided by; by default the number of labels but -100.
+        label_smoothing: share of each label that is spread over the whole vocabulary.
+
+    Raises:
+        RuntimeError: a gradient of its gradient is wanted.
+    """
+    device = hidden_states.device
+    labels = labels.to(device)
+    scale = 1 / _divisor(labels, num_items_in_batch)
+    dtype = product_dtype(hidden_states)
+    hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()
+    if not torch.compiler.is_compiling():  # which knows no shapes that depend on values
+        kept = labels != IGNORED
+        hidden_states, labels = hidden_states[kept], labels[kept]
+    if not torch.is_grad_enabled():
+        weight, bias = weight.detach(), bias.detach()
+    most = max(1, max_logits // len(weight))
+    num_chunks = max(1, -(-len(labels) // most))
+    with torch.autocast(device.type, enabled=False):
+        return _LinearCrossEntropy.apply(
+            hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype
+        )
+
+
+def product_dtype(hidden_states: torch.Tensor) -> torch.dtype:
+    device = hidden_states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+
+
+def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    if num_items_in_batch is None:
+        return (labels != IGNORED).sum()
+    return torch.as_tensor(num_items_in_batch, device=labels.device)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype):
+        """`dtype` is that of the products; sums are float32 at least."""
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        sum_dtype = torch.promote_types(dtype, torch.float32)
+        loss = torch.zeros((), dtype=sum_dtype, device=weight.device)
+        d_hidden = []
+        d_weight = torch.zeros_like(weight, dtype=sum_dtype) if needs_weight else None
+        d_bias = torch.zeros_like(bias, dtype=sum_dtype) if needs_bias else None
+        matrix, offset = weight.to(dtype), bias.to(dtype)
+        for states, targets in zip(hidden_states.chunk(num_chunks), labels.chunk(num_chunks), strict=True):
+            states = states.to(dtype)
+            kept = (targets != IGNORED)[:, None]
+            targets = targets.clamp(min=0)[:, None]
+            log_probabilities = nn.functional.linear(states, matrix, offset).log_softmax(-1, dtype=sum_dtype)
+            losses = (label_smoothing - 1) * log_probabilities.gather(1, targets)
+            if label_smoothing:
+                losses -= label_smoothing * log_probabilities.mean(-1, keepdim=True)
+            loss += losses.masked_fill(~kept, 0).sum()
+            if not (needs_hidden or needs_weight or needs_bias):
+                continue
+
+            d_logits = log_probabilities.exp_()
+            if label_smoothing:
+                d_logits -= label_smoothing / len(weight)
+            d_logits.scatter_add_(1, targets, torch.full_like(losses, label_smoothing - 1))
+            d_logits *= scale * kept
+            if needs_bias:
+                d_bias += d_logits.sum(0)
+            d_logits = d_logits.to(dtype)
+            if needs_hidden:
+                d_hidden.append(d_logits @ matrix)
+            if needs_weight:
+                _add_product(d_weight, d_logits, states)
+        ctx.save_for_backward(
+            torch.cat(d_hidden).to(hidden_states.dtype) if needs_hidden else None,
+            d_weight.to(weight.dtype) if needs_weight else None,
+            d_bias.to(bias.dtype) if needs_bias else None,
+        )
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx, d_loss):
+        gradients = ctx.saved_tensors
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "The loss in chunks has no second derivative: leave out create_graph, or set logits_in_training."
+                )
+            if d_loss.device.type == "cpu" and d_loss == 1:  # a copy of the large ones less
+                return *gradients, None, None, None, None, None
+        scaled = (gradient if gradient is None else gradient * d_loss for gradient in gradients)
+        return *scaled, None, None, None, None, None
+
+
+def _add_product(d_weight: torch.Tensor, d_logits: torch.Tensor, states: torch.Tensor):
+    """Add `d_logits.T @ states` to `d_weight`, of shape (vocab_size, hidden_size)."""
+    if d_weight.dtype == states.dtype:
+        d_weight.addmm_(d_logits.T, states)
+        return
+    for rows, columns in zip(d_weight.split(2**14), d_logits.T.split(2**14), strict=True):
+        rows += columns @ states
