@@ -162,6 +162,12 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8)
 
 
+def equal(first: torch.Tensor | StoredTensor, second: torch.Tensor | StoredTensor) -> bool:
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    return all(torch.equal(as_bytes(block), as_bytes(second[rows])) for rows, block in blocks(first))
+
+
 def return_freed_memory():
     """Give freed memory back to the system; glibc keeps what a tokenizer of 250,000 pieces leaves, half a gigabyte."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
@@ -214,6 +220,8 @@ def check_output(output: Path, overwrite: bool, *sources: str | os.PathLike):
     """Refuse an output that would lose something, such as what it is made from."""
     if output.is_file():
         raise ConversionError(f"{output} is a file; give a folder to write.")
+    if file := next((parent for parent in output.parents if parent.is_file()), None):
+        raise ConversionError(f"{output} lies in {file}, which is a file; give another folder.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ConversionError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
     if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():

@@ -23,7 +23,7 @@ from .released import convert_released as convert_release
 from .vocabulary import INITS
 from .vocabulary import extend as extend_vocabulary
 from .vocabulary import trim as trim_vocabulary
-from .vocabulary_report import VocabularyReport, check_matplotlib
+from .vocabulary_report import VocabularyReport, check_plot
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
@@ -41,12 +41,6 @@ main = typer.Typer(add_completion=False, no_args_is_help=True, help="Models that
 
 vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM checkpoint.")
 main.add_typer(vocab, name="vocab")
-
-
-@main.callback()
-def _commands():
-    # with a callback, typer keeps the name of a single command
-    pass
 
 
 class SeveralValues(TyperCommand):
@@ -207,7 +201,8 @@ TextFiles = Annotated[
     typer.Option(
         "--corpus",
         metavar="FILE...",
-        help="Text, a sentence or paragraph a line: bo=FILE, or a file named by its language up to the first dot.",
+        help="Text, a sentence or paragraph a line: bo=FILE, or a file named by its language up to the first dot. "
+        "Several; last, or before another option.",
     ),
 ]
 EvalFiles = Annotated[
@@ -228,7 +223,9 @@ def extend(
     init: Annotated[Init, typer.Option(help="How the rows of new pieces start.")] = "mean-of-pieces",
     evaluate: EvalFiles = (),
     plot: Plot = None,
-    seed: Annotated[int, typer.Option(help="Of the sample to learn from, and of random rows.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the sample to learn from, and of random rows.")
+    ] = 0,
     revision: Revision = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -237,7 +234,7 @@ def extend(
     """Learn new pieces from text: scripts that XLM-R cannot read, words that it cuts too small."""
     with one_sentence_errors(debug):
         if plot is not None:
-            check_matplotlib()
+            check_plot(plot)
         report = extend_vocabulary(
             checkpoint,
             output,
@@ -274,7 +271,7 @@ def trim(
     """Keep the pieces that the languages of some text need, and every character that they are written with."""
     with one_sentence_errors(debug):
         if plot is not None:
-            check_matplotlib()
+            check_plot(plot)
         report = trim_vocabulary(
             checkpoint,
             output,
@@ -292,7 +289,7 @@ def trim(
 
 
 def show(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool):
-    console = Console()
+    console = Console(highlight=False)
     report.print(console)
     if plot is not None:
         report.plot(plot)

@@ -29,15 +29,21 @@ class Corpus:
     def named(cls, name: str) -> "Corpus":
         """`bo=some/file.txt`, or a file named by its language up to the first dot: `bo.news.txt`."""
         language, equals, path = name.partition("=")
-        if not equals:
+        if not equals or Path(name).is_file():
             language, path = Path(name).name.partition(".")[0], name
         if not Path(path).is_file():
-            raise ConversionError(f"There is no corpus {path}.")
-        return cls(Path(path), language)
+            raise ConversionError(f'"{path}" is no file; give one of text.')
+        if not language.strip():
+            raise ConversionError(f"The language of {path} has no name: give it as bo={path}.")
+        return cls(Path(path), language.strip())
 
     def lines(self) -> Iterator[tuple[str, int]]:
         """The lines that hold text, each with its size in the file."""
-        with self.path.open("rb") as file:
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise ConversionError(f"{self.path} cannot be read: {error.strerror}.") from error
+        with file:
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
                 if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                     raise ConversionError(
@@ -49,6 +55,8 @@ class Corpus:
                     raise ConversionError(
                         f"Line {number} of {self.path} is not UTF-8; convert the file, for instance with iconv."
                     ) from error
+                if "\0" in line:
+                    raise ConversionError(f"Line {number} of {self.path} holds NUL bytes; convert the file to UTF-8.")
                 if line:
                     yield line, len(raw)
 
@@ -110,17 +118,26 @@ class Comparison:
     after: Measure = field(default_factory=Measure)
 
 
-def compare(before: Tokenizer, after: Tokenizer, old_ids: list[int], corpora: list[Corpus]) -> dict[str, Comparison]:
-    """By language, what two tokenizers make of the same lines; `old_ids[new]` is the id in the first, -1 for none."""
+def compare(
+    before: Tokenizer, after: Tokenizer, old_ids: list[int], unknown: int, corpora: list[Corpus]
+) -> dict[str, Comparison]:
+    """By language, what two tokenizers make of the same lines.
+
+    Args:
+        old_ids: for each id of the second tokenizer that of the first, -1 for none.
+        unknown: the first one's id of `<unk>`.
+    """
     comparisons: dict[str, Comparison] = {}
-    unknown = before.token_to_id("<unk>"), after.token_to_id("<unk>")
+    unknown_ids = unknown, old_ids.index(unknown)
     for language, lines in read_corpora(corpora, "Measuring"):
         comparison = comparisons.setdefault(language, Comparison())
         comparison.lines += len(lines)
         comparison.words += sum(1 for line in lines for _ in WORD.finditer(line))
         for old, new in zip(encode(before, lines), encode(after, lines), strict=True):
             comparison.resegmented += old != [old_ids[token] for token in new]
-            for measure, tokens, unk in zip((comparison.before, comparison.after), (old, new), unknown, strict=True):
+            for measure, tokens, unk in zip(
+                (comparison.before, comparison.after), (old, new), unknown_ids, strict=True
+            ):
                 measure.tokens += len(tokens)
                 measure.unknown += tokens.count(unk)
     for comparison in comparisons.values():

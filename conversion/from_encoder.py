@@ -338,8 +338,8 @@ def initialise_tags(state_dict: dict[str, torch.Tensor], config: XLMSWCMConfig, 
         if target not in state_dict:
             continue
         tensor = state_dict[target]
-        tensor[report.new_ids] = 0
-        mean = sum(block.double().sum(0) for _, block in blocks(tensor)) / (len(tensor) - len(report.new_ids))
+        tokens = tensor[: min(report.new_ids)]  # rows behind them have none
+        mean = sum(block.double().sum(0) for _, block in blocks(tokens)) / len(tokens)
         start = mean.expand(len(report.new_ids), *tensor.shape[1:]).float()
         if target == WORD_EMBEDDINGS:
             start = start + config.initializer_range * torch.randn(start.shape, generator=generator)

@@ -6,7 +6,6 @@ import random
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,8 @@ SEED_PIECES = 10
 SHARE_TO_LEARN, SHARE_TO_KEEP = 0.1, 0.001
 # pieces that old and new vocabulary share, from which on their scores tell how the two compare
 SHARED_PIECES = 100
+# score of a token that is among the pieces only because ids have no gaps: text that spells it is not it
+NEVER = -1e4
 
 
 def script(character: str) -> str | None:
@@ -49,7 +50,8 @@ class Pieces:
     """The state of a fast Unigram tokenizer, as its `tokenizer.json` has it.
 
     Attributes:
-        vocab: piece and score (a log-probability) by id; special tokens and tags are in it, with a score of 0.
+        vocab: piece and score (a log-probability) by id; special tokens are in it with a score of 0, and tags with one
+            that never wins.
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase):
@@ -67,7 +69,7 @@ class Pieces:
         added = {token["id"]: token["content"] for token in self.state["added_tokens"]}
         # ids of pieces have no gaps, so a token that was added behind them becomes one before others follow it
         while len(self.vocab) in added:
-            self.vocab.append((added[len(self.vocab)], 0.0))
+            self.vocab.append((added[len(self.vocab)], NEVER))
         if max(added, default=0) >= len(self.vocab):
             raise ConversionError(f"The tokenizer of {name} has ids without a token before {max(added)}.")
         self.added = added
@@ -76,6 +78,8 @@ class Pieces:
     def with_vocab(self, vocab: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
         """A tokenizer with other pieces; `old_ids[new]` is the id of an old one, -1 for none."""
         new_ids = {old: new for new, old in enumerate(old_ids) if old >= 0}
+        while vocab[-1][1] == NEVER:  # added behind the pieces, as it was
+            vocab = vocab[:-1]
         state = copy.deepcopy(self.state | {"model": self.state["model"] | {"vocab": vocab}})
         state["model"]["unk_id"] = new_ids[self.unknown]
         for token in state["added_tokens"]:
@@ -115,7 +119,7 @@ def learn_pieces(pieces: Pieces, corpora: list[Corpus], size: int, seed: int) ->
 
 
 def sample_lines(corpora: list[Corpus], seed: int) -> list[str]:
-    share = SAMPLE_BYTES / sum(corpus.path.stat().st_size for corpus in corpora)
+    share = SAMPLE_BYTES / max(1, sum(corpus.path.stat().st_size for corpus in corpora))
     generator = random.Random(seed)
     sample = []
     for _, lines in read_corpora(corpora, "Reading"):
@@ -127,21 +131,21 @@ def normalised(tokenizer: Tokenizer, line: str) -> str:
     return tokenizer.normalizer.normalize_str(line) if tokenizer.normalizer is not None else line
 
 
-def train_unigram(pieces: Pieces, sample: Iterable[str], size: int) -> list[tuple[str, float]]:
+def train_unigram(pieces: Pieces, sample: list[str], size: int) -> list[tuple[str, float]]:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pieces.backend.pre_tokenizer
     trainer = trainers.UnigramTrainer(
         vocab_size=size + 1, seed_size=SEED_PIECES * size, unk_token="<unk>", special_tokens=["<unk>"]
     )
-    try:
-        tokenizer.train_from_iterator(sample, trainer)
-    except Exception as error:  # the only kind that the library raises
-        if "not large enough" not in str(error):
-            raise
+    # too small a size makes the library fail or run for ever
+    if len({SPACE, *"".join(sample).replace(" ", SPACE)}) > size:
         raise ConversionError(
             f"--size {size} is less than the characters that the corpus is written with; give a larger one."
-        ) from error
+        )
+    tokenizer.train_from_iterator(sample, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
+    if len(learnt) < 2:
+        raise ConversionError("The corpus holds nothing that the tokenizer reads; give other text.")
     return settled([(piece, score) for piece, score in learnt if piece != "<unk>"])
 
 

@@ -9,13 +9,12 @@ import torch
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
-from .checkpoint import ConversionError, StoredTensor, blocks, check_output, check_weights, load_file, read_config
+from .checkpoint import ConversionError, StoredTensor, check_output, check_weights, equal, load_file, read_config
 from .encoder import Encoder, check_config, check_tokenizer, load_tokenizer
 from .from_encoder import (
     OUTPUT_BIAS,
     WEIGHT_MAP,
     add_language_tags,
-    as_bytes,
     check_shapes,
     count_parameters,
     make_config,
@@ -212,9 +211,3 @@ def claim_tensors(source: Release, report: ConversionReport):
                     "for encoder and decoder."
                 )
         report.dropped[name] = DROPPED[pattern]
-
-
-def equal(first: torch.Tensor | StoredTensor, second: torch.Tensor | StoredTensor) -> bool:
-    if (first.shape, first.dtype) != (second.shape, second.dtype):
-        return False
-    return all(torch.equal(as_bytes(block), as_bytes(second[rows])) for rows, block in blocks(first))

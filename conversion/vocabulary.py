@@ -27,6 +27,7 @@ from .checkpoint import (
     as_bytes,
     blocks,
     check_output,
+    equal,
     find_file,
     read_config,
     read_json,
@@ -47,6 +48,7 @@ VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weig
 # fields of config.json and generation_config.json that hold ids
 NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens")
 PLUGIN_TYPES = (XLMSWCMConfig.model_type, ReleasedXLMSWCMConfig.model_type)
+MAX_PIECES, MAX_MULTIPLE = 10_000_000, 65_536
 # rows without a token are never to be written: e**-100 is no probability
 PADDING_BIAS = -100.0
 
@@ -60,7 +62,7 @@ class Checkpoint:
     generation_config: dict | None
     tensors: dict[str, torch.Tensor | StoredTensor]
     tokenizer: PreTrainedTokenizerBase
-    conversion_report: bytes | None
+    conversion_report: dict | None
 
     @property
     def rows(self) -> int:
@@ -98,17 +100,17 @@ def extend(
     """
     if init not in INITS:
         raise ConversionError(f"init must be one of {', '.join(INITS)}; got {init}.")
-    if size < 1:
-        raise ConversionError(f"--size must be at least 1; got {size}.")
+    if not 1 <= size <= MAX_PIECES:
+        raise ConversionError(f"--size must be from 1 to {MAX_PIECES:,}; got {size}.")
     source, corpora, measured = prepare(checkpoint, output, corpus, evaluate, revision, overwrite)
     pieces = Pieces(source.name, source.tokenizer)
     new = learn_pieces(pieces, corpora, size, seed)
     if not new:
-        raise ConversionError(f"{source.name} has every piece that was learnt; give a larger --size.")
+        raise ConversionError(f"{source.name} has every piece that was learnt; give a larger --size, or other text.")
     old_ids = [*range(len(pieces.vocab)), *[-1] * len(new)]
     tokenizer = pieces.with_vocab(pieces.vocab + new, old_ids)
     report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
-    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, measured)
+    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, pieces.unknown, measured)
 
     first, last = len(pieces.vocab), len(pieces.vocab) + len(new)
     old_ids += range(last, source.rows)  # of rows that no token has; the new tokens take the first of them
@@ -169,18 +171,25 @@ def trim(
     coverage = 0.9999 if min_count is size is coverage is None else coverage
     if coverage is not None and not 0 < coverage <= 1:
         raise ConversionError(f"--coverage must be above 0 and at most 1; got {coverage}.")
-    if pad_to_multiple_of < 1:
-        raise ConversionError(f"--pad-to-multiple-of must be at least 1; got {pad_to_multiple_of}.")
+    if min_count is not None and min_count < 1:
+        raise ConversionError(f"--min-count must be at least 1; got {min_count}.")
+    if not 1 <= pad_to_multiple_of <= MAX_MULTIPLE:
+        raise ConversionError(f"--pad-to-multiple-of must be from 1 to {MAX_MULTIPLE}; got {pad_to_multiple_of}.")
     source, corpora, measured = prepare(checkpoint, output, corpus, evaluate, revision, overwrite)
+    if pad_to_multiple_of > 1 and not any(name.endswith("bias") for name in source.tensors if is_vocabulary(name)):
+        raise ConversionError(
+            f"{source.name} has no output bias, which keeps rows without a token from being written: leave out "
+            "--pad-to-multiple-of, or give it after the conversion."
+        )
     pieces = Pieces(source.name, source.tokenizer)
     counts = count_pieces(pieces, corpora)
     kept = indispensable(pieces, counts)
-    kept[list(named_ids(source.config | (source.generation_config or {})))] = True
+    kept[[*named_ids(source.config), *named_ids(source.generation_config or {})]] = True
     old_ids = choose_pieces(pieces, counts, kept, min_count, size, coverage).tolist()
     tokenizer = pieces.with_vocab([pieces.vocab[old] for old in old_ids], old_ids)
     options = {"min_count": min_count, "size": size, "coverage": coverage, "pad_to_multiple_of": pad_to_multiple_of}
     report = VocabularyReport("trim", source.name, revision, options)
-    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, measured)
+    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, pieces.unknown, measured)
 
     tokens = len(old_ids)
     old_ids += [-1] * (-tokens % pad_to_multiple_of)
@@ -207,6 +216,9 @@ def prepare(
         raise ConversionError("Give text files with --corpus.")
     corpora = [Corpus.named(file) for file in corpus]
     measured = [Corpus.named(file) for file in evaluate] or corpora
+    for texts in (corpora, measured):
+        if twice := [text.path for text in texts if sum(text.path.samefile(other.path) for other in texts) > 1]:
+            raise ConversionError(f"{twice[0]} is given twice.")
     check_output(Path(output), overwrite, name, *(text.path for text in corpora + measured))
     config = read_config(name, revision)
     if config.get("model_type") not in PLUGIN_TYPES:
@@ -214,9 +226,7 @@ def prepare(
     generation_file = find_file(name, "generation_config.json", revision)
     generation_config = read_json(generation_file) if generation_file else None
     tensors, tokenizer = read_weights(name, revision), load_tokenizer(name, revision)
-    vocabulary = sorted(
-        filter(VOCABULARY_TENSORS.fullmatch, tensors), key=lambda tensor: "word_embeddings" not in tensor
-    )
+    vocabulary = sorted(filter(is_vocabulary, tensors), key=lambda tensor: "word_embeddings" not in tensor)
     if not vocabulary or "word_embeddings" not in vocabulary[0]:
         raise ConversionError(f"{name} has no tensor named word_embeddings.weight, so it has no vocabulary to change.")
     for tensor in vocabulary:
@@ -233,13 +243,19 @@ def prepare(
     for repeat, of in (("lm_head.decoder.weight", vocabulary[0]), ("lm_head.decoder.bias", "lm_head.bias")):
         if repeat in tensors and of in tensors and equal(tensors[repeat], tensors[of]):
             del tensors[repeat]  # Transformers ties it to the other
+    for number in named_ids(config) | named_ids(generation_config or {}):
+        if not 0 <= number < len(tokenizer):
+            raise ConversionError(
+                f"config.json or generation_config.json of {name} names the id {number}, and the tokenizer has "
+                f"{len(tokenizer)} tokens."
+            )
     found = find_file(name, "conversion_report.json", revision)
-    conversion_report = found.read_bytes() if found is not None else None
+    conversion_report = read_json(found) if found is not None else None
     return Checkpoint(name, config, generation_config, tensors, tokenizer, conversion_report), corpora, measured
 
 
-def equal(tensor: torch.Tensor | StoredTensor, other: torch.Tensor | StoredTensor) -> bool:
-    return all(torch.equal(as_bytes(block), as_bytes(other[rows])) for rows, block in blocks(tensor))
+def is_vocabulary(tensor: str) -> bool:
+    return VOCABULARY_TENSORS.fullmatch(tensor) is not None
 
 
 def named_ids(config: dict) -> set[int]:
@@ -249,7 +265,7 @@ def named_ids(config: dict) -> set[int]:
 
 
 def with_new_ids(config: dict, old_ids: list[int]) -> dict:
-    new_ids = {old: new for new, old in enumerate(old_ids)}
+    new_ids = {old: new for new, old in enumerate(old_ids) if old >= 0}
 
     def renamed(value):
         return [new_ids[old] for old in value] if isinstance(value, list) else new_ids[value]
@@ -336,7 +352,7 @@ def write(
     """Write the checkpoint with changed vocabulary tensors, and compare what was written with the source."""
     report.tokens = {"before": len(source.tokenizer), "after": len(tokenizer)}
     report.rows = {"before": source.rows, "after": len(old_ids)}
-    report.changed = [name for name in source.tensors if VOCABULARY_TENSORS.fullmatch(name)]
+    report.changed = [name for name in source.tensors if is_vocabulary(name)]
     report.kept = [name for name in source.tensors if name not in report.changed]
     before = sum(tensor.shape.numel() for tensor in source.tensors.values())
     columns = sum(source.tensors[name].shape[1:].numel() for name in report.changed)
@@ -358,11 +374,22 @@ def write(
             (folder / "id_map.json").write_text(json.dumps(id_map), encoding="utf-8")
         (folder / "vocabulary_report.json").write_text(report.to_json(), encoding="utf-8")
         if source.conversion_report is not None:
-            (folder / "conversion_report.json").write_bytes(source.conversion_report)
+            content = json.dumps(brought_up_to_date(source.conversion_report, old_ids), indent=2, ensure_ascii=False)
+            (folder / "conversion_report.json").write_text(content + "\n", encoding="utf-8")
         prove(source, old_ids, folder)
         if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
             raise RuntimeError(f"The tokenizer of {source.name} does not come back as it was saved.")
     return report
+
+
+def brought_up_to_date(conversion_report: dict, old_ids: list[int]) -> dict:
+    """The report of the conversion with the ids of now, and without its count of parameters."""
+    new_ids = {old: new for new, old in enumerate(old_ids) if old >= 0}
+    report = {name: value for name, value in conversion_report.items() if name != "parameters"}
+    return report | {
+        "language_ids": {code: new_ids[old] for code, old in report.get("language_ids", {}).items()},
+        "new_ids": [new_ids[old] for old in report.get("new_ids", [])],
+    }
 
 
 def save_model(
@@ -371,7 +398,7 @@ def save_model(
     """As the model's own class saves it, with config, generation config and, for XLM-SWCM, the code that travels."""
     architecture = (source.config.get("architectures") or ["None"])[0]
     model_class = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
-    if model_class is None:
+    if not hasattr(model_class, "_from_config"):
         raise ConversionError(
             f"config.json of {source.name} names the architecture {architecture}, which is none of Transformers'."
         )
@@ -391,7 +418,7 @@ def prove(source: Checkpoint, old_ids: list[int], folder: Path):
     chosen = torch.tensor(old_ids)
     for name, tensor in logging.tqdm(source.tensors.items(), desc="Comparing", unit="tensor"):
         for rows, block in blocks(tensor):
-            if not VOCABULARY_TENSORS.fullmatch(name):
+            if not is_vocabulary(name):
                 copy, expected = written[name][rows], block
             else:
                 of_block = ((chosen >= rows.start) & (chosen < rows.stop)).nonzero().flatten()

@@ -8,14 +8,21 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .checkpoint import ConversionError
 from .corpus import Comparison
 
 
-def check_matplotlib():
+# share of tokens from which on a language is not written
+MUCH_UNKNOWN = 0.05
+
+
+def check_plot(path: Path):
     """Before hours of work, not after them."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConversionError(f"--plot writes a PNG file, and {path} is none.")
     if find_spec("matplotlib") is None:
         raise ConversionError("--plot needs matplotlib: pip install 'xlm-swcm[train]'.")
 
@@ -48,16 +55,18 @@ class VocabularyReport:
     languages: dict[str, Comparison] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        # where a folder lies is nobody's business
+        source = Path(self.source).name if Path(self.source).is_dir() else self.source
+        return json.dumps(asdict(self) | {"source": source}, indent=2, ensure_ascii=False) + "\n"
 
     def print(self, console: Console):
         table = Table(title=f"{self.source}: {self.action}", title_justify="left", box=box.SIMPLE)
-        for column in ("", "lines", "tokens a line", "fertility", "<unk>", "cut anew"):
+        for column in ("", "lines", "tokens a line", "tokens a word", "<unk>", "cut anew"):
             table.add_column(column, justify="right" if column else "left")
         for language, text in self.languages.items():
             before, after = text.before, text.after
             table.add_row(
-                language,
+                escape(language),
                 f"{text.lines:,}",
                 f"{before.tokens_per_line:.1f} → {after.tokens_per_line:.1f}",
                 f"{before.fertility:.2f} → {after.fertility:.2f}",
@@ -65,6 +74,13 @@ class VocabularyReport:
                 f"{text.resegmented:.2%}",
             )
         console.print(table)
+        for language, text in self.languages.items():
+            if self.action == "trim" and text.after.unknown > MUCH_UNKNOWN:
+                console.print(
+                    f"{text.after.unknown:.0%} of the tokens of {language} are <unk>: the model cannot write it. "
+                    "xlm-swcm vocab extend adds pieces for it.",
+                    markup=False,
+                )
         for name in ("tokens", "parameters"):
             counts = getattr(self, name)
             console.print(f"{name.capitalize()}: {counts['before']:,} → {counts['after']:,}.")
@@ -94,11 +110,15 @@ class VocabularyReport:
             panel.set_title(title, loc="left", fontsize=10)
             panel.spines[["top", "right", "bottom"]].set_visible(False)
             panel.set_xticks([])
-            panel.margins(x=0.15)
+            panel.set_xlim(0, 1.15 * max(panel.dataLim.xmax, 10 if measure == "unknown" else 0))
         panels[0].set_yticks(places, self.languages)
         panels[0].invert_yaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial.png")
-        figure.savefig(partial, dpi=150)
-        os.replace(partial, path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            figure.savefig(partial, dpi=150, format="png")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ConversionError(f"{path} cannot be written: {error.strerror}.") from error

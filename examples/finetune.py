@@ -27,6 +27,7 @@ from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.card import require_license
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, read_config, read_json
 from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
+from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, encode_pairs, get_text, read_rows
@@ -110,7 +111,7 @@ def row_pairs(place: str, row: dict, args: DataArguments, bad_rows: BadRows) -> 
         columns = [args.text_column, args.summary_column]
     else:
         columns = [args.question_column, args.context_column, args.answer_column]
-        row = row | {args.answer_column: first_answer(row.get(args.answer_column))}
+        row = {name: first_answer(value) if name == args.answer_column else value for name, value in row.items()}
     *source, target = texts = [get_text(place, row, column, bad_rows) for column in columns]
     source_lang = get_text(place, row, args.lang_column, bad_rows) if args.lang_column else args.source_lang
     target_lang = args.target_lang[0] if args.target_lang else source_lang
@@ -185,10 +186,13 @@ def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTo
         DataError: what `args` ask for is more than the model has.
     """
     config = read_config(model_args.model_name_or_path)
+    check_model_type(model_args.model_name_or_path, config)
     limit = config["max_position_embeddings"] - config["pad_token_id"] - 1
     for name in ("max_source_length", "max_target_length"):
         if getattr(args, name) > limit:
-            raise DataError(f"--{name} is {getattr(args, name)}, and the model has room for {limit} tokens.")
+            raise DataError(
+                f"--{name} is {getattr(args, name)}, and the model has room for {limit} tokens; give that or less."
+            )
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     for code in filter(None, [args.source_lang, *(args.target_lang or ())]):
         if code not in tokenizer.languages:

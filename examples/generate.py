@@ -20,6 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser,
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config
+from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.training.data import AS_TEXT
 
 
@@ -102,6 +103,7 @@ def run(args: GenerateArguments):
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"The folder of {args.output} does not exist.")
     config = read_config(args.model_name_or_path)
+    check_model_type(args.model_name_or_path, config)
     limit = config["max_position_embeddings"] - config["pad_token_id"] - 1
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)

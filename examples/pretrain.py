@@ -23,11 +23,16 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
+from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
 from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
 from modeling_xlm_swcm.training.results import write_results
 from modeling_xlm_swcm.training.trainer import TrainingError, XLMSWCMTrainer, find_checkpoint, prepare_model
+
+
+MIN_LENGTH = 8  # of start, tag and end, and of something to write
 
 
 @dataclass
@@ -51,6 +56,8 @@ def check(args: DataArguments, training: TrainingArguments, config: XLMSWCMConfi
     longest = config.max_position_embeddings - config.pad_token_id - 1
     if args.max_length > longest:
         raise DataError(f"The model reads at most {longest} tokens: --max_length {args.max_length} is too much.")
+    if args.max_length < MIN_LENGTH:
+        raise DataError(f"--max_length {args.max_length} leaves no room for text; give at least {MIN_LENGTH}.")
     if training.push_to_hub:
         raise TrainingError("Pretraining pushes nothing: push the finished folder with xlm-swcm push FOLDER REPO.")
 
@@ -89,6 +96,7 @@ def main():
     training.accelerator_config.dispatch_batches = False
     set_seed(training.seed)
     checkpoint = find_checkpoint(training)
+    check_model_type(model_args.model_name_or_path, read_config(model_args.model_name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
     check(data_args, training, model.config)
@@ -124,5 +132,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, TrainingError) as error:
+    except (ConversionError, DataError, TrainingError) as error:
         sys.exit(f"error: {error}")

@@ -40,8 +40,21 @@ def test_a_label_names_the_language_of_any_file(tmp_path):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     for name in ("bo.txt", "bo=bo.txt", f"bo={tmp_path}"):
-        with pytest.raises(ConversionError, match=f"There is no corpus .*{name.partition('=')[2] or name}"):
+        with pytest.raises(ConversionError, match=f".*{name.partition('=')[2] or name}.* is no file"):
             Corpus.named(name)
+
+
+def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "a=b.txt", "a")
+    assert Corpus.named("a=b.txt").path == Path("a=b.txt")
+
+
+@pytest.mark.parametrize("label", ["", " "])
+def test_a_language_has_a_name(tmp_path, label):
+    path = write(tmp_path, "bo.txt", "a").path
+    with pytest.raises(ConversionError, match="has no name"):
+        Corpus.named(f"{label}={path}")
 
 
 def test_lines_are_stripped_and_those_without_text_left_out(tmp_path):
@@ -95,7 +108,7 @@ def test_files_of_a_language_count_as_one(tmp_path, reader):
     assert counted["en"].sum() == sum(len(ids(reader, text)) for text in TEXTS["en"][:2])
     old_ids = list(range(len(reader)))
     backend = reader.backend_tokenizer
-    assert compare(backend, backend, old_ids, parts) == compare(backend, backend, old_ids, [whole])
+    assert compare(backend, backend, old_ids, 3, parts) == compare(backend, backend, old_ids, 3, [whole])
 
 
 def test_unknown_pieces_are_not_counted(tmp_path, reader):
@@ -111,7 +124,7 @@ def test_a_comparison_says_what_is_unknown_and_what_is_cut_anew(tmp_path, reader
     old_ids = [token for token, (piece, _) in enumerate(state.vocab) if token not in needed or len(piece) == 1]
     fine = state.with_vocab([state.vocab[token] for token in old_ids], old_ids).backend_tokenizer
     text = write(tmp_path, "en.txt", "river before\nᠤᠰᠤ 17\nA 河 ག་ང\n42")
-    (language, compared), *others = compare(coarse, fine, old_ids, [text]).items()
+    (language, compared), *others = compare(coarse, fine, old_ids, reader.unk_token_id, [text]).items()
     assert (language, others) == ("en", [])
     # river, before; a Mongolian word, 17; A, a Chinese character, two Tibetan syllables; 42
     assert (compared.lines, compared.words) == (4, 9)
@@ -175,7 +188,7 @@ def test_counting_a_large_file_does_not_hold_its_tokens(large, monkeypatch, read
     state = Pieces("reader", reader)
     backend, old_ids = state.backend, list(range(len(reader)))
     assert peak_of(lambda: count_pieces(state, [large])) < 2**20
-    assert peak_of(lambda: compare(backend, backend, old_ids, [large])) < 2**20
+    assert peak_of(lambda: compare(backend, backend, old_ids, 3, [large])) < 2**20
 
 
 @pytest.mark.parametrize(

@@ -428,3 +428,18 @@ class TestCorporaFile:
             DataError, match='a.txt is in the language "fr", which has no tag; the known ones: zh, ug, en'
         ):
             read_all(Corpus(path, language="fr"), tokenizer, tables)
+
+
+@pytest.mark.timeout(20)
+def test_a_corpus_of_no_rows_whose_number_was_given_does_not_turn_for_ever(tokenizer, tmp_path):
+    (tmp_path / "en.txt").write_text("")
+    corpora = [Corpus(str(tmp_path / "en.txt"), language="en", examples=10)]
+    mixture = Mixture(corpora, tokenizer, max_length=32, batch_size=4)
+    with pytest.raises(DataError, match="en.txt has no row that can be used"):
+        next(iter(mixture))
+
+
+def test_a_list_of_no_corpora_is_refused(tmp_path):
+    (tmp_path / "corpora.yaml").write_text("train:\n")
+    with pytest.raises(DataError, match="must have a list of corpora under train"):
+        load_corpora(str(tmp_path / "corpora.yaml"))

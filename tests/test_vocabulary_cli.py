@@ -49,7 +49,7 @@ def test_the_report_says_what_was_done(reader, texts, output):
     result = run_vocab("extend", reader, output, "--corpus", texts["bo"], texts["en"], "--size", 150)
     report = report_of(result, output)
     old, new = load_tokenizer(reader), load_tokenizer(output)
-    assert report["action"] == "extend" and report["source"] == str(reader)
+    assert report["action"] == "extend" and report["source"] == reader.name
     assert report["options"] == {"size": 150, "init": "mean-of-pieces", "seed": 0}
     assert report["tokens"] == report["rows"] == {"before": len(old), "after": len(new)}
     assert report["parameters"]["after"] - report["parameters"]["before"] == 33 * (len(new) - len(old))
@@ -128,3 +128,10 @@ def test_overwrite_replaces_a_model(reader, texts, output):
         report = report_of(result, output)
     assert [*report["languages"]] == ["zh"]
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_who_trims_to_a_language_that_cannot_be_read_is_told(reader, texts, output):
+    result = run_vocab("trim", reader, output, "--corpus", texts["mvf"], texts["en"])
+    unknown = report_of(result, output)["languages"]["mvf"]["after"]["unknown"]
+    assert f"{unknown:.0%}ofthetokensofmvfare<unk>" in printed(result)
+    assert "tokensofenare<unk>" not in printed(result)

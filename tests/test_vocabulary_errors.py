@@ -14,8 +14,9 @@ from encoders import (
     make_encoder,
     roberta_tokenizer,
     save_encoder,
+    xlm_roberta_tokenizer,
 )
-from transformers import RobertaForMaskedLM
+from transformers import RobertaForMaskedLM, XLMRobertaModel
 from typer.testing import Result
 from vocabularies import TEXTS, load_tokenizer, run_vocab
 
@@ -64,13 +65,14 @@ def nothing_is_left(output):
 
 
 def test_a_file_that_is_not_there(encoder_folder, output, text, action):
-    assert_refused(run(action, encoder_folder, output, text, "bo.nothing.txt"), "no corpus bo.nothing.txt")
+    assert_refused(run(action, encoder_folder, output, text, "bo.nothing.txt"), '"bo.nothing.txt" is no file')
 
 
 BAD_TEXTS = {
     "nothing": (b"", ["holds no text"]),
     "empty lines": (b"\n\n  \n", ["holds no text"]),
     "another encoding": (b"first\nsecond\n\xff\xfea\x00\n", ["Line 3", "not UTF-8", "iconv"]),
+    "another encoding without a mark": ("first\nsecond".encode("utf-16-le"), ["Line 1", "NUL"]),
     "one endless line": (b"first\n" + b"word " * 250_000, ["Line 2", "over a megabyte"]),
 }
 
@@ -90,7 +92,7 @@ def test_bad_text(encoder_folder, output, text, tmp_path, action, case, option):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["extend", "--size", 0], ["--size must be at least 1", "0"]),
+        (["extend", "--size", 0], ["--size must be from 1", "0"]),
         (["extend", "--size", 20], ["--size 20 is less than the characters"]),
         (["trim", "--size", 30], ["--size 30 is less than the", "that must stay"]),
         (["trim", "--size", 90, "--min-count", 2], ["only one of --min-count, --size and --coverage"]),
@@ -98,13 +100,39 @@ def test_bad_text(encoder_folder, output, text, tmp_path, action, case, option):
         (["trim", "--coverage", 0.9, "--min-count", 2], ["only one of --min-count, --size and --coverage"]),
         (["trim", "--coverage", 0], ["--coverage must be above 0", "0.0"]),
         (["trim", "--coverage", 1.5], ["--coverage", "at most 1", "1.5"]),
-        (["trim", "--pad-to-multiple-of", 0], ["--pad-to-multiple-of must be at least 1", "0"]),
+        (["trim", "--pad-to-multiple-of", 0], ["--pad-to-multiple-of must be from 1", "0"]),
+        (["trim", "--pad-to-multiple-of", 10**9], ["--pad-to-multiple-of must be from 1"]),
+        (["trim", "--min-count", 0], ["--min-count must be at least 1", "0"]),
+        (["extend", "--size", 10**11], ["--size must be from 1 to 10,000,000"]),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
 def test_bad_options(encoder_folder, output, text, arguments, words):
     action, *options = arguments
     assert_refused(run_vocab(action, encoder_folder, output, "--corpus", text, *options), *words)
+
+
+def test_text_that_is_given_twice(encoder_folder, output, text, action):
+    assert_refused(run(action, encoder_folder, output, text, f"bo={text}"), text, "given twice")
+
+
+def test_text_that_is_nothing_to_the_tokenizer(encoder_folder, output, tmp_path):
+    (tmp_path / "bo.txt").write_text("\u2581\n")
+    result = run("extend", encoder_folder, output, str(tmp_path / "bo.txt"))
+    assert_refused(result, "other text")
+
+
+@pytest.mark.parametrize("plot", ["change.pdf", "."])
+def test_a_plot_that_would_be_no_png(encoder_folder, output, text, action, plot):
+    result = run_vocab(action, encoder_folder, output, "--corpus", text, "--plot", plot, *ACTIONS[action])
+    assert_refused(result, "--plot", plot)
+
+
+def test_padding_without_a_bias_that_keeps_it_from_being_written(tmp_path, output, text):
+    tokenizer = xlm_roberta_tokenizer()
+    source = save_encoder(tmp_path / "bare", make_encoder(XLMRobertaModel, tokenizer), tokenizer)
+    result = run_vocab("trim", source, output, "--corpus", text, "--pad-to-multiple-of", 64)
+    assert_refused(result, "no output bias", "--pad-to-multiple-of")
 
 
 def test_the_least_size_is_said_and_works(encoder_folder, tmp_path, text, output):
@@ -168,6 +196,10 @@ BAD_SOURCES = {
     "no embedding": (
         tensors(lambda found: {name: tensor for name, tensor in found.items() if name != EMBEDDINGS}),
         ["word_embeddings.weight"],
+    ),
+    "an id that the tokenizer lacks": (
+        lambda folder: edit_config(folder, eos_token_id=9999),
+        ["config.json", "9999", "148 tokens"],
     ),
     "an architecture of nobody": (
         lambda folder: edit_config(folder, architectures=["XLMRobertaForEverything"]),

@@ -364,7 +364,7 @@ def load_corpora(path: str) -> dict[str, list[Corpus]]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
     names = {"train", "validation"}
-    if not isinstance(content, dict) or "train" not in content or not content.keys() <= names:
+    if not isinstance(content, dict) or "train" not in content or not content.keys() <= names or not content["train"]:
         raise DataError(f"{path} must have a list of corpora under train and may have one under validation.")
     return {name: [make_corpus(path, entry) for entry in entries or []] for name, entries in content.items()}
 
@@ -468,5 +468,7 @@ class Mixture(torch.utils.data.IterableDataset):
                 buffer[place] = example
             if epoch == 0 and self.corpora[number].examples is not None:
                 bad_rows.report()  # nobody has counted them before
+            if not buffer:
+                raise DataError(f"The corpus {self.corpora[number].path} has no row that can be used.")
             rng.shuffle(buffer)
             yield from buffer
