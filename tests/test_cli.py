@@ -210,6 +210,8 @@ def save_and_stop(model, folder, save_pretrained=XLMSWCMForConditionalGeneration
     os.kill(os.getpid(), signal.{signal})
 
 XLMSWCMForConditionalGeneration.save_pretrained = save_and_stop
+# a process that was started in the background may ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
 
