@@ -595,6 +595,11 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         past_key_values.self_attention_cache.reorder_cache(beam_idx)
         return past_key_values
 
+    def _prepare_text_encoder_decoder_kwargs_for_generation(self, inputs_tensor: torch.Tensor, **kwargs) -> dict:
+        # generation calls the encoder by itself
+        check_length("source", inputs_tensor.shape[1], self.config)
+        return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor=inputs_tensor, **kwargs)
+
     def _prepare_decoder_input_ids_for_generation(
         self, batch_size: int, model_input_name: str, model_kwargs: dict, *args, **kwargs
     ) -> tuple[torch.LongTensor, dict]:

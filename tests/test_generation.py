@@ -126,6 +126,15 @@ class TestSequences:
         write(model, source, num_beams=4)
         assert len(places) > 3 and all(place == places[0] for place in places)
 
+    def test_a_source_that_is_too_long_is_refused_in_words(self, model, source):
+        limit = model.config.max_position_embeddings - model.config.pad_token_id - 1
+        long = torch.full((1, limit + 1), 5)
+        with pytest.raises(
+            ValueError, match=f"source has {limit + 1} tokens, and the model's positions end at {limit}"
+        ):
+            model.generate(long, max_new_tokens=2)
+        model.generate(long[:, :limit], max_new_tokens=2)
+
     def test_beam_search_finds_no_less_probable_sequences_than_greedy_search(self, model, source):
         def score(sequences):
             labels = sequences[:, 1:].masked_fill(sequences[:, 1:] == PAD, -100)
