@@ -128,7 +128,7 @@ def fill_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         pipeline_inputs=quoted(texts[0])
         if len(texts) == 1
         else f"question={quoted(texts[0])}, context={quoted(texts[1])}",
-        max_length=config.max_position_embeddings - config.pad_token_id - 1,
+        max_length=config.longest_input,
         training=metrics.get("training", {}),
         dataset=dataset,
         results=results,

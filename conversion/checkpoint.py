@@ -216,6 +216,17 @@ def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which becomes it at the end, or vanishes on failure."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def check_output(output: Path, overwrite: bool, *sources: str | os.PathLike):
     """Refuse an output that would lose something, such as what it is made from."""
     if output.is_file():

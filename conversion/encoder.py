@@ -108,6 +108,14 @@ def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def check_rows(name: str, tokenizer: PreTrainedTokenizerBase, rows: int):
+    if len(tokenizer) > rows:
+        raise ConversionError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens and its word embedding only {rows} rows; "
+            "they do not belong together."
+        )
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     # without a file, Transformers makes a tokenizer of the special tokens alone
     if not any(find_file(name, file, revision) for file in TOKENIZER_FILES):

@@ -27,7 +27,7 @@ from .checkpoint import (
     return_freed_memory,
     whole_folder,
 )
-from .encoder import Encoder, load_encoder
+from .encoder import Encoder, check_rows, load_encoder
 from .options import CHOICES, ConversionOptions, DecoderPlan
 from .report import ConversionReport
 
@@ -207,12 +207,7 @@ def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer
         if languages:
             raise ConversionError("languages need a tokenizer to put their tags in: give tokenizer=.")
         return None
-    rows = source.word_embeddings.shape[0]
-    if len(source.tokenizer) > rows:
-        raise ConversionError(
-            f"The tokenizer of {source.name} has {len(source.tokenizer)} tokens and its word embedding only {rows} "
-            "rows; they do not belong together."
-        )
+    check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
     try:
         return XLMSWCMTokenizer(
             tokenizer_object=source.tokenizer.backend_tokenizer,
@@ -368,7 +363,7 @@ def load_model(
         raise RuntimeError(f"Copied tensors did not reach the model: {wrong}")
     fresh = [name for name in model.state_dict() if name in info["missing_keys"]]
     report.new |= {name: "zero" if name == OUTPUT_BIAS else "fresh" for name in fresh}
-    model.generation_config.max_length = config.max_position_embeddings - config.pad_token_id - 1
+    model.generation_config.max_length = config.longest_input
     return model
 
 

@@ -56,7 +56,7 @@ class Inspection:
         table.add_row("model", f"{self.source} ({', '.join(config.architectures or ['no architecture named'])})")
         table.add_row("hidden size", f"{config.hidden_size}, {config.num_attention_heads} heads")
         table.add_row("FFN size", f"{config.intermediate_size}, {config.hidden_act}")
-        table.add_row("positions", f"{config.max_position_embeddings - config.pad_token_id - 1} tokens")
+        table.add_row("positions", f"{config.longest_input} tokens")
         table.add_row("vocabulary", f"{config.vocab_size:,} tokens")
         table.add_row("languages", ", ".join(self.languages) or "no tags")
         table.add_row("sharing", f'weight_sharing "{config.weight_sharing}", output {output_of(config)}')

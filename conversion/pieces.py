@@ -46,6 +46,11 @@ def scripts(counts: dict[str, float], share: float) -> set[str]:
     return {of for of, count in letters.items() if count >= share * letters.total()}
 
 
+def new_ids_of(old_ids: list[int]) -> dict[int, int]:
+    """`old_ids[new]` turned round: old -> new; -1 stands for none."""
+    return {old: new for new, old in enumerate(old_ids) if old >= 0}
+
+
 class Pieces:
     """The state of a fast Unigram tokenizer, as its `tokenizer.json` has it.
 
@@ -77,7 +82,7 @@ class Pieces:
 
     def with_vocab(self, vocab: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
         """A tokenizer with other pieces; `old_ids[new]` is the id of an old one, -1 for none."""
-        new_ids = {old: new for new, old in enumerate(old_ids) if old >= 0}
+        new_ids = new_ids_of(old_ids)
         while vocab[-1][1] == NEVER:  # added behind the pieces, as it was
             vocab = vocab[:-1]
         state = copy.deepcopy(self.state | {"model": self.state["model"] | {"vocab": vocab}})

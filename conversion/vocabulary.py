@@ -18,8 +18,6 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from transformers.utils import logging
 
 import modeling_xlm_swcm
-from modeling_xlm_swcm import XLMSWCMConfig
-from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import (
     ConversionError,
@@ -28,16 +26,15 @@ from .checkpoint import (
     blocks,
     check_output,
     equal,
-    find_file,
     read_config,
-    read_json,
     read_weights,
     return_freed_memory,
     whole_folder,
 )
 from .corpus import Corpus, compare
-from .encoder import check_config, load_tokenizer
-from .pieces import SPACE, Pieces, choose_pieces, count_pieces, indispensable, learn_pieces, script
+from .encoder import check_config, check_rows, load_tokenizer
+from .inspection import CONFIG_CLASSES, read_optional
+from .pieces import SPACE, Pieces, choose_pieces, count_pieces, indispensable, learn_pieces, new_ids_of, script
 from .vocabulary_report import VocabularyReport
 
 
@@ -47,7 +44,6 @@ INITS = ("mean-of-pieces", "random")
 VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weight|bias|decoder\.(weight|bias)))")
 # fields of config.json and generation_config.json that hold ids
 NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens")
-PLUGIN_TYPES = (XLMSWCMConfig.model_type, ReleasedXLMSWCMConfig.model_type)
 MAX_PIECES, MAX_MULTIPLE = 10_000_000, 65_536
 # rows without a token are never to be written: e**-100 is no probability
 PADDING_BIAS = -100.0
@@ -91,7 +87,8 @@ def extend(
         corpus: UTF-8 text files, each `language=path` or named by its language up to the first dot.
         size: of the Unigram vocabulary that is learnt; the pieces of it that the checkpoint lacks are added.
         init: of the new rows. "mean-of-pieces": the mean of the rows of the pieces that the new one was cut into,
-            where `<unk>` counts as the mean of its script's rows, or of all, plus noise. "random": as in a new model.
+            where `<unk>` counts as the mean of its script's rows, or of all, and then with noise. "random": random
+            embeddings, at the mean bias.
         evaluate: text to measure with instead of the corpus.
         seed: of the sample to learn from, and of noise and random rows.
 
@@ -122,10 +119,11 @@ def extend(
         noise = std * torch.randn(len(new), *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
         if changed.ndim == 1:
             noise.zero_()
+        mean = mean_row(changed[:first], pieces.added)
         if origins is not None:
-            rows = mean_of_pieces(changed[:first], origins, noise)
+            rows = mean_of_pieces(changed[:first], origins, mean, noise)
         else:
-            rows = noise if changed.ndim > 1 else mean_row(changed[:first], pieces.added).expand(len(new))
+            rows = noise if changed.ndim > 1 else mean.expand(len(new))
         changed[first:last] = rows
         return changed
 
@@ -221,10 +219,9 @@ def prepare(
             raise ConversionError(f"{twice[0]} is given twice.")
     check_output(Path(output), overwrite, name, *(text.path for text in corpora + measured))
     config = read_config(name, revision)
-    if config.get("model_type") not in PLUGIN_TYPES:
+    if config.get("model_type") not in CONFIG_CLASSES:
         check_config(name, config)
-    generation_file = find_file(name, "generation_config.json", revision)
-    generation_config = read_json(generation_file) if generation_file else None
+    generation_config = read_optional(name, "generation_config.json", revision)
     tensors, tokenizer = read_weights(name, revision), load_tokenizer(name, revision)
     vocabulary = sorted(filter(is_vocabulary, tensors), key=lambda tensor: "word_embeddings" not in tensor)
     if not vocabulary or "word_embeddings" not in vocabulary[0]:
@@ -235,11 +232,7 @@ def prepare(
             raise ConversionError(
                 f"{tensor} of {name} has {rows} rows; the vocab_size in its config.json is {config.get('vocab_size')}."
             )
-    if len(tokenizer) > config["vocab_size"]:
-        raise ConversionError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens and its word embedding only {config['vocab_size']} "
-            "rows; they do not belong together."
-        )
+    check_rows(name, tokenizer, config["vocab_size"])
     for repeat, of in (("lm_head.decoder.weight", vocabulary[0]), ("lm_head.decoder.bias", "lm_head.bias")):
         if repeat in tensors and of in tensors and equal(tensors[repeat], tensors[of]):
             del tensors[repeat]  # Transformers ties it to the other
@@ -249,8 +242,7 @@ def prepare(
                 f"config.json or generation_config.json of {name} names the id {number}, and the tokenizer has "
                 f"{len(tokenizer)} tokens."
             )
-    found = find_file(name, "conversion_report.json", revision)
-    conversion_report = read_json(found) if found is not None else None
+    conversion_report = read_optional(name, "conversion_report.json", revision)
     return Checkpoint(name, config, generation_config, tensors, tokenizer, conversion_report), corpora, measured
 
 
@@ -265,7 +257,7 @@ def named_ids(config: dict) -> set[int]:
 
 
 def with_new_ids(config: dict, old_ids: list[int]) -> dict:
-    new_ids = {old: new for new, old in enumerate(old_ids) if old >= 0}
+    new_ids = new_ids_of(old_ids)
 
     def renamed(value):
         return [new_ids[old] for old in value] if isinstance(value, list) else new_ids[value]
@@ -300,12 +292,10 @@ class Origins:
     Attributes:
         pieces: for each the ids of old pieces, and the scripts (or None) of the parts that were `<unk>`.
         script_ids: the ids of the old pieces that are written in one of these scripts alone.
-        added: the ids of special tokens and tags.
     """
 
     pieces: list[tuple[list[int], list[str | None]]]
     script_ids: dict[str, list[int]]
-    added: list[int]
 
 
 def find_origins(pieces: Pieces, new: list[str]) -> Origins:
@@ -324,12 +314,14 @@ def find_origins(pieces: Pieces, new: list[str]) -> Origins:
         of = {script(character) for character in piece.removeprefix(SPACE)}
         if len(of) == 1 and of <= wanted and index not in pieces.added:
             script_ids[of.pop()].append(index)
-    return Origins(origins, script_ids, list(pieces.added))
+    return Origins(origins, script_ids)
 
 
-def mean_of_pieces(old: torch.Tensor, origins: Origins, noise: torch.Tensor) -> torch.Tensor:
-    """A row per new piece: the mean over its old pieces, with `noise` where a part of it was `<unk>`."""
-    mean = mean_row(old, origins.added)
+def mean_of_pieces(old: torch.Tensor, origins: Origins, mean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """A row per new piece: the mean over its old pieces, with `noise` where a part of it was `<unk>`.
+
+    Such a part counts as the mean of its script's rows, or as `mean` where the script has none.
+    """
     of_script = {of: old[ids].float().mean(0) for of, ids in origins.script_ids.items()}
     rows = []
     for (known, unknown), own_noise in zip(origins.pieces, noise, strict=True):
@@ -370,8 +362,7 @@ def write(
         save_model(source, old_ids, dtype, tensors, folder)
         del tensors
         if report.action == "trim":
-            id_map = {old: new for new, old in enumerate(old_ids) if old >= 0}
-            (folder / "id_map.json").write_text(json.dumps(id_map), encoding="utf-8")
+            (folder / "id_map.json").write_text(json.dumps(new_ids_of(old_ids)), encoding="utf-8")
         (folder / "vocabulary_report.json").write_text(report.to_json(), encoding="utf-8")
         if source.conversion_report is not None:
             content = json.dumps(brought_up_to_date(source.conversion_report, old_ids), indent=2, ensure_ascii=False)
@@ -384,7 +375,7 @@ def write(
 
 def brought_up_to_date(conversion_report: dict, old_ids: list[int]) -> dict:
     """The report of the conversion with the ids of now, and without its count of parameters."""
-    new_ids = {old: new for new, old in enumerate(old_ids) if old >= 0}
+    new_ids = new_ids_of(old_ids)
     report = {name: value for name, value in conversion_report.items() if name != "parameters"}
     return report | {
         "language_ids": {code: new_ids[old] for code, old in report.get("language_ids", {}).items()},

@@ -1,7 +1,6 @@
 """What a change of vocabulary did, as JSON, as a table and as a picture."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .checkpoint import ConversionError
+from .checkpoint import ConversionError, whole_file
 from .corpus import Comparison
 
 
@@ -98,11 +97,10 @@ class VocabularyReport:
         )
         panels = figure.subplots(1, 2, sharey=True)
         places = range(len(self.languages))
-        for panel, title, scale, label in (
-            (panels[0], "tokens per word", 1, "{:.2f}"),
-            (panels[1], "<unk>, % of tokens", 100, "{:.1f}"),
+        for panel, measure, title, scale, label, least in (
+            (panels[0], "fertility", "tokens per word", 1, "{:.2f}", 0),
+            (panels[1], "unknown", "<unk>, % of tokens", 100, "{:.1f}", 10),
         ):
-            measure = "fertility" if scale == 1 else "unknown"
             for shift, when, colour in ((-0.2, "before", "#b8bfc9"), (0.2, "after", "#2a6f97")):
                 values = [scale * getattr(getattr(text, when), measure) for text in self.languages.values()]
                 bars = panel.barh([place + shift for place in places], values, height=0.36, color=colour, label=when)
@@ -110,15 +108,13 @@ class VocabularyReport:
             panel.set_title(title, loc="left", fontsize=10)
             panel.spines[["top", "right", "bottom"]].set_visible(False)
             panel.set_xticks([])
-            panel.set_xlim(0, 1.15 * max(panel.dataLim.xmax, 10 if measure == "unknown" else 0))
+            panel.set_xlim(0, 1.15 * max(panel.dataLim.xmax, least))
         panels[0].set_yticks(places, self.languages)
         panels[0].invert_yaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            figure.savefig(partial, dpi=150, format="png")
-            os.replace(partial, path)
+            with whole_file(path) as partial:
+                figure.savefig(partial, dpi=150, format="png")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ConversionError(f"{path} cannot be written: {error.strerror}.") from error

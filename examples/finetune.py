@@ -185,9 +185,8 @@ def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTo
     Raises:
         DataError: what `args` ask for is more than the model has.
     """
-    config = read_config(model_args.model_name_or_path)
-    check_model_type(model_args.model_name_or_path, config)
-    limit = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    fields = read_config(model_args.model_name_or_path)
+    limit = check_model_type(model_args.model_name_or_path, fields).from_dict(fields).longest_input
     for name in ("max_source_length", "max_target_length"):
         if getattr(args, name) > limit:
             raise DataError(

@@ -6,7 +6,6 @@
 Lines keep their order, and an empty line stays empty. Lines of like length go through the model together.
 """
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from rich.progress import track
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config
+from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config, whole_file
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.training.data import AS_TEXT
 
@@ -93,18 +92,16 @@ def write_lines(lines: list[str], path: str):
     if path == "-":
         sys.stdout.buffer.write(text.encode())
         return
-    part = Path(f"{path}.part")
-    part.write_bytes(text.encode())
-    os.replace(part, path)
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(text.encode())
 
 
 def run(args: GenerateArguments):
     """Everything that can be wrong with the input is found before the first line is written."""
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"The folder of {args.output} does not exist.")
-    config = read_config(args.model_name_or_path)
-    check_model_type(args.model_name_or_path, config)
-    limit = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    fields = read_config(args.model_name_or_path)
+    limit = check_model_type(args.model_name_or_path, fields).from_dict(fields).longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang

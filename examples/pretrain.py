@@ -53,9 +53,10 @@ class DataArguments:
 
 
 def check(args: DataArguments, training: TrainingArguments, config: XLMSWCMConfig):
-    longest = config.max_position_embeddings - config.pad_token_id - 1
-    if args.max_length > longest:
-        raise DataError(f"The model reads at most {longest} tokens: --max_length {args.max_length} is too much.")
+    if args.max_length > config.longest_input:
+        raise DataError(
+            f"The model reads at most {config.longest_input} tokens: --max_length {args.max_length} is too much."
+        )
     if args.max_length < MIN_LENGTH:
         raise DataError(f"--max_length {args.max_length} leaves no room for text; give at least {MIN_LENGTH}.")
     if training.push_to_hub:

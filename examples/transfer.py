@@ -11,7 +11,6 @@ The other options are those of finetune.py.
 
 import copy
 import json
-import os
 import random
 import sys
 from collections import defaultdict
@@ -26,7 +25,7 @@ from rich.markdown import Markdown
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.data import DataError, Pair
-from modeling_xlm_swcm.training.results import write_whole
+from modeling_xlm_swcm.training.results import save_figure, write_whole
 from modeling_xlm_swcm.training.trainer import TrainingError
 
 
@@ -93,10 +92,7 @@ def plot(scores: Scores, metric: str, high_resource: str, path: Path):
     axis.set_yticks(range(len(scores)), [f"{high_resource} + {samples}" for samples in scores])
     axis.set(xlabel="evaluated on", ylabel="trained on")
     figure.colorbar(image, label=metric)
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=120, format="png")
-    plt.close(figure)
-    os.replace(unfinished, path)
+    save_figure(figure, path)
 
 
 def transfer(

@@ -106,6 +106,11 @@ class XLMSWCMConfig(PreTrainedConfig):
         } | (kwargs.pop("custom_pipelines", None) or {})
         super().__post_init__(**kwargs)
 
+    @property
+    def longest_input(self) -> int:
+        """Tokens of a source or a target, special ones included; XLM-R counts positions from `pad_token_id + 1`."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
     def validate_architecture(self):
         """Part of `@strict`-powered validation, run at creation and before saving."""
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads != 0:

@@ -375,9 +375,10 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
 
 
 def check_length(name: str, length: int, config: XLMSWCMConfig):
-    limit = config.max_position_embeddings - config.pad_token_id - 1
-    if length > limit:
-        raise ValueError(f"The {name} has {length} tokens, and the model's positions end at {limit}: shorten it.")
+    if length > config.longest_input:
+        raise ValueError(
+            f"The {name} has {length} tokens, and the model's positions end at {config.longest_input}: shorten it."
+        )
 
 
 def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> torch.LongTensor:

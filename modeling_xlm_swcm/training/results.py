@@ -1,20 +1,20 @@
 """What a training leaves behind: model, metrics.json, a plot of its losses and metrics, and the model card."""
 
 import json
-import os
 from datetime import date
 from pathlib import Path
 
 import matplotlib
 import torch
 import transformers
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from modeling_xlm_swcm import __version__
 from modeling_xlm_swcm.conversion.card import write_card
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, whole_file
 
 from .arguments import ModelArguments
 from .trainer import XLMSWCMTrainer
@@ -116,14 +116,15 @@ def plot_history(history: list[dict], path: Path):
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=120, format="png")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path):
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     plt.close(figure)
-    os.replace(unfinished, path)
 
 
 def write_whole(path: Path, text: str):
-    """Write beside and rename."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
