@@ -118,7 +118,9 @@ def loss_of(model_folder: Path, data: Path) -> float:
     model = XLMSWCMForConditionalGeneration.from_pretrained(model_folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder, src_lang="en", tgt_lang="en")
     texts = (data / "en.txt").read_text().splitlines()
-    batch = DataCollatorForSeq2Seq(tokenizer)([dict(tokenizer(text, text_target=text, truncation=True)) for text in texts])
+    batch = DataCollatorForSeq2Seq(tokenizer)(
+        [dict(tokenizer(text, text_target=text, truncation=True)) for text in texts]
+    )
     return model(**batch).loss.item()
 
 
