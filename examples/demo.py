@@ -24,7 +24,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from sacrebleu.metrics import CHRF
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from train_encoder import train_tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -40,7 +40,6 @@ from transformers import (
     TrainingArguments,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
-    XLMRobertaTokenizer,
     set_seed,
 )
 from transformers.utils import logging
@@ -57,7 +56,6 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 SOURCE = "zh"
 TARGETS = {"bo": "Tibetan", "ug": "Uyghur", "kk": "Kazakh", "mn": "Mongolian"}
 DECODERS = ("shared", "random")
-SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
 @dataclass
@@ -78,19 +76,6 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, *args, **kwargs):
         pass
-
-
-def train_tokenizer(texts: list[str], vocab_size: int = 2000) -> XLMRobertaTokenizer:
-    """A Unigram vocabulary with XLM-R's layout of ids: specials first, `<mask>` last."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return XLMRobertaTokenizer(vocab=[*map(tuple, pieces), ("<mask>", 0.0)], model_max_length=126)
 
 
 def training_arguments(args: DemoArguments, name: str, steps: int, **options) -> dict:
@@ -123,7 +108,7 @@ def run_trainer(trainer: Trainer) -> list[dict]:
 
 def train_encoder(args: DemoArguments, texts: list[str], folder: Path) -> list[dict]:
     """Train a small XLM-R on `texts` by masked language modelling and save it; its training log."""
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts, vocab_size=2000, max_length=126)
     config = XLMRobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -9,10 +9,13 @@ import pytest
 from conftest import load
 from encoders import SENTENCES
 
+from modeling_xlm_swcm.conversion import from_encoder
+
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
-import steps  # noqa: E402 - scripts, found by their folders
+import encoder  # noqa: E402 - scripts, found by their folders
+import steps  # noqa: E402
 import titles  # noqa: E402
 import translation  # noqa: E402
 
@@ -41,7 +44,7 @@ def data(tmp_path) -> Path:
 
 
 @pytest.fixture
-def recipe(data, encoder_folder, tmp_path, monkeypatch):
+def recipe(data, tmp_path, monkeypatch):
     """Runs a recipe with its scripts in this process; the output folder."""
 
     def run_here(script, *words):
@@ -52,16 +55,35 @@ def recipe(data, encoder_folder, tmp_path, monkeypatch):
         for where in (steps, module):
             monkeypatch.setattr(where, "run", run_here)
         output = tmp_path / "output"
-        folders = ["--data", data, "--encoder", encoder_folder, "--output_dir", output]
-        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, folders), *QUICK, *words])
+        monkeypatch.setattr(sys, "argv", ["recipe", "--data", str(data), "--output_dir", str(output), *words])
         module.main()
         return output
 
     return run
 
 
-def test_translation_into_all_languages_and_back(recipe):
-    output = recipe(translation, "--num_beams", "1")
+@pytest.fixture
+def quick(encoder_folder) -> list[str]:
+    return ["--encoder", str(encoder_folder), *QUICK, "--num_beams", "1"]
+
+
+def test_an_encoder_of_all_languages(recipe):
+    sizes = ["--vocab_size", "300", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
+    steps = ["--max_steps", "6", "--save_steps", "3", "--eval_steps", "3", "--logging_steps", "3"]
+    folder = recipe(encoder, *sizes, *steps, "--warmup_steps", "0", "--per_device_train_batch_size", "8") / "encoder"
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert (folder / "training.png").is_file()
+    for stage in (folder, folder / "checkpoint-3"):
+        _, report = from_encoder(stage, languages=list(TEXT))
+        assert report.copied["lm_head.bias"] == "lm_head.bias"
+        report.tokenizer.src_lang = "zh"
+        assert all(report.tokenizer.unk_token_id not in report.tokenizer(text).input_ids for text in TEXT.values())
+
+
+def test_translation_into_all_languages_and_back(recipe, quick):
+    output = recipe(translation, *quick)
     metrics = json.loads((output / "translation" / "metrics.json").read_text())
     others = ["bo", "ug", "kk", "mn"]
     expected = {"all", *(f"zh-{code}" for code in others), *(f"{code}-zh" for code in others)}
@@ -72,8 +94,8 @@ def test_translation_into_all_languages_and_back(recipe):
     load(output / "translation")
 
 
-def test_titles_of_two_languages(recipe):
-    output = recipe(titles, "--num_beams", "1", "--samples", "0", "3")
+def test_titles_of_two_languages(recipe, quick):
+    output = recipe(titles, *quick, "--samples", "0", "3")
     results = json.loads((output / "titles" / "transfer.json").read_text())
     assert {samples: list(row) for samples, row in results["scores"].items()} == dict.fromkeys("03", ["zh", "kk"])
     assert (output / "titles" / "transfer.png").is_file()

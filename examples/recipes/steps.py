@@ -1,5 +1,6 @@
 """What the recipes have in common: from an encoder to a model that has seen text of every language."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -17,11 +18,15 @@ from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
 EXAMPLES = Path(__file__).parent.parent
 
 
-@dataclass
-class RecipeArguments:
+@dataclass(kw_only=True)
+class FolderArguments:
     data: Path = field(metadata={"help": "the folder with the data"})
-    encoder: str = field(metadata={"help": "the encoder to start from: folder or Hub id"})
     output_dir: Path = field(metadata={"help": "where everything is written"})
+
+
+@dataclass(kw_only=True)
+class RecipeArguments(FolderArguments):
+    encoder: str = field(metadata={"help": "the encoder to start from: folder or Hub id"})
     pretrain_steps: int = field(default=2000, metadata={"help": "steps of denoising and translation; 0 for none"})
     steps: int = field(default=2000, metadata={"help": "steps of fine-tuning"})
     max_length: int = field(default=256, metadata={"help": "of sources and targets, where the encoder has as many"})
@@ -32,19 +37,32 @@ class RecipeArguments:
         return ["--seed", str(self.seed), *(["--license", self.license] if self.license else [])]
 
 
-def parse(description: str, files: list[str]) -> tuple[RecipeArguments, list[str]]:
-    """The recipe's arguments, and what else was given, which goes to the fine-tuning; `files` have to be there."""
-    parser = HfArgumentParser(RecipeArguments, description=description)
+def parse_folders(kind: type, description: str, files: list[str]) -> tuple[FolderArguments, list[str]]:
+    """Arguments of a `kind`, and what else was given; `files` have to be there."""
+    parser = HfArgumentParser(kind, description=description)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if missing := [name for name in files if not (args.data / name).is_file()]:
         sys.exit(f"error: There is no file {args.data / missing[0]}.")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    return args, rest
+
+
+def parse(description: str, files: list[str]) -> tuple[RecipeArguments, list[str]]:
+    """The recipe's arguments, and what else was given, which goes to the fine-tuning."""
+    args, rest = parse_folders(RecipeArguments, description, files)
     try:
         config = read_config(args.encoder)
     except ConversionError as error:
         sys.exit(f"error: {error}")
     args.max_length = min(args.max_length, config["max_position_embeddings"] - config["pad_token_id"] - 1)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     return args, rest
+
+
+def read_ntrex(data: Path, split: str) -> list[dict[str, str]]:
+    """The lines of a split, by language."""
+    with open(data / "ntrex.tsv", encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [row for row in rows if row["split"] == split]
 
 
 def run(script: str, *words: str | Path):

@@ -7,9 +7,7 @@ DATA has `ntrex.tsv` (NTREX-128, with the columns split, bo, ug, kk, mn and zh) 
 directions, and scored on the test split. NTREX is published as a test set: figures from here compare with no others.
 """
 
-import csv
-
-from steps import RecipeArguments, make_model, parse, run
+from steps import RecipeArguments, make_model, parse, read_ntrex, run
 
 
 LANGUAGES = ["zh", "bo", "ug", "kk", "mn"]
@@ -17,12 +15,10 @@ LANGUAGES = ["zh", "bo", "ug", "kk", "mn"]
 
 def split_ntrex(args: RecipeArguments) -> dict[str, str]:
     """Write each split to a file of its own, and say where."""
-    with open(args.data / "ntrex.tsv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     files = {}
     for split in ("train", "dev", "test"):
         files[split] = str(args.output_dir / f"ntrex.{split}.tsv")
-        lines = [LANGUAGES, *([row[code] for code in LANGUAGES] for row in rows if row["split"] == split)]
+        lines = [LANGUAGES, *([row[code] for code in LANGUAGES] for row in read_ntrex(args.data, split))]
         with open(files[split], "w", encoding="utf-8") as file:
             file.writelines("\t".join(line) + "\n" for line in lines)
     return files

@@ -1,0 +1,146 @@
+"""A small XLM-R from plain text: a vocabulary, then masked language modelling, on a CPU in hours.
+
+    python examples/train_encoder.py examples/presets/encoder_small.yaml --corpus bo.txt zh.txt --output_dir OUTPUT
+
+For experiments, and for languages that no encoder knows; who has XLM-R or a kin of it begins with that. Each file
+holds text of one language, a sentence or paragraph a line, as `bo=some/file.txt` or named by its language. Checkpoints
+are whole encoders with their tokenizer, and stay: stages of the same encoder.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset, interleave_datasets
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaTokenizer,
+    set_seed,
+)
+
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError
+from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
+from modeling_xlm_swcm.training.arguments import parse_arguments
+from modeling_xlm_swcm.training.results import plot_history
+
+
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+@dataclass
+class EncoderArguments:
+    corpus: list[str] = field(metadata={"help": "text to learn from"})
+    validation: list[str] = field(default_factory=list, metadata={"help": "text that is held out"})
+    vocab_size: int = field(default=12_000, metadata={"help": "pieces, without <mask>"})
+    hidden_size: int = field(default=160, metadata={"help": "FFNs have four times as much"})
+    num_hidden_layers: int = field(default=6, metadata={"help": "layers"})
+    num_attention_heads: int = field(default=5, metadata={"help": "heads"})
+    max_length: int = field(default=128, metadata={"help": "tokens; longer lines are cut into several rows"})
+    mask_share: float = field(default=0.2, metadata={"help": "tokens to predict"})
+    sampling_exponent: float = field(
+        default=0.3, metadata={"help": "languages are drawn by their share to this power"}
+    )
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRobertaTokenizer:
+    """A Unigram vocabulary with XLM-R's layout of ids: specials first, `<mask>` last."""
+    tokenizer = Tokenizer(models.Unigram())
+    # no normaliser: an XLM-R tokenizer would be saved without it
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size,
+        seed_size=10 * vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return XLMRobertaTokenizer(vocab=[*map(tuple, pieces), ("<mask>", 0.0)], model_max_length=max_length)
+
+
+class MaskedLanguageTrainer(Trainer):
+    """Computes logits where a token is to be predicted, and nowhere else."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        hidden_states = model.roberta(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        masked = labels != -100
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden_states[masked]).float(), labels[masked])
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def read_texts(files: list[str], progress: str) -> dict[str, list[str]]:
+    """Language -> lines."""
+    texts = {}
+    for language, lines in read_corpora([Corpus.named(name) for name in files], progress):
+        texts.setdefault(language, []).extend(lines)
+    return texts
+
+
+def make_rows(tokenizer: XLMRobertaTokenizer, lines: list[str], max_length: int) -> Dataset:
+    rows = tokenizer(lines, truncation=True, max_length=max_length, return_overflowing_tokens=True)
+    return Dataset.from_dict({"input_ids": rows["input_ids"]})
+
+
+def sample(texts: dict[str, list[str]], size: int, exponent: float) -> list[str]:
+    """Lines for a vocabulary, up to `size` characters of each language, or less by its share."""
+    characters = {language: sum(map(len, lines)) for language, lines in texts.items()}
+    largest, sampled = max(characters.values()), []
+    for language, lines in texts.items():
+        wanted = size * (characters[language] / largest) ** exponent
+        step = max(1, round(characters[language] / wanted))
+        sampled += lines[::step]
+    return sampled
+
+
+def train(args: EncoderArguments, training: TrainingArguments):
+    set_seed(training.seed)
+    texts = read_texts(args.corpus, "Reading")
+    tokenizer = train_tokenizer(sample(texts, 500_000, args.sampling_exponent), args.vocab_size, args.max_length)
+    parts = [make_rows(tokenizer, lines, args.max_length) for lines in texts.values()]
+    shares = torch.tensor([len(part) for part in parts]).double() ** args.sampling_exponent
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        intermediate_size=4 * args.hidden_size,
+        max_position_embeddings=args.max_length + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
+    held_out = [line for lines in read_texts(args.validation, "Reading").values() for line in lines]
+    trainer = MaskedLanguageTrainer(
+        XLMRobertaForMaskedLM(config),
+        training,
+        train_dataset=interleave_datasets(
+            parts, (shares / shares.sum()).tolist(), seed=training.seed, stopping_strategy="all_exhausted"
+        ),
+        eval_dataset=make_rows(tokenizer, held_out, args.max_length) if held_out else None,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mask_share, seed=training.seed),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    plot_history(trainer.state.log_history, Path(training.output_dir) / "training.png")
+
+
+def main():
+    args, training = parse_arguments(EncoderArguments, TrainingArguments)
+    try:
+        train(args, training)
+    except ConversionError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
