@@ -56,7 +56,7 @@ class PieceTables:
         starts[1:] |= self.ends_word[ids[:-1]] & self.is_text[ids[1:]]
         starts[1:] &= ~self.is_mark[ids[:-1]]
         starts[:1] = True
-        return np.flatnonzero(starts)
+        return starts.nonzero()[0]
 
     def sentence_starts(self, ids: np.ndarray, word_starts: np.ndarray) -> np.ndarray:
         """Which of the words start a sentence, the first word included, as indices of words; shape (sentences,)."""
@@ -65,13 +65,22 @@ class PieceTables:
         # several full stops end one sentence
         starts = ends[word_starts - 1] & ~ends[word_starts]
         starts[:1] = True
-        return np.flatnonzero(starts)
+        return starts.nonzero()[0]
+
+
+def lengths_between(starts: np.ndarray, end: int) -> np.ndarray:
+    """From each start to the next one or, from the last, to `end`; np.diff takes many times as long."""
+    lengths = np.empty_like(starts)
+    lengths[:-1] = starts[1:]
+    lengths[-1:] = end
+    lengths -= starts
+    return lengths
 
 
 def gather_ranges(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`values[start : start + length]` for all ranges, one behind the other."""
-    before = np.cumsum(lengths) - lengths
-    return values[np.arange(lengths.sum()) + np.repeat(starts - before, lengths)]
+    ends = lengths.cumsum()
+    return values[np.arange(ends[-1]) + (starts - ends + lengths).repeat(lengths)]
 
 
 def pad(rows: Sequence[np.ndarray], value: int) -> torch.Tensor:
@@ -114,7 +123,8 @@ class DataCollatorForDenoising:
             raise ValueError(f"mask_share must be between 0 and 1; got {self.mask_share}.")
         if self.span_length <= 0:
             raise ValueError(f"span_length must be above 0; got {self.span_length}.")
-        if self.tokenizer.mask_token_id is None:
+        self.mask = self.tokenizer.mask_token_id
+        if self.mask is None:
             raise ValueError("Denoising needs a <mask> token, and the tokenizer has none.")
         self.tables = PieceTables(self.tokenizer)
 
@@ -134,20 +144,22 @@ class DataCollatorForDenoising:
         """The ids (int64, of shape (source_len,)) with noise; at most as many."""
         key = hashlib.blake2b(ids.tobytes(), digest_size=16, salt=self.seed.to_bytes(8, "little"))
         key.update(epoch.to_bytes(8, "little"))
-        rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little")))
+        rng = np.random.Generator(np.random.Philox(key=np.frombuffer(key.digest(), "<u8")))
         special = self.tables.is_special[ids]
         # runs of special tokens, which stay, and of text, which gets noise
-        starts = np.flatnonzero(np.diff(special, prepend=~special[:1]))
-        runs = zip(special[starts], np.split(ids, starts[1:]), strict=True)
-        return np.concatenate([run if stays else self._noise_text(run, rng) for stays, run in runs])
+        starts = [0, *((special[1:] != special[:-1]).nonzero()[0] + 1).tolist()]
+        runs = [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
+        return np.concatenate(
+            [run if special[start] else self._noise_text(run, rng) for start, run in zip(starts, runs, strict=True)]
+        )
 
     def _noise_text(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         starts = self.tables.word_starts(ids)
-        lengths = np.diff(starts, append=len(ids))
+        lengths = lengths_between(starts, len(ids))
         if self.permute_sentences:
             sentences = self.tables.sentence_starts(ids, starts)
             if len(sentences) > 1:
-                words_in = np.diff(sentences, append=len(starts))
+                words_in = lengths_between(sentences, len(starts))
                 order = rng.permutation(len(sentences))
                 words = gather_ranges(np.arange(len(starts)), sentences[order], words_in[order])
                 starts, lengths = starts[words], lengths[words]
@@ -159,21 +171,22 @@ class DataCollatorForDenoising:
         spans = self._draw_spans(masked, rng)
         # an arrangement of the spans and of the words that stay, each as likely as any other
         is_span = np.zeros(len(starts) - masked + len(spans), dtype=bool)
-        is_span[rng.choice(len(is_span), len(spans), replace=False)] = True
+        is_span[rng.permutation(len(is_span))[: len(spans)]] = True
         words_taken = np.ones(len(is_span), dtype=np.int64)
         words_taken[is_span] = spans
-        first_word = np.cumsum(words_taken) - words_taken
+        first_word = words_taken.cumsum() - words_taken
         # a place in front of the text holds the mask, as a word of length 1
         kept = ~is_span
         word_starts = np.zeros(len(is_span), dtype=np.int64)
         word_lengths = np.ones(len(is_span), dtype=np.int64)
         word_starts[kept] = starts[first_word[kept]] + 1
         word_lengths[kept] = lengths[first_word[kept]]
-        return gather_ranges(np.insert(ids, 0, self.tokenizer.mask_token_id), word_starts, word_lengths)
+        return gather_ranges(np.concatenate(([self.mask], ids)), word_starts, word_lengths)
 
     def _draw_spans(self, masked: int, rng: np.random.Generator) -> np.ndarray:
         """Lengths of spans that cover `masked` words; at most as many spans, so that no text gets longer."""
-        covered = np.minimum(np.cumsum(rng.poisson(self.span_length, masked)), masked)
+        covered = np.minimum(rng.poisson(self.span_length, masked).cumsum(), masked)
         covered[-1] = masked
-        covered = covered[: np.argmax(covered == masked) + 1]
-        return np.diff(covered, prepend=0)
+        spans = covered[: (covered == masked).argmax() + 1].copy()
+        spans[1:] -= covered[: len(spans) - 1]
+        return spans
