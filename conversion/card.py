@@ -113,6 +113,7 @@ def fill_card(folder: Path, repo_id: str, license: str | None = None) -> str:
         repo_id=repo_id,
         languages=languages,
         task=task,
+        task_named="task" in metrics,
         released=config.model_type == ReleasedXLMSWCMConfig.model_type,
         source=f"[{report['source']}](https://huggingface.co/{report['source']})"
         if on_hub

@@ -29,7 +29,7 @@ from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, 
 from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.conversion.push import push
-from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
 from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, encode_pairs, get_text, read_rows
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.results import write_results, write_whole
@@ -77,8 +77,14 @@ class DataArguments:
     num_beams: int = field(default=4, metadata={"help": "of the beam search"})
 
     def __post_init__(self):
+        samples = ("max_train_samples", "max_eval_samples", "max_predict_samples")
+        check_counts(self, "max_source_length", "max_target_length", "num_beams", *samples)
         if self.task == "translation" and not (self.source_lang and self.target_lang):
             raise DataError("Translation needs --source_lang and --target_lang.")
+        if self.task == "translation" and self.lang_column:
+            raise DataError("The languages of a translation are --source_lang and --target_lang, not --lang_column.")
+        if self.task != "translation" and self.both_directions:
+            raise DataError("Only a translation can go in --both_directions.")
         if self.task != "translation" and not (self.source_lang or self.lang_column):
             raise DataError("Give the language of the rows, --source_lang, or the column that has it, --lang_column.")
         if self.task != "translation" and len(self.target_lang or ()) > 1:
@@ -88,7 +94,7 @@ class DataArguments:
 
     def directions(self) -> list[tuple[str, str]]:
         """Source and target languages of a translation run."""
-        there = [(self.source_lang, code) for code in self.target_lang]
+        there = [(self.source_lang, code) for code in dict.fromkeys(self.target_lang)]
         return there + [(target, source) for source, target in there] if self.both_directions else there
 
 
@@ -240,31 +246,55 @@ def run(
         trainer.train(resume_from_checkpoint=checkpoint)
     results = {}
     if "validation" in datasets:
-        trainer.evaluate()
-        results = save_scores(metrics["validation"], trainer, "eval")
+        loss = trainer.evaluate()["eval_loss"]
+        results = save_scores(metrics["validation"], trainer, "eval", loss)
     if "test" in datasets:
         trainer.compute_metrics = metrics["test"]
-        trainer.predict(datasets["test"])
-        results = save_scores(metrics["test"], trainer, "predict")
+        loss = trainer.predict(datasets["test"]).metrics["test_loss"]
+        results = save_scores(metrics["test"], trainer, "predict", loss)
         if trainer.is_world_process_zero():
             lines = "".join(" ".join(text.splitlines()) + "\n" for text in metrics["test"].written)
             write_whole(Path(args.output_dir) / "generated_predictions.txt", lines)
     if "train" in datasets:
         files = [data_args.test_file, data_args.validation_file, data_args.train_file]
         dataset = data_args.dataset_name or Path(next(filter(None, files))).name
-        write_results(trainer, model_args, data_args.task, dataset, results)
+        scored = metrics.get("test") or metrics.get("validation")
+        data = describe_data(data_args, pairs["train"]) | (scored.signatures if scored else {})
+        write_results(trainer, model_args, data_args.task, dataset, results, data)
     return results
 
 
-def save_scores(metrics: GenerationMetrics, trainer: XLMSWCMTrainer, name: str) -> dict[str, dict[str, float]]:
-    """Write all scores and signatures to `<name>_results.json`; of those for the card metric -> language -> score."""
-    if not metrics.scores:
-        return {}
+def describe_data(args: DataArguments, train: list[Pair]) -> dict:
+    """What the card says of the training data."""
+    return {
+        "training data": args.dataset_name or Path(args.train_file).name,
+        "languages": ", ".join(dict.fromkeys(group_of(pair, args.task) for pair in train)),
+        "examples": len(train),
+        "max_source_length": args.max_source_length,
+        "max_target_length": args.max_target_length,
+        "num_beams": args.num_beams,
+    }
+
+
+def save_scores(
+    metrics: GenerationMetrics, trainer: XLMSWCMTrainer, name: str, loss: float
+) -> dict[str, dict[str, float]]:
+    """
+    Write the loss and, where texts were generated, all scores and signatures to `<name>_results.json`, and print them.
+
+    Returns:
+        metric -> language -> score, for the card.
+    """
+    scores = metrics.scores or {"all": {}}
+    names = metrics.names if metrics.scores else ["loss"]
+    scores["all"]["loss"] = round(loss, 4)
+    results = {name: {group: round(of[name], 2) for group, of in scores.items()} for name in names}
     if trainer.is_world_process_zero():
-        Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(metrics.scores, indent=1, ensure_ascii=False)
-        write_whole(Path(trainer.args.output_dir) / f"{name}_results.json", text + "\n")
-    return {name: {group: round(of[name], 2) for group, of in metrics.scores.items()} for name in metrics.names}
+        path = Path(trainer.args.output_dir) / f"{name}_results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
+        print_scores(path.name, results, metrics.signatures)
+    return results
 
 
 def check_push(model_args: ModelArguments, args: TrainingArguments):
@@ -278,11 +308,14 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
     require_license(model_args.license or known, model_args.model_name_or_path)
 
 
-def print_scores(results: dict[str, dict[str, float]]):
-    table = Table("", *results)
+def print_scores(title: str, results: dict[str, dict[str, float]], signatures: dict[str, str]):
+    table = Table("", *results, title=title)
     for group in next(iter(results.values())):
         table.add_row(group, *(f"{scores[group]:.2f}" for scores in results.values()))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for name, signature in signatures.items():
+        console.print(f"{name}: {signature}", soft_wrap=True, highlight=False)
 
 
 def main():
@@ -298,9 +331,7 @@ def main():
         if wants_push:
             check_push(model_args, args)
         tokenizer = load_tokenizer(model_args, data_args)
-        results = run(model_args, data_args, args, tokenizer, read_pairs(data_args, splits))
-        if results and args.process_index == 0:
-            print_scores(results)
+        run(model_args, data_args, args, tokenizer, read_pairs(data_args, splits))
         if wants_push and args.process_index == 0:
             url = push(
                 args.output_dir, args.hub_model_id, license=model_args.license, private=bool(args.hub_private_repo)

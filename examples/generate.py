@@ -6,6 +6,7 @@
 Lines keep their order, and an empty line stays empty. Lines of like length go through the model together.
 """
 
+import codecs
 import re
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser,
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config, whole_file
 from modeling_xlm_swcm.conversion.inspection import check_model_type
+from modeling_xlm_swcm.training.arguments import check_counts
 from modeling_xlm_swcm.training.data import AS_TEXT
 
 
@@ -34,10 +36,13 @@ class GenerateArguments:
     max_length: int | None = field(default=None, metadata={"help": "tokens per line, by default all the model has"})
     batch_tokens: int = field(default=4096, metadata={"help": "tokens in a batch, padding included"})
 
+    def __post_init__(self):
+        check_counts(self, "num_beams", "max_length", "batch_tokens")
+
 
 def read_lines(path: str) -> list[str]:
     data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n") if data else []
     texts = []
     for number, line in enumerate(lines, 1):
         try:
@@ -100,6 +105,8 @@ def run(args: GenerateArguments):
     """Everything that can be wrong with the input is found before the first line is written."""
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"The folder of {args.output} does not exist.")
+    if Path(args.output).is_dir():
+        raise ValueError(f"The output {args.output} is a folder; give a file.")
     fields = read_config(args.model_name_or_path)
     limit = check_model_type(args.model_name_or_path, fields).from_dict(fields).longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
@@ -113,8 +120,8 @@ def run(args: GenerateArguments):
 
 
 def main():
-    (args,) = HfArgumentParser(GenerateArguments).parse_args_into_dataclasses()
     try:
+        (args,) = HfArgumentParser(GenerateArguments).parse_args_into_dataclasses()
         run(args)
     except FileNotFoundError as error:
         sys.exit(f"error: There is no file {error.filename}.")

@@ -53,6 +53,10 @@ class DataArguments:
 
 
 def check(args: DataArguments, training: TrainingArguments, config: XLMSWCMConfig):
+    if args.shuffle_buffer < 1:
+        raise DataError(f"--shuffle_buffer must be at least 1; got {args.shuffle_buffer}.")
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise DataError("There are no steps to train: give --max_steps or --num_train_epochs.")
     if args.max_length > config.longest_input:
         raise DataError(
             f"The model reads at most {config.longest_input} tokens: --max_length {args.max_length} is too much."
@@ -85,10 +89,28 @@ def make_mixture(
 def print_mixture(mixture: Mixture, training: TrainingArguments):
     table = Table("corpus", "language", "examples", "share of them", "drawn")
     for corpus, examples, probability in zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True):
-        language = corpus.language or " - ".join(corpus.languages)
         share = examples / mixture.examples.sum()
-        table.add_row(corpus.title, language, f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
+        table.add_row(corpus.title, language_of(corpus), f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
     Console().print(table, f"{training.max_steps:,} steps of {mixture.batch_size} examples.")
+
+
+def language_of(corpus: Corpus) -> str:
+    return corpus.language or " - ".join(corpus.languages)
+
+
+def describe_data(args: DataArguments, mixture: Mixture) -> dict:
+    """What the card says of the training data."""
+    parts = zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True)
+    return {
+        "training data": "; ".join(
+            f"{corpus.title} ({language_of(corpus)}, {examples:,} examples, {probability:.1%} of those drawn)"
+            for corpus, examples, probability in parts
+        ),
+        "max_length": args.max_length,
+        "sampling_exponent": args.sampling_exponent,
+        "mask_share": args.mask_share,
+        "span_length": args.span_length,
+    }
 
 
 def main():
@@ -99,6 +121,10 @@ def main():
     checkpoint = find_checkpoint(training)
     check_model_type(model_args.model_name_or_path, read_config(model_args.model_name_or_path))
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    try:
+        collator = DataCollatorForDenoising(tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
     check(data_args, training, model.config)
     corpora = load_corpora(data_args.data)
@@ -110,6 +136,8 @@ def main():
         for example in corpus.read(tokenizer, data_args.max_length, mixture.tables, bad_rows)
     ]
     bad_rows.report()
+    if corpora.get("validation") and not held_out:
+        raise DataError("The validation data has no row that can be used.")
     if not held_out:
         training.eval_strategy = IntervalStrategy.NO
     if training.process_index == 0:
@@ -119,15 +147,13 @@ def main():
         training,
         train_dataset=mixture,
         eval_dataset=held_out or None,
-        data_collator=DataCollatorForDenoising(
-            tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed
-        ),
+        data_collator=collator,
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    results = {"loss": trainer.evaluate()["eval_loss"]} if held_out else {}
+    results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
-    write_results(trainer, model_args, "translation", dataset, results)
+    write_results(trainer, model_args, None, dataset, results, describe_data(data_args, mixture))
 
 
 if __name__ == "__main__":

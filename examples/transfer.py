@@ -102,6 +102,8 @@ def transfer(
     metric = transfer_args.metric or SCORES[data_args.task][0]
     if metric not in SCORES[data_args.task]:
         raise DataError(f"--metric {metric} is not one of {', '.join(SCORES[data_args.task])}.")
+    if min(transfer_args.samples) < 0:
+        raise DataError(f"--samples cannot be below 0; got {min(transfer_args.samples)}.")
     if args.push_to_hub:
         raise DataError("A transfer trains several models: push the one you want with xlm-swcm push.")
     args.do_train = args.do_predict = args.predict_with_generate = True

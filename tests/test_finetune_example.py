@@ -109,6 +109,10 @@ class TestRows:
         for row in (ROWS[0], {"id": 1, "translation": ROWS[0]}):
             assert [pair[1:] for pair in pairs_of(row, args)] == expected
 
+    def test_a_language_that_is_asked_for_twice_is_one(self):
+        args = data_arguments("translation", target_lang=["kk", "kk"])
+        assert [pair.tgt_lang for pair in pairs_of(ROWS[0], args)] == ["kk"]
+
     def test_a_summary_has_the_language_of_its_row(self):
         args = data_arguments("summarization", source_lang=None, lang_column="lang", summary_column="title")
         (pair,) = pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)
@@ -220,6 +224,13 @@ class TestRuns:
         for name in ("generated_predictions.txt", "predict_results.json"):
             assert (tmp_path / "again" / name).read_text() == (tmp_path / "output" / name).read_text()
 
+    def test_an_evaluation_without_texts_leaves_its_loss(self, main, translation, tmp_path, capsys):
+        options = {"do_train": False, "do_predict": False, "predict_with_generate": False, "do_eval": True}
+        options |= {"validation_file": translation["test_file"]}
+        assert main(finetune, **translation | options) is None
+        (scores,) = json.loads((tmp_path / "output" / "eval_results.json").read_text()).values()
+        assert list(scores) == ["loss"] and f"{scores['loss']:.2f}" in capsys.readouterr().out
+
     def test_a_settings_file_is_the_same_as_flags(self, main, translation, tmp_path):
         translation |= {"max_steps": 3, "do_predict": False}
         assert main(finetune, **translation) is None
@@ -269,6 +280,10 @@ class TestRuns:
             ({"test_file": "nowhere.tsv"}, "There is no file nowhere.tsv"),
             ({"do_eval": True}, "There is no validation data: give --validation_file"),
             ({"task": "summarization"}, "have one target each"),
+            ({"task": "summarization", "target_lang": ["kk"], "both_directions": True}, "Only a translation can go"),
+            ({"lang_column": "lang"}, "not --lang_column"),
+            ({"max_train_samples": -1}, "--max_train_samples must be at least 1; got -1"),
+            ({"num_beams": 0}, "--num_beams must be at least 1"),
             ({"task": "summarization", "target_lang": ["kk"]}, 'rows.tsv:2 has no column "text"'),
             ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
             ({"push_to_hub": True}, "--hub_model_id"),
@@ -331,6 +346,7 @@ class TestTransfer:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"samples": [0, -1]}, "--samples cannot be below 0"),
             ({"high_resource": "ug"}, "The training data has nothing in ug; it has: bo, kk, zh"),
             ({"samples": [0, 9]}, "The training data has 3 examples in bo, not the 9 asked for"),
             ({"metric": "bleu"}, "--metric bleu is not one of rougeL_f"),

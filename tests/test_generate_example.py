@@ -76,6 +76,17 @@ def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
     assert b"Writing" in run.stderr
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "in.txt").write_bytes("\ufeff我们\n\ufeff\n".encode())
+    assert generate.read_lines(str(tmp_path / "in.txt")) == ["我们", "\ufeff"]
+
+
+@pytest.mark.parametrize("name", ["num_beams", "max_length", "batch_tokens"])
+def test_numbers_below_one_are_refused(folder, name):
+    with pytest.raises(ValueError, match=f"--{name} must be at least 1; got 0"):
+        arguments(folder, **{name: 0})
+
+
 def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     path = tmp_path / "in.txt"
     path.write_bytes(b"ab\n\xe7\n")
@@ -95,6 +106,7 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     ("content", "options", "message"),
     [
         ("a\n\n" + "河" * 200, {}, r"Line 3 of .*in.txt has 20\d tokens, and the model reads at most 38"),
+        ("a", {"output": "."}, r"The output \. is a folder"),
         ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
         ("a", {"output": "nowhere/out.txt"}, "The folder of nowhere/out.txt does not exist"),
         ("a", {"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),

@@ -74,6 +74,7 @@ def options(model: Path, data: Path, output: Path, *more) -> list[str]:
         "--report_to": "none",
         "--bf16": "false",
         "--shuffle_buffer": 20,
+        "--license": "mit",
     }
     return [str(part) for pair in settings.items() for part in pair] + [
         "--use_cpu",
@@ -163,6 +164,12 @@ class TestResume:
         assert loss_of(uninterrupted, data) < loss_of(model_folder, data) - 0.1
         metrics = json.loads((uninterrupted / "metrics.json").read_text())
         assert metrics["results"]["loss"] > 0 and metrics["training"]["steps"] == 8
+        training_data = (
+            "en.txt (en, 98 examples, 48.7% of those drawn); ug.txt (ug, 26 examples, 25.6% of those drawn)"
+        )
+        assert training_data in metrics["training"]["training data"] and metrics["training"]["mask_share"] == 0.35
+        card = (uninterrupted / "README.md").read_text()
+        assert "It was pretrained" in card and "It was trained for" not in card
         assert (uninterrupted / "training.png").is_file()
         before, after = load_file(model_folder / "model.safetensors"), load_file(uninterrupted / "model.safetensors")
         assert all(not torch.equal(before[name], after[name]) for name in before if "k_proj.bias" not in name)
@@ -223,10 +230,22 @@ class TestOptions:
         with pytest.raises(SystemExit, match=r"^error: There is no file nowhere\.txt\.$"):
             runpy.run_path(pretrain_file, run_name="__main__")
 
+    def test_validation_data_without_a_row_is_not_left_out(self, model_folder, data, tmp_path):
+        corpora = json.loads((data / "corpora.json").read_text())
+        (tmp_path / "empty.txt").write_text("\n")
+        corpora["validation"][0]["path"] = str(tmp_path / "empty.txt")
+        (tmp_path / "corpora.json").write_text(json.dumps(corpora))
+        more = ["--data", tmp_path / "corpora.json", "--skip_bad_rows"]
+        with pytest.raises(DataError, match="The validation data has no row that can be used"):
+            pretrain_here(model_folder, data, tmp_path / "output", *more)
+
     @pytest.mark.parametrize(
         ("more", "message"),
         [
             (["--max_length", 39], "The model reads at most 38 tokens: --max_length 39 is too much."),
+            (["--mask_share", 2], "mask_share must be between 0 and 1"),
+            (["--shuffle_buffer", 0], "--shuffle_buffer must be at least 1"),
+            (["--max_steps", 0, "--num_train_epochs", 0], "There are no steps to train"),
             (["--push_to_hub", "true"], "push the finished folder with xlm-swcm push"),
         ],
     )

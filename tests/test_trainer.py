@@ -176,10 +176,19 @@ class TestCheckpoints:
         assert find_checkpoint(args) is None
         (tmp_path / "checkpoint-7").mkdir()
         assert find_checkpoint(args) == str(tmp_path / "checkpoint-7")
-        args.resume_from_checkpoint = "elsewhere"
-        assert find_checkpoint(args) == "elsewhere"
+        elsewhere = tmp_path / "elsewhere"
+        args.resume_from_checkpoint = str(elsewhere)
+        with pytest.raises(TrainingError, match="elsewhere is no checkpoint"):
+            find_checkpoint(args)
+        elsewhere.mkdir()
+        (elsewhere / "trainer_state.json").write_text("{}")
+        assert find_checkpoint(args) == str(elsewhere)
         args.resume_from_checkpoint = None
         with pytest.raises(TrainingError, match="--resume_from_checkpoint last to go on from checkpoint-7"):
+            find_checkpoint(args)
+        (tmp_path / "file").write_text("")
+        args.output_dir = str(tmp_path / "file")
+        with pytest.raises(TrainingError, match="file is a file; give a folder"):
             find_checkpoint(args)
 
 
@@ -347,6 +356,11 @@ class TestLora:
             moved = not torch.equal(parameter, before[name])
             assert moved == (not name.startswith("model.encoder.")), name
 
+    def test_adapters_are_not_spread_over_gpus(self, tokenizer, monkeypatch):
+        monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: True)
+        with pytest.raises(TrainingError, match="--lora cannot merge what FSDP spreads"):
+            prepare_model(new_model(tokenizer), ModelArguments("", lora=True))
+
     @pytest.mark.parametrize("option", ["--lora", "--freeze_encoder", "FSDP"])
     def test_layers_that_are_the_encoders_are_refused(self, tokenizer, monkeypatch, option):
         monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: option == "FSDP")
@@ -368,7 +382,8 @@ class TestResults:
     def write(self, make_trainer, start, **options):
         trainer = make_trainer(logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
         trainer.train()
-        write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}})
+        data = {"training data": "text.txt", "bleu_signature": "nrefs:1|case:mixed"}
+        write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}}, data)
 
     def test_everything_is_left_behind(self, make_trainer, start, tmp_path):
         self.write(make_trainer, start, label_smoothing_factor=0.1, gradient_accumulation_steps=2)
@@ -384,6 +399,8 @@ class TestResults:
         assert "lora_rank" not in training and training["precision"] == "float32" and "seconds" in training
 
         card = (tmp_path / "README.md").read_text()
+        assert "| training data | text.txt |" in card and "| optimizer | adamw_torch" in card
+        assert "| bleu_signature | nrefs:1\\|case:mixed |" in card
         assert "| learning_rate | 0.001 |" in card and "12.5" in card and str(start.parent) not in card
         assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "tokenizer.json").is_file()
@@ -397,6 +414,14 @@ class TestResults:
         results.logger.removeHandler(caplog.handler)
         assert "No model card was written. The licence of somebody/encoder is not known" in caplog.text
         assert (tmp_path / "metrics.json").is_file() and not (tmp_path / "README.md").exists()
+
+    @pytest.mark.parametrize(("max_steps", "logging_steps", "steps"), [(3, 500, [1, 2, 3]), (4, 2, [2, 4])])
+    def test_a_training_that_is_shorter_than_its_logging_steps_has_losses_to_plot(
+        self, make_trainer, max_steps, logging_steps, steps
+    ):
+        trainer = make_trainer(max_steps=max_steps, logging_steps=logging_steps, save_strategy="no")
+        trainer.train()
+        assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == steps
 
     def test_the_plot_has_losses_and_metrics(self, tmp_path, monkeypatch):
         drawn = []
@@ -449,6 +474,40 @@ class TestArguments:
         with pytest.raises(SystemExit):
             self.parse(path, "--model_name_or_path", "m")
         assert f"{path}" in capsys.readouterr().err.splitlines()[-1]
+
+    def test_a_file_is_read_like_a_command_line(self, tmp_path, capsys):
+        path = tmp_path / "settings.yaml"
+        path.write_text(
+            "model_name_or_path: m\nreport_to: none\nbf16: null\nuse_cpu: yes\nlr_scheduler_kwargs: {a: 1}\n"
+            "logging_nan_inf_filter: false\n"
+        )
+        _, training = self.parse(path, "--output_dir", tmp_path)
+        assert (training.report_to, training.use_cpu, training.lr_scheduler_kwargs) == ([], True, {"a": 1})
+        assert training.logging_nan_inf_filter is False
+        path.write_text("max_steps: 1.5\n")
+        with pytest.raises(SystemExit):
+            self.parse(path, "--model_name_or_path", "m")
+        assert "invalid int value: '1.5'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--max_lenght", "3"], "--max_lenght"),
+            (["--scheduled_sampling", "2"], "scheduled_sampling must be between 0 and 1; got 2.0"),
+            (["--lora_rank", "0"], "--lora_rank must be at least 1; got 0"),
+            (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
+            (["--report_to", "clearml"], "--report_to clearml needs the package of that name"),
+        ],
+    )
+    def test_impossible_arguments_are_one_sentence(self, tmp_path, words, message):
+        with pytest.raises(SystemExit) as error:
+            self.parse("--model_name_or_path", "m", "--output_dir", tmp_path, *words)
+        assert error.value.code.startswith("error: ") and message in error.value.code
+
+    def test_float16_takes_the_place_of_bfloat16(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("modeling_xlm_swcm.training.arguments.has_fast_bf16", lambda: True)
+        training = self.parse("--model_name_or_path", "m", "--output_dir", tmp_path, "--use_cpu", "--fp16")[1]
+        assert training.fp16 and not training.bf16
 
     @pytest.mark.parametrize("preset", ["paper", "one_gpu", "cpu_small"])
     def test_presets_are_understood(self, preset, tmp_path):

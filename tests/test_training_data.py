@@ -130,6 +130,10 @@ class TestFormats:
             write_lines(tmp_path / f"{number}.txt", "a")
         assert Corpus(str(tmp_path / "*.txt"), language="ug").files == [str(tmp_path / f"{n}.txt") for n in (1, 2, 3)]
 
+    def test_what_is_beside_the_nesting_counts_first(self):
+        row = {"text": "a", "translation": {"text": "b", "en": "c"}}
+        assert [data.get_text("", row, column, BadRows()) for column in ("text", "en")] == ["a", "c"]
+
     def test_a_column_may_have_the_name_of_the_nesting(self, tmp_path, tokenizer, tables):
         path = write_rows(tmp_path / "a.csv", [{"translation": text} for text in UG])
         assert len(read_all(Corpus(path, language="ug", column="translation"), tokenizer, tables)) == 3
@@ -148,7 +152,7 @@ class TestFormats:
 
 BAD_ROWS = {
     "no column": ("a.jsonl", ['{"title": "x"}'], 2, 'has no column "text" (it has: title)'),
-    "null": ("a.jsonl", ['{"text": null}'], 2, 'has no column "text"'),
+    "null": ("a.jsonl", ['{"text": null}'], 2, 'is empty in the column "text"'),
     "no text": ("a.jsonl", ['{"text": 3}'], 2, 'has no text in the column "text" but a value of type int'),
     "no JSON": ("a.jsonl", ['{"text": '], 2, "is not a JSON object"),
     "no object": ("a.jsonl", ["[1]"], 2, "is not a JSON object"),
@@ -156,6 +160,13 @@ BAD_ROWS = {
     "blank": ("a.txt", ["  "], 2, 'is empty in the column "text"'),
     "no UTF-8": ("a.txt", [b"caf\xe9"], 2, "is not UTF-8"),
     "no UTF-8 in a table": ("a.csv", [b"caf\xe9"], 3, "is not UTF-8"),
+    "a quote inside": (
+        "a.csv",
+        ['"one" two'],
+        3,
+        "ends a row that is not CSV (',' expected after '\"'; it begins after",
+    ),
+    "a carriage return inside": ("a.csv", ["one\rtwo"], 3, "ends a row that is not CSV (new-line character"),
     "too many columns": ("a.csv", ["one,two"], 3, "has not as many columns as the header (2, not 1)"),
 }
 
@@ -189,6 +200,31 @@ class TestBadRows:
         assert str(error.value).startswith("12 rows cannot be used: ") and "; and 7 more." in str(error.value)
         assert [f"{path}:{number} " in str(error.value) for number in (1, 5, 6)] == [True, True, False]
 
+    def test_a_quote_that_nobody_closes_takes_in_no_rows_in_silence(self, tmp_path, tokenizer, tables):
+        path = write_lines(tmp_path / "a.csv", "text", "one", '"two', "three")
+        message = (
+            f"1 row cannot be used: {path}:4 ends a row that is not CSV (unexpected end of data; it begins after "
+        )
+        with pytest.raises(DataError, match=re.escape(f"{message}{path}:2)")):
+            read_all(Corpus(path, language="en"), tokenizer, tables)
+
+    def test_two_columns_of_one_name_are_refused(self, tmp_path, tokenizer, tables):
+        path = write_lines(tmp_path / "a.tsv", "text\ttext", "one\ttwo")
+        with pytest.raises(DataError, match="a.tsv has two columns of the name text"):
+            read_all(Corpus(path, language="en"), tokenizer, tables)
+
+    def test_a_parquet_file_that_is_none(self, tmp_path, tokenizer, tables):
+        path = write_lines(tmp_path / "a.parquet", "text")
+        with pytest.raises(DataError, match=r"a\.parquet cannot be read: "):
+            read_all(Corpus(path, language="en"), tokenizer, tables)
+
+    def test_a_row_that_is_wrong_twice_is_one_row(self, tmp_path, tokenizer, tables):
+        path = write_rows(tmp_path / "a.jsonl", [{"en": "a", "ug": "b"}, {"en": "", "ug": ""}])
+        with pytest.raises(
+            DataError, match=re.escape(f'1 row cannot be used: {path}:2 is empty in the column "en". ')
+        ):
+            read_all(Corpus(path, languages=["en", "ug"]), tokenizer, tables)
+
     @pytest.mark.parametrize(("first", "second", "line"), [(ZH, UG[:2], 3), (ZH[:1], UG, 2)])
     def test_files_of_unequal_length(self, tmp_path, tokenizer, tables, first, second, line):
         paths = [write_lines(tmp_path / "a.zh", *first), write_lines(tmp_path / "a.ug", *second)]
@@ -198,7 +234,7 @@ class TestBadRows:
             read_all(corpus, tokenizer, tables)
         bad_rows = BadRows(skip=True)
         assert len(read_all(corpus, tokenizer, tables, bad_rows)) == 2 * (line - 1)
-        assert bad_rows.reasons.total() == abs(len(first) - len(second))
+        assert bad_rows.count == abs(len(first) - len(second))
 
     def test_a_line_that_is_not_utf8_does_not_shift_its_neighbours(self, tmp_path, tokenizer, tables):
         paths = [write_lines(tmp_path / "a.zh", ZH[0], b"\xff", ZH[2]), write_lines(tmp_path / "a.ug", *UG)]
@@ -403,7 +439,14 @@ class TestCorporaFile:
             ({"train": [{"language": "en"}]}, "a corpus without a path"),
             ({"train": ["a.txt"]}, "a corpus without a path: a.txt"),
             ({"train": [{"path": "a"}]}, "The corpus a needs either its language or its two languages"),
-            ({"train": [{"path": "a", "languages": ["en"]}]}, "either its language or its two languages"),
+            ({"train": [{"path": "a", "languages": ["en"]}]}, r"a cannot have \['en'\] as its languages"),
+            ({"train": [{"path": "a", "languages": "en"}]}, "a cannot have 'en' as its languages"),
+            ("train: [{path: a, language: no}]", "a cannot have False as its language"),
+            ({"train": [{"path": 3, "language": "en"}]}, "cannot have 3 as its path"),
+            ({"train": [{"path": "a", "languages": ["en", "ug"], "columns": ["x"]}]}, "as its columns"),
+            ({"train": [{"path": "a", "language": "en", "weight": 0}]}, "cannot have 0 as its weight"),
+            ({"train": [{"path": "a", "language": "en", "examples": "3k"}]}, "cannot have '3k' as its examples"),
+            ({"train": {"path": "a", "language": "en"}}, "must have a list under train"),
             ({"train": [{"path": "a", "language": "en", "languages": ["en", "ug"]}]}, "either its language"),
         ],
     )

@@ -1,5 +1,6 @@
 """Arguments of the training scripts, from a YAML or JSON file and the command line."""
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 
 def has_fast_bf16() -> bool:
@@ -23,6 +25,9 @@ class ModelArguments:
     lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
     freeze_encoder: bool = field(default=False, metadata={"help": "train the decoder's own layers alone"})
     license: str | None = field(default=None, metadata={"help": "of the model, for its card, where it is not known"})
+
+    def __post_init__(self):
+        check_counts(self, "lora_rank")
 
 
 @dataclass
@@ -40,9 +45,22 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self):
+        check_counts(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"scheduled_sampling must be between 0 and 1; got {self.scheduled_sampling}.")
         super().__post_init__()
+        if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
+            raise ValueError(f"--report_to {missing.pop()} needs the package of that name: install it first.")
+
+
+def check_counts(arguments: Any, *names: str):
+    """
+    Raises:
+        ValueError: one of these numbers is below 1.
+    """
+    for name in names:
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1; got {value}.")
 
 
 def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -53,20 +71,19 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     """
     parser = HfArgumentParser(classes)
     argv = sys.argv[1:] if argv is None else argv
-    # without use_cpu, bf16 is taken for that of a GPU
-    settings = {"bf16": has_fast_bf16(), "use_cpu": not torch.cuda.is_available()}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        settings |= read_settings(parser, argv.pop(0))
-    if settings.get("fp16"):
-        settings["bf16"] = False
-    for action in parser._actions:
-        if action.dest in settings:
-            action.required = False
-    parser.set_defaults(**settings)
-    return parser.parse_args_into_dataclasses(argv)
+        argv = read_settings(parser, argv[0]) + argv[1:]
+    # without use_cpu, bf16 is taken for that of a GPU
+    parser.set_defaults(use_cpu=not torch.cuda.is_available())
+    parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
+    try:
+        return parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-def read_settings(parser: HfArgumentParser, path: str) -> dict:
+def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
+    """What the file says, as words of a command line, so that it is checked like one."""
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -76,4 +93,10 @@ def read_settings(parser: HfArgumentParser, path: str) -> dict:
     known = {action.dest for action in parser._actions}
     if unknown := sorted(settings.keys() - known):
         parser.error(f"{path} has the unknown setting {unknown[0]}")
-    return settings
+    return [word for name, value in settings.items() if value is not None for word in as_words(name, value)]
+
+
+def as_words(name: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]

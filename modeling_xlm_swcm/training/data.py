@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 # tags that are spelt out in a text are text; lengths are checked here, so that nobody need warn of them
 AS_TEXT = {"split_special_tokens": True, "verbose": False, "return_attention_mask": False}
+SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 ROWS_AT_ONCE = 256  # that the tokenizer gets in one call
 NAMED_ROWS = 5  # in a message; all are counted
 
@@ -44,12 +45,21 @@ class BadRows:
     """Rows that cannot be used: named, counted, and then an error or, with `skip`, a warning with the final count."""
 
     skip: bool = False
+    count: int = 0
     reasons: Counter = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
+    last_place: str | None = None
 
     def reject(self, place: str, reason: str, details: str = ""):
-        """Count the row at `place`, such as `train.jsonl:7`, which `reason` describes: "is empty"."""
+        """Count the row at `place`, such as `train.jsonl:7`, which `reason` describes: "is empty".
+
+        A row that is wrong in several ways at once is one row.
+        """
         self.reasons[reason] += 1
+        if place == self.last_place:
+            return
+        self.last_place = place
+        self.count += 1
         if len(self.named) < NAMED_ROWS:
             self.named.append(f"{place} {reason}{details}")
 
@@ -59,11 +69,10 @@ class BadRows:
         Raises:
             DataError: there were some, and they are not to be skipped.
         """
-        if not self.reasons:
+        if not self.count:
             return
-        count = self.reasons.total()
-        more = f"; and {count - len(self.named)} more" if count > len(self.named) else ""
-        rows = "1 row" if count == 1 else f"{count} rows"
+        more = f"; and {self.count - len(self.named)} more" if self.count > len(self.named) else ""
+        rows = "1 row" if self.count == 1 else f"{self.count} rows"
         if not self.skip:
             raise DataError(
                 f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data, or give --skip_bad_rows."
@@ -96,13 +105,14 @@ def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str 
     Raises:
         DataError: there is no such file or dataset.
     """
-    if not Path(path).is_file():
-        yield from read_hub(path, name, split)
-        return
     suffix = Path(path.removesuffix(".gz")).suffix.lower()
-    if suffix == ".parquet":
-        rows = load_dataset("parquet", data_files=path, split="train", streaming=True)
-        yield from ((f"{path}, row {number},", row) for number, row in enumerate(rows, 1))
+    if not Path(path).is_file():
+        if suffix in SUFFIXES or path.endswith(".gz") or glob.has_magic(path):
+            raise DataError(f"There is no file {path}.")
+        failure = f"{path} is no file, and the dataset cannot be loaded from the Hub"
+        yield from read_dataset(path, f" of {split}", failure, path, name, split=split)
+    elif suffix == ".parquet":
+        yield from read_dataset(path, "", f"{path} cannot be read", "parquet", data_files=path, split="train")
     elif suffix in (".csv", ".tsv"):
         yield from read_table(path, bad_rows, "\t" if suffix == ".tsv" else ",")
     else:
@@ -114,15 +124,12 @@ def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str 
                 bad_rows.reject(place, "is not a JSON object", f" ({error})")
 
 
-def read_hub(path: str, name: str | None, split: str) -> Iterator[tuple]:
-    if "/" not in path or Path(path).suffix in (".txt", ".gz", ".json", ".jsonl", ".csv", ".tsv", ".parquet"):
-        raise DataError(f"There is no file {path}.")
+def read_dataset(path: str, part: str, failure: str, *arguments, **options) -> Iterator[tuple]:
     try:
-        rows = load_dataset(path, name, split=split, streaming=True)
-    except Exception as error:  # the client's errors are of many kinds
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is no file, and the dataset cannot be loaded from the Hub: {reason}") from error
-    yield from ((f"{path}, row {number} of {split},", row) for number, row in enumerate(rows, 1))
+        rows = load_dataset(*arguments, **options, streaming=True)
+        yield from ((f"{path}, row {number}{part},", row) for number, row in enumerate(rows, 1))
+    except Exception as error:  # those of the Hub's client and of the formats' readers are of many kinds
+        raise DataError(f"{failure}: {' '.join(str(error).split())}") from error
 
 
 def open_lines(path: str) -> Iterator[bytes]:
@@ -149,20 +156,39 @@ def read_lines(path: str, bad_rows: BadRows) -> Iterator[tuple[str, str]]:
 
 def read_table(path: str, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(sys.maxsize)
-    last_place = path
+    place_before = last_place = path
 
     def texts() -> Iterator[str]:
         nonlocal last_place
         for last_place, text in read_lines(path, bad_rows):  # noqa: B007 - it is the place of the row that ends here
             yield text + "\n"
 
-    rows = csv.reader(texts(), delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL)
-    header = next(rows, [])
-    for row in rows:
-        if len(row) == len(header):
-            yield last_place, dict(zip(header, row, strict=True))
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    # strict, because otherwise a quote that nobody closes takes in all rows behind it
+    rows = csv.reader(texts(), delimiter=delimiter, quoting=quoting, strict=True)
+    header = None
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            bad_rows.reject(last_place, "ends a row that is not CSV", f" ({error}; it begins after {place_before})")
         else:
-            bad_rows.reject(last_place, "has not as many columns as the header", f" ({len(row)}, not {len(header)})")
+            if header is None:
+                header = check_header(path, row)
+            elif len(row) == len(header):
+                yield last_place, dict(zip(header, row, strict=True))
+            else:
+                counts = f" ({len(row)}, not {len(header)})"
+                bad_rows.reject(last_place, "has not as many columns as the header", counts)
+        place_before = last_place
+
+
+def check_header(path: str, names: list[str]) -> list[str]:
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise DataError(f"{path} has two columns of the name {twice[0]}; rename one.")
+    return names
 
 
 def parse_json(text: str) -> dict:
@@ -189,12 +215,13 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
 def get_text(place: str, row: dict, column: str, bad_rows: BadRows) -> str | None:
     """The text of a column; None, and the row counted as bad, where there is none."""
     nested = row.get("translation")  # as many datasets for translation have it
-    text = (nested if isinstance(nested, dict) else row).get(column)
-    if text is None:
+    fields = nested if isinstance(nested, dict) and column not in row else row
+    text = fields.get(column)
+    if column not in fields:
         bad_rows.reject(place, f'has no column "{column}"', f" (it has: {', '.join(map(str, row))})")
-    elif not isinstance(text, str):
+    elif text is not None and not isinstance(text, str):
         bad_rows.reject(place, f'has no text in the column "{column}"', f" but a value of type {type(text).__name__}")
-    elif not text.strip():
+    elif not text or not text.strip():
         bad_rows.reject(place, f'is empty in the column "{column}"')
     else:
         return text
@@ -298,9 +325,20 @@ class Corpus:
     examples: int | None = None
 
     def __post_init__(self):
-        if (self.language is None) == (self.languages is None) or len(self.languages or "ab") != 2:
-            raise DataError(f"The corpus {self.path} needs either its language or its two languages.")
         patterns = [self.path] if isinstance(self.path, str) else self.path
+        is_right = {
+            "path": are_texts(patterns),
+            "language": self.language is None or isinstance(self.language, str),
+            "languages": self.languages is None or are_texts(self.languages, 2),
+            "column": isinstance(self.column, str),
+            "columns": self.columns is None or are_texts(self.columns, 2),
+            "weight": isinstance(self.weight, (int, float)) and self.weight > 0,
+            "examples": self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
+        }
+        if wrong := [name for name, right in is_right.items() if not right]:
+            raise DataError(f"The corpus {self.path} cannot have {getattr(self, wrong[0])!r} as its {wrong[0]}.")
+        if (self.language is None) == (self.languages is None):
+            raise DataError(f"The corpus {self.path} needs either its language or its two languages.")
         self.files = [file for pattern in patterns for file in sorted(glob.glob(pattern)) or [pattern]]
         self.columns = self.columns or self.languages
 
@@ -357,6 +395,10 @@ class Corpus:
                 yield Pair(place, *texts, *self.languages)
 
 
+def are_texts(value, count: int | None = None) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value) and count in (None, len(value))
+
+
 def load_corpora(path: str) -> dict[str, list[Corpus]]:
     """The corpora of a YAML or JSON file: lists of entries under `train` and, if there is one, `validation`."""
     try:
@@ -366,6 +408,9 @@ def load_corpora(path: str) -> dict[str, list[Corpus]]:
     names = {"train", "validation"}
     if not isinstance(content, dict) or "train" not in content or not content.keys() <= names or not content["train"]:
         raise DataError(f"{path} must have a list of corpora under train and may have one under validation.")
+    for name, entries in content.items():
+        if not isinstance(entries or [], list):
+            raise DataError(f"{path} must have a list under {name}, with a - in front of each corpus.")
     return {name: [make_corpus(path, entry) for entry in entries or []] for name, entries in content.items()}
 
 

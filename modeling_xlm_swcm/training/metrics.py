@@ -47,7 +47,7 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     ]
     parts = {"f": "fmeasure", "p": "precision", "r": "recall"}
     return {
-        f"{kind}_{part}": 100 * mean(getattr(row[kind], name) for row in rows)
+        f"{kind}_{part}": 100.0 * mean(getattr(row[kind], name) for row in rows)
         for kind in ROUGE_TYPES
         for part, name in parts.items()
     }
@@ -68,7 +68,7 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
         raise ValueError(f"{len(predictions)} predictions cannot be scored against {len(references)} references.")
     rouge = score_rouge(predictions, references)
     scores = rouge | {"token_f1": rouge["rouge1_f"]}
-    scores["exact_match"] = 100 * mean(words(p) == words(r) for p, r in zip(predictions, references, strict=True))
+    scores["exact_match"] = 100.0 * mean(words(p) == words(r) for p, r in zip(predictions, references, strict=True))
     # the effective order lets texts of under four words score 100, too; where texts are longer it changes nothing
     bleu = BLEU(effective_order=True)
     bleu.tokenizer = WordTokenizer()
@@ -102,6 +102,11 @@ class GenerationMetrics:
     names: Sequence[str] | None = None
     written: list[str] = field(default_factory=list, init=False)
     scores: dict[str, dict[str, float | str]] = field(default_factory=dict, init=False)
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """What sacrebleu says of how the scores of the last call were computed."""
+        return {name: value for name, value in self.scores.get("all", {}).items() if name.endswith("_signature")}
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """Texts of ids of shape (texts, length) that are padded with the pad token or -100."""

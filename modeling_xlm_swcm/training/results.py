@@ -27,25 +27,33 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 logger = logging.get_logger(__name__)
 
 
-def write_results(trainer: XLMSWCMTrainer, model_args: ModelArguments, task: str, dataset: str, results: dict):
+def write_results(
+    trainer: XLMSWCMTrainer,
+    model_args: ModelArguments,
+    task: str | None,
+    dataset: str,
+    results: dict,
+    data: dict | None = None,
+):
     """
     Write model (LoRA adapters merged into it), tokenizer, `metrics.json`, `training.png` and `README.md` to the output
     folder.
 
     Args:
-        task: "translation", "summarization" or "question-answering".
-        dataset: a Hub id or a name.
+        task: "translation", "summarization" or "question-answering"; none for pretraining.
+        dataset: a Hub id or a name, of what was evaluated on.
         results: metric -> value, or metric -> language -> value, such as `{"chrf": {"bo": 8.6}}`.
+        data: what the card is to say of the training data and how it was used, name -> value.
     """
     save_merged(trainer)
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
-    metrics = {
-        "task": task,
+    metrics = {"task": task} if task else {}
+    metrics |= {
         "dataset": dataset,
         "results": results,
-        "training": describe_training(trainer, model_args),
+        "training": (data or {}) | describe_training(trainer, model_args),
     }
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     plot_history(trainer.state.log_history, folder / "training.png")
@@ -76,6 +84,7 @@ def describe_training(trainer: XLMSWCMTrainer, model_args: ModelArguments) -> di
         "steps": state.global_step,
         "epochs": round(state.epoch, 2) if has_length(trainer.train_dataset) else None,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "optimizer": args.optim.value,
         "learning_rate": args.learning_rate,
         "scheduler": args.lr_scheduler_type.value,
         "warmup_steps": args.get_warmup_steps(state.max_steps),
@@ -113,6 +122,8 @@ def plot_history(history: list[dict], path: Path):
                 label = {"loss": "training", "eval_loss": "held out"}.get(name, name.removeprefix("eval_"))
                 axis.plot(*zip(*points, strict=True), ".-", label=label)
         axis.set(xlabel="step", ylabel="loss" if names[0] == "loss" else "metric")
+        axis.set_xlim(left=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
@@ -22,6 +22,14 @@ class TrainingError(RuntimeError):
     """Training cannot go on, or not begin; the message is one sentence that says what to do."""
 
 
+class LogShortTraining(TrainerCallback):
+    """A training of fewer steps than logging_steps logs its losses, too: there is a plot to draw at its end."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.logging_steps > state.max_steps:
+            state.logging_steps = max(state.max_steps // 20, 1)
+
+
 class XLMSWCMTrainer(Seq2SeqTrainer):
     r"""
     [`~transformers.Seq2SeqTrainer`] for XLM-SWCM, with [`TrainingArguments`].
@@ -34,6 +42,10 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
     """
 
     args: TrainingArguments
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(LogShortTraining())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -138,7 +150,7 @@ def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
     """The model with LoRA adapters in the decoder's projections, or with its encoder frozen, as asked.
 
     Raises:
-        TrainingError: the decoder's layers are the encoder's.
+        TrainingError: the decoder's layers are the encoder's, or adapters would be spread over GPUs.
     """
     apart = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
     asked = [name for name, on in apart.items() if on]
@@ -146,6 +158,8 @@ def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
         raise TrainingError(
             f"{asked[0]} needs a decoder with weights of its own: convert the encoder with --weight-sharing init."
         )
+    if args.lora and is_fsdp_enabled():
+        raise TrainingError("--lora cannot merge what FSDP spreads over GPUs: launch with --multi_gpu instead.")
     if args.freeze_encoder:
         model.model.encoder.requires_grad_(False)
     if not args.lora:
@@ -161,14 +175,19 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from: `resume_from_checkpoint`, where `last` stands for the last one, if any.
 
     Raises:
-        TrainingError: there are checkpoints, and nothing is said about them.
+        TrainingError: there are checkpoints, and nothing is said about them, or not the one that is asked for.
     """
+    if Path(args.output_dir).is_file():
+        raise TrainingError(f"--output_dir {args.output_dir} is a file; give a folder.")
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     if args.resume_from_checkpoint == "last":
         return last
-    if args.resume_from_checkpoint is None and last is not None:
+    asked = args.resume_from_checkpoint
+    if asked is not None and not Path(asked, TRAINER_STATE_NAME).is_file():
+        raise TrainingError(f"--resume_from_checkpoint {asked} is no checkpoint; give its folder, or last.")
+    if asked is None and last is not None:
         raise TrainingError(
             f"{args.output_dir} has checkpoints: give --resume_from_checkpoint last to go on from {Path(last).name}, "
             "or another --output_dir."
         )
-    return args.resume_from_checkpoint
+    return asked
