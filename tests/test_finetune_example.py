@@ -194,7 +194,8 @@ class TestRuns:
         metrics = json.loads((output / "metrics.json").read_text())
         assert metrics["results"]["chrf++"] == {"all": 100, "zh-kk": 100, "zh-bo": 100}
         assert metrics["training"]["steps"] == 90 and metrics["dataset"] == "test.tsv"
-        assert "zh-bo" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "zh-bo" in printed and "bleu_signature: nrefs:1|case:mixed|eff:yes|tok:uax29-nfkc" in printed
         card = (output / "README.md").read_text()
         assert "zh-bo" in card and "0.003" in card
         load(output)

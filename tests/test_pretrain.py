@@ -164,10 +164,9 @@ class TestResume:
         assert loss_of(uninterrupted, data) < loss_of(model_folder, data) - 0.1
         metrics = json.loads((uninterrupted / "metrics.json").read_text())
         assert metrics["results"]["loss"] > 0 and metrics["training"]["steps"] == 8
-        training_data = (
-            "en.txt (en, 98 examples, 48.7% of those drawn); ug.txt (ug, 26 examples, 25.6% of those drawn)"
-        )
-        assert training_data in metrics["training"]["training data"] and metrics["training"]["mask_share"] == 0.35
+        expected = "en.txt (en, 98 examples, 43.6% of those drawn); ug.txt (ug, 26 examples, 29.3% of those drawn)"
+        assert metrics["training"]["training data"].startswith(expected)
+        assert metrics["training"]["mask_share"] == 0.35
         card = (uninterrupted / "README.md").read_text()
         assert "It was pretrained" in card and "It was trained for" not in card
         assert (uninterrupted / "training.png").is_file()

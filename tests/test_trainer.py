@@ -496,7 +496,7 @@ class TestArguments:
             (["--scheduled_sampling", "2"], "scheduled_sampling must be between 0 and 1; got 2.0"),
             (["--lora_rank", "0"], "--lora_rank must be at least 1; got 0"),
             (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
-            (["--report_to", "clearml"], "--report_to clearml needs the package of that name"),
+            (["--report_to", "nobodys"], "--report_to nobodys needs the package of that name"),
         ],
     )
     def test_impossible_arguments_are_one_sentence(self, tmp_path, words, message):

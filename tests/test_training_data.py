@@ -160,12 +160,7 @@ BAD_ROWS = {
     "blank": ("a.txt", ["  "], 2, 'is empty in the column "text"'),
     "no UTF-8": ("a.txt", [b"caf\xe9"], 2, "is not UTF-8"),
     "no UTF-8 in a table": ("a.csv", [b"caf\xe9"], 3, "is not UTF-8"),
-    "a quote inside": (
-        "a.csv",
-        ['"one" two'],
-        3,
-        "ends a row that is not CSV (',' expected after '\"'; it begins after",
-    ),
+    "a quote inside": ("a.csv", ['"one" two'], 3, "ends a row that is not CSV (',' expected after '\"'"),
     "a carriage return inside": ("a.csv", ["one\rtwo"], 3, "ends a row that is not CSV (new-line character"),
     "too many columns": ("a.csv", ["one,two"], 3, "has not as many columns as the header (2, not 1)"),
 }
@@ -202,10 +197,8 @@ class TestBadRows:
 
     def test_a_quote_that_nobody_closes_takes_in_no_rows_in_silence(self, tmp_path, tokenizer, tables):
         path = write_lines(tmp_path / "a.csv", "text", "one", '"two', "three")
-        message = (
-            f"1 row cannot be used: {path}:4 ends a row that is not CSV (unexpected end of data; it begins after "
-        )
-        with pytest.raises(DataError, match=re.escape(f"{message}{path}:2)")):
+        reason = f"ends a row that is not CSV (unexpected end of data; it begins after {path}:2)"
+        with pytest.raises(DataError, match=re.escape(f"1 row cannot be used: {path}:4 {reason}")):
             read_all(Corpus(path, language="en"), tokenizer, tables)
 
     def test_two_columns_of_one_name_are_refused(self, tmp_path, tokenizer, tables):
@@ -220,9 +213,7 @@ class TestBadRows:
 
     def test_a_row_that_is_wrong_twice_is_one_row(self, tmp_path, tokenizer, tables):
         path = write_rows(tmp_path / "a.jsonl", [{"en": "a", "ug": "b"}, {"en": "", "ug": ""}])
-        with pytest.raises(
-            DataError, match=re.escape(f'1 row cannot be used: {path}:2 is empty in the column "en". ')
-        ):
+        with pytest.raises(DataError, match=re.escape(f'1 row cannot be used: {path}:2 is empty in the column "en".')):
             read_all(Corpus(path, languages=["en", "ug"]), tokenizer, tables)
 
     @pytest.mark.parametrize(("first", "second", "line"), [(ZH, UG[:2], 3), (ZH[:1], UG, 2)])
