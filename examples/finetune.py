@@ -12,6 +12,7 @@ evaluation, and scores are given for each language and for all.
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -259,17 +260,17 @@ def run(
         files = [data_args.test_file, data_args.validation_file, data_args.train_file]
         dataset = data_args.dataset_name or Path(next(filter(None, files))).name
         scored = metrics.get("test") or metrics.get("validation")
-        data = describe_data(data_args, pairs["train"]) | (scored.signatures if scored else {})
+        data = describe_data(data_args, pairs["train"], len(examples["train"])) | (scored.signatures if scored else {})
         write_results(trainer, model_args, data_args.task, dataset, results, data)
     return results
 
 
-def describe_data(args: DataArguments, train: list[Pair]) -> dict:
+def describe_data(args: DataArguments, train: list[Pair], examples: int) -> dict:
     """What the card says of the training data."""
     return {
         "training data": args.dataset_name or Path(args.train_file).name,
         "languages": ", ".join(dict.fromkeys(group_of(pair, args.task) for pair in train)),
-        "examples": len(train),
+        "examples": examples,
         "max_source_length": args.max_source_length,
         "max_target_length": args.max_target_length,
         "num_beams": args.num_beams,
@@ -293,7 +294,7 @@ def save_scores(
         path = Path(trainer.args.output_dir) / f"{name}_results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
-        print_scores(path.name, results, metrics.signatures)
+        print_scores(str(path), results, metrics.signatures)
     return results
 
 
@@ -302,6 +303,8 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
     if args.hub_model_id is None:
         raise DataError("--push_to_hub needs --hub_model_id, such as owner/name.")
     check_repo_id(args.hub_model_id)
+    if args.hub_token is not None:
+        os.environ["HF_TOKEN"] = args.hub_token  # where the Hub's client looks
     check_token()
     report = find_file(model_args.model_name_or_path, "conversion_report.json")
     known = read_json(report).get("license") if report else None

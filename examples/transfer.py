@@ -83,7 +83,7 @@ def plot(scores: Scores, metric: str, high_resource: str, path: Path):
     values = [[row[language] for language in languages] for row in scores.values()]
     size = (2.5 + 0.9 * len(languages), 1.5 + 0.6 * len(scores))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    image = axis.imshow(values, vmin=0, cmap="viridis", aspect="auto")
+    image = axis.imshow(values, vmin=0, vmax=max(map(max, values)) or 1, cmap="viridis", aspect="auto")
     for y, row in enumerate(values):
         for x, value in enumerate(row):
             color = "black" if value > 0.6 * image.get_clim()[1] else "white"

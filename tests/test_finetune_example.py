@@ -299,10 +299,11 @@ class TestRuns:
     def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
         with loopback_hub() as hub:
             options = translation | {"push_to_hub": True, "hub_model_id": "someone/model", "max_steps": 2}
+            options |= {"hub_token": WRITE}
             command = [sys.executable, EXAMPLES / "finetune.py", *flags(options)]
             run = run_process(
                 *command,
-                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE},
+                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"},
             )
             assert run.returncode == 0, run.stderr
             assert "Pushed: " in run.stdout
