@@ -125,6 +125,20 @@ class TestFormats:
         monkeypatch.chdir(tmp_path)
         assert len(read_all(Corpus("somebody/corpus", language="ug"), tokenizer, tables)) == 3
 
+    def test_a_dataset_of_the_hub(self, hub, client, tmp_path):
+        rows = [{"translation": {"zh": zh, "ug": ug}} for zh, ug in zip(ZH, UG, strict=True)]
+        for split, part in {"train": rows, "validation": rows[:1]}.items():
+            write_rows(tmp_path / f"{split}.jsonl", part)
+        hub.add("somebody/corpus", tmp_path)
+        code = "from modeling_xlm_swcm.training.data import BadRows, read_rows\n"
+        code += "print(list(read_rows('somebody/{}', BadRows(), split='{}')))"
+        expected = [(f"somebody/corpus, row {number} of train,", row) for number, row in enumerate(rows, 1)]
+        assert eval(client.run(code.format("corpus", "train"))["printed"]) == expected
+        assert len(eval(client.run(code.format("corpus", "validation"))["printed"])) == 1
+        failure = "DataError: somebody/{} is no file, and the dataset cannot be loaded from the Hub: "
+        for name, split, reason in (("corpus", "test", "Bad split: test"), ("nothing", "train", "Dataset ")):
+            assert failure.format(name) + reason in client.run(code.format(name, split))["error"]
+
     def test_patterns_are_read_in_order(self, tmp_path):
         for number in (2, 1, 3):
             write_lines(tmp_path / f"{number}.txt", "a")
