@@ -49,6 +49,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"scheduled_sampling must be between 0 and 1; got {self.scheduled_sampling}.")
         super().__post_init__()
+        # upstream does not list flyte
         if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
             raise ValueError(f"--report_to {missing.pop()} needs the package of that name: install it first.")
 

@@ -33,7 +33,7 @@ def write_results(
     task: str | None,
     dataset: str,
     results: dict,
-    data: dict | None = None,
+    data: dict,
 ):
     """
     Write model (LoRA adapters merged into it), tokenizer, `metrics.json`, `training.png` and `README.md` to the output
@@ -53,7 +53,7 @@ def write_results(
     metrics |= {
         "dataset": dataset,
         "results": results,
-        "training": (data or {}) | describe_training(trainer, model_args),
+        "training": data | describe_training(trainer, model_args),
     }
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     plot_history(trainer.state.log_history, folder / "training.png")
