@@ -12,7 +12,6 @@ evaluation, and scores are given for each language and for all.
 
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -304,7 +303,7 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
         raise DataError("--push_to_hub needs --hub_model_id, such as owner/name.")
     check_repo_id(args.hub_model_id)
     if args.hub_token is not None:
-        os.environ["HF_TOKEN"] = args.hub_token  # where the Hub's client looks
+        raise DataError("A token is no argument, which others can read: log in with `hf auth login`, or set HF_TOKEN.")
     check_token()
     report = find_file(model_args.model_name_or_path, "conversion_report.json")
     known = read_json(report).get("license") if report else None

@@ -288,6 +288,7 @@ class TestRuns:
             ({"task": "summarization", "target_lang": ["kk"]}, 'rows.tsv:2 has no column "text"'),
             ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
             ({"push_to_hub": True}, "--hub_model_id"),
+            ({"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"}, "A token is no argument"),
             ({"max_source_length": 3, "skip_bad_rows": True}, "The train data has no row that can be used"),
         ],
     )
@@ -299,11 +300,10 @@ class TestRuns:
     def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
         with loopback_hub() as hub:
             options = translation | {"push_to_hub": True, "hub_model_id": "someone/model", "max_steps": 2}
-            options |= {"hub_token": WRITE}
             command = [sys.executable, EXAMPLES / "finetune.py", *flags(options)]
             run = run_process(
                 *command,
-                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"},
+                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE},
             )
             assert run.returncode == 0, run.stderr
             assert "Pushed: " in run.stdout
