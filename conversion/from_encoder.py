@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.hub_xlm_swcm import without_paths
 from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
@@ -102,7 +103,9 @@ def from_encoder(
         ConversionError: source or options do not describe an encoder that can be converted.
     """
     source, config, report = prepare(encoder, revision, tokenizer, ConversionOptions(**options))
-    return build(source, config, report), report
+    model = build(source, config, report)
+    model.conversion_report = without_paths(report.to_dict())
+    return model, report
 
 
 def convert(

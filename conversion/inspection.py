@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.card import draw_plan
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import ConversionError, find_file, first_line, read_config, read_json
@@ -18,7 +19,6 @@ from .hub import hub_errors
 
 
 CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
-CUSTOM, NORMAL = "■", "□"
 # beginning of a tensor's name -> the part of the model that it belongs to
 PARTS = {
     "model.encoder.embeddings.": "embeddings",
@@ -80,21 +80,6 @@ class Inspection:
 
 def output_of(config: XLMSWCMConfig) -> str:
     return "tied to the word embeddings" if config.tie_word_embeddings else "a matrix of its own"
-
-
-def draw_plan(config: XLMSWCMConfig) -> str:
-    """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
-    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
-    custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
-    aligned = custom == config.num_hidden_layers
-    encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]
-    encoder = encoder if aligned else [CUSTOM] * config.num_hidden_layers
-    return (
-        f"encoder  {' '.join(encoder)}  {config.num_hidden_layers} layers\n"
-        f"decoder  {' '.join(decoder)}  {custom} custom, {normal} normal\n"
-        f"{CUSTOM} encoder layer, or custom layer: self-attention, FFN, cross-attention, FFN\n"
-        f"{NORMAL} normal layer: self-attention, cross-attention, FFN"
-    )
 
 
 def inspect(source: str, revision: str | None = None) -> Inspection:

@@ -10,8 +10,9 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
-from .card import REPORT, card_for, read_report, require_license
+from .card import card_for, read_report, require_license
 from .checkpoint import ConversionError, first_line, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload

@@ -45,10 +45,12 @@ class ConversionReport:
     not_finite: list[str] = field(default_factory=list)
     tokenizer: XLMSWCMTokenizer | None = None
 
-    def to_json(self) -> str:
+    def to_dict(self) -> dict:
         counts = {kind: len(getattr(self, kind)) for kind in ("copied", "new", "dropped")}
-        content = {name: value for name, value in vars(self).items() if name != "tokenizer"}
-        return json.dumps({"counts": counts} | content, indent=2, ensure_ascii=False) + "\n"
+        return {"counts": counts} | {name: value for name, value in vars(self).items() if name != "tokenizer"}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def print(self, console: Console):
         """A row per module of an encoder layer, and the totals."""

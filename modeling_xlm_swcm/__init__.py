@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from .card import fill_card
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
 from .pipeline_xlm_swcm import XLMSWCMPipeline
@@ -33,6 +34,9 @@ XLMSWCMConfig.register_for_auto_class()
 XLMSWCMModel.register_for_auto_class("AutoModel")
 XLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
 XLMSWCMTokenizer.register_for_auto_class("AutoTokenizer")
+
+# the card that a model pushes, which a machine with Transformers alone cannot fill
+XLMSWCMPreTrainedModel.fill_card = staticmethod(fill_card)
 
 # the same for checkpoints made from the authors' release
 AutoConfig.register(ReleasedXLMSWCMConfig.model_type, ReleasedXLMSWCMConfig, exist_ok=True)

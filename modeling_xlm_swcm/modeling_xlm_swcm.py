@@ -28,6 +28,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .hub_xlm_swcm import XLMSWCMHubMixin
 from .loss_xlm_swcm import cross_entropy, linear_cross_entropy, product_dtype
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 
@@ -221,7 +222,7 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
 
 
 @auto_docstring
-class XLMSWCMPreTrainedModel(PreTrainedModel):
+class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, PreTrainedModel):
     config: XLMSWCMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -1,18 +1,13 @@
 """What a training leaves behind: model, metrics.json, a plot of its losses and metrics, and the model card."""
 
 import json
-from datetime import date
 from pathlib import Path
 
 import matplotlib
-import torch
-import transformers
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
-from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from modeling_xlm_swcm import __version__
 from modeling_xlm_swcm.conversion.card import write_card
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError, whole_file
 
@@ -53,13 +48,16 @@ def write_results(
     metrics |= {
         "dataset": dataset,
         "results": results,
-        "training": data | describe_training(trainer, model_args),
+        "training": data
+        | trainer.describe()
+        | ({"lora_rank": model_args.lora_rank} if model_args.lora else {})
+        | ({"frozen_encoder": True} if model_args.freeze_encoder else {}),
     }
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     plot_history(trainer.state.log_history, folder / "training.png")
     try:
         repo_id = trainer.args.hub_model_id or folder.resolve().name
-        write_card(folder, repo_id, start=model_args.model_name_or_path, license=model_args.license)
+        write_card(folder, repo_id, license=model_args.license)
     except ConversionError as error:
         logger.warning(f"No model card was written. {error}")
 
@@ -71,38 +69,6 @@ def save_merged(trainer: XLMSWCMTrainer):
     if model_is_adapted and trainer.is_world_process_zero():
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             Path(trainer.args.output_dir, name).unlink(missing_ok=True)
-
-
-def describe_training(trainer: XLMSWCMTrainer, model_args: ModelArguments) -> dict:
-    """The settings that a reader needs to repeat the training."""
-    args, state = trainer.args, trainer.state
-    runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
-    start = Path(model_args.model_name_or_path)
-    settings = {
-        # what a folder's path says of this machine is nobody's business
-        "start": start.name if start.is_dir() else str(start),
-        "steps": state.global_step,
-        "epochs": round(state.epoch, 2) if has_length(trainer.train_dataset) else None,
-        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "optimizer": args.optim.value,
-        "learning_rate": args.learning_rate,
-        "scheduler": args.lr_scheduler_type.value,
-        "warmup_steps": args.get_warmup_steps(state.max_steps),
-        "weight_decay": args.weight_decay,
-        "max_grad_norm": args.max_grad_norm,
-        "label_smoothing": args.label_smoothing_factor,
-        "scheduled_sampling": args.scheduled_sampling,
-        "lora_rank": model_args.lora_rank if model_args.lora else None,
-        "frozen_encoder": model_args.freeze_encoder,
-        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        "seed": str(args.seed),
-        "processes": args.world_size,
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-        "seconds": round(runtime[-1], 1) if runtime else None,
-        "date": str(date.today()),
-        "versions": f"xlm-swcm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
-    }
-    return {name: value for name, value in settings.items() if value}
 
 
 def plot_history(history: list[dict], path: Path):

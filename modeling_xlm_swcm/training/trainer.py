@@ -1,15 +1,22 @@
 """Seq2SeqTrainer with what a long training needs: it stops at NaN, saves whole checkpoints, and samples its inputs."""
 
 import shutil
+from datetime import date
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint, has_length, rotate_checkpoints
+
+from modeling_xlm_swcm import __version__
+from modeling_xlm_swcm.card import TASKS, fill_card
+from modeling_xlm_swcm.conversion.card import is_own_card, read_metrics
+from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .arguments import ModelArguments, TrainingArguments
 
@@ -39,6 +46,8 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
     - `scheduled_sampling`: part of the decoder's inputs are the model's own predictions, made in a pass over the clean
       inputs (Mihaylova & Martins, 2019).
     - `predict_with_generate` begins each text with the language tag that its labels have.
+    - `push_to_hub` sends the model card of xlm-swcm, with the settings of the training or, where a training script has
+      left one, with what `metrics.json` says.
     """
 
     args: TrainingArguments
@@ -138,12 +147,88 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             shutil.rmtree(run / name, ignore_errors=True)
             (run / UNFINISHED / name).rename(run / name)
             (run / UNFINISHED).rmdir()
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(run / name))
             rotate_checkpoints(
                 output_dir=run,
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+    def describe(self) -> dict:
+        """The settings that a reader of the model card needs to repeat the training."""
+        args, state = self.args, self.state
+        runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+        start = Path(self.accelerator.unwrap_model(self.model).config.name_or_path)
+        settings = {
+            # what a folder's path says of this machine is nobody's business
+            "start": start.name if start.is_dir() else str(start),
+            "steps": state.global_step,
+            "epochs": round(state.epoch, 2) if has_length(self.train_dataset) else None,
+            "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "optimizer": args.optim.value,
+            "learning_rate": args.learning_rate,
+            "scheduler": args.lr_scheduler_type.value,
+            "warmup_steps": args.get_warmup_steps(state.max_steps),
+            "weight_decay": args.weight_decay,
+            "max_grad_norm": args.max_grad_norm,
+            "label_smoothing": args.label_smoothing_factor,
+            "scheduled_sampling": args.scheduled_sampling,
+            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "seed": str(args.seed),
+            "processes": args.world_size,
+            "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
+            "seconds": round(runtime[-1], 1) if runtime else None,
+            "date": str(date.today()),
+            "versions": f"xlm-swcm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
+        }
+        return {name: value for name, value in settings.items() if value}
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tasks: str | None = None,
+        dataset: str | None = None,
+        **kwargs,
+    ):
+        """
+        xlm-swcm's card, unless somebody wrote one; upstream's for adapters alone, or a model made from no encoder.
+
+        Args:
+            license: of the base model, where the report of the conversion has none.
+            tasks: "translation", "summarization" or "question-answering", where there is no `metrics.json`.
+            dataset: a Hub id or a name, where there is no `metrics.json`.
+            kwargs: for upstream's card alone; the rest of ours is in model and tokenizer.
+        """
+        if tasks is not None and tasks not in TASKS:
+            raise TrainingError(f'tasks is "{tasks}", not one of {", ".join(TASKS)}.')
+        metrics = read_metrics(Path(self.args.output_dir))
+        known = {name: value for name, value in {"task": tasks, "dataset": dataset}.items() if value is not None}
+        if not self._write_card(metrics or {"training": self.describe()} | known, license):
+            super().create_model_card(license=license, tasks=tasks, dataset=dataset, **kwargs)
+
+    def _write_card(self, metrics: dict, license: str | None = None) -> bool:
+        model, folder = self.accelerator.unwrap_model(self.model), Path(self.args.output_dir)
+        if not isinstance(model, PreTrainedModel) or model.conversion_report is None:
+            return False
+        card = folder / "README.md"
+        if self.is_world_process_zero() and not is_own_card(card):
+            repo_id = self.hub_model_id or folder.resolve().name
+            text = fill_card(folder, repo_id, model.conversion_report, metrics, license)
+            card.write_text(text, encoding="utf-8")
+        return True
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # in `_save_checkpoint` the folder has not got its name yet
+        if self._is_saving or self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return
+        # upstream takes weights, configs and tokenizer
+        for pattern in (REPORT, "*_xlm_swcm.py"):
+            for path in Path(checkpoint_folder).glob(pattern):
+                shutil.copy(path, self.args.output_dir)
+        self._write_card({"training": self.describe()})
+        super()._push_from_checkpoint(checkpoint_folder)
 
 
 def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
