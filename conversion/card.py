@@ -91,7 +91,9 @@ def read_report(folder: Path) -> dict:
     report = read_json(path)
     if missing := [name for name in REPORT_FIELDS if name not in report]:
         raise ConversionError(f"{path} lacks {missing[0]}; copy it again from the folder that xlm-swcm convert wrote.")
-    return {"commit": None, "license": None} | without_paths(report)
+    report.setdefault("commit", None)
+    report.setdefault("license", None)
+    return without_paths(report)
 
 
 def read_metrics(folder: Path) -> dict:

@@ -12,7 +12,8 @@ from .configuration_xlm_swcm import XLMSWCMConfig
 from .released_xlm_swcm import ReleasedXLMSWCMConfig
 
 
-logger = logging.get_logger(__name__)
+# one of Transformers' loggers, so that its verbosity holds
+logger = logging.get_logger(f"transformers.{__name__}")
 
 # in the package, or at the top level of a clone
 TEMPLATE = next(path for place in Path(__file__).parents[:2] if (path := place / "model_card.md").is_file())

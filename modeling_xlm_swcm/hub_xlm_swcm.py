@@ -11,7 +11,8 @@ from huggingface_hub import file_exists
 from transformers.utils import cached_file, logging
 
 
-logger = logging.get_logger(__name__)
+# one of Transformers' loggers, so that its verbosity holds
+logger = logging.get_logger(f"transformers.{__name__}")
 
 REPORT = "conversion_report.json"
 REPORT_FIELDS = ("source", "options", "counts")
@@ -30,7 +31,7 @@ class XLMSWCMHubMixin:
 
     conversion_report: dict | None = None
     fill_card: Callable[[Path, str, dict], str] | None = None
-    _loaded_with = {}
+    _loaded_with: dict | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *model_args, **kwargs):
@@ -39,14 +40,14 @@ class XLMSWCMHubMixin:
         access = {name: kwargs[name] for name in ("token", "local_files_only") if kwargs.get(name)}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._loaded_with = options
+        model._loaded_with = options if pretrained_model_name_or_path is not None else None
         if (path := model._find_beside_weights(REPORT, **access)) is not None:
             model.conversion_report = read_report(path)
         return loaded
 
     def _find_beside_weights(self, name: str, **access) -> str | None:
         """A file of the folder or repository that the model was loaded from, if there is one."""
-        if not self.config.name_or_path:
+        if self._loaded_with is None:
             return None
         return cached_file(
             self.config.name_or_path,

@@ -130,15 +130,23 @@ def test_the_usage_runs_as_printed(hub, client, folder, encoder_folder, task):
         assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == with_generate.strip()
 
 
-def test_a_trained_folder_gets_the_report_of_the_model_that_the_training_began_with(folder, converted, tmp_path):
-    trained = tmp_path / "trained"
+def test_a_model_that_was_loaded_is_saved_with_its_report_without_the_paths(folder, encoder_folder, tmp_path):
+    saved = tmp_path / "saved"
     for part in (AutoModelForSeq2SeqLM, AutoTokenizer):
-        part.from_pretrained(converted).save_pretrained(trained)
+        part.from_pretrained(folder).save_pretrained(saved)
+    report = (folder / "conversion_report.json").read_text()
+    assert str(encoder_folder) in report
+    assert (saved / "conversion_report.json").read_text() == report.replace(str(encoder_folder), encoder_folder.name)
+    assert str(filled(saved)) == str(filled(folder))
+
+
+def test_a_report_that_is_damaged_stops_no_model_from_loading(folder, tmp_path):
+    (folder / "conversion_report.json").write_text('{"source": ')
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "conversion_report.json").exists()
     with pytest.raises(ConversionError, match="conversion_report.json"):
-        write_card(trained, "someone/model")
-    write_card(trained, "someone/model", start=str(converted))
-    assert (trained / "README.md").read_text() == str(filled(folder))
-    assert (trained / "conversion_report.json").read_bytes() == (converted / "conversion_report.json").read_bytes()
+        write_card(tmp_path / "saved", "someone/model")
 
 
 def test_an_encoder_of_the_hub_is_named_with_its_commit_and_licence(hub, client, tmp_path):

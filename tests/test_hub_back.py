@@ -12,7 +12,8 @@ from conftest import assert_refused
 from encoders import edit_tensors
 from hub_client import SENT
 from huggingface_hub import ModelCard
-from loopback_hub import READ
+from loopback_hub import READ, WRITE
+from test_card import check_pattern
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 
@@ -91,17 +92,21 @@ load_and_write({REPO!r}, {TEXTS!r}, {str(tmp_path / "result.pt")!r}, {{}}, revis
         assert written == expected(source)[1]
 
 
+def run_alone(hub, folder: Path, code: str, **environment):
+    """Run `code` in a process without the package, with a cache in `folder`."""
+    environment = hub.environment | {"HF_HOME": str(folder / "home"), "HF_TOKEN": WRITE} | environment
+    environment |= {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE + code], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_transformers_alone_loads_what_was_pushed_and_again_without_network(hub, repository, converted, tmp_path):
     arguments = f"({REPO!r}, {TEXTS!r}, {str(tmp_path / 'result.pt')!r}, dict(trust_remote_code=True))"
     for offline in ("0", "1"):
         hub.requests.clear()
-        environment = hub.environment | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": offline}
-        environment |= {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-        code = f"{ALONE}{LOAD}\nload_and_write{arguments}"
-        run = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stderr
+        run_alone(hub, tmp_path, f"{LOAD}\nload_and_write{arguments}", HF_HUB_OFFLINE=offline)
         logits, written, module = torch.load(tmp_path / "result.pt")
         assert module.startswith("transformers_modules.someone.model.")
         assert torch.allclose(logits, expected(converted)[0], atol=1e-5)
@@ -109,61 +114,158 @@ def test_transformers_alone_loads_what_was_pushed_and_again_without_network(hub,
         assert bool(hub.requests) == (offline == "0")
 
 
-def test_a_model_and_a_tokenizer_push_themselves_and_keep_the_card_and_the_report(hub, client, repository, folder):
-    card, report = (repository.files[name] for name in ("README.md", "conversion_report.json"))
-    edit_tensors(folder, lambda tensors: {name: 1.1 * tensor for name, tensor in tensors.items()})
-    code = f"""
-import modeling_xlm_swcm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-for auto in (AutoModelForSeq2SeqLM, AutoTokenizer):
-    for repo in ({REPO!r}, "someone/new"):
-        auto.from_pretrained({str(folder)!r}).push_to_hub(repo)
-"""
-    assert client.run(code)["error"] is None
-    for repo, more in ((REPO, {"conversion_report.json"}), ("someone/new", set())):
-        files = hub.repositories[repo].files
-        assert files.keys() == (SENT - {"conversion_report.json"}) | more
-        assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-        assert "translation" in json.loads(files["config.json"])["custom_pipelines"]
-        assert "xlm-swcm" in ModelCard(files["README.md"].decode()).data.tags
-    assert repository.files["conversion_report.json"] == report
-    assert ModelCard(repository.files["README.md"].decode()).data == ModelCard(card.decode()).data
-
+# the four ways there
 
 TRAIN = """
 import modeling_xlm_swcm
 from datasets import Dataset
-from transformers import (
-    AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
-)
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainer
+from modeling_xlm_swcm.training.arguments import TrainingArguments
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
-model = AutoModelForSeq2SeqLM.from_pretrained(start)
-tokenizer = AutoTokenizer.from_pretrained(start, src_lang="zh", tgt_lang="bo")
-trainer = Seq2SeqTrainer(
-    model,
-    Seq2SeqTrainingArguments(
-        output_dir, max_steps=1, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
-        push_to_hub=True, hub_model_id="someone/trained",
-    ),
-    train_dataset=Dataset.from_dict(dict(tokenizer(texts, text_target=texts))),
-    data_collator=DataCollatorForSeq2Seq(tokenizer, model),
-    processing_class=tokenizer,
-)
-trainer.train()
-trainer.push_to_hub()
+def train(trainer_class, start, output_dir, repo, texts):
+    model = AutoModelForSeq2SeqLM.from_pretrained(start)
+    tokenizer = AutoTokenizer.from_pretrained(start, src_lang="zh", tgt_lang="bo")
+    trainer = trainer_class(
+        model,
+        TrainingArguments(
+            output_dir, max_steps=2, save_steps=1, report_to="none", use_cpu=True, disable_tqdm=True,
+            push_to_hub=True, hub_model_id=repo, hub_always_push=True,
+        ),
+        train_dataset=Dataset.from_dict(dict(tokenizer(texts, text_target=texts))),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer
 """
 
 
-def test_a_trainer_pushes_a_whole_model_and_a_push_of_its_folder_completes_it(hub, client, repository, tmp_path):
+def test_all_four_ways_send_the_whole_model(hub, client, encoder_folder, converted, tmp_path):
+    output, trained = tmp_path / "output", tmp_path / "trained"
+    arguments = ["--languages", "zh", "kk", "bo", "--license", "mit", "--push-to-hub", "someone/converted"]
+    assert client.command("push", converted, "someone/pushed").exit_code == 0
+    assert client.command("convert", encoder_folder, output, *arguments).exit_code == 0
+    code = f"""{TRAIN}
+AutoModelForSeq2SeqLM.from_pretrained({str(converted)!r}).push_to_hub("someone/itself", max_shard_size="200KB")
+train(XLMSWCMTrainer, {str(converted)!r}, {str(trained)!r}, "someone/trained", {TEXTS!r}).push_to_hub()
+"""
+    assert client.run(code)["error"] is None
+    ways = {"pushed": converted, "converted": output, "itself": converted, "trained": trained}
+    for way in ways:
+        files = hub.repositories[f"someone/{way}"].files
+        shards = {name for name in files if name.startswith("model") and ".safetensors" in name}
+        assert len(shards) == {"itself": 3}.get(way, 1)
+        assert files.keys() - shards - {"training_args.bin"} == SENT - {"model.safetensors"}
+        report = json.loads(files["conversion_report.json"])
+        assert report["source"] == encoder_folder.name and report["counts"]["copied"] == 198
+        card = ModelCard(files["README.md"].decode())
+        check_pattern(card)
+        assert card.data.license == "mit" and f'repo = "someone/{way}"' in card.text
+        assert ("| learning_rate | " in card.text) == (way == "trained")
+
+    load = f"""{LOAD}
+for way in {[*ways]!r}:
+    load_and_write(f"someone/{{way}}", {TEXTS!r}, f"{tmp_path}/{{way}}.pt", """
+    assert client.run(f"import modeling_xlm_swcm\n{load}{{}})")["error"] is None
+    check_loaded(ways, tmp_path, "modeling_xlm_swcm.modeling_xlm_swcm")
+    run_alone(hub, tmp_path, f"{load}dict(trust_remote_code=True))")
+    check_loaded(ways, tmp_path, "transformers_modules.someone.")
+
+
+def check_loaded(ways: dict[str, Path], results: Path, module: str):
+    for way, folder in ways.items():
+        logits, written, loaded_from = torch.load(results / f"{way}.pt")
+        assert loaded_from.startswith(module)
+        assert torch.allclose(logits, expected(folder)[0], atol=1e-5)
+        assert written == expected(folder)[1]
+
+
+def test_a_model_that_pushes_itself_fills_no_card_and_replaces_no_tokenizer_that_are_there(
+    hub, client, repository, folder
+):
+    card, report = (repository.files[name] for name in ("README.md", "conversion_report.json"))
+    edit_tensors(folder, lambda tensors: {name: 1.1 * tensor for name, tensor in tensors.items()})
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes() + b"\n")
+    code = f"""
+import modeling_xlm_swcm
+from transformers import AutoModelForSeq2SeqLM
+AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r}).push_to_hub({REPO!r})
+"""
+    tokenizer = repository.files["tokenizer.json"]
+    assert client.run(code)["error"] is None
+    files = repository.files
+    assert files.keys() == SENT
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert (files["tokenizer.json"], files["conversion_report.json"]) == (tokenizer, report)
+    assert ModelCard(files["README.md"].decode()).data == ModelCard(card.decode()).data
+
+
+def test_a_model_made_in_memory_pushes_report_and_card_and_an_unknown_licence_is_not_guessed(
+    hub, client, encoder_folder, tmp_path
+):
+    code = f"""
+from modeling_xlm_swcm.conversion import from_encoder
+model, report = from_encoder({str(encoder_folder)!r}, languages=["zh", "bo"])
+report.tokenizer.push_to_hub("someone/first")  # with Transformers' card
+model.push_to_hub("someone/first")
+model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="someone/saved")
+"""
+    assert client.run(code)["error"] is None
+    for repo, missing in (("first", set()), ("saved", {name for name in SENT if "token" in name})):
+        files = hub.repositories[f"someone/{repo}"].files
+        assert files.keys() == SENT - missing
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.license is None and card.data.language == ["zh", "bo"]
+        assert "whose licence is not known: 198 tensors were copied" in card.text
+        assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
+
+
+def test_with_transformers_alone_report_and_tokenizer_stay_with_a_model_that_pushes_itself(hub, repository, tmp_path):
+    code = f"""
+from transformers import AutoModelForSeq2SeqLM
+AutoModelForSeq2SeqLM.from_pretrained({REPO!r}, trust_remote_code=True).push_to_hub("someone/new")
+"""
+    run_alone(hub, tmp_path, code)
+    files = hub.repositories["someone/new"].files
+    assert files.keys() == SENT
+    for name in SENT - {"README.md", "config.json", "generation_config.json"}:
+        assert files[name] == repository.files[name], name
+    assert "automatically generated." in files["README.md"].decode()
+
+
+def test_a_push_in_the_middle_of_a_training_is_whole_and_keeps_a_card_that_somebody_wrote(
+    hub, client, converted, folder, tmp_path
+):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("# Mine\n")
+    code = f"""{TRAIN}
+for name in ("trained", "own"):
+    train(XLMSWCMTrainer, {str(converted)!r}, f"{tmp_path}/{{name}}", f"someone/{{name}}", {TEXTS!r})
+"""
+    assert client.run(code)["error"] is None
+    for name in ("trained", "own"):
+        repository = hub.repositories[f"someone/{name}"]
+        assert repository.refs["main"].message == "Training in progress, step 2"
+        assert repository.files.keys() == SENT | {"training_args.bin"}
+    assert "| steps | 2 |" in hub.repositories["someone/trained"].files["README.md"].decode()
+    assert hub.repositories["someone/own"].files["README.md"] == b"# Mine\n"
+
+
+def test_transformers_own_trainer_sends_its_card_and_a_push_of_its_folder_fills_ours(
+    hub, client, repository, tmp_path
+):
     trained = tmp_path / "trained"
-    names = f"start, output_dir, texts = {REPO!r}, {str(trained)!r}, {TEXTS!r}"
-    assert client.run(names + TRAIN)["error"] is None
+    code = f"""{TRAIN}
+trainer = train(Seq2SeqTrainer, {REPO!r}, {str(trained)!r}, "someone/trained", {TEXTS!r})
+trainer.push_to_hub()
+"""
+    assert client.run(code)["error"] is None
     by_trainer = hub.repositories["someone/trained"].files
-    assert by_trainer.keys() == (SENT - {"conversion_report.json"}) | {"training_args.bin"}
+    assert by_trainer.keys() == SENT | {"training_args.bin"}
     assert by_trainer["model.safetensors"] != repository.files["model.safetensors"]
-    assert_refused(client.command("push", trained, "someone/trained"), "conversion_report.json")
-    (trained / "conversion_report.json").write_bytes(repository.files["conversion_report.json"])
+    assert by_trainer["conversion_report.json"] == repository.files["conversion_report.json"]
+    assert "the Trainer had access to" in by_trainer["README.md"].decode()
     assert client.command("push", trained, "someone/trained").exit_code == 0
     files = hub.repositories["someone/trained"].files
     assert files["model.safetensors"] == by_trainer["model.safetensors"]

@@ -372,15 +372,18 @@ class TestLora:
 
 class TestResults:
     @pytest.fixture
-    def start(self, tmp_path_factory) -> Path:
-        """The folder of a converted model, as far as the card reads it."""
+    def start(self, tokenizer, tmp_path_factory) -> Path:
+        """The folder of a converted model."""
         folder = tmp_path_factory.mktemp("converted")
         report = {"source": "somebody/encoder", "options": {}, "counts": {"copied": 1, "new": 2, "dropped": 3}}
-        (folder / "conversion_report.json").write_text(json.dumps(report | {"license": "mit", "commit": None}))
+        model = new_model(tokenizer)
+        model.conversion_report = report | {"license": "mit"}
+        model.save_pretrained(folder)
         return folder
 
     def write(self, make_trainer, start, **options):
-        trainer = make_trainer(logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
+        model = XLMSWCMForConditionalGeneration.from_pretrained(start)
+        trainer = make_trainer(model, logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
         trainer.train()
         data = {"training data": "text.txt", "bleu_signature": "nrefs:1|case:mixed"}
         write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}}, data)
@@ -403,7 +406,8 @@ class TestResults:
         assert "| bleu_signature | nrefs:1\\|case:mixed |" in card
         assert "| learning_rate | 0.001 |" in card and "12.5" in card and str(start.parent) not in card
         assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
-        assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "tokenizer.json").is_file()
+        for name in ("model.safetensors", "tokenizer.json", "conversion_report.json"):
+            assert (tmp_path / name).is_file()
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
     def test_an_unknown_licence_is_said_and_stops_nothing(self, make_trainer, tmp_path, start, caplog):

@@ -203,18 +203,19 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
         """
         if tasks is not None and tasks not in TASKS:
             raise TrainingError(f'tasks is "{tasks}", not one of {", ".join(TASKS)}.')
-        metrics = read_metrics(Path(self.args.output_dir))
+        folder = Path(self.args.output_dir)
         known = {name: value for name, value in {"task": tasks, "dataset": dataset}.items() if value is not None}
-        if not self._write_card(metrics or {"training": self.describe()} | known, license):
+        metrics = read_metrics(folder) or {"training": self.describe()} | known
+        if not self._write_card(folder, metrics, license):
             super().create_model_card(license=license, tasks=tasks, dataset=dataset, **kwargs)
 
-    def _write_card(self, metrics: dict, license: str | None = None) -> bool:
-        model, folder = self.accelerator.unwrap_model(self.model), Path(self.args.output_dir)
+    def _write_card(self, folder: Path, metrics: dict, license: str | None = None) -> bool:
+        """Whether there is now a card in the output folder, for the model saved in `folder`."""
+        model, card = self.accelerator.unwrap_model(self.model), Path(self.args.output_dir) / "README.md"
         if not isinstance(model, PreTrainedModel) or model.conversion_report is None:
             return False
-        card = folder / "README.md"
         if self.is_world_process_zero() and not is_own_card(card):
-            repo_id = self.hub_model_id or folder.resolve().name
+            repo_id = self.hub_model_id or card.resolve().parent.name
             text = fill_card(folder, repo_id, model.conversion_report, metrics, license)
             card.write_text(text, encoding="utf-8")
         return True
@@ -227,7 +228,7 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
         for pattern in (REPORT, "*_xlm_swcm.py"):
             for path in Path(checkpoint_folder).glob(pattern):
                 shutil.copy(path, self.args.output_dir)
-        self._write_card({"training": self.describe()})
+        self._write_card(Path(checkpoint_folder), {"training": self.describe()})
         super()._push_from_checkpoint(checkpoint_folder)
 
 
