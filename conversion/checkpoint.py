@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 
@@ -52,13 +55,27 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
     try:
         # raising is what tells a Hub that cannot be reached from one that has no config; a missing one is None still
         found = cached_file(
-            source, name, revision=revision, _raise_exceptions_for_missing_entries=name == "config.json"
+            source,
+            name,
+            revision=revision,
+            local_files_only=not hub_answers(constants.ENDPOINT),
+            _raise_exceptions_for_missing_entries=name == "config.json",
         )
     except OSError as error:
         raise ConversionError(
             f"There is no folder {source}, and the Hub did not give {name}: {first_line(error)}"
         ) from error
     return Path(found) if found is not None else None
+
+
+@functools.cache
+def hub_answers(endpoint: str) -> bool:
+    """Whether the Hub can be reached: asked once, where each request of its client would try for half a minute."""
+    try:
+        get_session().head(endpoint, timeout=10)
+    except (HTTPError, OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def read_config(source: str, revision: str | None = None) -> dict:

@@ -61,7 +61,7 @@ class SeveralValues(TyperCommand):
 
 
 @contextlib.contextmanager
-def one_sentence_errors(debug: bool) -> Iterator[None]:
+def one_sentence_errors(debug: bool, when_interrupted: str = "nothing was written.") -> Iterator[None]:
     """Say what went wrong in one sentence and exit with 1, with the traceback before it under --debug."""
     try:
         yield
@@ -70,9 +70,13 @@ def one_sentence_errors(debug: bool) -> Iterator[None]:
             traceback.print_exc()
         interrupted = isinstance(error, KeyboardInterrupt)
         Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"error: {'interrupted; nothing was written.' if interrupted else first_line(error)}", markup=False
+            f"error: {f'interrupted; {when_interrupted}' if interrupted else first_line(error)}", markup=False
         )
         raise typer.Exit(1) from error
+
+
+def state_of(output: Path, dry_run: bool) -> str:
+    return "nothing was written." if dry_run else f"{output} is written."
 
 
 @main.command(cls=SeveralValues)
@@ -121,6 +125,7 @@ def convert(
             dtype=dtype.value if dtype else None,
             seed=seed,
         )
+    with one_sentence_errors(debug, state_of(output, dry_run)):
         console = Console()
         report.print(console)
         if not languages:
@@ -128,7 +133,7 @@ def convert(
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
         if push_to_hub is not None and not dry_run:
             files = list_files(console, output, push_to_hub, license)
-            console.print(f"Pushed: {upload(files, push_to_hub, private)}")
+            console.print(f"Pushed: {upload(files, push_to_hub, private)}", soft_wrap=True)
 
 
 @main.command(cls=SeveralValues)
@@ -174,7 +179,7 @@ def push(
     debug: Debug = False,
 ):
     """Check a model and send it to the Hub, with a filled model card, in one commit."""
-    with one_sentence_errors(debug):
+    with one_sentence_errors(debug, "push again: what has arrived is not sent twice."):
         console = Console(soft_wrap=True, highlight=False)
         files = list_files(console, folder, repo_id, license)
         if dry_run:
@@ -247,7 +252,7 @@ def extend(
             overwrite=overwrite,
             dry_run=dry_run,
         )
-        show(report, output, plot, dry_run)
+    show(report, output, plot, dry_run, debug)
 
 
 @vocab.command(cls=SeveralValues)
@@ -285,13 +290,14 @@ def trim(
             overwrite=overwrite,
             dry_run=dry_run,
         )
-        show(report, output, plot, dry_run)
+    show(report, output, plot, dry_run, debug)
 
 
-def show(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool):
-    console = Console(highlight=False)
-    report.print(console)
-    if plot is not None:
-        report.plot(plot)
-        console.print(f"Drawn to {plot}.")
-    console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
+def show(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool, debug: bool):
+    with one_sentence_errors(debug, state_of(output, dry_run)):
+        console = Console(highlight=False)
+        report.print(console)
+        if plot is not None:
+            report.plot(plot)
+            console.print(f"Drawn to {plot}.")
+        console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")

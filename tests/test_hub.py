@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.conversion import cli, convert
 from modeling_xlm_swcm.conversion.cli import main
 
 
@@ -333,10 +334,29 @@ def test_no_network_is_said_in_one_sentence(converted, monkeypatch):
         taken.bind(("127.0.0.1", 0))  # nobody listens on it
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nowhere)
+        began = time.monotonic()
+        for command in (inspect, ["convert", "no-folder", str(converted.parent / "other")]):
+            assert_refused(CliRunner().invoke(main, command), f"There is no folder {command[1]}", "Hub")
+        assert time.monotonic() - began < 20  # the client alone would try for 23 seconds each
         assert_refused_after_list(CliRunner().invoke(main, push), nowhere, "cannot be reached")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert_refused_after_list(CliRunner().invoke(main, push), nowhere, "cannot be reached", "offline")
         assert_refused(CliRunner().invoke(main, inspect), "someone/model", "Hub")
+
+
+def test_a_push_that_is_interrupted_says_what_there_is(encoder_folder, converted, output, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    monkeypatch.setattr(cli, "upload", interrupt)
+    push = ["push", str(converted), "someone/model"]
+    convert = ["convert", str(encoder_folder), str(output), "--license", "mit", "--push-to-hub", "someone/model"]
+    for command, words in ((push, "push again"), (convert, f"{output} is written")):
+        outcome = CliRunner().invoke(main, command)
+        assert outcome.exit_code == 1
+        assert outcome.stderr.splitlines()[-1].startswith(f"error: interrupted; {words}")
+    assert (output / "config.json").is_file()
 
 
 def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub, client, folder):
