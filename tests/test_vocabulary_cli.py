@@ -9,6 +9,8 @@ from conftest import contents
 from typer.testing import Result
 from vocabularies import TEXTS, ids, load_tokenizer, run_vocab, save_reader, write_texts
 
+from modeling_xlm_swcm.conversion.vocabulary_report import VocabularyReport
+
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory) -> dict[str, str]:
@@ -112,6 +114,18 @@ def test_a_plot_is_a_picture(reader, texts, output, tmp_path):
 def test_a_plot_may_lie_in_the_output(reader, texts, output):
     run_vocab("trim", reader, output, "--corpus", texts["en"], "--plot", output / "vocabulary.png")
     assert (output / "vocabulary.png").is_file() and (output / "config.json").is_file()
+
+
+def test_an_interruption_after_the_folder_was_written_says_so(reader, texts, output, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VocabularyReport, "plot", interrupt)
+    arguments = ["--corpus", texts["bo"], "--size", 150, "--plot", tmp_path / "change.png"]
+    result = run_vocab("extend", reader, output, *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"error: interrupted; {output} is written."
+    assert (output / "config.json").is_file()
 
 
 @pytest.mark.parametrize("action", ["extend", "trim"])

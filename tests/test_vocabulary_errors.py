@@ -21,7 +21,6 @@ from typer.testing import Result
 from vocabularies import TEXTS, load_tokenizer, run_vocab
 
 from modeling_xlm_swcm.conversion import vocabulary
-from modeling_xlm_swcm.conversion.vocabulary_report import VocabularyReport
 
 
 ACTIONS = {"extend": ["--size", 100], "trim": []}
@@ -280,17 +279,6 @@ def test_a_failure_leaves_nothing(encoder_folder, output, text, action, monkeypa
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == f"error: {said}"
     assert contents(output.parent) == {}
-
-
-def test_an_interruption_after_the_folder_was_written_says_so(encoder_folder, output, text, action, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(VocabularyReport, "plot", interrupt)
-    result = run(action, encoder_folder, output, text, "--plot", output.with_suffix(".png"))
-    assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == f"error: interrupted; {output} is written."
-    assert (output / "config.json").is_file()
 
 
 def test_a_tensor_that_arrives_changed_is_noticed(encoder_folder, output, text, action, monkeypatch):
