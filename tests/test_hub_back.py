@@ -18,6 +18,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 
 REPO = "someone/model"
+NOT_INSTALLED = """
+import importlib.util
+assert importlib.util.find_spec("modeling_xlm_swcm") is None
+"""
 TEXTS = ["The river", "A quiet morning", "no wind"]
 # greedy and short: the texts of random weights, but not the same for every input
 OPTIONS = dict(src_lang="zh", tgt_lang="bo", max_new_tokens=6, no_repeat_ngram_size=1)
@@ -37,17 +41,16 @@ def load_and_write(repo, texts, result, trust, **kwargs):
     torch.save((logits, written, type(model).__module__), result)
 """
 
-# the package cannot be imported
-ALONE = """
-import importlib.abc, sys
 
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_xlm_swcm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-"""
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory) -> Path:
+    """The Python of a virtual environment that has what this one has, but for the package."""
+    environment = tmp_path_factory.mktemp("elsewhere")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    # a folder that is named in a .pth file is searched for packages, and not for further .pth files, such as ours
+    (site_packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    return environment / "bin" / "python"
 
 
 @pytest.fixture
@@ -92,21 +95,27 @@ load_and_write({REPO!r}, {TEXTS!r}, {str(tmp_path / "result.pt")!r}, {{}}, revis
         assert written == expected(source)[1]
 
 
-def run_alone(hub, folder: Path, code: str, **environment):
-    """Run `code` in a process without the package, with a cache in `folder`."""
-    environment = hub.environment | {"HF_HOME": str(folder / "home"), "HF_TOKEN": WRITE} | environment
-    environment |= {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", ALONE + code], env=environment, cwd=folder, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+@pytest.fixture
+def run_alone(hub, elsewhere, tmp_path):
+    """Runs code in a process without the package, and with a cache of its own."""
+
+    def run(code: str, **environment):
+        environment = hub.environment | {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITE} | environment
+        environment |= {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+        command = [elsewhere, "-c", f"{NOT_INSTALLED}\n{code}"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
-def test_transformers_alone_loads_what_was_pushed_and_again_without_network(hub, repository, converted, tmp_path):
+def test_transformers_alone_loads_what_was_pushed_and_again_without_network(
+    hub, repository, converted, run_alone, tmp_path
+):
     arguments = f"({REPO!r}, {TEXTS!r}, {str(tmp_path / 'result.pt')!r}, dict(trust_remote_code=True))"
     for offline in ("0", "1"):
         hub.requests.clear()
-        run_alone(hub, tmp_path, f"{LOAD}\nload_and_write{arguments}", HF_HUB_OFFLINE=offline)
+        run_alone(f"{LOAD}\nload_and_write{arguments}", HF_HUB_OFFLINE=offline)
         logits, written, module = torch.load(tmp_path / "result.pt")
         assert module.startswith("transformers_modules.someone.model.")
         assert torch.allclose(logits, expected(converted)[0], atol=1e-5)
@@ -141,7 +150,7 @@ def train(trainer_class, start, output_dir, repo, texts):
 """
 
 
-def test_all_four_ways_send_the_whole_model(hub, client, encoder_folder, converted, tmp_path):
+def test_all_four_ways_send_the_whole_model(hub, client, encoder_folder, converted, run_alone, tmp_path):
     output, trained = tmp_path / "output", tmp_path / "trained"
     arguments = ["--languages", "zh", "kk", "bo", "--license", "mit", "--push-to-hub", "someone/converted"]
     assert client.command("push", converted, "someone/pushed").exit_code == 0
@@ -169,7 +178,7 @@ for way in {[*ways]!r}:
     load_and_write(f"someone/{{way}}", {TEXTS!r}, f"{tmp_path}/{{way}}.pt", """
     assert client.run(f"import modeling_xlm_swcm\n{load}{{}})")["error"] is None
     check_loaded(ways, tmp_path, "modeling_xlm_swcm.modeling_xlm_swcm")
-    run_alone(hub, tmp_path, f"{load}dict(trust_remote_code=True))")
+    run_alone(f"{load}dict(trust_remote_code=True))")
     check_loaded(ways, tmp_path, "transformers_modules.someone.")
 
 
@@ -221,12 +230,12 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 
-def test_with_transformers_alone_report_and_tokenizer_stay_with_a_model_that_pushes_itself(hub, repository, tmp_path):
+def test_with_transformers_alone_report_and_tokenizer_stay_with_a_model_that_pushes_itself(hub, repository, run_alone):
     code = f"""
 from transformers import AutoModelForSeq2SeqLM
 AutoModelForSeq2SeqLM.from_pretrained({REPO!r}, trust_remote_code=True).push_to_hub("someone/new")
 """
-    run_alone(hub, tmp_path, code)
+    run_alone(code)
     files = hub.repositories["someone/new"].files
     assert files.keys() == SENT
     for name in SENT - {"README.md", "config.json", "generation_config.json"}:
