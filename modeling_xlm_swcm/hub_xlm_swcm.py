@@ -31,7 +31,8 @@ class XLMSWCMHubMixin:
 
     conversion_report: dict | None = None
     fill_card: Callable[[Path, str, dict], str] | None = None
-    _loaded_with: dict | None = None
+    # repository, and what it was loaded with; or folder, wherever the process may stand by then
+    _loaded_from: tuple[str, dict] | Path | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *model_args, **kwargs):
@@ -40,22 +41,29 @@ class XLMSWCMHubMixin:
         access = {name: kwargs[name] for name in ("token", "local_files_only") if kwargs.get(name)}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._loaded_with = options if pretrained_model_name_or_path is not None else None
+        if pretrained_model_name_or_path is not None:
+            source = model.config.name_or_path
+            folder = Path(source, kwargs.get("subfolder") or "").resolve()
+            model._loaded_from = folder if Path(source).is_dir() else (source, options)
         if (path := model._find_beside_weights(REPORT, **access)) is not None:
             model.conversion_report = read_report(path)
         return loaded
 
-    def _find_beside_weights(self, name: str, **access) -> str | None:
+    def _find_beside_weights(self, name: str, **access) -> str | Path | None:
         """A file of the folder or repository that the model was loaded from, if there is one."""
-        if self._loaded_with is None:
+        if self._loaded_from is None:
             return None
+        if isinstance(self._loaded_from, Path):
+            path = self._loaded_from / name
+            return path if path.is_file() else None
+        source, options = self._loaded_from
         return cached_file(
-            self.config.name_or_path,
+            source,
             name,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
-            **self._loaded_with,
+            **options,
             **access,
         )
 

@@ -230,6 +230,25 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 
+def test_a_model_whose_folder_has_gone_pushes_itself_with_report_and_card(hub, client, folder):
+    code = f"""
+import os, shutil
+import modeling_xlm_swcm
+from transformers import AutoModelForSeq2SeqLM
+
+before = os.getcwd()
+os.chdir({str(folder.parent)!r})
+model = AutoModelForSeq2SeqLM.from_pretrained({folder.name!r})
+os.chdir(before)
+shutil.rmtree({str(folder)!r})
+model.push_to_hub({REPO!r})
+"""
+    assert client.run(code)["error"] is None
+    files = hub.repositories[REPO].files
+    assert files.keys() == {name for name in SENT if "token" not in name}
+    check_pattern(ModelCard(files["README.md"].decode()))
+
+
 def test_with_transformers_alone_report_and_tokenizer_stay_with_a_model_that_pushes_itself(hub, repository, run_alone):
     code = f"""
 from transformers import AutoModelForSeq2SeqLM
