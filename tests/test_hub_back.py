@@ -190,9 +190,7 @@ def check_loaded(ways: dict[str, Path], results: Path, module: str):
         assert written == expected(folder)[1]
 
 
-def test_a_model_that_pushes_itself_fills_no_card_and_replaces_no_tokenizer_that_are_there(
-    hub, client, repository, folder
-):
+def test_a_model_that_pushes_itself_keeps_the_card_and_the_tokenizer_that_are_there(hub, client, repository, folder):
     card, report = (repository.files[name] for name in ("README.md", "conversion_report.json"))
     edit_tensors(folder, lambda tensors: {name: 1.1 * tensor for name, tensor in tensors.items()})
     (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes() + b"\n")
@@ -263,7 +261,7 @@ AutoModelForSeq2SeqLM.from_pretrained({REPO!r}, trust_remote_code=True).push_to_
 
 
 def test_a_push_in_the_middle_of_a_training_is_whole_and_keeps_a_card_that_somebody_wrote(
-    hub, client, converted, folder, tmp_path
+    hub, client, converted, tmp_path
 ):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "README.md").write_text("# Mine\n")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import logits_of, tiny_model
 from encoders import xlm_roberta_tokenizer
+from huggingface_hub import ModelCard
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
@@ -442,6 +443,49 @@ class TestResults:
         assert drawn == [
             ("training", (1, 2), (3.0, 2.0)), ("held out", (2,), (2.5,)), ("chrf", (2,), (9.0,))
         ]  # fmt: skip
+
+
+class TestCard:
+    REPORT = {"source": "encoder", "options": {}, "counts": {"copied": 1, "new": 2, "dropped": 3}}
+
+    @pytest.fixture
+    def trainer(self, make_trainer, tokenizer) -> XLMSWCMTrainer:
+        model = new_model(tokenizer)
+        model.conversion_report = dict(self.REPORT)
+        trainer = make_trainer(model)
+        trainer.save_model()
+        return trainer
+
+    def test_it_has_what_the_caller_knows_and_the_settings(self, trainer, tmp_path):
+        trainer.create_model_card(license="mit", tasks="summarization", dataset="somebody/news")
+        card = ModelCard.load(tmp_path / "README.md")
+        assert (card.data.license, card.data.pipeline_tag) == ("mit", "summarization")
+        assert card.data.datasets == ["somebody/news"] and "was trained for summarization" in card.text
+        assert "| learning_rate | 0.001 |" in card.text
+
+    def test_without_a_task_none_is_claimed(self, trainer, tmp_path):
+        trainer.create_model_card()
+        text = ModelCard.load(tmp_path / "README.md").text
+        assert "writes what it was trained to write" in text and "trained for" not in text
+
+    def test_metrics_of_the_run_come_first(self, trainer, tmp_path):
+        (tmp_path / "metrics.json").write_text('{"task": "question-answering", "results": {"f1": 12.5}}')
+        trainer.create_model_card(tasks="summarization")
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.pipeline_tag == "question-answering" and "| f1 | all | 12.5 |" in card.text
+
+    def test_a_task_that_no_card_knows_is_refused(self, trainer, tmp_path):
+        with pytest.raises(TrainingError, match='tasks is "fill-mask", not one of translation'):
+            trainer.create_model_card(tasks="fill-mask")
+        assert not (tmp_path / "README.md").exists()
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+    def test_adapters_and_models_without_a_report_have_upstreams(self, make_trainer, tokenizer, tmp_path):
+        adapted = new_model(tokenizer)
+        adapted.conversion_report = dict(self.REPORT)
+        for model in (prepare_model(adapted, ModelArguments("", lora=True)), new_model(tokenizer)):
+            make_trainer(model).create_model_card(model_name="mine", tasks="translation")
+            assert "according to the information the Trainer had access to" in (tmp_path / "README.md").read_text()
 
 
 class TestArguments:
