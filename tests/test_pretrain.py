@@ -168,7 +168,7 @@ class TestResume:
         assert metrics["training"]["training data"].startswith(expected)
         assert metrics["training"]["mask_share"] == 0.35
         card = (uninterrupted / "README.md").read_text()
-        assert "It was pretrained" in card and "It was trained for" not in card
+        assert "No task is recorded" in card and "It was trained for" not in card
         assert (uninterrupted / "training.png").is_file()
         before, after = load_file(model_folder / "model.safetensors"), load_file(uninterrupted / "model.safetensors")
         assert all(not torch.equal(before[name], after[name]) for name in before if "k_proj.bias" not in name)
