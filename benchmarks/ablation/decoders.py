@@ -1,0 +1,223 @@
+"""The decoders that are compared: how each is built from an encoder, and what is special in its training.
+
+Every one starts from the converter; what it then changes stands here. Sources: Su et al., ACL 2025 (BASE-A, BASE-B,
+X, the random decoders), DeltaLM (Ma et al., 2021), Transformers' EncoderDecoderModel (Rothe et al., 2020).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import EncoderDecoderModel, PreTrainedModel, XLMRobertaForMaskedLM
+
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.conversion import from_encoder
+from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy
+
+
+# sublayers in the order in which they run
+SUBLAYERS = {"custom": ("self_attn", "ffn1", "cross_attn", "ffn2"), "normal": ("self_attn", "cross_attn", "ffn")}
+NORMAL = {("normal", name) for name in SUBLAYERS["normal"]}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    Args:
+        title: as it stands in the table.
+        options: of the conversion.
+        change: of the converted model; is given the encoder's folder, too, and returns the model to train.
+        copied_rate: the learning rate of what was copied from the encoder, as a share of that of all else.
+        frozen_share: share of the steps, from the first, in which what was copied is not trained.
+        pretrainable: what makes it special is in an XLM-SWCM's weights, so that it lasts through a pretraining.
+    """
+
+    title: str
+    options: dict = field(default_factory=dict)
+    change: Callable[[XLMSWCMForConditionalGeneration, str], PreTrainedModel] | None = None
+    copied_rate: float = 1.0
+    frozen_share: float = 0.0
+    pretrainable: bool = True
+
+
+@dataclass
+class Start:
+    """A model before its training; `copied` names the parameters that are the encoder's, or copies of them."""
+
+    model: PreTrainedModel
+    tokenizer: XLMSWCMTokenizer
+    copied: set[str]
+
+
+def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
+    variant = VARIANTS[name]
+    model, report = from_encoder(encoder, languages=languages, seed=seed, **variant.options)
+    if variant.change is not None:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            model = variant.change(model, encoder)
+    return Start(model, report.tokenizer, set(report.copied))
+
+
+def output_of(sublayer: nn.Module) -> nn.Linear:
+    return sublayer.out_proj if hasattr(sublayer, "out_proj") else sublayer.fc2
+
+
+def sublayers(model: XLMSWCMForConditionalGeneration) -> Iterator[tuple[tuple[str, str], nn.Module]]:
+    for block, layer in zip(model.config.decoder_blocks, model.model.decoder.layers, strict=True):
+        for name in SUBLAYERS[block]:
+            yield (block, name), getattr(layer, name)
+
+
+def custom_layers(model: XLMSWCMForConditionalGeneration) -> list[nn.Module]:
+    return [
+        layer
+        for block, layer in zip(model.config.decoder_blocks, model.model.decoder.layers, strict=True)
+        if block == "custom"
+    ]
+
+
+def set_zero(linear: nn.Linear):
+    linear.weight.zero_()
+    linear.bias.zero_()
+
+
+def zero_cross_attention(model, encoder):
+    """Cross-attention adds nothing yet; the LayerNorm behind it stays the copied one."""
+    for (_, name), sublayer in sublayers(model):
+        if name == "cross_attn":
+            set_zero(output_of(sublayer))
+    return model
+
+
+def silence(*silent: tuple[str, str]) -> Callable:
+    """The named sublayers, of (block, name), let through what they are given, LayerNorms included."""
+
+    def change(model, encoder):
+        previous = None
+        for place, sublayer in sublayers(model):
+            if place in silent:
+                set_zero(output_of(sublayer))
+                # what is normalised twice loses its scale: of a row of LayerNorms only the last may have one
+                sublayer.layer_norm.load_state_dict(previous.layer_norm.state_dict())
+                previous.layer_norm.reset_parameters()
+            previous = sublayer
+        return model
+
+    return change
+
+
+def cross_attention_from(choose: Callable[[int, int], int]) -> Callable:
+    """Cross-attention of custom layer k is a copy of the attention of encoder layer `choose(k, layers)`."""
+
+    def change(model, encoder):
+        layers = custom_layers(model)
+        for index, layer in enumerate(layers):
+            # custom layer k has the attention of encoder layer k as its self-attention
+            source = layers[choose(index, len(layers))].self_attn
+            layer.cross_attn.load_state_dict(source.state_dict())
+        return model
+
+    return change
+
+
+def fresh_cross_attention(model, encoder):
+    for layer in custom_layers(model):
+        for module in layer.cross_attn.children():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=model.config.initializer_range)
+                module.bias.zero_()
+        layer.cross_attn.layer_norm.reset_parameters()
+    return model
+
+
+def plain_layers(model, encoder):
+    """As many normal layers as the encoder has layers, all random: the paper's Cino-Transformer."""
+    layers = model.config.num_hidden_layers
+    fields = model.config.to_dict() | {"decoder_blocks": ["normal"] * layers, "decoder_layers": layers}
+    plain = type(model)(type(model.config).from_dict(fields))
+    kept = {name: tensor for name, tensor in model.state_dict().items() if ".decoder.layers." not in name}
+    missing, unexpected = plain.load_state_dict(kept, strict=False)
+    assert not unexpected and all(".decoder.layers." in name for name in missing)
+    return plain
+
+
+class TransformedOutput(nn.Linear):
+    """An output projection behind the transform of the masked-LM head: dense, GELU, LayerNorm."""
+
+    def __init__(self, output: nn.Linear, head: nn.Module):
+        super().__init__(output.in_features, output.out_features)
+        self.weight, self.bias = output.weight, output.bias
+        self.dense, self.layer_norm = head.dense, head.layer_norm
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.layer_norm(nn.functional.gelu(self.dense(hidden_states))))
+
+
+def head_transform(model, encoder):
+    masked_lm, info = XLMRobertaForMaskedLM.from_pretrained(encoder, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{encoder} has no masked-LM head to reuse: {sorted(info['missing_keys'])[0]} is missing.")
+    model.lm_head = TransformedOutput(model.lm_head, masked_lm.lm_head)
+    return model
+
+
+class WarmStart(EncoderDecoderModel):
+    """Upstream's, with the loss computed as ours is: its own warns of being deprecated."""
+
+    def forward(self, labels=None, decoder_input_ids=None, num_items_in_batch=None, **inputs):
+        if labels is not None:
+            inputs["use_cache"] = False
+            if decoder_input_ids is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = super().forward(decoder_input_ids=decoder_input_ids, **inputs)
+        if labels is not None:
+            outputs.loss = cross_entropy(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
+        return outputs
+
+
+def warm_start(model, encoder):
+    """As upstream does it: cross-attention random, masked-LM head reused, embeddings of both halves apart."""
+    warm = WarmStart.from_encoder_decoder_pretrained(encoder, encoder, encoder_add_pooling_layer=False)
+    words = model.get_input_embeddings().weight  # with the rows of the language tags
+    for half in (warm.encoder, warm.decoder):
+        half.resize_token_embeddings(len(words), mean_resizing=False)
+        half.get_input_embeddings().weight.copy_(words)
+    warm.decoder.lm_head.bias.copy_(model.lm_head.bias)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        setattr(warm.config, name, getattr(model.config, name))
+    warm.generation_config = model.generation_config
+    return warm
+
+
+RANDOM, WARM_START = "random", "warm-start"  # what the others are compared with
+VARIANTS = {
+    "x1": Variant("shared, X = 1", {"normal_layer_interval": 1}),
+    "x2": Variant("shared, X = 2", {"normal_layer_interval": 2}),
+    "x3": Variant("shared, X = 3"),
+    # with six encoder layers the same as base-a
+    "x6": Variant("shared, X = 6", {"normal_layer_interval": 6}),
+    "base-a": Variant("no normal layers (BASE-A)", {"normal_layers": "none"}),
+    "base-b": Variant("normal layers copied (BASE-B)", {"normal_layers": "copy"}),
+    "tied": Variant("shared and tied", {"weight_sharing": "tied"}),
+    "interleaved": Variant("interleaved (DeltaLM)", {"layer_map": "interleaved", "normal_layers": "none"}),
+    RANDOM: Variant("random, same shape", {"decoder_init": "random"}),
+    "random-plain": Variant("random, plain layers (Cino-Transformer)", {"decoder_init": "random"}, plain_layers),
+    WARM_START: Variant("EncoderDecoderModel, warm start", {"decoder_init": "random"}, warm_start, pretrainable=False),
+    "zero-cross": Variant("cross-attention starts at zero", change=zero_cross_attention),
+    "silent-normal": Variant("normal layers start silent", change=silence(*NORMAL)),
+    "silent-fresh": Variant(
+        "all but the encoder starts silent", change=silence(*NORMAL, ("custom", "cross_attn"), ("custom", "ffn2"))
+    ),
+    "cross-last": Variant(
+        "cross-attention from the last layer", change=cross_attention_from(lambda k, layers: layers - 1)
+    ),
+    "cross-next": Variant(
+        "cross-attention from the next layer", change=cross_attention_from(lambda k, layers: min(k + 1, layers - 1))
+    ),
+    "cross-fresh": Variant("cross-attention fresh", change=fresh_cross_attention),
+    "slow-copies": Variant("copies learn at 0.3 of the rate", copied_rate=0.3, pretrainable=False),
+    "late-copies": Variant("copies frozen for 20 % of the steps", frozen_share=0.2, pretrainable=False),
+    "head-transform": Variant("with the masked-LM head's transform", change=head_transform, pretrainable=False),
+}

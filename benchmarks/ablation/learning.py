@@ -1,0 +1,206 @@
+"""One run: the task, the order of its examples, the training of a decoder and its scores."""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from decoders import VARIANTS, Start
+from transformers import DataCollatorForSeq2Seq, TrainerCallback
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.training.arguments import TrainingArguments, has_fast_bf16
+from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, encode_pairs, read_rows
+from modeling_xlm_swcm.training.metrics import GenerationMetrics
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
+
+
+SOURCE, TARGETS = "zh", ["bo", "ug", "kk", "mn"]
+SORTED_TOGETHER = 20  # batches
+# what all runs have in common, pretraining too
+SCHEDULE = dict(lr_scheduler_type="linear", warmup_steps=0.1, max_grad_norm=1.0, save_strategy="no", report_to="none")
+
+
+def read_pairs(data: Path, split: str) -> list[Pair]:
+    """Every sentence into each language: "train" shuffled, so that the first ones are a sample, others by length."""
+    bad_rows = BadRows()
+    rows = [(place, row) for place, row in read_rows(str(data / "ntrex.tsv"), bad_rows) if row["split"] == split]
+    bad_rows.report()
+    if split == "train":
+        random.Random(0).shuffle(rows)
+    else:
+        rows.sort(key=lambda row: len(row[1][SOURCE]))  # for batches without much padding
+    return [Pair(place, row[SOURCE], row[code], SOURCE, code) for place, row in rows for code in TARGETS]
+
+
+def read_train(data: Path, count: int) -> list[Pair]:
+    """`count` pairs of each language."""
+    pairs = read_pairs(data, "train")[: count * len(TARGETS)]
+    if len(pairs) < count * len(TARGETS):
+        raise DataError(f"{data / 'ntrex.tsv'} has {len(pairs) // len(TARGETS)} training lines; the plan has {count}.")
+    return pairs
+
+
+def encode(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int) -> tuple[list[dict], int]:
+    """Examples of the pairs of at most `limit` tokens, and the characters of their targets."""
+    examples, characters = [], 0
+    for pair in pairs:
+        # one by one, to know which of them are short enough
+        for example in encode_pairs([pair], tokenizer, limit, limit, BadRows(skip=True)):
+            examples.append(example)
+            characters += len(pair.target)
+    return examples, characters
+
+
+def encode_test(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int) -> list[dict]:
+    """Sources are cut off, so that every sentence has a score; of the labels the tag is what matters."""
+    examples = list(encode_pairs(pairs, tokenizer, sys.maxsize, sys.maxsize, BadRows()))
+    for example in examples:
+        if len(ids := example["input_ids"]) > limit:
+            example["input_ids"] = [*ids[: limit - 1], ids[-1]]
+        example["labels"] = example["labels"][:limit]
+    return examples
+
+
+def order(examples: list[dict], steps: int, batch_size: int, seed: int) -> list[dict]:
+    """The examples of all steps in turn, in batches of like length: the same for every decoder."""
+    rng = np.random.default_rng(seed)
+    epochs = -(-steps * batch_size // len(examples))
+    drawn = np.concatenate([rng.permutation(len(examples)) for _ in range(epochs)])[: steps * batch_size]
+    batches = []
+    for start in range(0, len(drawn), SORTED_TOGETHER * batch_size):
+        rows = drawn[start : start + SORTED_TOGETHER * batch_size].tolist()
+        rows.sort(key=lambda row: len(examples[row]["input_ids"]) + len(examples[row]["labels"]))
+        together = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        rng.shuffle(together)
+        batches += together
+    return [examples[row] for batch in batches for row in batch]
+
+
+class AblationTrainer(XLMSWCMTrainer):
+    """Evaluates by the loss per character of the references, of which there are `characters`, without the tags."""
+
+    characters: int
+
+    @torch.no_grad()
+    def evaluate(self, *args, **kwargs):
+        start, nats = time.perf_counter(), 0.0
+        self.model.eval()
+        for batch in map(self._prepare_inputs, self.get_eval_dataloader()):
+            batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(batch["labels"])
+            batch["labels"][:, 0] = -100
+            with self.compute_loss_context_manager():
+                nats += self.compute_loss(self.model, batch).item() * (batch["labels"] != -100).sum().item()
+        metrics = {"eval_loss": nats / self.characters, "eval_seconds": time.perf_counter() - start}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Freeze(TrainerCallback):
+    """Keeps parameters as they are until a step."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], until: float):
+        self.parameters, self.until = parameters, until
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for parameter in self.parameters:
+            parameter.requires_grad_(state.global_step >= self.until)
+
+
+def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict], scratch: Path) -> AblationTrainer:
+    variant, rate = VARIANTS[settings["variant"]], settings["learning_rate"]
+    parameters = dict(start.model.named_parameters())
+    copied = [parameter for name, parameter in parameters.items() if name in start.copied]
+    fresh = [parameter for name, parameter in parameters.items() if name not in start.copied]
+    groups = [{"params": fresh}, {"params": copied, "lr": variant.copied_rate * rate}]
+    args = TrainingArguments(
+        str(scratch),
+        max_steps=settings["steps"],
+        per_device_train_batch_size=settings["batch_size"],
+        per_device_eval_batch_size=32,
+        learning_rate=rate,
+        train_sampling_strategy="sequential",
+        eval_strategy="steps",
+        eval_steps=settings["eval_steps"],
+        eval_on_start=True,
+        logging_steps=settings["eval_steps"],
+        seed=settings["seed"],
+        bf16=has_fast_bf16(),
+        use_cpu=not torch.cuda.is_available(),
+        predict_with_generate=True,
+        generation_max_length=settings["max_length"] + 1,  # the start token is no part of a label
+        disable_tqdm=True,
+        **SCHEDULE,
+    )
+    until = variant.frozen_share * settings["steps"]
+    return AblationTrainer(
+        start.model,
+        args,
+        train_dataset=train,
+        eval_dataset=dev,
+        data_collator=DataCollatorForSeq2Seq(start.tokenizer),
+        processing_class=start.tokenizer,
+        optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.0), None),
+        callbacks=[Freeze(copied, until)] if until else None,
+    )
+
+
+def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict):
+    """Train, and score on the test sentences; what is known stands in `result`, also where training fails."""
+    pairs, dev = read_train(data, settings["pairs"]), read_pairs(data, "dev")
+    examples, _ = encode(pairs, start.tokenizer, settings["max_length"])
+    dev_examples, characters = encode(dev, start.tokenizer, settings["max_length"])
+    ordered = order(examples, settings["steps"], settings["batch_size"], settings["seed"])
+    trainer = make_trainer(start, settings, ordered, dev_examples, scratch)
+    trainer.characters = characters
+    result |= {
+        "parameters": start.model.num_parameters(),
+        "tokens": sum(len(example["input_ids"]) + len(example["labels"]) for example in ordered),
+        "left_out": {"train": len(pairs) - len(examples), "dev": len(dev) - len(dev_examples)},
+        "machine": describe_machine(trainer),
+    }
+    times = [time.perf_counter()]
+    try:
+        trainer.train()
+    finally:
+        result["curve"] = curve(trainer.state.log_history)
+    times.append(time.perf_counter())
+    result |= generate(trainer, read_pairs(data, "test"), settings["max_length"])
+    times.append(time.perf_counter())
+    evaluation = sum(entry.get("eval_seconds", 0) for entry in trainer.state.log_history)
+    training, generation = times[1] - times[0] - evaluation, times[2] - times[1]
+    result["seconds"] = {"training": training, "evaluation": evaluation, "generation": generation}
+
+
+def generate(trainer: AblationTrainer, test: list[Pair], max_length: int) -> dict:
+    """Greedy outputs, and their scores by language and over all."""
+    tokenizer = trainer.processing_class
+    metrics = GenerationMetrics(tokenizer, [pair.target for pair in test], [pair.tgt_lang for pair in test])
+    trainer.compute_metrics = metrics
+    trainer.predict(encode_test(test, tokenizer, max_length))
+    scores = {group: {name: of[name] for name in ("chrf++", "rougeL_f")} for group, of in metrics.scores.items()}
+    return {"scores": scores, "signature": metrics.scores["all"]["chrf++_signature"], "outputs": metrics.written}
+
+
+def curve(history: list[dict]) -> list[dict]:
+    """By step: training loss since the point before (nats a token) and development loss (nats a character)."""
+    points = {}
+    for entry in history:
+        for name, source in {"loss": "loss", "dev_loss": "eval_loss"}.items():
+            if source in entry:
+                points.setdefault(entry["step"], {"step": entry["step"]})[name] = entry[source]
+    return list(points.values())
+
+
+def describe_machine(trainer: AblationTrainer) -> dict:
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if trainer.args.bf16 else "float32",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

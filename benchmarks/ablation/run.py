@@ -1,0 +1,246 @@
+"""When does a decoder made of the encoder's weights pay, and how should it start?
+
+    python benchmarks/ablation/run.py benchmarks/ablation/cpu.yaml --data DATA --encoder FOLDER
+
+Trains every decoder of a plan on NTREX-128, Chinese to Tibetan, Uyghur, Kazakh and Mongolian in one model: at every
+learning rate with the first seed, then with the other seeds at the rate of the lowest development loss. DATA has
+`ntrex.tsv` (columns split, zh, bo, ug, kk, mn) and, for runs after pretraining, `mono/LANGUAGE.*.txt`; FOLDER has the
+stages of the encoder, as examples/train_encoder.py leaves them. Each run writes a file to `runs/`, and is not done
+again; report.py makes `results.json`, `results.md` and `results.png` of them.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import report
+import torch
+import yaml
+from decoders import VARIANTS, Start, build
+from learning import SCHEDULE, SOURCE, TARGETS, learn, read_pairs, read_train
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.utils import logging
+
+from modeling_xlm_swcm.conversion import ConversionError
+from modeling_xlm_swcm.training.data import DataError
+from modeling_xlm_swcm.training.results import write_whole
+from modeling_xlm_swcm.training.trainer import TrainingError
+
+
+PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
+SETTINGS = ("direct", "pretrained")
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """
+    Args:
+        stages: name -> folder in the encoder's.
+        steps, batch_size, max_length: of every run; pairs of more tokens are left out.
+        eval_steps: steps between two looks at the development loss.
+        learning_rates: among which the first seed chooses.
+        experiments: lists of `variants`, `stages`, `pairs` (a language) and `settings`, each for their product.
+            "direct" is straight to the task, "pretrained" after denoising and translation.
+        pretraining: options of examples/pretrain.py.
+    """
+
+    stages: dict[str, str]
+    steps: int
+    batch_size: int
+    max_length: int
+    eval_steps: int
+    learning_rates: list[float]
+    seeds: list[int]
+    experiments: list[dict[str, list]]
+    pretraining: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if unknown := sorted(content.keys() - {option.name for option in fields(cls)}):
+            raise DataError(f"{path} has the unknown field {unknown[0]}.")
+        plan = cls(**content)
+        if plan.steps % plan.eval_steps:
+            raise DataError(f"{path}: eval_steps must divide steps, or the last loss is not known.")
+        for variant, stage, _, setting in plan.chosen():
+            known = {"variant": (variant, VARIANTS), "stage": (stage, plan.stages), "setting": (setting, SETTINGS)}
+            for kind, (value, values) in known.items():
+                if value not in values:
+                    raise DataError(f"{path} has the unknown {kind} {value}; known: {', '.join(values)}.")
+            if setting == "pretrained" and not VARIANTS[variant].pretrainable:
+                raise DataError(f"{path}: {variant} is no plain XLM-SWCM, and cannot be pretrained.")
+        return plan
+
+    def chosen(self) -> list[tuple[str, str, int, str]]:
+        """Every variant, stage, pairs and setting of the experiments, once."""
+        keys = ("variants", "stages", "pairs", "settings")
+        products = (itertools.product(*(entry[key] for key in keys)) for entry in self.experiments)
+        return list(dict.fromkeys(itertools.chain.from_iterable(products)))
+
+    def run(self, experiment: tuple, rate: float, seed: int) -> dict:
+        """The settings of a run."""
+        settings = dict(zip(("variant", "stage", "pairs", "setting"), experiment, strict=True))
+        settings |= {"encoder": self.stages[settings["stage"]], "learning_rate": rate, "seed": seed}
+        settings |= {name: getattr(self, name) for name in ("steps", "batch_size", "max_length", "eval_steps")}
+        return settings | {"pretraining": self.pretraining if settings["setting"] == "pretrained" else None}
+
+
+def name_of(settings: dict, *more: str) -> str:
+    return "_".join(str(settings[key]) for key in ("variant", "stage", "pairs", *more))
+
+
+def write_json(path: Path, content: dict):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def run_file(settings: dict, output: Path) -> Path:
+    return output / "runs" / f"{name_of(settings, 'setting', 'learning_rate', 'seed')}.json"
+
+
+def read_result(settings: dict, output: Path) -> dict | None:
+    """What a run came to, if it has ended."""
+    path = run_file(settings, output)
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if result and result["settings"] != settings:
+        raise DataError(f"{path} is of another plan: give another --output_dir, or remove it.")
+    return result if result and result["status"] != "started" else None
+
+
+def train(settings: dict, args: argparse.Namespace):
+    """Do a run. A loss that is not finite is a result; any other error ends the command."""
+    path = run_file(settings, args.output_dir)
+    result = {"settings": settings, "status": "started"}
+    write_json(path, result)
+    try:
+        start = (load_pretrained if settings["pretraining"] else load)(settings, args)
+        learn(start, settings, args.data, args.output_dir / "scratch", result)
+        result["status"] = "done"
+        outcome = f"dev {report.final_loss(result):.3f}, chrF++ {result['scores']['all']['chrf++']:.1f}"
+    except TrainingError as error:
+        result |= {"status": "failed", "reason": str(error)}
+        outcome = f"failed: {error}"
+    write_json(path, result)
+    print(f"{path.stem}: {outcome}", flush=True)
+
+
+def load(settings: dict, args: argparse.Namespace) -> Start:
+    encoder = str(args.encoder / settings["encoder"])
+    return build(settings["variant"], encoder, [SOURCE, *TARGETS], settings["seed"])
+
+
+def pretrained_folder(settings: dict, args: argparse.Namespace) -> Path:
+    return args.output_dir / "pretrained" / name_of(settings, "seed")
+
+
+def load_pretrained(settings: dict, args: argparse.Namespace) -> Start:
+    """After pretraining nothing counts as a copy any more."""
+    folder = pretrained_folder(settings, args)
+    ended = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
+    if ended["pretraining"] != settings["pretraining"]:
+        raise DataError(f"{folder} is of another plan: give another --output_dir, or remove it.")
+    if ended["reason"]:
+        raise TrainingError(f"Pretraining: {ended['reason']}")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model")
+    return Start(model, AutoTokenizer.from_pretrained(folder / "model"), set())
+
+
+def pretrain(settings: dict, args: argparse.Namespace):
+    """Denoising of `mono/`, and translation of the run's own pairs both ways, with examples/pretrain.py."""
+    folder = pretrained_folder(settings, args)
+    start = load(settings, args)
+    start.model.save_pretrained(folder / "untrained")
+    start.tokenizer.save_pretrained(folder / "untrained")
+    write_json(folder / "corpora.json", {"train": write_corpora(settings, args, folder)})
+    options = {"model_name_or_path": folder / "untrained", "data": folder / "corpora.json", "skip_bad_rows": True}
+    options |= {"output_dir": folder / "model", "seed": settings["seed"]} | SCHEDULE | settings["pretraining"]
+    command = [sys.executable, str(PRETRAIN), *(f"--{name}={value}" for name, value in options.items())]
+    begin, log = time.perf_counter(), folder / "log.txt"
+    with log.open("w") as file:
+        code = subprocess.run(command, stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ).returncode
+    reason = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if code else None
+    if reason and not reason.startswith("error: The "):  # a loss or gradient that is not finite
+        raise DataError(f"Pretraining failed, see {log}: {reason}")
+    ended = {"reason": reason, "seconds": time.perf_counter() - begin, "pretraining": settings["pretraining"]}
+    write_json(folder / "ended.json", ended)
+
+
+def write_corpora(settings: dict, args: argparse.Namespace, folder: Path) -> list[dict]:
+    corpora = [{"path": str(args.data / "mono" / f"{code}.*.txt"), "language": code} for code in (SOURCE, *TARGETS)]
+    pairs = read_train(args.data, settings["pairs"])
+    for code in TARGETS:
+        rows = [f"{pair.source}\t{pair.target}\n" for pair in pairs if pair.tgt_lang == code]
+        path = folder / f"{code}.tsv"
+        path.write_text(f"{SOURCE}\t{code}\n{''.join(rows)}", encoding="utf-8")
+        corpora.append({"path": str(path), "languages": [SOURCE, code]})
+    return corpora
+
+
+def best_rate(plan: Plan, experiment: tuple, output: Path) -> float | None:
+    """That of the lowest development loss with the first seed; None where no run came to its end."""
+    results = [read_result(plan.run(experiment, rate, plan.seeds[0]), output) for rate in plan.learning_rates]
+    done = [result for result in results if result["status"] == "done"]
+    return min(done, key=report.final_loss)["settings"]["learning_rate"] if done else None
+
+
+def prepare_process():
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # of models this small, threads wait for each other more than they work
+
+
+def execute(runs: list[dict], args: argparse.Namespace):
+    """Those that have no result yet, `args.jobs` at a time, what they need pretrained before."""
+    runs = [settings for settings in runs if read_result(settings, args.output_dir) is None]
+    folders = {pretrained_folder(settings, args): settings for settings in runs if settings["pretraining"]}
+    missing = [settings for folder, settings in folders.items() if not (folder / "ended.json").exists()]
+    print(f"{len(missing)} pretrainings and {len(runs)} runs to do.", flush=True)
+    for work, todo in ((pretrain, missing), (train, runs)):
+        for_all(partial(work, args=args), todo, args.jobs)
+
+
+def for_all(work: Callable[[dict], None], todo: list[dict], jobs: int):
+    if jobs == 1:
+        prepare_process()
+        for settings in todo:
+            work(settings)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), prepare_process) as pool:
+        list(pool.map(work, todo))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True, help="folder with the stages of the encoder")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/ablation"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
+    args = parser.parse_args()
+    try:
+        plan, output = Plan.load(args.plan), args.output_dir
+        test = read_pairs(args.data, "test")
+        references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
+        write_json(output / "test.json", references)
+        experiments, (first, *others) = plan.chosen(), plan.seeds
+        execute([plan.run(chosen, rate, first) for chosen in experiments for rate in plan.learning_rates], args)
+        rates = {chosen: best_rate(plan, chosen, output) for chosen in experiments}
+        # seeds in the outer loop: what is there when time runs out compares
+        execute([plan.run(chosen, rate, seed) for seed in others for chosen, rate in rates.items() if rate], args)
+        report.write(output)
+    except (ConversionError, DataError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
