@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 from decoders import VARIANTS, Start
-from transformers import DataCollatorForSeq2Seq, TrainerCallback
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.arguments import TrainingArguments, has_fast_bf16
@@ -137,16 +137,18 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         **SCHEDULE,
     )
     until = variant.frozen_share * settings["steps"]
-    return AblationTrainer(
+    trainer = AblationTrainer(
         start.model,
         args,
         train_dataset=train,
         eval_dataset=dev,
         data_collator=DataCollatorForSeq2Seq(start.tokenizer),
         processing_class=start.tokenizer,
-        optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.0), None),
+        optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True), None),
         callbacks=[Freeze(copied, until)] if until else None,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict):

@@ -1,12 +1,12 @@
 """What the runs of an ablation came to, as `results.json`, `results.md` and `results.png`, also before all are done.
 
-    python benchmarks/ablation/report.py OUTPUT
+python benchmarks/ablation/report.py OUTPUT
 """
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
-from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 from decoders import RANDOM, VARIANTS, WARM_START
 from sacrebleu.metrics import CHRF
-from sacrebleu.significance import PairedTest
 
 from modeling_xlm_swcm.training.results import save_figure, write_whole
 
@@ -24,10 +23,12 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 
 GROUP = ("stage", "pairs", "setting")
+CHRFPP, RESAMPLES = CHRF(word_order=2), 1000
 
 
 def read_runs(output: Path) -> list[dict]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "runs").glob("*.json"))]
+    paths = sorted((output / "runs").glob("*.json"))
+    return [{"name": path.stem} | json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def final_loss(run: dict) -> float:
@@ -61,19 +62,24 @@ def steps_to(run: dict, loss: float) -> int | None:
     return next((point["step"] for point in run["curve"] if point.get("dev_loss", np.inf) <= loss), None)
 
 
-def compare(variants: dict[str, list[dict]], baseline: str, references: list[str]) -> dict[str, dict]:
-    """By variant and seed: chrF++ less the baseline's, and p of sacrebleu's paired bootstrap over test sentences."""
-    compared = defaultdict(dict)
-    for seed, run in by_seed(variants.get(baseline, [])).items():
-        others = {name: by_seed(runs)[seed] for name, runs in variants.items() if seed in by_seed(runs)}
-        others.pop(baseline)
-        if others:
-            systems = [(name, other["outputs"]) for name, other in {baseline: run, **others}.items()]
-            _, results = PairedTest(systems, {"chrF2++": CHRF(word_order=2)}, [references], "bs")()
-            first, *rest = results["chrF2++"]
-            for name, result in zip(others, rest, strict=True):
-                compared[name][seed] = {"difference": result.score - first.score, "p": result.p_value}
-    return compared
+def resample(run: dict, references: list[str]) -> np.ndarray:
+    """chrF++ of corpora drawn from the test sentences with replacement, the same ones for every run."""
+    size = len(references)
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    # of sacrebleu's own test only the parts: its p-value takes two equal systems for different, and knows no seeds
+    counts = np.array(CHRFPP._extract_corpus_statistics(run["outputs"], [references]))
+    return np.array([CHRFPP._compute_score_from_stats(row.tolist()).score for row in drawn @ counts])
+
+
+def compare(own: dict[int, dict], baseline: dict[int, dict]) -> dict | None:
+    """chrF++ above a baseline's, mean over the seeds, and the 95 % interval of a paired bootstrap."""
+    if not (seeds := own.keys() & baseline.keys()):
+        return None
+    difference = mean(
+        own[seed]["scores"]["all"]["chrf++"] - baseline[seed]["scores"]["all"]["chrf++"] for seed in seeds
+    )
+    resampled = np.mean([own[seed]["resampled"] - baseline[seed]["resampled"] for seed in seeds], axis=0)
+    return {"difference": difference, "interval": np.percentile(resampled, [2.5, 97.5]).tolist()}
 
 
 def mean_and_spread(values: list[float]) -> dict:
@@ -81,29 +87,38 @@ def mean_and_spread(values: list[float]) -> dict:
 
 
 def summarise(runs: list[dict], references: list[str]) -> list[dict]:
-    """A row for each variant of each group: mean and standard deviation over the seeds, and comparisons."""
+    """A row for each variant of each group, the lowest loss first."""
     rows = []
     for group, variants in choose(runs).items():
-        against = {name: compare(variants, name, references) for name in (RANDOM, WARM_START)}
-        goals = {seed: final_loss(run) for seed, run in by_seed(variants.get(RANDOM, [])).items()}
+        for run in itertools.chain.from_iterable(variants.values()):
+            run["resampled"] = resample(run, references)
+        random, warm_start = (by_seed(variants.get(name, [])) for name in (RANDOM, WARM_START))
         for variant, own in sorted(variants.items(), key=lambda item: mean(map(final_loss, item[1]))):
-            same = [run for run in runs if group_of(run) == group and run["settings"]["variant"] == variant]
-            rate, tried = own[0]["settings"]["learning_rate"], {run["settings"]["learning_rate"] for run in same}
-            row = dict(zip(GROUP, group, strict=True)) | {"variant": variant, "learning_rate": rate}
-            row |= {
-                "rate_is_at_an_end": rate in (min(tried), max(tried)),
-                "seeds": sorted(by_seed(own)),
-                "failed": sum(run["status"] == "failed" for run in same),
-                "dev_loss": mean_and_spread([final_loss(run) for run in own]),
-                "steps_to_random": [
-                    steps_to(run, goals[seed]) for seed, run in sorted(by_seed(own).items()) if seed in goals
-                ],
-            }
-            for name in ("chrf++", "rougeL_f"):
-                languages = own[0]["scores"]
-                row[name] = {code: mean_and_spread([run["scores"][code][name] for run in own]) for code in languages}
-            row |= {f"against_{name}": compared.get(variant, {}) for name, compared in against.items()}
-            rows.append(row)
+            started = [run for run in runs if group_of(run) == group and run["settings"]["variant"] == variant]
+            rate, rates = own[0]["settings"]["learning_rate"], {run["settings"]["learning_rate"] for run in started}
+            seeds = by_seed(own)
+            rows.append(
+                dict(zip(GROUP, group, strict=True))
+                | {
+                    "variant": variant,
+                    "learning_rate": rate,
+                    "rate_is_at_an_end": rate in (min(rates), max(rates)),
+                    "seeds": list(seeds),
+                    "dev_loss": mean_and_spread([final_loss(run) for run in own]),
+                    "steps_to_random": [
+                        steps_to(seeds[seed], final_loss(random[seed])) for seed in seeds if seed in random
+                    ],
+                    **{
+                        name: {
+                            code: mean_and_spread([run["scores"][code][name] for run in own])
+                            for code in own[0]["scores"]
+                        }
+                        for name in ("chrf++", "rougeL_f")
+                    },
+                    "above_random": compare(seeds, random) if variant != RANDOM else None,
+                    "above_warm_start": compare(seeds, warm_start) if variant != WARM_START else None,
+                }
+            )
     return rows
 
 
@@ -112,20 +127,16 @@ def cell(numbers: dict, digits: int) -> str:
     return f"{numbers['mean']:.{digits}f}{spread}"
 
 
-def compared_cell(compared: dict) -> str:
-    if not compared:
-        return ""
-    differences, worst = [of["difference"] for of in compared.values()], max(of["p"] for of in compared.values())
-    return f"{mean(differences):+.1f} (p ≤ {worst:.3f})"
+def compared_cell(compared: dict | None) -> str:
+    return "{difference:+.1f} [{0:+.1f}, {1:+.1f}]".format(*compared["interval"], **compared) if compared else ""
 
 
 def table(rows: list[dict]) -> str:
-    columns = ["decoder", "rate", "dev loss", "steps to random's", "chrF++", "ROUGE-L", "against random"]
-    columns.append("against warm start")
+    columns = ["decoder", "rate", "dev loss", "steps to random's", "chrF++", "ROUGE-L", "above random"]
+    columns.append("above warm start")
     text = ""
-    for group, of_group in groupby(rows, key=lambda row: [row[key] for key in GROUP]):
-        stage, pairs, setting = group
-        text += f"\nEncoder {stage}, {pairs} pairs a language, {setting}\n\n"
+    for group, of_group in itertools.groupby(rows, key=lambda row: [row[key] for key in GROUP]):
+        text += "\nEncoder {}, {} pairs a language, {}\n\n".format(*group)
         text += f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
         for row in of_group:
             steps = row["steps_to_random"]
@@ -133,32 +144,41 @@ def table(rows: list[dict]) -> str:
                 VARIANTS[row["variant"]].title,
                 f"{row['learning_rate']:g}{' *' if row['rate_is_at_an_end'] else ''}",
                 cell(row["dev_loss"], 3),
-                f"{mean(steps):.0f}" if steps and None not in steps else "not reached" if steps else "",
+                "" if not steps else "not reached" if None in steps else f"{mean(steps):.0f}",
                 cell(row["chrf++"]["all"], 1),
                 cell(row["rougeL_f"]["all"], 1),
-                *(compared_cell(row[f"against_{name}"]) for name in (RANDOM, WARM_START)),
+                compared_cell(row["above_random"]),
+                compared_cell(row["above_warm_start"]),
             ]
             text += f"| {' | '.join(cells)} |\n"
     return text.lstrip("\n")
 
 
+def failures(runs: list[dict]) -> str:
+    """The runs without a result; a started one may still be going on."""
+    lines = [f"- {run['name']}: {run.get('reason', run['status'])}\n" for run in runs if run["status"] != "done"]
+    return "\nWithout a result:\n\n" + "".join(lines) if lines else ""
+
+
 def plot(runs: list[dict], path: Path):
     """Development loss by step, and how far below the random decoder's it is; the band is from seed to seed."""
     groups = choose(runs)
-    figure, axes = plt.subplots(
-        len(groups), 2, figsize=(14, 5.5 * len(groups)), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(len(groups), 2, figsize=(14, 5.5 * len(groups)), layout="constrained", squeeze=False)
     colours = dict(zip(VARIANTS, plt.get_cmap("tab20").colors, strict=True))
     styles = {name: {"color": colour, "lw": 1.5} for name, colour in colours.items()}
     styles |= {RANDOM: {"color": "black", "lw": 2.5, "ls": "--"}, WARM_START: {"color": "grey", "lw": 2.5, "ls": "--"}}
     for (losses, gains), (group, variants) in zip(axes, groups.items(), strict=True):
-        curves = {name: np.array([[p["dev_loss"] for p in run["curve"]] for run in own]) for name, own in variants.items()}
+        curves = {
+            name: np.array([[p["dev_loss"] for p in run["curve"]] for run in own]) for name, own in variants.items()
+        }
         for name in sorted(curves, key=lambda name: curves[name][:, -1].mean()):
             steps = [point["step"] for point in variants[name][0]["curve"]]
             average = curves[name].mean(0)
             label = f"{average[-1]:.3f}  {VARIANTS[name].title}"
             losses.plot(steps, average, label=label, **styles[name])
-            losses.fill_between(steps, curves[name].min(0), curves[name].max(0), alpha=0.1, color=styles[name]["color"])
+            losses.fill_between(
+                steps, curves[name].min(0), curves[name].max(0), alpha=0.1, color=styles[name]["color"]
+            )
             if RANDOM in curves:
                 gains.plot(steps, curves[RANDOM].mean(0) - average, **styles[name])
         final = np.array([curve[:, -1].mean() for curve in curves.values()])
@@ -166,7 +186,9 @@ def plot(runs: list[dict], path: Path):
         losses.set(ylim=(final.min() - 0.05 * np.ptp(start), start.max()), ylabel="nats a character")
         losses.set_title("Encoder {}, {} pairs a language, {}: development loss".format(*group))
         gains.set(ylabel="nats a character", title="below the random decoder's")
-        gains.legend(*losses.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), title="final loss")
+        gains.legend(
+            *losses.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), title="final loss"
+        )
         for axis in (losses, gains):
             axis.set(xlabel="step")
             axis.grid(alpha=0.3)
@@ -176,12 +198,13 @@ def plot(runs: list[dict], path: Path):
 def write(output: Path):
     runs = read_runs(output)
     rows = summarise(runs, json.loads((output / "test.json").read_text(encoding="utf-8"))["references"])
-    runs = [{name: value for name, value in run.items() if name != "outputs"} for run in runs]
-    content = {"titles": {name: variant.title for name, variant in VARIANTS.items()}, "summary": rows, "runs": runs}
+    kept = [{name: run[name] for name in run.keys() - {"outputs", "resampled"}} for run in runs]
+    content = {"titles": {name: variant.title for name, variant in VARIANTS.items()}, "summary": rows, "runs": kept}
     write_whole(output / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    write_whole(output / "results.md", table(rows))
-    plot(runs, output / "results.png")
-    print(table(rows))
+    write_whole(output / "results.md", text := table(rows) + failures(runs))
+    if rows:
+        plot(runs, output / "results.png")
+    print(text)
 
 
 if __name__ == "__main__":

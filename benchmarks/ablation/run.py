@@ -195,6 +195,7 @@ def best_rate(plan: Plan, experiment: tuple, output: Path) -> float | None:
 
 def prepare_process():
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what is fresh would be reported as missing
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # of models this small, threads wait for each other more than they work
 
