@@ -243,6 +243,8 @@ def test_a_plan_from_first_run_to_report(command):
 
     with pytest.raises(SystemExit, match="is of another plan"):
         command(steps=3)
+    with pytest.raises(SystemExit, match="is no plan: .*'sizes'"):
+        command(sizes=3)
 
 
 def test_after_pretraining(command):
@@ -319,3 +321,9 @@ def test_steps_and_intervals_of_the_report():
     assert compared["difference"] == -80.0 and compared["interval"][0] < compared["interval"][1] < -50
     assert report.compare({0: good}, {0: good})["interval"] == [0.0, 0.0]
     assert report.compare({0: good}, {1: good}) is None
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_plans_can_be_read(name):
+    plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
+    assert len(plan.seeds) == 3 and len(plan.chosen()) == {"cpu": 33, "gpu": 168}[name]

@@ -160,35 +160,34 @@ def failures(runs: list[dict]) -> str:
     return "\nWithout a result:\n\n" + "".join(lines) if lines else ""
 
 
+def styles() -> dict[str, dict]:
+    drawn = {RANDOM: dict(color="black", lw=2.5, ls="--"), WARM_START: dict(color="grey", lw=2.5, ls="--")}
+    for number, name in enumerate(name for name in VARIANTS if name not in drawn):
+        colour = "C" + "012345689"[number % 9]  # without grey
+        drawn[name] = dict(color=colour, lw=1.5, ls=("-", "-.")[number // 9])
+    return drawn
+
+
 def plot(runs: list[dict], path: Path):
-    """Development loss by step, and how far below the random decoder's it is; the band is from seed to seed."""
+    """Development loss by step, mean over the seeds, and how far it is below the random decoder's."""
     groups = choose(runs)
-    figure, axes = plt.subplots(len(groups), 2, figsize=(14, 5.5 * len(groups)), layout="constrained", squeeze=False)
-    colours = dict(zip(VARIANTS, plt.get_cmap("tab20").colors, strict=True))
-    styles = {name: {"color": colour, "lw": 1.5} for name, colour in colours.items()}
-    styles |= {RANDOM: {"color": "black", "lw": 2.5, "ls": "--"}, WARM_START: {"color": "grey", "lw": 2.5, "ls": "--"}}
+    figure, axes = plt.subplots(len(groups), 2, figsize=(17, 6 * len(groups)), layout="constrained", squeeze=False)
     for (losses, gains), (group, variants) in zip(axes, groups.items(), strict=True):
-        curves = {
-            name: np.array([[p["dev_loss"] for p in run["curve"]] for run in own]) for name, own in variants.items()
+        means = {
+            name: np.mean([[point["dev_loss"] for point in run["curve"]] for run in own], axis=0)
+            for name, own in variants.items()
         }
-        for name in sorted(curves, key=lambda name: curves[name][:, -1].mean()):
+        for name in sorted(means, key=lambda name: means[name][-1]):
             steps = [point["step"] for point in variants[name][0]["curve"]]
-            average = curves[name].mean(0)
-            label = f"{average[-1]:.3f}  {VARIANTS[name].title}"
-            losses.plot(steps, average, label=label, **styles[name])
-            losses.fill_between(
-                steps, curves[name].min(0), curves[name].max(0), alpha=0.1, color=styles[name]["color"]
-            )
-            if RANDOM in curves:
-                gains.plot(steps, curves[RANDOM].mean(0) - average, **styles[name])
-        final = np.array([curve[:, -1].mean() for curve in curves.values()])
-        start = np.array([curve[:, 1].mean() for curve in curves.values()])  # step 0 is far above
-        losses.set(ylim=(final.min() - 0.05 * np.ptp(start), start.max()), ylabel="nats a character")
-        losses.set_title("Encoder {}, {} pairs a language, {}: development loss".format(*group))
-        gains.set(ylabel="nats a character", title="below the random decoder's")
-        gains.legend(
-            *losses.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), title="final loss"
-        )
+            losses.plot(steps, means[name], **styles()[name])
+            above = means.get(RANDOM, np.nan) - means[name]
+            gains.plot(steps, above, label=f"{means[name][-1]:.3f}  {VARIANTS[name].title}", **styles()[name])
+        lowest, highest = min(map(min, means.values())), max(values[1] for values in means.values())
+        # the loss of step 0 is far above
+        losses.set(ylim=(lowest - 0.05 * (highest - lowest), highest), title="development loss, nats a character")
+        gains.set(title="nats a character below the random decoder")
+        losses.set(ylabel="encoder {}, {} pairs a language, {}".format(*group))
+        gains.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="at the end")
         for axis in (losses, gains):
             axis.set(xlabel="step")
             axis.grid(alpha=0.3)

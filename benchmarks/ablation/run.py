@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -66,10 +66,10 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if unknown := sorted(content.keys() - {option.name for option in fields(cls)}):
-            raise DataError(f"{path} has the unknown field {unknown[0]}.")
-        plan = cls(**content)
+        try:
+            plan = cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, TypeError, yaml.YAMLError) as error:
+            raise DataError(f"{path} is no plan: {error}") from error
         if plan.steps % plan.eval_steps:
             raise DataError(f"{path}: eval_steps must divide steps, or the last loss is not known.")
         for variant, stage, _, setting in plan.chosen():
