@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .products_xlm_swcm import product_dtype
+
 
 IGNORED = -100
 MAX_LOGITS = 2**25  # in one chunk: 128 MiB in float32
@@ -70,11 +72,6 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(
             hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype
         )
-
-
-def product_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-    device = hidden_states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
 
 
 def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:

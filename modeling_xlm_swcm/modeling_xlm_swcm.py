@@ -29,8 +29,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
-from .loss_xlm_swcm import cross_entropy, linear_cross_entropy, product_dtype
+from .loss_xlm_swcm import cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
+from .products_xlm_swcm import is_plain, product_dtype, project
 
 
 # module of a custom decoder layer -> module of the encoder layer that it is a copy of. The converter makes its weight
@@ -100,7 +101,7 @@ class XLMSWCMAttention(nn.Module):
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query = self._split_heads(self.q_proj(hidden_states))
+        query = self._split_heads(project(self.q_proj, hidden_states))
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
 
         implementation = self.config._attn_implementation
@@ -119,7 +120,7 @@ class XLMSWCMAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        attended = self.out_proj(attended.flatten(2))  # (batch, target_len, hidden_size)
+        attended = project(self.out_proj, attended.flatten(2))  # (batch, target_len, hidden_size)
         return self._add_and_norm(hidden_states, attended), weights
 
     def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -141,7 +142,7 @@ class XLMSWCMAttention(nn.Module):
             return cached.keys, cached.values
 
         states = key_value_states if is_cross_attention else hidden_states
-        key, value = self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+        key, value = (self._split_heads(project(linear, states)) for linear in (self.k_proj, self.v_proj))
         if past_key_values is None:
             return key, value
         if not is_cross_attention:
@@ -162,7 +163,8 @@ class XLMSWCMFeedForward(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layer_norm(hidden_states + self.dropout(self.fc2(self.activation(self.fc1(hidden_states)))))
+        inner = self.activation(project(self.fc1, hidden_states))  # (batch, target_len, intermediate_size)
+        return self.layer_norm(hidden_states + self.dropout(project(self.fc2, inner)))
 
 
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
@@ -558,7 +560,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         if labels is not None and self._leaves_out_logits(hidden_states):
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, labels, **kwargs)
         else:
-            logits = self.lm_head(hidden_states)
+            logits = project(self.lm_head, hidden_states)
             if labels is not None:
                 loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return Seq2SeqLMOutput(
@@ -574,14 +576,11 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         )
 
     def _leaves_out_logits(self, hidden_states: torch.Tensor) -> bool:
-        head = self.lm_head
         return (
             self.training
             and not self.config.logits_in_training
             and self.loss_function is cross_entropy
-            # with adapters, quantisers and hooks the output is more than a product
-            and type(head) is nn.Linear
-            and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+            and is_plain(self.lm_head)
             # gradients in float16 are scaled by the loss, too late for those that are computed with it
             and product_dtype(hidden_states) != torch.float16
         )
