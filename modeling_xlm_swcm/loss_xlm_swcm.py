@@ -74,6 +74,34 @@ def linear_cross_entropy(
         )
 
 
+def look_up(weight: torch.Tensor, padding_idx: int, *tokens: torch.LongTensor) -> tuple[torch.Tensor, ...]:
+    """
+    `weight`, and its rows for each of `tokens`; the product of the loss is to be done with the weight that comes back.
+
+    Every use of a word embedding matrix has a gradient of the matrix's size, and autograd adds them up. Here there is
+    one: that of the weight that comes back, into which the rows' gradients are added, but those of `padding_idx`.
+
+    Raises:
+        RuntimeError: what is computed from them is gone back through twice.
+    """
+    return _LookUp.apply(weight, padding_idx, *tokens)
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, padding_idx, *tokens):
+        ctx.padding_idx = padding_idx
+        ctx.save_for_backward(*tokens)
+        return weight.view_as(weight), *(nn.functional.embedding(ids, weight) for ids in tokens)
+
+    @staticmethod
+    def backward(ctx, d_weight, *d_rows):
+        for ids, d_row in zip(ctx.saved_tensors, d_rows, strict=True):
+            d_row = d_row.masked_fill((ids == ctx.padding_idx)[..., None], 0)
+            d_weight.index_add_(0, ids.flatten(), d_row.flatten(0, -2))
+        return d_weight, None, *(None for _ in d_rows)
+
+
 def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
     if num_items_in_batch is None:
         return (labels != IGNORED).sum()
@@ -95,19 +123,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             states = states.to(dtype)
             kept = (targets != IGNORED)[:, None]
             targets = targets.clamp(min=0)[:, None]
-            log_probabilities = nn.functional.linear(states, matrix, offset).log_softmax(-1, dtype=sum_dtype)
-            losses = (label_smoothing - 1) * log_probabilities.gather(1, targets)
+            logits = nn.functional.linear(states, matrix, offset).to(sum_dtype)
+            logits -= logits.amax(-1, keepdim=True)
+            aimed_at = (1 - label_smoothing) * logits.gather(1, targets)
             if label_smoothing:
-                losses -= label_smoothing * log_probabilities.mean(-1, keepdim=True)
-            loss += losses.masked_fill(~kept, 0).sum()
+                aimed_at += label_smoothing * logits.mean(-1, keepdim=True)
+            exponentials = logits.exp_()
+            total = exponentials.sum(-1, keepdim=True)
+            loss += (total.log() - aimed_at).masked_fill(~kept, 0).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
 
-            d_logits = log_probabilities.exp_()
+            factor = (scale * kept).to(sum_dtype)
+            d_logits = exponentials.mul_(factor / total)
             if label_smoothing:
-                d_logits -= label_smoothing / len(weight)
-            d_logits.scatter_add_(1, targets, torch.full_like(losses, label_smoothing - 1))
-            d_logits *= scale * kept
+                d_logits -= factor * label_smoothing / len(weight)
+            d_logits.scatter_add_(1, targets, factor * (label_smoothing - 1))
             if needs_bias:
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(dtype)
@@ -124,7 +155,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_loss):
-        gradients = ctx.saved_tensors
+        try:
+            gradients = ctx.saved_tensors
+        except RuntimeError as error:  # `_LookUp` has added to them, or they are gone
+            raise RuntimeError(
+                "The loss in chunks goes back only once: leave out retain_graph, or set logits_in_training."
+            ) from error
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 raise RuntimeError(

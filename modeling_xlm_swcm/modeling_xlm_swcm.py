@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
-from .loss_xlm_swcm import cross_entropy, linear_cross_entropy
+from .loss_xlm_swcm import cross_entropy, linear_cross_entropy, look_up
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .products_xlm_swcm import is_plain, product_dtype, project
 
@@ -439,6 +439,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -450,12 +451,14 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Rows of the position table for the target, the first token at `pad_token_id + 1`. By default counted from
             `decoder_attention_mask`, or else from the tokens that are not padding.
+        position_ids (`torch.LongTensor` of shape `(batch_size, source_len)`, *optional*):
+            Rows of the position table for the source, in the same way.
         """
         if encoder_outputs is None:
             if (source := input_ids if input_ids is not None else inputs_embeds) is not None:
                 check_length("source", source.shape[1], self.config)
-            position_ids = None
-            if inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2:
+            counted = position_ids is None and inputs_embeds is not None
+            if counted and attention_mask is not None and attention_mask.ndim == 2:
                 position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -519,6 +522,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -532,6 +536,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Rows of the position table for the target, the first token at `pad_token_id + 1`. By default counted from
             `decoder_attention_mask`, or else from the tokens that are not padding.
+        position_ids (`torch.LongTensor` of shape `(batch_size, source_len)`, *optional*):
+            Rows of the position table for the source, in the same way.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             `<tgt> ... </s>`, with -100 where no loss is wanted, padded on the right. `decoder_input_ids` are made from
             them if absent. In training `logits` is then None, unless `config.logits_in_training` is set. With
@@ -541,8 +547,9 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        leaves_out_logits = labels is not None and self._leaves_out_logits()
 
-        outputs = self.model(
+        inputs = dict(
             input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
@@ -555,10 +562,14 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
+        weight = self.lm_head.weight
+        if leaves_out_logits and self._has_one_gradient(**inputs):
+            weight, inputs = self._look_up(**inputs)
+        outputs = self.model(**inputs)
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         loss = logits = None
-        if labels is not None and self._leaves_out_logits(hidden_states):
-            loss = linear_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, labels, **kwargs)
+        if leaves_out_logits:
+            loss = linear_cross_entropy(hidden_states, weight, self.lm_head.bias, labels, **kwargs)
         else:
             logits = project(self.lm_head, hidden_states)
             if labels is not None:
@@ -575,14 +586,42 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             encoder_attentions=outputs.encoder_attentions,
         )
 
-    def _leaves_out_logits(self, hidden_states: torch.Tensor) -> bool:
+    def _leaves_out_logits(self) -> bool:
         return (
             self.training
             and not self.config.logits_in_training
             and self.loss_function is cross_entropy
             and is_plain(self.lm_head)
             # gradients in float16 are scaled by the loss, too late for those that are computed with it
-            and product_dtype(hidden_states) != torch.float16
+            and product_dtype(self.lm_head.weight) != torch.float16
+        )
+
+    def _has_one_gradient(self, input_ids, decoder_input_ids, encoder_outputs=None, **inputs) -> bool:
+        """Whether the word embeddings are looked up and multiplied with, and nothing else is done with them."""
+        embeddings = [part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder)]
+        return (
+            input_ids is not None
+            and decoder_input_ids is not None
+            and encoder_outputs is None
+            and self.lm_head.weight.requires_grad
+            and all(is_plain(one, nn.Embedding) and one.weight is self.lm_head.weight for one in embeddings)
+            and not torch.compiler.is_compiling()
+        )
+
+    def _look_up(
+        self, input_ids, decoder_input_ids, decoder_attention_mask, decoder_position_ids, **inputs
+    ) -> tuple[torch.Tensor, dict]:
+        """The weight for the loss, and what the model is to be called with in place of tokens."""
+        encoder, decoder, padding_idx = self.model.encoder, self.model.decoder, self.config.pad_token_id
+        weight, rows, decoder_rows = look_up(self.lm_head.weight, padding_idx, input_ids, decoder_input_ids)
+        if decoder_position_ids is None:
+            decoder_position_ids = decoder._position_ids(decoder_input_ids, None, decoder_attention_mask, 0)
+        return weight, inputs | dict(
+            inputs_embeds=rows,
+            position_ids=encoder.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx),
+            decoder_inputs_embeds=decoder_rows,
+            decoder_attention_mask=decoder_attention_mask,
+            decoder_position_ids=decoder_position_ids,
         )
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy, linear_cross_entropy
+from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy, linear_cross_entropy, look_up
 
 
 Tensors = list[torch.Tensor]
@@ -208,6 +208,49 @@ class TestFunction:
             torch.autograd.grad(linear_cross_entropy(*tensors, labels), tensors, create_graph=True)
 
 
+class TestLookUp:
+    """A matrix that is looked up twice and multiplied with once, as a model does it."""
+
+    def loss(self, look_up, weight, bias, *tokens) -> torch.Tensor:
+        weight, *rows = look_up(weight, 1, *tokens)
+        return linear_cross_entropy(rows[0].tanh() * rows[1].flip(1), weight, bias, tokens[0], max_logits=90)
+
+    def plain(self, weight, padding_idx, *tokens) -> list[torch.Tensor]:
+        return [weight, *(nn.functional.embedding(ids, weight, padding_idx) for ids in tokens)]
+
+    @pytest.fixture
+    def inputs(self) -> Tensors:
+        """Few words, so that most come back, and some padding."""
+        return [*random_inputs(vocab=11)[1:3], *(torch.randint(11, (4, 6)) for _ in range(2))]
+
+    @pytest.mark.parametrize("factor", [1.0, 3.0])
+    def test_value_and_gradients_are_those_of_separate_uses(self, inputs, factor):
+        actual, expected = (
+            [loss.detach(), *torch.autograd.grad(factor * loss, inputs[:2])]
+            for loss in (self.loss(function, *inputs) for function in (look_up, self.plain))
+        )
+        assert_same(actual, expected)
+
+    def test_going_back_makes_no_tensor_of_the_size_of_the_matrix(self, inputs):
+        for function in (look_up, self.plain):
+            loss = self.loss(function, *inputs)
+            with computed_sizes() as sizes:
+                loss.backward()
+            assert (11 * 8 in sizes) == (function == self.plain)
+
+    def test_gradients_gather_over_several_losses(self, inputs):
+        self.loss(look_up, *inputs).backward()
+        once = [tensor.grad.clone() for tensor in inputs[:2]]
+        self.loss(look_up, *inputs).backward()
+        assert_same([tensor.grad for tensor in inputs[:2]], [2 * gradient for gradient in once])
+
+    def test_going_back_twice_is_refused(self, inputs):
+        loss = self.loss(look_up, *inputs)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="goes back only once: leave out retain_graph, or set"):
+            loss.backward()
+
+
 class TestModel:
     @pytest.fixture
     def long_batch(self) -> Batch:
@@ -236,6 +279,48 @@ class TestModel:
         actual, logits = self.train_step(long_batch | options, checkpointing, **sharing)
         assert not logits
         assert_same(actual, expected)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("given", [True, False], ids=["mask", "no mask"])
+    def test_a_step_with_padding_is_that_of_the_plain_loss(self, source, target, side, given):
+        """Positions are counted from the tokens, and padding gets no gradient, in either way to the loss."""
+        target[0, 4:] = 1
+        batch = {"input_ids": source["input_ids"], "labels": target, "decoder_input_ids": target.clone()}
+        if side == "left":
+            batch = {name: tokens.flip(1) for name, tokens in batch.items()}
+        if given:
+            batch |= {"attention_mask": batch["input_ids"].ne(1), "decoder_attention_mask": target.ne(5)}
+        expected, _ = self.train_step(batch, logits_in_training=True)
+        actual, logits = self.train_step(batch)
+        assert not logits
+        assert_same(actual, expected)
+
+    def test_going_back_makes_one_gradient_of_the_word_embeddings(self, long_batch):
+        model = tiny_model(vocab_size=101).train()
+        loss = model(**long_batch).loss
+        with computed_sizes() as sizes:
+            loss.backward()
+        assert 101 * 32 not in sizes
+        assert model.lm_head.weight.grad.shape == (101, 32)
+
+    @pytest.mark.parametrize("change", ["hook", "inputs_embeds", "encoder_outputs", "frozen"])
+    def test_embeddings_that_are_more_than_looked_up_keep_their_way(self, long_batch, change):
+        results = []
+        for logits_in_training in (True, False):
+            model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+            model.config.logits_in_training, inputs = logits_in_training, dict(long_batch)
+            if change == "hook":
+                model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: 2 * output)
+            elif change == "inputs_embeds":
+                inputs["inputs_embeds"] = 2 * model.get_input_embeddings()(inputs.pop("input_ids"))
+            elif change == "encoder_outputs":
+                inputs["encoder_outputs"] = (2 * model.model.encoder(inputs.pop("input_ids")).last_hidden_state,)
+            else:
+                model.lm_head.weight.requires_grad_(False)
+            loss = model(**inputs).loss
+            loss.backward()
+            results.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+        assert_same(*results)
 
     def test_a_compiled_step_is_that_of_the_plain_loss(self, long_batch):
         expected, _ = self.train_step(long_batch, logits_in_training=True)
