@@ -1,5 +1,7 @@
 """Cross-entropy over a large vocabulary, with and without holding the logits."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -74,32 +76,49 @@ def linear_cross_entropy(
         )
 
 
-def look_up(weight: torch.Tensor, padding_idx: int, *tokens: torch.LongTensor) -> tuple[torch.Tensor, ...]:
+class OneGradient:
     """
-    `weight`, and its rows for each of `tokens`; the product of the loss is to be done with the weight that comes back.
+    Within this context `embeddings`, which all have `weight`, have but one gradient, in common with the loss.
 
-    Every use of a word embedding matrix has a gradient of the matrix's size, and autograd adds them up. Here there is
-    one: that of the weight that comes back, into which the rows' gradients are added, but those of `padding_idx`.
-
-    Raises:
-        RuntimeError: what is computed from them is gone back through twice.
+    Every use of a word embedding matrix has a gradient of the matrix's size, and autograd adds them up. Here the rows'
+    gradients are added into that of `self.weight`, which is to be multiplied with afterwards, outside of the context.
+    Hooks of the embeddings are called as ever. What is computed in this way can be gone back through once.
     """
-    return _LookUp.apply(weight, padding_idx, *tokens)
+
+    def __init__(self, weight: nn.Parameter, embeddings: list[nn.Embedding]):
+        self.weight = weight
+        self.embeddings = embeddings
+
+    def __enter__(self) -> "OneGradient":
+        for embedding in self.embeddings:
+            embedding.forward = partial(self._look_up, embedding.padding_idx)
+        return self
+
+    def __exit__(self, *exception):
+        for embedding in self.embeddings:
+            del embedding.forward
+
+    def _look_up(self, padding_idx: int | None, tokens: torch.LongTensor) -> torch.Tensor:
+        self.weight, rows = _LookUp.apply(self.weight, tokens, padding_idx)
+        return rows
 
 
 class _LookUp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, weight, padding_idx, *tokens):
-        ctx.padding_idx = padding_idx
-        ctx.save_for_backward(*tokens)
-        return weight.view_as(weight), *(nn.functional.embedding(ids, weight) for ids in tokens)
+    """The weight, and rows of it."""
 
     @staticmethod
-    def backward(ctx, d_weight, *d_rows):
-        for ids, d_row in zip(ctx.saved_tensors, d_rows, strict=True):
-            d_row = d_row.masked_fill((ids == ctx.padding_idx)[..., None], 0)
-            d_weight.index_add_(0, ids.flatten(), d_row.flatten(0, -2))
-        return d_weight, None, *(None for _ in d_rows)
+    def forward(ctx, weight, tokens, padding_idx):
+        ctx.padding_idx = padding_idx
+        ctx.save_for_backward(tokens)
+        return weight.view_as(weight), nn.functional.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx, d_weight, d_rows):
+        (tokens,) = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            d_rows = d_rows.masked_fill((tokens == ctx.padding_idx)[..., None], 0)
+        d_weight.index_add_(0, tokens.flatten(), d_rows.flatten(0, -2))
+        return d_weight, None, None
 
 
 def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
@@ -157,7 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_loss):
         try:
             gradients = ctx.saved_tensors
-        except RuntimeError as error:  # `_LookUp` has added to them, or they are gone
+        except RuntimeError as error:  # `OneGradient` has added to them, or they are gone
             raise RuntimeError(
                 "The loss in chunks goes back only once: leave out retain_graph, or set logits_in_training."
             ) from error

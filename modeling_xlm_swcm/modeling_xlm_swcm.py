@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
-from .loss_xlm_swcm import cross_entropy, linear_cross_entropy, look_up
+from .loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .products_xlm_swcm import is_plain, product_dtype, project
 
@@ -439,7 +439,6 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -451,14 +450,12 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Rows of the position table for the target, the first token at `pad_token_id + 1`. By default counted from
             `decoder_attention_mask`, or else from the tokens that are not padding.
-        position_ids (`torch.LongTensor` of shape `(batch_size, source_len)`, *optional*):
-            Rows of the position table for the source, in the same way.
         """
         if encoder_outputs is None:
             if (source := input_ids if input_ids is not None else inputs_embeds) is not None:
                 check_length("source", source.shape[1], self.config)
-            counted = position_ids is None and inputs_embeds is not None
-            if counted and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = None
+            if inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2:
                 position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -522,7 +519,6 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -536,8 +532,6 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Rows of the position table for the target, the first token at `pad_token_id + 1`. By default counted from
             `decoder_attention_mask`, or else from the tokens that are not padding.
-        position_ids (`torch.LongTensor` of shape `(batch_size, source_len)`, *optional*):
-            Rows of the position table for the source, in the same way.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             `<tgt> ... </s>`, with -100 where no loss is wanted, padded on the right. `decoder_input_ids` are made from
             them if absent. In training `logits` is then None, unless `config.logits_in_training` is set. With
@@ -549,27 +543,24 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         leaves_out_logits = labels is not None and self._leaves_out_logits()
 
-        inputs = dict(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            decoder_position_ids=decoder_position_ids,
-            encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        weight = self.lm_head.weight
-        if leaves_out_logits and self._has_one_gradient(**inputs):
-            weight, inputs = self._look_up(**inputs)
-        outputs = self.model(**inputs)
+        with OneGradient(self.lm_head.weight, self._uses_of_the_output() if leaves_out_logits else []) as one_gradient:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                decoder_position_ids=decoder_position_ids,
+                encoder_outputs=encoder_outputs,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                decoder_inputs_embeds=decoder_inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         loss = logits = None
         if leaves_out_logits:
-            loss = linear_cross_entropy(hidden_states, weight, self.lm_head.bias, labels, **kwargs)
+            loss = linear_cross_entropy(hidden_states, one_gradient.weight, self.lm_head.bias, labels, **kwargs)
         else:
             logits = project(self.lm_head, hidden_states)
             if labels is not None:
@@ -596,33 +587,14 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             and product_dtype(self.lm_head.weight) != torch.float16
         )
 
-    def _has_one_gradient(self, input_ids, decoder_input_ids, encoder_outputs=None, **inputs) -> bool:
-        """Whether the word embeddings are looked up and multiplied with, and nothing else is done with them."""
-        embeddings = [part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder)]
-        return (
-            input_ids is not None
-            and decoder_input_ids is not None
-            and encoder_outputs is None
-            and self.lm_head.weight.requires_grad
-            and all(is_plain(one, nn.Embedding) and one.weight is self.lm_head.weight for one in embeddings)
-            and not torch.compiler.is_compiling()
-        )
-
-    def _look_up(
-        self, input_ids, decoder_input_ids, decoder_attention_mask, decoder_position_ids, **inputs
-    ) -> tuple[torch.Tensor, dict]:
-        """The weight for the loss, and what the model is to be called with in place of tokens."""
-        encoder, decoder, padding_idx = self.model.encoder, self.model.decoder, self.config.pad_token_id
-        weight, rows, decoder_rows = look_up(self.lm_head.weight, padding_idx, input_ids, decoder_input_ids)
-        if decoder_position_ids is None:
-            decoder_position_ids = decoder._position_ids(decoder_input_ids, None, decoder_attention_mask, 0)
-        return weight, inputs | dict(
-            inputs_embeds=rows,
-            position_ids=encoder.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx),
-            decoder_inputs_embeds=decoder_rows,
-            decoder_attention_mask=decoder_attention_mask,
-            decoder_position_ids=decoder_position_ids,
-        )
+    def _uses_of_the_output(self) -> list[nn.Embedding]:
+        """The word embeddings whose gradient can go into that of the output matrix."""
+        weight = self.lm_head.weight
+        if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
+            return []
+        embeddings = (part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder))
+        plain = (one for one in embeddings if type(one) is nn.Embedding and "forward" not in vars(one))
+        return [one for one in plain if one.weight is weight]
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The labels shifted right behind the start token, padding for -100; shape (batch_size, target_len)."""

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy, linear_cross_entropy, look_up
+from modeling_xlm_swcm.loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 
 
 Tensors = list[torch.Tensor]
@@ -208,47 +208,54 @@ class TestFunction:
             torch.autograd.grad(linear_cross_entropy(*tensors, labels), tensors, create_graph=True)
 
 
-class TestLookUp:
+class TestOneGradient:
     """A matrix that is looked up twice and multiplied with once, as a model does it."""
 
-    def loss(self, look_up, weight, bias, *tokens) -> torch.Tensor:
-        weight, *rows = look_up(weight, 1, *tokens)
-        return linear_cross_entropy(rows[0].tanh() * rows[1].flip(1), weight, bias, tokens[0], max_logits=90)
-
-    def plain(self, weight, padding_idx, *tokens) -> list[torch.Tensor]:
-        return [weight, *(nn.functional.embedding(ids, weight, padding_idx) for ids in tokens)]
-
     @pytest.fixture
-    def inputs(self) -> Tensors:
+    def embedding(self) -> nn.Embedding:
+        return nn.Embedding(11, 8, padding_idx=1)
+
+    def loss(self, embedding: nn.Embedding, together: bool = True) -> torch.Tensor:
         """Few words, so that most come back, and some padding."""
-        return [*random_inputs(vocab=11)[1:3], *(torch.randint(11, (4, 6)) for _ in range(2))]
+        source, target = torch.randint(11, (2, 4, 6), generator=torch.Generator().manual_seed(0))
+        with OneGradient(embedding.weight, [embedding] if together else []) as one_gradient:
+            states = embedding(source).tanh() * embedding(target).flip(1)
+        assert "forward" not in vars(embedding)
+        return linear_cross_entropy(states, one_gradient.weight, torch.zeros(11), target, max_logits=90)
 
     @pytest.mark.parametrize("factor", [1.0, 3.0])
-    def test_value_and_gradients_are_those_of_separate_uses(self, inputs, factor):
-        actual, expected = (
-            [loss.detach(), *torch.autograd.grad(factor * loss, inputs[:2])]
-            for loss in (self.loss(function, *inputs) for function in (look_up, self.plain))
-        )
-        assert_same(actual, expected)
+    @pytest.mark.parametrize("padding_idx", [None, 1])
+    @pytest.mark.parametrize("hook", [False, True])
+    def test_value_and_gradient_are_those_of_separate_uses(self, embedding, factor, padding_idx, hook):
+        embedding.padding_idx = padding_idx
+        if hook:
+            embedding.register_forward_hook(lambda module, inputs, output: 2 * output)
+        losses = [self.loss(embedding), self.loss(embedding, together=False)]
+        assert_same(*([loss, torch.autograd.grad(factor * loss, embedding.weight)[0]] for loss in losses))
 
-    def test_going_back_makes_no_tensor_of_the_size_of_the_matrix(self, inputs):
-        for function in (look_up, self.plain):
-            loss = self.loss(function, *inputs)
-            with computed_sizes() as sizes:
-                loss.backward()
-            assert (11 * 8 in sizes) == (function == self.plain)
+    @pytest.mark.parametrize("together", [True, False])
+    def test_going_back_makes_no_tensor_of_the_size_of_the_matrix(self, embedding, together):
+        loss = self.loss(embedding, together)
+        with computed_sizes() as sizes:
+            loss.backward()
+        assert (11 * 8 in sizes) == (not together)
 
-    def test_gradients_gather_over_several_losses(self, inputs):
-        self.loss(look_up, *inputs).backward()
-        once = [tensor.grad.clone() for tensor in inputs[:2]]
-        self.loss(look_up, *inputs).backward()
-        assert_same([tensor.grad for tensor in inputs[:2]], [2 * gradient for gradient in once])
+    def test_gradients_gather_over_several_losses(self, embedding):
+        self.loss(embedding).backward()
+        once = embedding.weight.grad.clone()
+        self.loss(embedding).backward()
+        assert_close(embedding.weight.grad, 2 * once)
 
-    def test_going_back_twice_is_refused(self, inputs):
-        loss = self.loss(look_up, *inputs)
+    def test_going_back_twice_is_refused(self, embedding):
+        loss = self.loss(embedding)
         loss.backward(retain_graph=True)
         with pytest.raises(RuntimeError, match="goes back only once: leave out retain_graph, or set"):
             loss.backward()
+
+    def test_an_error_leaves_the_embedding_as_it_was(self, embedding):
+        with pytest.raises(IndexError), OneGradient(embedding.weight, [embedding]):
+            embedding(torch.tensor([11]))
+        assert "forward" not in vars(embedding)
 
 
 class TestModel:
@@ -295,8 +302,11 @@ class TestModel:
         assert not logits
         assert_same(actual, expected)
 
-    def test_going_back_makes_one_gradient_of_the_word_embeddings(self, long_batch):
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_going_back_makes_one_gradient_of_the_word_embeddings(self, long_batch, checkpointing):
         model = tiny_model(vocab_size=101).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
         loss = model(**long_batch).loss
         with computed_sizes() as sizes:
             loss.backward()
@@ -304,7 +314,7 @@ class TestModel:
         assert model.lm_head.weight.grad.shape == (101, 32)
 
     @pytest.mark.parametrize("change", ["hook", "inputs_embeds", "encoder_outputs", "frozen"])
-    def test_embeddings_that_are_more_than_looked_up_keep_their_way(self, long_batch, change):
+    def test_other_ways_to_the_embeddings_are_those_of_the_plain_loss(self, long_batch, change):
         results = []
         for logits_in_training in (True, False):
             model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
