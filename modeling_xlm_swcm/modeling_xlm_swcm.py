@@ -31,7 +31,7 @@ from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
 from .loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
-from .products_xlm_swcm import is_plain, product_dtype, project
+from .products_xlm_swcm import activate_and_project, drop, is_plain, product_dtype, project
 
 
 # module of a custom decoder layer -> module of the encoder layer that it is a copy of. The converter makes its weight
@@ -124,7 +124,7 @@ class XLMSWCMAttention(nn.Module):
         return self._add_and_norm(hidden_states, attended), weights
 
     def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        return self.layer_norm(hidden_states + self.dropout(attended))
+        return self.layer_norm(hidden_states + drop(self.dropout, attended))
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, len, head_dim)
@@ -163,8 +163,9 @@ class XLMSWCMFeedForward(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = self.activation(project(self.fc1, hidden_states))  # (batch, target_len, intermediate_size)
-        return self.layer_norm(hidden_states + self.dropout(project(self.fc2, inner)))
+        inner = project(self.fc1, hidden_states)  # (batch, target_len, intermediate_size)
+        output = activate_and_project(self.activation, self.fc2, inner)
+        return self.layer_norm(hidden_states + drop(self.dropout, output))
 
 
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):

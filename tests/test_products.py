@@ -1,15 +1,18 @@
-"""The fast product against `nn.Linear`, and that whatever is more than a product keeps its own way."""
+"""The fast ways against PyTorch's modules, forward and backward, and that whatever is more keeps its own way."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
 from conftest import assert_close, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.activations import ACT2FN
 
-from modeling_xlm_swcm.products_xlm_swcm import project
+from modeling_xlm_swcm.products_xlm_swcm import activate_and_project, drop, project
 
 
 STATES = {
@@ -90,3 +93,94 @@ def test_a_decoding_model_uses_it_and_an_adapter_is_heard(source, products):
         assert_close(before, model(**inputs).logits)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
     assert (adapted(**inputs).logits - before).abs().max() > 1e-3
+
+
+def saved_bytes(function) -> tuple[torch.Tensor, int]:
+    """What `function` returns, and the bytes that autograd saves for it, parameters left out."""
+    saved = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        return function(), sum(saved.values())
+
+
+class TestActivateAndProject:
+    @pytest.fixture
+    def states(self) -> torch.Tensor:
+        return torch.randn(3, 5, 24, requires_grad=True)
+
+    def gradients(self, output: torch.Tensor, states: torch.Tensor, linear: nn.Linear) -> list[torch.Tensor]:
+        needed = [tensor for tensor in (states, *linear.parameters()) if tensor.requires_grad]
+        return [output, *torch.autograd.grad((output * output.detach().cos()).sum(), needed)]
+
+    @pytest.mark.parametrize("hidden_act", ["gelu", "relu", "gelu_new"])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("frozen", [None, "states", "weight"])
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_it_is_the_modules_after_each_other(self, states, hidden_act, bias, frozen, autocast):
+        linear, activation = nn.Linear(24, 7, bias=bias), ACT2FN[hidden_act]
+        if frozen:
+            {"states": states, "weight": linear.weight}[frozen].requires_grad_(False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            actual, expected = activate_and_project(activation, linear, states), linear(activation(states))
+        for one, other in zip(*(self.gradients(output, states, linear) for output in (actual, expected)), strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, **(dict(atol=0.05, rtol=0.05) if autocast else {}))
+
+    def test_only_its_input_is_kept(self, states):
+        linear, gelu = nn.Linear(24, 7), ACT2FN["gelu"]
+        assert saved_bytes(lambda: activate_and_project(gelu, linear, states * 2))[1] == 4 * states.numel()
+        assert saved_bytes(lambda: linear(gelu(states * 2)))[1] >= 2 * 4 * states.numel()
+
+    def test_second_derivatives(self):
+        linear = nn.Linear(6, 3).double()
+        states = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+        function = lambda states, *_: activate_and_project(ACT2FN["gelu"], linear, states)  # noqa: E731
+        assert torch.autograd.gradgradcheck(function, [states, *linear.parameters()])
+
+    def test_gradients_for_each_example(self, states):
+        linear, gelu = nn.Linear(24, 7), ACT2FN["gelu"]
+        each = torch.func.vmap(torch.func.grad(lambda one: activate_and_project(gelu, linear, one).square().sum()))
+        (expected,) = torch.autograd.grad(linear(gelu(states)).square().sum(), states)
+        assert_close(each(states), expected)
+
+    def test_hooks_are_heard(self, states):
+        linear = nn.Linear(24, 7)
+        linear.register_forward_hook(lambda module, inputs, output: 0 * output)
+        assert not activate_and_project(ACT2FN["gelu"], linear, states).any()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_elements_are_dropped(p, training, dtype):
+    dropout, states = nn.Dropout(p).train(training), torch.randn(4, 9, 33, dtype=dtype, requires_grad=True)
+    results = []
+    for function in (dropout, lambda states: drop(dropout, states)):
+        torch.manual_seed(0)
+        output, kept = saved_bytes(lambda function=function: function(states))
+        results.append([output, *torch.autograd.grad(output.square().sum(), states)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert kept == training * states.numel()
+
+
+def test_a_step_in_training_is_that_of_the_modules(batch, monkeypatch):
+    """With dropout, whose random numbers are the same."""
+    model, results = tiny_model().train(), []
+    for plain in (False, True):
+        if plain:
+            functions = "modeling_xlm_swcm.modeling_xlm_swcm."
+            monkeypatch.setattr(functions + "drop", lambda dropout, states: dropout(states))
+            monkeypatch.setattr(functions + "activate_and_project", lambda act, linear, states: linear(act(states)))
+        torch.manual_seed(0)
+        copied = copy.deepcopy(model)
+        loss = copied(**batch).loss
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in copied.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other)
