@@ -5,6 +5,7 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -544,7 +545,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         leaves_out_logits = labels is not None and self._leaves_out_logits()
 
-        with OneGradient(self.lm_head.weight, self._uses_of_the_output() if leaves_out_logits else []) as one_gradient:
+        with self._one_gradient() if leaves_out_logits else nullcontext() as one_gradient:
             outputs = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -588,14 +589,14 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             and product_dtype(self.lm_head.weight) != torch.float16
         )
 
-    def _uses_of_the_output(self) -> list[nn.Embedding]:
-        """The word embeddings whose gradient can go into that of the output matrix."""
+    def _one_gradient(self) -> OneGradient:
+        """Of the output matrix and those word embeddings that have the same weight and can share its gradient."""
         weight = self.lm_head.weight
         if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
-            return []
+            return OneGradient(weight, [])
         embeddings = (part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder))
-        plain = (one for one in embeddings if type(one) is nn.Embedding and "forward" not in vars(one))
-        return [one for one in plain if one.weight is weight]
+        simple = (one for one in embeddings if type(one) is nn.Embedding and "forward" not in vars(one))
+        return OneGradient(weight, [one for one in simple if one.weight is weight])
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The labels shifted right behind the start token, padding for -100; shape (batch_size, target_len)."""
