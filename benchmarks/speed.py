@@ -1,22 +1,20 @@
-"""A training step and decoding, side by side with Transformers' own encoder-decoders, at the size of XLM-R base.
+"""Training, decoding and loading, side by side with Transformers' own encoder-decoders, at the size of XLM-R base.
 
-    python benchmarks/speed.py [--rounds 3] [--quick]
+    python benchmarks/speed.py [--only training decoding loading lengths compiled torchao] [--rounds 3] [--quick]
 
-Random weights, 250,002 words. Every measurement is a process of its own, and the models take turns. Prints medians
-with their spread, and writes outputs/benchmarks/speed.json and speed.png. `--quick` is for seeing it run: two layers,
-5,000 words, short texts, one round.
+Every measurement (workloads.py) is a process of its own, and the models take turns. Prints medians with their spread,
+and writes outputs/benchmarks/speed.json and speed.png; parts that are not run stay in both as they were. `--quick` is
+for seeing it run: two layers, 5,000 words, short texts, one round.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,118 +22,77 @@ import transformers
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
-from transformers import (
-    EncoderDecoderConfig,
-    EncoderDecoderModel,
-    MBartConfig,
-    MBartForConditionalGeneration,
-    PreTrainedModel,
-    XLMRobertaConfig,
-)
-
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
+from workloads import DECODING, make_model
 
 
 FOLDER = Path("outputs/benchmarks")
-WORDS = 250002
-PEERS = ["MBart", "EncoderDecoder"]
-# model, options of `train_step`
+PEERS = ("MBart", "EncoderDecoder")
 TRAINING = {
-    "MBart": ("MBart", {}),
-    "EncoderDecoder": ("EncoderDecoder", {}),
-    "init": ("init", {}),
-    "tied": ("tied", {}),
-    "init, checkpointing": ("init", {"checkpointing": True}),
-    "tied, checkpointing": ("tied", {"checkpointing": True}),
-    "init, bf16 autocast": ("init", {"bf16": True}),
-    "MBart, bf16 autocast": ("MBart", {"bf16": True}),
+    "MBart": dict(model="MBart"),
+    "EncoderDecoder": dict(model="EncoderDecoder"),
+    "init": dict(model="init"),
+    "tied": dict(model="tied"),
+    "init, checkpointing": dict(model="init", checkpointing=True),
+    "init, bf16 autocast": dict(model="init", bf16=True),
+    "MBart, bf16 autocast": dict(model="MBart", bf16=True),
 }
-# batch size and beams
-DECODING = {"batch 1": (1, 1), "batch 8": (8, 1), "beam 5": (1, 5)}
-DECODERS = [*PEERS, "init"]
+DECODERS = {
+    "MBart": dict(model="MBart"),
+    "EncoderDecoder": dict(model="EncoderDecoder"),
+    "init": dict(model="init"),
+    "init, bf16 weights": dict(model="init", weights="bfloat16"),
+    "init, int8 (PyTorch)": dict(model="init", weights="int8, PyTorch"),
+}
+BOTH = {"MBart": dict(model="MBart"), "init": dict(model="init")}
+TORCHAO = {"init, int8 (torchao)": dict(model="init", weights="int8, torchao", new=4)}
+SETTINGS = dict(zip(DECODING, DECODING, strict=True))
+TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
+COMPILED = {"batch 1": "batch 1", "compiling": "seconds to compile"}
+# part -> task of workloads.py, runs, rounds at most, and the columns of its table
+PARTS = {
+    "training": ("train", TRAINING, None, TIME_AND_MEMORY),
+    "decoding": ("decode", DECODERS, None, SETTINGS),
+    "loading": ("load", BOTH, None, TIME_AND_MEMORY | {"file_gb": "file GB"}),
+    "lengths": ("decode_long", BOTH, 1, {}),
+    # not by default: minutes of compiling; and torchao, which Transformers imports wherever it is installed
+    "compiled": ("decode_compiled", {"init": dict(model="init")}, 1, COMPILED),
+    "torchao": ("decode", TORCHAO, 1, SETTINGS),
+}
+ALWAYS = ["training", "decoding", "loading", "lengths"]
 
 
-def make_model(name: str, quick: bool) -> PreTrainedModel:
-    """All without dropout of attention weights, which MBart has not by default: it costs memory, and fast kernels."""
-    torch.manual_seed(0)
-    layers, words = (2, 5000) if quick else (12, WORDS)
-    ids = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=0)
-    if name == "MBart":
-        sizes = dict(d_model=768, encoder_layers=layers, decoder_layers=layers)
-        sizes |= dict(encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=3072)
-        config = MBartConfig(vocab_size=words, decoder_ffn_dim=3072, forced_eos_token_id=None, **sizes, **ids)
-        return MBartForConditionalGeneration(config)
-    if name == "EncoderDecoder":
-        half = XLMRobertaConfig(
-            vocab_size=words, num_hidden_layers=layers, max_position_embeddings=514, attention_probs_dropout_prob=0.0
-        )
-        return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(half, half, **ids))
-    config = XLMSWCMConfig(
-        vocab_size=words, num_hidden_layers=layers, weight_sharing=name, attention_probs_dropout_prob=0.0
-    )
-    return XLMSWCMForConditionalGeneration(config)
-
-
-def random_tokens(*shape: int) -> torch.Tensor:
-    return torch.randint(10, 4990, shape, generator=torch.Generator().manual_seed(0))
-
-
-def train_step(model: PreTrainedModel, quick: bool, checkpointing: bool = False, bf16: bool = False) -> dict:
-    """Seconds of a step with SGD after one to warm up."""
-    model.train()
-    if checkpointing:
-        model.activation_checkpointing_enable()
-    batch, length = (2, 16) if quick else (8, 128)
-    source = random_tokens(batch, length)
-    inputs = {"input_ids": source, "attention_mask": torch.ones_like(source), "labels": random_tokens(batch, length)}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for _ in range(2):
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**inputs).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds}
-
-
-@torch.no_grad()
-def decode(model: PreTrainedModel, quick: bool) -> dict:
-    """Tokens a second, for each setting."""
-    model.eval()
-    length, new = (16, 4) if quick else (128, 64)
-    speeds = {}
-    for name, (batch, beams) in DECODING.items():
-        source = random_tokens(batch, length)
-        inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
-        write = partial(model.generate, **inputs, do_sample=False, num_beams=beams)
-        write(max_new_tokens=3, min_new_tokens=3)
-        start = time.perf_counter()
-        written = write(max_new_tokens=new, min_new_tokens=new)
-        speeds[name] = batch * new / (time.perf_counter() - start)
-        assert written.shape == (batch, new + 1)
-    return speeds
-
-
-def worker(model: str, quick: bool, options: dict | None):
-    model = make_model(model, quick)
-    result = decode(model, quick) if options is None else train_step(model, quick, **options)
-    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps(result))
-
-
-def measure(model: str, quick: bool, options: dict | None = None) -> dict:
-    """One measurement in a process of its own: of a training step, or without `options` of decoding."""
-    task = json.dumps({"model": model, "quick": quick, "options": options})
-    run = subprocess.run([sys.executable, __file__, "--worker", task], stdout=subprocess.PIPE, check=True, text=True)
+def measure(**options) -> dict:
+    script = Path(__file__).with_name("workloads.py")
+    run = subprocess.run([sys.executable, script, json.dumps(options)], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def save_models(folder: Path, quick: bool):
+    """One of ours, and an MBart with as many decoder layers as make its file as large."""
+    for name in ("MBart", "init"):
+        make_model(name, quick, decoder_layers=None if quick else 21).save_pretrained(folder / name)
+
+
+def measure_part(part: str, rounds: int, quick: bool) -> dict[str, list[dict]]:
+    task, runs, most, _ = PARTS[part]
+    results = {name: [] for name in runs}
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        if part == "loading":
+            save_models(Path(folder), quick)
+            runs = {name: dict(folder=str(Path(folder) / name)) for name in runs}
+        for _ in range(min(rounds, most or rounds)):
+            for name, options in runs.items():
+                results[name].append(measure(task=task, quick=quick, **options))
+    return results
+
+
 def summarise(runs: list[dict]) -> dict:
-    """Median, smallest and largest of each measured value."""
+    """Median, smallest and largest of each measured value; what is a list or a table stays as it is."""
     columns = {name: [run[name] for run in runs] for name in runs[0]}
-    return {name: [statistics.median(values), min(values), max(values)] for name, values in columns.items()}
+    return {
+        name: [statistics.median(values), min(values), max(values)] if isinstance(values[0], float) else values[0]
+        for name, values in columns.items()
+    }
 
 
 def table(title: str, results: dict, columns: dict[str, str]) -> Table:
@@ -148,34 +105,58 @@ def table(title: str, results: dict, columns: dict[str, str]) -> Table:
         cells = [name]
         for column in columns:
             median, low, high = result[column]
-            cells += [f"{median:.1f} ({low:.1f}-{high:.1f})", f"{median / results['MBart'][column][0]:.2f}"]
+            of_peer = f"{median / results['MBart'][column][0]:.2f}" if "MBart" in results else ""
+            cells += [f"{median:.2f} ({low:.2f}-{high:.2f})", of_peer]
         table.add_row(*cells)
     return table
 
 
-def plot(training: dict, decoding: dict, path: Path):
+def plot_bars(axis: plt.Axes, title: str, results: dict, columns: list[str]):
+    rows = [(name, column) for column in columns for name in results]
+    medians = [results[name][column][0] for name, column in rows]
+    ends = [[results[name][column][side] for name, column in rows] for side in (1, 2)]
+    bars = axis.barh(
+        [name if len(columns) == 1 else f"{name}, {column}" for name, column in rows],
+        medians,
+        xerr=[[abs(end - median) for end, median in zip(side, medians, strict=True)] for side in ends],
+        color=["tab:gray" if name.startswith(PEERS) else "tab:blue" for name, _ in rows],
+    )
+    axis.bar_label(bars, [f" {median:.1f}" for median in medians])
+    axis.set_title(title)
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+
+
+def plot_lengths(lengths: plt.Axes, batches: plt.Axes, results: dict):
+    """Milliseconds of a step: over the length of the text so far, in medians of 32 steps, and over the batch size."""
+    for name, result in results.items():
+        steps, color = result["steps"], "tab:gray" if name.startswith(PEERS) else "tab:blue"
+        middles = [statistics.median(steps[start : start + 32]) for start in range(0, len(steps), 32)]
+        lengths.plot([32 * (index + 1) for index in range(len(middles))], middles, "o-", label=name, color=color)
+        sizes = [int(size) for size in result["batches"]]
+        batches.plot(sizes, list(result["batches"].values()), "o-", label=name, color=color)
+    for axis, title in ((lengths, "tokens written, batch 1"), (batches, "batch size")):
+        axis.set_title(f"milliseconds a step by {title}")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+
+
+def plot(results: dict, path: Path):
     panels = [
-        ("seconds per training step", training, ["seconds"]),
-        ("peak memory in training, GB", training, ["peak_gb"]),
-        ("decoded tokens per second", decoding, list(DECODING)),
+        ("training", "seconds per training step", ["seconds"]),
+        ("training", "peak memory in training, GB", ["peak_gb"]),
+        ("decoding", "decoded tokens per second", list(DECODING)),
+        ("loading", "seconds to load", ["seconds"]),
     ]
-    figure, axes = plt.subplots(len(panels), figsize=(8, 10), layout="constrained")
-    for axis, (title, results, columns) in zip(axes, panels, strict=True):
-        rows = [(name, column) for column in columns for name in results]
-        medians = [results[name][column][0] for name, column in rows]
-        bars = axis.barh(
-            [name if len(columns) == 1 else f"{name}, {column}" for name, column in rows],
-            medians,
-            xerr=[
-                [abs(results[name][column][side] - results[name][column][0]) for name, column in rows]
-                for side in (1, 2)
-            ],
-            color=["tab:gray" if name.startswith(tuple(PEERS)) else "tab:blue" for name, _ in rows],
-        )
-        axis.bar_label(bars, [f" {median:.1f}" for median in medians])
-        axis.set_title(title)
-        axis.invert_yaxis()
-        axis.margins(x=0.1)
+    panels = [panel for panel in panels if panel[0] in results]
+    rows = len(panels) + 2 * ("lengths" in results)
+    if not rows:
+        return
+    figure, axes = plt.subplots(rows, figsize=(9, 3 * rows), layout="constrained", squeeze=False)
+    for axis, (part, title, columns) in zip(axes[:, 0], panels, strict=False):
+        plot_bars(axis, title, results[part], columns)
+    if "lengths" in results:
+        plot_lengths(*axes[-2:, 0], results["lengths"])
     figure.savefig(path, dpi=120)
 
 
@@ -183,42 +164,38 @@ def machine() -> str:
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    return f"{models[0]}, {os.cpu_count()} cores"
+    return f"{models[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def report(measured: dict[str, dict[str, list[dict]]], path: Path):
+    """Print what was measured, and write it to `path` with the endings .json and .png, beside what is there."""
+    console = Console(width=119)
+    before = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").exists() else {}
+    origin = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    parts = before.get("parts", {})
+    for part, runs in measured.items():
+        results = {name: summarise(values) for name, values in runs.items()}
+        parts[part] = origin | {"median, smallest and largest": results}
+        if columns := PARTS[part][3]:
+            console.print(table(part, results, columns))
+    path.with_suffix(".json").write_text(json.dumps({"parts": parts}, indent=2) + "\n")
+    plot({part: values["median, smallest and largest"] for part, values in parts.items()}, path.with_suffix(".png"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=ALWAYS, help=f"default: {' '.join(ALWAYS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small models, one round")
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        return worker(**args.worker)
-
-    training, decoding = {name: [] for name in TRAINING}, {name: [] for name in DECODERS}
-    for _ in range(1 if args.quick else args.rounds):
-        for name, (model, options) in TRAINING.items():
-            training[name].append(measure(model, args.quick, options))
-        for name in DECODERS:
-            decoding[name].append(measure(name, args.quick))
-    report(training, decoding, FOLDER / ("speed_quick" if args.quick else "speed"))
-
-
-def report(training: dict[str, list[dict]], decoding: dict[str, list[dict]], path: Path):
-    """Print what was measured, and write it to `path` with the endings .json and .png."""
-    training, decoding = ({name: summarise(runs) for name, runs in part.items()} for part in (training, decoding))
-    console = Console()
-    console.print(table("Training step", training, {"seconds": "seconds", "peak_gb": "peak GB"}))
-    console.print(table("Decoding, tokens a second", decoding, dict(zip(DECODING, DECODING, strict=True))))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "median, smallest and largest": {"training": training, "decoding": decoding},
-    }
-    path.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(training, decoding, path.with_suffix(".png"))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rounds = 1 if args.quick else args.rounds
+    measured = {part: measure_part(part, rounds, args.quick) for part in args.only}
+    report(measured, FOLDER / ("speed_quick" if args.quick else "speed"))
 
 
 if __name__ == "__main__":

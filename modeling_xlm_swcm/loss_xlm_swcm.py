@@ -1,7 +1,11 @@
 """Cross-entropy over a large vocabulary, with and without holding the logits."""
 
+from functools import partial
+
 import torch
 from torch import nn
+
+from .products_xlm_swcm import product_dtype
 
 
 IGNORED = -100
@@ -72,9 +76,49 @@ def linear_cross_entropy(
         )
 
 
-def product_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-    device = hidden_states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+class OneGradient:
+    """
+    Within this context `embeddings`, which all have `weight`, have but one gradient, in common with the loss.
+
+    Every use of a word embedding matrix has a gradient of the matrix's size, and autograd adds them up. Here the rows'
+    gradients are added into that of `self.weight`, which is to be multiplied with afterwards, outside of the context.
+    Hooks of the embeddings are called as ever. What is computed in this way can be gone back through once.
+    """
+
+    def __init__(self, weight: nn.Parameter, embeddings: list[nn.Embedding]):
+        self.weight = weight
+        self.embeddings = embeddings
+
+    def __enter__(self) -> "OneGradient":
+        for embedding in self.embeddings:
+            embedding.forward = partial(self._look_up, embedding.padding_idx)
+        return self
+
+    def __exit__(self, *exception):
+        for embedding in self.embeddings:
+            del embedding.forward
+
+    def _look_up(self, padding_idx: int | None, tokens: torch.LongTensor) -> torch.Tensor:
+        self.weight, rows = _LookUp.apply(self.weight, tokens, padding_idx)
+        return rows
+
+
+class _LookUp(torch.autograd.Function):
+    """The weight, and rows of it."""
+
+    @staticmethod
+    def forward(ctx, weight, tokens, padding_idx):
+        ctx.padding_idx = padding_idx
+        ctx.save_for_backward(tokens)
+        return weight.view_as(weight), nn.functional.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx, d_weight, d_rows):
+        (tokens,) = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            d_rows = d_rows.masked_fill((tokens == ctx.padding_idx)[..., None], 0)
+        d_weight.index_add_(0, tokens.flatten(), d_rows.flatten(0, -2))
+        return d_weight, None, None
 
 
 def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
@@ -98,19 +142,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             states = states.to(dtype)
             kept = (targets != IGNORED)[:, None]
             targets = targets.clamp(min=0)[:, None]
-            log_probabilities = nn.functional.linear(states, matrix, offset).log_softmax(-1, dtype=sum_dtype)
-            losses = (label_smoothing - 1) * log_probabilities.gather(1, targets)
+            logits = nn.functional.linear(states, matrix, offset).to(sum_dtype)
+            logits -= logits.amax(-1, keepdim=True)
+            aimed_at = (1 - label_smoothing) * logits.gather(1, targets)
             if label_smoothing:
-                losses -= label_smoothing * log_probabilities.mean(-1, keepdim=True)
-            loss += losses.masked_fill(~kept, 0).sum()
+                aimed_at += label_smoothing * logits.mean(-1, keepdim=True)
+            exponentials = logits.exp_()
+            total = exponentials.sum(-1, keepdim=True)
+            loss += (total.log() - aimed_at).masked_fill(~kept, 0).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
 
-            d_logits = log_probabilities.exp_()
+            factor = (scale * kept).to(sum_dtype)
+            d_logits = exponentials.mul_(factor / total)
             if label_smoothing:
-                d_logits -= label_smoothing / len(weight)
-            d_logits.scatter_add_(1, targets, torch.full_like(losses, label_smoothing - 1))
-            d_logits *= scale * kept
+                d_logits -= factor * label_smoothing / len(weight)
+            d_logits.scatter_add_(1, targets, factor * (label_smoothing - 1))
             if needs_bias:
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(dtype)
@@ -127,7 +174,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_loss):
-        gradients = ctx.saved_tensors
+        try:
+            gradients = ctx.saved_tensors
+        except RuntimeError as error:  # `OneGradient` has added to them, or they are gone
+            raise RuntimeError(
+                "The loss in chunks goes back only once: leave out retain_graph, or set logits_in_training."
+            ) from error
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 raise RuntimeError(

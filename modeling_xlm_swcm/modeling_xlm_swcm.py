@@ -5,6 +5,7 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -29,8 +30,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
-from .loss_xlm_swcm import cross_entropy, linear_cross_entropy, product_dtype
+from .loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
+from .products_xlm_swcm import activate_and_project, drop, is_plain, product_dtype, project
 
 
 # module of a custom decoder layer -> module of the encoder layer that it is a copy of. The converter makes its weight
@@ -100,7 +102,7 @@ class XLMSWCMAttention(nn.Module):
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query = self._split_heads(self.q_proj(hidden_states))
+        query = self._split_heads(project(self.q_proj, hidden_states))
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
 
         implementation = self.config._attn_implementation
@@ -119,11 +121,11 @@ class XLMSWCMAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        attended = self.out_proj(attended.flatten(2))  # (batch, target_len, hidden_size)
+        attended = project(self.out_proj, attended.flatten(2))  # (batch, target_len, hidden_size)
         return self._add_and_norm(hidden_states, attended), weights
 
     def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        return self.layer_norm(hidden_states + self.dropout(attended))
+        return self.layer_norm(hidden_states + drop(self.dropout, attended))
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, len, head_dim)
@@ -141,7 +143,7 @@ class XLMSWCMAttention(nn.Module):
             return cached.keys, cached.values
 
         states = key_value_states if is_cross_attention else hidden_states
-        key, value = self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+        key, value = (self._split_heads(project(linear, states)) for linear in (self.k_proj, self.v_proj))
         if past_key_values is None:
             return key, value
         if not is_cross_attention:
@@ -162,7 +164,9 @@ class XLMSWCMFeedForward(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layer_norm(hidden_states + self.dropout(self.fc2(self.activation(self.fc1(hidden_states)))))
+        inner = project(self.fc1, hidden_states)  # (batch, target_len, intermediate_size)
+        output = activate_and_project(self.activation, self.fc2, inner)
+        return self.layer_norm(hidden_states + drop(self.dropout, output))
 
 
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
@@ -539,26 +543,28 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        leaves_out_logits = labels is not None and self._leaves_out_logits()
 
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            decoder_position_ids=decoder_position_ids,
-            encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with self._one_gradient() if leaves_out_logits else nullcontext() as one_gradient:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask,
+                decoder_position_ids=decoder_position_ids,
+                encoder_outputs=encoder_outputs,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                decoder_inputs_embeds=decoder_inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         loss = logits = None
-        if labels is not None and self._leaves_out_logits(hidden_states):
-            loss = linear_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, labels, **kwargs)
+        if leaves_out_logits:
+            loss = linear_cross_entropy(hidden_states, one_gradient.weight, self.lm_head.bias, labels, **kwargs)
         else:
-            logits = self.lm_head(hidden_states)
+            logits = project(self.lm_head, hidden_states)
             if labels is not None:
                 loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return Seq2SeqLMOutput(
@@ -573,18 +579,24 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
             encoder_attentions=outputs.encoder_attentions,
         )
 
-    def _leaves_out_logits(self, hidden_states: torch.Tensor) -> bool:
-        head = self.lm_head
+    def _leaves_out_logits(self) -> bool:
         return (
             self.training
             and not self.config.logits_in_training
             and self.loss_function is cross_entropy
-            # with adapters, quantisers and hooks the output is more than a product
-            and type(head) is nn.Linear
-            and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+            and is_plain(self.lm_head)
             # gradients in float16 are scaled by the loss, too late for those that are computed with it
-            and product_dtype(hidden_states) != torch.float16
+            and product_dtype(self.lm_head.weight) != torch.float16
         )
+
+    def _one_gradient(self) -> OneGradient:
+        """Of the output matrix and those word embeddings that have the same weight and can share its gradient."""
+        weight = self.lm_head.weight
+        if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
+            return OneGradient(weight, [])
+        embeddings = (part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder))
+        simple = (one for one in embeddings if type(one) is nn.Embedding and "forward" not in vars(one))
+        return OneGradient(weight, [one for one in simple if one.weight is weight])
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The labels shifted right behind the start token, padding for -100; shape (batch_size, target_len)."""

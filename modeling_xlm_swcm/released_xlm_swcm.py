@@ -21,6 +21,7 @@ from .modeling_xlm_swcm import (
     XLMSWCMForConditionalGeneration,
     XLMSWCMModel,
 )
+from .products_xlm_swcm import project
 
 
 @strict
@@ -60,7 +61,7 @@ class ReleasedFeedForward(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+        return project(self.fc2, nn.functional.gelu(project(self.fc1, hidden_states)))
 
 
 class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):

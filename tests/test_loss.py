@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy, linear_cross_entropy
+from modeling_xlm_swcm.loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 
 
 Tensors = list[torch.Tensor]
@@ -208,6 +208,56 @@ class TestFunction:
             torch.autograd.grad(linear_cross_entropy(*tensors, labels), tensors, create_graph=True)
 
 
+class TestOneGradient:
+    """A matrix that is looked up twice and multiplied with once, as a model does it."""
+
+    @pytest.fixture
+    def embedding(self) -> nn.Embedding:
+        return nn.Embedding(11, 8, padding_idx=1)
+
+    def loss(self, embedding: nn.Embedding, together: bool = True) -> torch.Tensor:
+        """Few words, so that most come back, and some padding."""
+        source, target = torch.randint(11, (2, 4, 6), generator=torch.Generator().manual_seed(0))
+        with OneGradient(embedding.weight, [embedding] if together else []) as one_gradient:
+            states = embedding(source).tanh() * embedding(target).flip(1)
+        assert "forward" not in vars(embedding)
+        return linear_cross_entropy(states, one_gradient.weight, torch.zeros(11), target, max_logits=90)
+
+    @pytest.mark.parametrize("factor", [1.0, 3.0])
+    @pytest.mark.parametrize("padding_idx", [None, 1])
+    @pytest.mark.parametrize("hook", [False, True])
+    def test_value_and_gradient_are_those_of_separate_uses(self, embedding, factor, padding_idx, hook):
+        embedding.padding_idx = padding_idx
+        if hook:
+            embedding.register_forward_hook(lambda module, inputs, output: 2 * output)
+        losses = [self.loss(embedding), self.loss(embedding, together=False)]
+        assert_same(*([loss, torch.autograd.grad(factor * loss, embedding.weight)[0]] for loss in losses))
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_going_back_makes_no_tensor_of_the_size_of_the_matrix(self, embedding, together):
+        loss = self.loss(embedding, together)
+        with computed_sizes() as sizes:
+            loss.backward()
+        assert (11 * 8 in sizes) == (not together)
+
+    def test_gradients_gather_over_several_losses(self, embedding):
+        self.loss(embedding).backward()
+        once = embedding.weight.grad.clone()
+        self.loss(embedding).backward()
+        assert_close(embedding.weight.grad, 2 * once)
+
+    def test_going_back_twice_is_refused(self, embedding):
+        loss = self.loss(embedding)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="goes back only once: leave out retain_graph, or set"):
+            loss.backward()
+
+    def test_an_error_leaves_the_embedding_as_it_was(self, embedding):
+        with pytest.raises(IndexError), OneGradient(embedding.weight, [embedding]):
+            embedding(torch.tensor([11]))
+        assert "forward" not in vars(embedding)
+
+
 class TestModel:
     @pytest.fixture
     def long_batch(self) -> Batch:
@@ -236,6 +286,51 @@ class TestModel:
         actual, logits = self.train_step(long_batch | options, checkpointing, **sharing)
         assert not logits
         assert_same(actual, expected)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("given", [True, False], ids=["mask", "no mask"])
+    def test_a_step_with_padding_is_that_of_the_plain_loss(self, source, target, side, given):
+        """Positions are counted from the tokens, and padding gets no gradient, in either way to the loss."""
+        target[0, 4:] = 1
+        batch = {"input_ids": source["input_ids"], "labels": target, "decoder_input_ids": target.clone()}
+        if side == "left":
+            batch = {name: tokens.flip(1) for name, tokens in batch.items()}
+        if given:
+            batch |= {"attention_mask": batch["input_ids"].ne(1), "decoder_attention_mask": target.ne(5)}
+        expected, _ = self.train_step(batch, logits_in_training=True)
+        actual, logits = self.train_step(batch)
+        assert not logits
+        assert_same(actual, expected)
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_going_back_makes_one_gradient_of_the_word_embeddings(self, long_batch, checkpointing):
+        model = tiny_model(vocab_size=101).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        loss = model(**long_batch).loss
+        with computed_sizes() as sizes:
+            loss.backward()
+        assert 101 * 32 not in sizes
+        assert model.lm_head.weight.grad.shape == (101, 32)
+
+    @pytest.mark.parametrize("change", ["hook", "inputs_embeds", "encoder_outputs", "frozen"])
+    def test_other_ways_to_the_embeddings_are_those_of_the_plain_loss(self, long_batch, change):
+        results = []
+        for logits_in_training in (True, False):
+            model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+            model.config.logits_in_training, inputs = logits_in_training, dict(long_batch)
+            if change == "hook":
+                model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: 2 * output)
+            elif change == "inputs_embeds":
+                inputs["inputs_embeds"] = 2 * model.get_input_embeddings()(inputs.pop("input_ids"))
+            elif change == "encoder_outputs":
+                inputs["encoder_outputs"] = (2 * model.model.encoder(inputs.pop("input_ids")).last_hidden_state,)
+            else:
+                model.lm_head.weight.requires_grad_(False)
+            loss = model(**inputs).loss
+            loss.backward()
+            results.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+        assert_same(*results)
 
     def test_a_compiled_step_is_that_of_the_plain_loss(self, long_batch):
         expected, _ = self.train_step(long_batch, logits_in_training=True)

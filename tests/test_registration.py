@@ -16,7 +16,8 @@ import modeling_xlm_swcm
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMTokenizer
 
 
-CODE = {f"{kind}_xlm_swcm.py" for kind in ("configuration", "hub", "loss", "modeling", "pipeline", "tokenization")}
+KINDS = ("configuration", "hub", "loss", "modeling", "pipeline", "products", "tokenization")
+CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 AUTO_MAP = {
     "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
     "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
