@@ -1,0 +1,103 @@
+"""A model as a folder that runs without PyTorch."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+
+from .checkpoint import ConversionError, check_output, whole_folder
+from .push import check_folder, load_model
+
+
+RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
+MODEL_TYPE = "xlm_swcm_exported"
+QUANTIZATIONS = ("none", "int8")
+# of generation_config.json: what the exported model does, and what changes nothing that it writes
+KNOWN_SETTINGS = {
+    *("num_beams", "length_penalty", "max_new_tokens", "max_length", "forced_bos_token_id"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("use_cache", "transformers_version", "_from_model_config"),
+}
+
+
+def export(
+    folder: str | PathLike, output: str | PathLike, *, quantize: str = "none", overwrite: bool = False
+) -> dict[str, int]:
+    """
+    Write a model as a graph for OpenVINO with what runs it: `model.xml`, `model.bin`, `config.json`,
+    `tokenizer.json` and `xlm_swcm_runtime.py`.
+
+    Args:
+        folder: with model and tokenizer, as `save_pretrained` of both writes it.
+        output: the folder to write, whole or not at all.
+        quantize: "none", or "int8" for all matrices, with a scale for each row.
+        overwrite: replace `output` if it exists and is not empty.
+
+    Returns:
+        The size of each file in bytes.
+
+    Raises:
+        ConversionError: OpenVINO is not installed, or the folder or `output` is not as it should be.
+    """
+    if quantize not in QUANTIZATIONS:
+        raise ConversionError(f"quantize must be one of {', '.join(QUANTIZATIONS)}; got {quantize}.")
+    if find_spec("openvino") is None:
+        raise ConversionError("The export needs OpenVINO: pip install 'xlm-swcm[export]'.")
+    folder, output = Path(folder), Path(output)
+    check_output(output, overwrite, folder)
+    if check_folder(folder) is not XLMSWCMConfig:
+        raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
+    model, tokenizer = load_model(folder)
+    config = runtime_config(folder, model, tokenizer, quantize)
+    size = model.num_parameters() * (1 if quantize == "int8" else 4)
+    with whole_folder(output, size, overwrite) as partial:
+        write_graph(model, quantize == "int8", partial / "model.xml")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
+        shutil.copy(RUNTIME, partial)
+        return {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+
+
+def runtime_config(
+    folder: Path, model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer, quantize: str
+) -> dict:
+    """What the runtime has to know beside the graph; or a refusal of settings that it would not follow."""
+    settings = model.generation_config
+    for name, value in settings.to_diff_dict().items():
+        if name not in KNOWN_SETTINGS and value:
+            raise ConversionError(
+                f"generation_config.json of {folder} sets {name}, which an exported model cannot do; take it out there."
+            )
+    max_new_tokens = settings.max_new_tokens or (settings.max_length or 21) - 1
+    ends = settings.eos_token_id
+    return {
+        "model_type": MODEL_TYPE,
+        "quantize": quantize,
+        "longest_input": model.config.longest_input,
+        "languages": {code: tokenizer.get_lang_id(code) for code in tokenizer.languages},
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": model.config.pad_token_id,
+        "decoder_start_token_id": settings.decoder_start_token_id,
+        "end_token_ids": ends if isinstance(ends, list) else [ends],
+        "generation": {
+            "forced_bos_token_id": settings.forced_bos_token_id,
+            "max_new_tokens": max_new_tokens,
+            "num_beams": settings.num_beams or 1,
+            "length_penalty": 1.0 if settings.length_penalty is None else settings.length_penalty,
+        },
+    }
+
+
+@torch.no_grad()
+def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path):
+    import openvino
+
+    from .openvino_graph import build
+
+    openvino.save_model(build(model.float(), int8), path, compress_to_fp16=False)
