@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
-import torch
-
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .checkpoint import ConversionError, check_output, whole_folder
@@ -15,13 +13,27 @@ from .push import check_folder, load_model
 
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
-MODEL_TYPE = "xlm_swcm_exported"
 QUANTIZATIONS = ("none", "int8")
-# of generation_config.json: what the exported model does, and what changes nothing that it writes
-KNOWN_SETTINGS = {
-    *("num_beams", "length_penalty", "max_new_tokens", "max_length", "forced_bos_token_id"),
-    *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
-    *("use_cache", "transformers_version", "_from_model_config"),
+# what generation_config.json may set that greedy decoding or a beam search would follow, and the runtime does not ->
+# the value that changes nothing, as does None
+NEUTRAL_SETTINGS = {
+    "do_sample": False,
+    "early_stopping": False,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "stop_strings": None,
 }
 
 
@@ -48,15 +60,22 @@ def export(
         raise ConversionError(f"quantize must be one of {', '.join(QUANTIZATIONS)}; got {quantize}.")
     if find_spec("openvino") is None:
         raise ConversionError("The export needs OpenVINO: pip install 'xlm-swcm[export]'.")
+    from .openvino_graph import ACTIVATIONS, write_graph
+
     folder, output = Path(folder), Path(output)
     check_output(output, overwrite, folder)
     if check_folder(folder) is not XLMSWCMConfig:
         raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
     model, tokenizer = load_model(folder)
+    if model.config.hidden_act not in ACTIVATIONS:
+        raise ConversionError(
+            f'config.json of {folder} has hidden_act "{model.config.hidden_act}"; an export knows only '
+            f"{', '.join(ACTIVATIONS)}."
+        )
     config = runtime_config(folder, model, tokenizer, quantize)
     size = model.num_parameters() * (1 if quantize == "int8" else 4)
     with whole_folder(output, size, overwrite) as partial:
-        write_graph(model, quantize == "int8", partial / "model.xml")
+        write_graph(model.float(), quantize == "int8", partial / "model.xml")
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
         shutil.copy(RUNTIME, partial)
@@ -68,15 +87,15 @@ def runtime_config(
 ) -> dict:
     """What the runtime has to know beside the graph; or a refusal of settings that it would not follow."""
     settings = model.generation_config
-    for name, value in settings.to_diff_dict().items():
-        if name not in KNOWN_SETTINGS and value:
+    for name, neutral in NEUTRAL_SETTINGS.items():
+        if getattr(settings, name, None) not in (None, neutral):
             raise ConversionError(
-                f"generation_config.json of {folder} sets {name}, which an exported model cannot do; take it out there."
+                f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
             )
     max_new_tokens = settings.max_new_tokens or (settings.max_length or 21) - 1
     ends = settings.eos_token_id
     return {
-        "model_type": MODEL_TYPE,
+        "model_type": "xlm_swcm_exported",
         "quantize": quantize,
         "longest_input": model.config.longest_input,
         "languages": {code: tokenizer.get_lang_id(code) for code in tokenizer.languages},
@@ -92,12 +111,3 @@ def runtime_config(
             "length_penalty": 1.0 if settings.length_penalty is None else settings.length_penalty,
         },
     }
-
-
-@torch.no_grad()
-def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path):
-    import openvino
-
-    from .openvino_graph import build
-
-    openvino.save_model(build(model.float(), int8), path, compress_to_fp16=False)

@@ -1,9 +1,10 @@
 """XLM-SWCM as OpenVINO's graphs: the encoder, and one step of the decoder with its cache as state."""
 
+from pathlib import Path
+
 import numpy as np
-import openvino as ov
 import torch
-from openvino import Model, Node, Output
+from openvino import Model, Node, Output, save_model
 from openvino import opset15 as op
 from torch import nn
 
@@ -18,9 +19,10 @@ ACTIVATIONS = {
 }
 
 
-def build(model: XLMSWCMForConditionalGeneration, int8: bool) -> Model:
+@torch.no_grad()
+def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path):
     """
-    Encoder and decoder as the two halves of one graph, so that what they share is stored once.
+    Write the two halves of a float32 model as one graph, so that what they share is stored once.
 
     Encoder: `input_ids`, `attention_mask` and `position_ids` (batch, source_len) to `source_keys.N` (batch, heads,
     head_dim, source_len) and `source_values.N` (batch, heads, source_len, head_dim) for each decoder layer N.
@@ -33,7 +35,8 @@ def build(model: XLMSWCMForConditionalGeneration, int8: bool) -> Model:
     builder = GraphBuilder(model, int8)
     encoder_results, encoder_inputs = builder.encoder()
     decoder_results, states, decoder_inputs = builder.decoder()
-    return Model(encoder_results + decoder_results, states, encoder_inputs + decoder_inputs, "xlm_swcm")
+    graph = Model(encoder_results + decoder_results, states, encoder_inputs + decoder_inputs, "xlm_swcm")
+    save_model(graph, path, compress_to_fp16=False)
 
 
 def parameter(name: str, shape: list[int], dtype: type = np.int64) -> Node:

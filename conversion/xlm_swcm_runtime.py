@@ -19,11 +19,16 @@ class ExportedModel:
     Args:
         folder: as `xlm-swcm export` has written it; by default the one that this file stands in.
         threads: for the arithmetic; by default one per core.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder has no config.json, or another model's.
     """
 
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0):
         folder = Path(folder)
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if self.config.get("model_type") != "xlm_swcm_exported":
+            raise ValueError(f"{folder} holds no exported model; make one with xlm-swcm export.")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -219,8 +224,8 @@ class ExportedModel:
 
     def _log_of_sum(self, largest_scores: np.ndarray) -> np.ndarray:
         """log(sum(exp(logits))) of each row, (rows, 1)."""
-        logits = self._decoder.get_tensor("logits").data
-        return largest_scores + np.log(np.exp(logits - largest_scores).sum(1, keepdims=True))
+        exponents = self._decoder.get_tensor("logits").data - largest_scores
+        return largest_scores + np.log(np.exp(exponents, out=exponents).sum(1, keepdims=True))
 
 
 def compile(graph: ov.Model, threads: int) -> ov.InferRequest:
