@@ -66,6 +66,7 @@ def teach(model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer):
 def learner(request, learner_folder, tmp_path_factory) -> Learner:
     torch.manual_seed(0)
     model = XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(learner_folder, **request.param))
+    model.generation_config.max_length = 24
     tokenizer = AutoTokenizer.from_pretrained(learner_folder, src_lang="zh")
     teach(model, tokenizer)
     folder = tmp_path_factory.mktemp("learner")
