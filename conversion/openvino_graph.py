@@ -172,8 +172,10 @@ class GraphBuilder:
         if tensor.data_ptr() not in self.stored:
             weights = tensor.numpy()
             if self.int8:
-                scales = np.maximum(np.abs(weights).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
-                constants = [op.constant(np.rint(weights / scales).astype(np.int8)), op.constant(scales)]
+                largest = np.maximum(weights.max(axis=1, keepdims=True), -weights.min(axis=1, keepdims=True))
+                scales = np.maximum(largest / 127, np.finfo(np.float32).tiny)  # of a row of zeros, too
+                rounded = weights / scales
+                constants = [op.constant(np.rint(rounded, out=rounded).astype(np.int8)), op.constant(scales)]
             else:
                 constants = [op.constant(weights, shared_memory=True)]
             self.stored[tensor.data_ptr()] = constants

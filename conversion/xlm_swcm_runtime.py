@@ -44,7 +44,7 @@ class ExportedModel:
             graph.get_sinks(),
             [node for node in inputs if node.output(0).any_name not in sources],
         )
-        self._encoder, self._decoder = (compile(half, threads) for half in (encoder, decoder))
+        self._encoder, self._decoder = (infer_request(half, threads) for half in (encoder, decoder))
 
     def __call__(
         self, texts: list[str], src_lang: str | None = None, tgt_lang: str | None = None, **options
@@ -228,7 +228,7 @@ class ExportedModel:
         return largest_scores + np.log(np.exp(exponents, out=exponents).sum(1, keepdims=True))
 
 
-def compile(graph: ov.Model, threads: int) -> ov.InferRequest:
+def infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
     options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": threads}
     # of int8 weights: inputs are quantised as they come, so many columns with one scale
     options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128, "PERFORMANCE_HINT": "LATENCY"}

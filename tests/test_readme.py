@@ -169,7 +169,7 @@ def test_every_make_command_is_there(target):
 
 
 def test_every_option_that_is_named_is_one_of_the_commands():
-    commands = (["convert"], ["push"], ["inspect"], ["vocab", "extend"], ["vocab", "trim"])
+    commands = (["convert"], ["push"], ["inspect"], ["export"], ["vocab", "extend"], ["vocab", "trim"])
     help_text = "".join(CliRunner().invoke(main, [*command, "--help"]).stdout for command in commands)
     way = re.search(r"## The whole way\n.*?\n## ", README, flags=re.DOTALL)[0]  # has a test of its own
     options = set(re.findall(r"--[a-z][\w-]+", README.split("## Measured")[0].replace(way, "")))
