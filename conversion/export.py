@@ -92,21 +92,21 @@ def runtime_config(
             raise ConversionError(
                 f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
             )
-    max_new_tokens = settings.max_new_tokens or (settings.max_length or 21) - 1
-    ends = settings.eos_token_id
+    longest = model.config.longest_input
+    start, ends = settings.decoder_start_token_id, settings.eos_token_id
     return {
         "model_type": "xlm_swcm_exported",
         "quantize": quantize,
-        "longest_input": model.config.longest_input,
+        "longest_input": longest,
         "languages": {code: tokenizer.get_lang_id(code) for code in tokenizer.languages},
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": model.config.pad_token_id,
-        "decoder_start_token_id": settings.decoder_start_token_id,
-        "end_token_ids": ends if isinstance(ends, list) else [ends],
+        "decoder_start_token_id": settings.bos_token_id if start is None else start,
+        "end_token_ids": ends if isinstance(ends, list) else [end for end in [ends] if end is not None],
         "generation": {
             "forced_bos_token_id": settings.forced_bos_token_id,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": min(settings.max_new_tokens or (settings.max_length or 21) - 1, longest),
             "num_beams": settings.num_beams or 1,
             "length_penalty": 1.0 if settings.length_penalty is None else settings.length_penalty,
         },

@@ -176,56 +176,59 @@ class ExportedModel:
         """As Transformers does it with `early_stopping=False`."""
         ends = self.config["end_token_ids"]
         # so many that enough are left to go on with, were all ends among them
-        candidates = (1 + len(ends)) * num_beams
+        k = max(2, 1 + len(ends)) * num_beams
         running = np.full((batch, num_beams, max_new_tokens + 1), self.config["pad_token_id"])
         running[:, :, 0] = self.config["decoder_start_token_id"]
         # all beams are alike at first, so one of them goes on
         running_scores = np.where(np.arange(num_beams) == 0, np.float32(0), NEVER)[None].repeat(batch, 0)
-        finished, finished_scores = running.copy(), np.full((batch, num_beams), NEVER)
+        finished, finished_scores = running, np.full((batch, num_beams), NEVER)
         lengths, is_finished = np.zeros((batch, num_beams), int), np.zeros((batch, num_beams), bool)
         may_improve = np.ones((batch, 1), bool)
+        first_row = num_beams * np.arange(batch)[:, None]
+        beam_of = np.arange(num_beams).repeat(k)[None].repeat(batch, 0)
         previous_row = np.arange(batch * num_beams)
         for place in range(max_new_tokens):
-            scores, tokens = self._step(running[:, :, place].ravel(), place, previous_row, candidates)
-            scores = scores - self._log_of_sum(scores[:, :1])
-            if place == 0 and forced_bos_token_id is not None:
-                tokens = np.full_like(tokens, forced_bos_token_id)
-                scores = np.where(np.arange(candidates) == 0, np.float32(0), -np.inf)[None].repeat(len(scores), 0)
+            forced = forced_bos_token_id if place == 0 else None
+            scores, tokens = self._continuations(running[:, :, place].ravel(), place, previous_row, k, forced)
 
             # the best continuations of each source, whichever beam they come from
-            scores = scores.reshape(batch, num_beams, candidates) + running_scores[:, :, None]
-            scores, best = largest(scores.reshape(batch, -1), candidates)
-            beams, tokens = best // candidates, np.take_along_axis(tokens.reshape(batch, -1), best, 1)
+            scores = (scores.reshape(batch, num_beams, k) + running_scores[:, :, None]).reshape(batch, -1)
+            scores, tokens, beams = keep_best(k, scores, tokens.reshape(batch, -1), beam_of)
             sequences = np.take_along_axis(running, beams[:, :, None], 1)
             sequences[:, :, place + 1] = tokens
             ended = np.isin(tokens, ends) | (place + 1 == max_new_tokens)
 
-            running_scores, best = largest(np.where(ended, scores + NEVER, scores), num_beams)
-            running = np.take_along_axis(sequences, best[:, :, None], 1)
-            beams = np.take_along_axis(beams, best, 1)
-            previous_row = (beams + num_beams * np.arange(batch)[:, None]).ravel()
+            running_scores, running, beams = keep_best(num_beams, scores + NEVER * ended, sequences, beams)
+            previous_row = (first_row + beams).ravel()
 
             # only the first `num_beams` may finish, and only where the source is still worth going on
-            just_finished = ended & (np.arange(candidates) < num_beams)
-            scores = scores / np.float32((place + 1) ** length_penalty)
-            scores = scores + NEVER * ~just_finished + NEVER * ~may_improve
-            finished_scores, best = largest(np.concatenate([finished_scores, scores], 1), num_beams)
-            finished = np.take_along_axis(np.concatenate([finished, sequences], 1), best[:, :, None], 1)
-            lengths = np.concatenate([lengths, np.full((batch, candidates), place + 2)], 1)
-            lengths = np.take_along_axis(lengths, best, 1)
-            is_finished = np.take_along_axis(np.concatenate([is_finished, just_finished], 1), best, 1)
-
+            just_finished = ended & (np.arange(k) < num_beams)
+            penalty = np.float32((place + 1) ** length_penalty)
+            scores = scores / penalty + NEVER * ~just_finished + NEVER * ~may_improve
+            finished_scores, finished, lengths, is_finished = keep_best(
+                num_beams,
+                np.concatenate([finished_scores, scores], 1),
+                np.concatenate([finished, sequences], 1),
+                np.concatenate([lengths, np.full((batch, k), place + 2)], 1),
+                np.concatenate([is_finished, just_finished], 1),
+            )
             worst = np.where(is_finished, finished_scores.min(1, keepdims=True), NEVER)
-            possible = running_scores[:, :1] / np.float32((place + 1) ** length_penalty)
-            may_improve &= (possible > worst).any(1, keepdims=True)
+            may_improve &= (running_scores[:, :1] / penalty > worst).any(1, keepdims=True)
             if ended.all() or not may_improve.any():
                 break
         return finished[:, 0, : lengths[:, 0].max()]
 
-    def _log_of_sum(self, largest_scores: np.ndarray) -> np.ndarray:
-        """log(sum(exp(logits))) of each row, (rows, 1)."""
-        exponents = self._decoder.get_tensor("logits").data - largest_scores
-        return largest_scores + np.log(np.exp(exponents, out=exponents).sum(1, keepdims=True))
+    def _continuations(
+        self, tokens: np.ndarray, place: int, previous_row: np.ndarray, k: int, forced: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities and tokens, (rows, k), of what may follow in each row: `forced` alone if it is given."""
+        top_scores, top_tokens = self._step(tokens, place, previous_row, k)
+        if forced is not None:
+            scores = np.where(np.arange(k) == 0, np.float32(0), np.float32(-np.inf))
+            return scores[None].repeat(len(tokens), 0), np.full_like(top_tokens, forced)
+        exponents = self._decoder.get_tensor("logits").data - top_scores[:, :1]
+        log_of_sum = np.log(np.exp(exponents, out=exponents).sum(1, keepdims=True))
+        return top_scores - top_scores[:, :1] - log_of_sum, top_tokens
 
 
 def infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
@@ -235,7 +238,10 @@ def infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
     return ov.Core().compile_model(graph, "CPU", options).create_infer_request()
 
 
-def largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` largest of each row in order, and their places."""
+def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Of each row the `k` largest scores in order, and what stands at their places in the other arrays."""
     places = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, places, 1), places
+    return [
+        np.take_along_axis(array, places.reshape(*places.shape, *[1] * (array.ndim - 2)), 1)
+        for array in (scores, *others)
+    ]

@@ -102,7 +102,7 @@ def test_tokens_are_those_of_pytorch(learner, exported, options):
         expected = learner.write(TEXTS + UNSEEN, language, **options)
         written = runtime.generate(input_ids, forced_bos_token_id=learner.tokenizer.get_lang_id(language), **options)
         np.testing.assert_array_equal(written, expected)
-        assert len(np.unique(written[:, 2:], axis=0)) > 6
+        assert len(np.unique(written[:, 2:], axis=0)) > 3
     inputs = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(input_ids).ne(1).long()}
     expected = learner.model.generate(**inputs, do_sample=False, **options).numpy()
     np.testing.assert_array_equal(runtime.generate(input_ids, **options), expected)
