@@ -22,6 +22,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/serving.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(TORCH),,--system-site-packages) .venv

@@ -2,6 +2,7 @@
 
 from .card import write_card
 from .checkpoint import ConversionError
+from .export import export
 from .from_encoder import convert, from_encoder
 from .inspection import inspect
 from .options import ConversionOptions
@@ -16,6 +17,7 @@ __all__ = [
     "ConversionReport",
     "convert",
     "convert_released",
+    "export",
     "from_encoder",
     "inspect",
     "push",

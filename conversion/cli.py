@@ -14,6 +14,8 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .checkpoint import first_line
+from .export import QUANTIZATIONS
+from .export import export as export_checkpoint
 from .from_encoder import convert as convert_checkpoint
 from .hub import upload
 from .inspection import inspect as inspect_checkpoint
@@ -31,6 +33,7 @@ DecoderInit = StrEnum("DecoderInit", CHOICES["decoder_init"])
 NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
 WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
 Init = StrEnum("Init", INITS)
+Quantization = StrEnum("Quantization", QUANTIZATIONS)
 Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
 
 License = Annotated[str | None, typer.Option(help="Of the base model, where its own card names none.")]
@@ -197,6 +200,21 @@ def inspect(
     """Show what a model is, without downloading its weights."""
     with one_sentence_errors(debug):
         inspect_checkpoint(source, revision).print(Console(soft_wrap=True))
+
+
+@main.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder with model and tokenizer.")],
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    quantize: Annotated[Quantization, typer.Option(help="Int8: smaller and faster, with other roundings.")] = "none",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+    debug: Debug = False,
+):
+    """Write a model that runs on a CPU with OpenVINO, without PyTorch."""
+    with one_sentence_errors(debug):
+        files = export_checkpoint(folder, output, quantize=quantize.value, overwrite=overwrite)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"Written to {output}: {', '.join(f'{name} ({decimal(size)})' for name, size in files.items())}")
 
 
 Checkpoint = Annotated[str, typer.Argument(help="An encoder or XLM-SWCM model: Hub id or folder.")]

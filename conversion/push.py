@@ -9,7 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
-from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .card import card_for, read_report, require_license
@@ -78,15 +78,24 @@ def check_destination(repo_id: str, encoder: str, revision: str | None = None, l
 
 def check_model(folder: Path):
     """Load what would be sent: every key in its place, the tokenizer, and the code that the configs name."""
-    if not folder.is_dir():
-        raise ConversionError(f"The folder {folder} does not exist.")
-    check_model_type(str(folder), read_config(str(folder)))
+    check_folder(folder)
     if not any(folder.glob("model*.safetensors")):
         raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
     for name in named_files(folder):
         if not (folder / name).is_file():
             raise ConversionError(f"{folder} lacks {name}; write model and tokenizer again with save_pretrained.")
+    load_model(folder)
 
+
+def check_folder(folder: Path) -> type[XLMSWCMConfig]:
+    """The class of the config of a model's folder."""
+    if not folder.is_dir():
+        raise ConversionError(f"The folder {folder} does not exist.")
+    return check_model_type(str(folder), read_config(str(folder)))
+
+
+def load_model(folder: Path) -> tuple[XLMSWCMForConditionalGeneration, XLMSWCMTokenizer]:
+    """Model and tokenizer of a folder, with every key in its place."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -107,6 +116,7 @@ def check_model(folder: Path):
             f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model {model.config.vocab_size} rows; "
             "they do not belong together."
         )
+    return model, tokenizer
 
 
 def named_files(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """The README is true: its commands exist, its examples run, its tables are those of the code."""
 
+import ast
 import json
 import os
 import re
@@ -68,6 +69,16 @@ def test_the_example_runs_on_what_the_demo_writes(demo):
     shown = code_blocks("text")[0].splitlines()
     # the texts are those of a whole demo; the shape is the same
     assert [line.split()[0] for line in printed] == [line.split()[0] for line in shown] == ["bo", "ug", "kk", "mn"]
+
+
+def test_the_export_runs_as_printed(demo):
+    folder, _ = demo
+    command = next(line for line in README.splitlines() if line.startswith("xlm-swcm export"))
+    main_of_cli = "from modeling_xlm_swcm.conversion.cli import main; main()"
+    run_python(folder, "-c", main_of_cli, *shlex.split(command)[1:])
+    example = next(code for code in code_blocks("python") if "xlm_swcm_runtime" in code)
+    printed = run_python(folder / "demo-int8", "-c", example)
+    assert len(ast.literal_eval(printed)) == 2
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +169,7 @@ def test_every_make_command_is_there(target):
 
 
 def test_every_option_that_is_named_is_one_of_the_commands():
-    commands = (["convert"], ["push"], ["inspect"], ["vocab", "extend"], ["vocab", "trim"])
+    commands = (["convert"], ["push"], ["inspect"], ["export"], ["vocab", "extend"], ["vocab", "trim"])
     help_text = "".join(CliRunner().invoke(main, [*command, "--help"]).stdout for command in commands)
     way = re.search(r"## The whole way\n.*?\n## ", README, flags=re.DOTALL)[0]  # has a test of its own
     options = set(re.findall(r"--[a-z][\w-]+", README.split("## Measured")[0].replace(way, "")))

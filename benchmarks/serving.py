@@ -1,0 +1,278 @@
+"""Exported models beside PyTorch and beside CTranslate2, which cannot run XLM-SWCM but a model of nearly its size.
+
+    python benchmarks/serving.py [--rounds 3] [--quick] [--checkpoint FOLDER --data DATA --languages zh bo]
+
+Tokens a second at the size of XLM-R base, random weights, 250,002 words, source of 128 tokens, 64 new ones. Every
+measurement is a process of its own, and they take turns. With a trained checkpoint also what an export changes in
+what it writes for 200 lines of ntrex.tsv in DATA. Prints medians with their spread, and writes
+outputs/benchmarks/serving.json. `--quick` is for seeing it run: two layers, 5,000 words, short texts, one round.
+"""
+
+import argparse
+import csv
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import ctranslate2
+import numpy as np
+import openvino
+import torch
+import transformers
+from ctranslate2.converters.transformers import MBartLoader
+from rich.console import Console
+from rich.table import Table
+from speed import DECODING, machine, make_model, random_tokens, summarise
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.conversion import export
+from modeling_xlm_swcm.conversion.xlm_swcm_runtime import ExportedModel
+
+
+FOLDER = Path("outputs/benchmarks")
+SYSTEMS = {
+    "XLM-SWCM, PyTorch, float32": "pytorch",
+    "XLM-SWCM, exported, float32": "exported-none",
+    "XLM-SWCM, exported, int8": "exported-int8",
+    "MBart, CTranslate2, float32": "ctranslate2-float32",
+    "MBart, CTranslate2, int8": "ctranslate2-int8",
+}
+GOAL = "MBart, CTranslate2, int8"
+LINES, BATCH = 200, 8
+
+
+def make_models(folder: Path, quick: bool):
+    """All that is measured, each in a folder of its own; one after the other, for they are large."""
+    for task in (make_exports, make_mbart):
+        run(task, folder=str(folder), quick=quick)
+
+
+def make_exports(folder: str, quick: bool):
+    model = make_model("init", quick)
+    model.lm_head.bias.data[model.config.eos_token_id] = -1e4  # never written
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    tokenizer = XLMSWCMTokenizer(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        **dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
+    )
+    for part in (model, tokenizer):
+        part.save_pretrained(f"{folder}/pytorch")
+    del model
+    for quantize in ("none", "int8"):
+        export(f"{folder}/pytorch", f"{folder}/exported-{quantize}", quantize=quantize)
+
+
+def make_mbart(folder: str, quick: bool):
+    model = make_model("MBart", quick)
+    # the converter reads these from the config of released MBarts
+    model.config.normalize_before = model.config.normalize_embedding = True
+    for quantization in ("float32", "int8"):
+        spec = MBartLoader().get_model_spec(model)
+        words = [*("<s>", "<pad>", "</s>", "<unk>"), *(f"t{index}" for index in range(4, model.config.vocab_size))]
+        spec.register_source_vocabulary(words)
+        spec.register_target_vocabulary(words)
+        spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = "<s>", "</s>", "<unk>"
+        spec.config.decoder_start_token = "<s>"
+        spec.validate()
+        spec.optimize(quantization=None if quantization == "float32" else quantization)
+        output = Path(folder) / f"ctranslate2-{quantization}"
+        output.mkdir()
+        spec.save(str(output))
+
+
+def load(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
+    """What writes for sources so many new tokens with so many beams, and says how many it wrote for each."""
+    if folder.name == "pytorch":
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+        def write(source, new, beams):
+            options = dict(do_sample=False, num_beams=beams, max_new_tokens=new)
+            with torch.inference_mode():
+                return model.generate(source, attention_mask=torch.ones_like(source), **options).shape[1] - 1
+
+    elif folder.name.startswith("exported"):
+        runtime = ExportedModel(folder)
+
+        def write(source, new, beams):
+            return runtime.generate(source.numpy(), num_beams=beams, max_new_tokens=new).shape[1] - 1
+
+    else:
+        threads = dict(inter_threads=1, intra_threads=os.cpu_count())
+        kind = folder.name.removeprefix("ctranslate2-")
+        translator = ctranslate2.Translator(str(folder), compute_type=kind, **threads)
+
+        def write(source, new, beams):
+            texts = [[f"t{token}" for token in row] for row in source.tolist()]
+            lengths = dict(min_decoding_length=new, max_decoding_length=new)
+            results = translator.translate_batch(texts, beam_size=beams, **lengths)
+            return min(len(result.hypotheses[0]) for result in results)
+
+    return write
+
+
+def decode(folder: str, quick: bool) -> dict:
+    """Tokens a second, for each setting, and the peak memory of the process."""
+    write = load(Path(folder))
+    length, new = (16, 4) if quick else (128, 64)
+    result = {}
+    for name, (batch, beams) in DECODING.items():
+        source = random_tokens(batch, length)
+        write(source, 3, beams)
+        start = time.perf_counter()
+        assert write(source, new, beams) == new
+        result[name] = batch * new / (time.perf_counter() - start)
+    return result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
+def compare(checkpoint: str, folder: str, data: str, languages: list[str]) -> dict:
+    """Greedy tokens of lines that are the same as PyTorch's, and next tokens that are the same after the same ones."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).float().eval()
+    source, target = languages
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, src_lang=source)
+    options = {"forced_bos_token_id": tokenizer.get_lang_id(target), "max_new_tokens": 64, "num_beams": 1}
+    model.generation_config.max_length = None  # or Transformers warns at every call that it does not count
+    with open(Path(data) / "ntrex.tsv", encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        texts = [row[source] for row in rows if row["split"] == "test"][:LINES]
+    batches = [
+        tokenizer(texts[start : start + BATCH], padding=True, truncation=True, return_tensors="pt")
+        for start in range(0, len(texts), BATCH)
+    ]
+    with torch.inference_mode():
+        expected = [model.generate(**batch, do_sample=False, **options).numpy() for batch in batches]
+    result = {"lines": len(texts)}
+    for quantize in ("none", "int8"):
+        output = Path(folder) / quantize
+        files = export(checkpoint, output, quantize=quantize)
+        runtime = ExportedModel(output)
+        lines, next_tokens = [], []
+        for batch, written in zip(batches, expected, strict=True):
+            input_ids = batch["input_ids"].numpy()
+            lines += same_lines(runtime.generate(input_ids, **options), written)
+            next_tokens += same_next_tokens(runtime, input_ids, written)
+        result[quantize] = {
+            "gigabytes": sum(files.values()) / 1e9,
+            "same lines": sum(lines) / len(lines),
+            "next tokens": len(next_tokens),
+            "same next tokens": sum(next_tokens) / len(next_tokens),
+        }
+        shutil.rmtree(output)
+    weights = Path(checkpoint).glob("model*.safetensors")
+    return result | {"checkpoint": {"gigabytes": sum(path.stat().st_size for path in weights) / 1e9}}
+
+
+def same_lines(written: np.ndarray, expected: np.ndarray) -> list[bool]:
+    shape = (len(expected), max(written.shape[1], expected.shape[1]))
+    first, second = np.ones(shape, int), np.ones(shape, int)
+    first[:, : written.shape[1]], second[:, : expected.shape[1]] = written, expected
+    return (first == second).all(axis=1).tolist()
+
+
+def same_next_tokens(runtime: ExportedModel, input_ids: np.ndarray, expected: np.ndarray) -> list[bool]:
+    """Behind the start token and the tag, up to the end token, each given the expected tokens before it."""
+    runtime._read(input_ids)
+    same = []
+    for place in range(expected.shape[1] - 1):
+        _, top_tokens = runtime._step(expected[:, place], place, np.arange(len(expected)), 1)
+        following = expected[:, place + 1]
+        if place > 0:
+            same += (top_tokens[:, 0] == following)[following != runtime.config["pad_token_id"]].tolist()
+    return same
+
+
+def run(task: Callable, **arguments) -> dict | None:
+    """A function of this file in a process of its own."""
+    worker = [sys.executable, __file__, "--worker", json.dumps([task.__name__, arguments])]
+    output = subprocess.run(worker, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def speeds_table(speeds: dict[str, dict], sizes: dict[str, float]) -> Table:
+    table = Table("", "GB", title=f"Decoding, tokens a second, also as a multiple of {GOAL}")
+    for heading in DECODING:
+        table.add_column(heading, justify="right")
+        table.add_column("x", justify="right")
+    table.add_column("peak GB", justify="right")
+    for name, result in speeds.items():
+        cells = [name, f"{sizes[name]:.2f}"]
+        for column in DECODING:
+            median, low, high = result[column]
+            cells += [f"{median:.1f} ({low:.1f}-{high:.1f})", f"{median / speeds[GOAL][column][0]:.2f}"]
+        table.add_row(*cells, f"{result['peak_gb'][0]:.2f}")
+    return table
+
+
+def agreement_table(result: dict) -> Table:
+    title = f"What is written for {result['lines']} lines of NTREX-128, beside PyTorch in float32"
+    table = Table("", "GB", "same greedy lines", "same next tokens", title=title)
+    table.add_row("checkpoint", f"{result['checkpoint']['gigabytes']:.3f}")
+    for quantize in ("none", "int8"):
+        row = result[quantize]
+        shares = (f"{row[name]:.2%}" for name in ("same lines", "same next tokens"))
+        table.add_row(f"exported, {quantize}", f"{row['gigabytes']:.3f}", *shares)
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="small models, one round")
+    parser.add_argument("--checkpoint", help="a trained XLM-SWCM folder, for what an export changes")
+    parser.add_argument("--data", help="folder with ntrex.tsv: columns split and one per language")
+    parser.add_argument("--languages", nargs=2, default=["zh", "bo"], help="of --checkpoint, from and to")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        task, arguments = args.worker
+        return print(json.dumps(globals()[task](**arguments)))
+    if bool(args.checkpoint) != bool(args.data):
+        parser.error("--checkpoint and --data go together")
+
+    folder = FOLDER / "serving"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    make_models(folder, args.quick)
+    sizes = {
+        name: sum(file.stat().st_size for file in (folder / system).iterdir()) / 1e9
+        for name, system in SYSTEMS.items()
+    }
+    runs = {name: [] for name in SYSTEMS}
+    for _ in range(1 if args.quick else args.rounds):
+        for name, system in SYSTEMS.items():
+            runs[name].append(run(decode, folder=str(folder / system), quick=args.quick))
+    speeds = {name: summarise(measured) for name, measured in runs.items()}
+    agreement = None
+    if args.checkpoint:
+        arguments = dict(checkpoint=args.checkpoint, data=args.data, languages=args.languages)
+        agreement = run(compare, folder=str(folder), **arguments)
+    shutil.rmtree(folder)
+    report(speeds, sizes, agreement, FOLDER / f"serving{'_quick' if args.quick else ''}.json")
+
+
+def report(speeds: dict, sizes: dict[str, float], agreement: dict | None, path: Path):
+    console = Console()
+    console.print(speeds_table(speeds, sizes))
+    if agreement is not None:
+        console.print(agreement_table(agreement))
+    results = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": {module.__name__: module.__version__ for module in (ctranslate2, openvino, torch, transformers)},
+        "median, smallest and largest": speeds,
+        "gigabytes": sizes,
+        "agreement": agreement,
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

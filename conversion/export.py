@@ -1,0 +1,113 @@
+"""A model as a folder that runs without PyTorch."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+
+from .checkpoint import ConversionError, check_output, whole_folder
+from .push import check_folder, load_model
+
+
+RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
+QUANTIZATIONS = ("none", "int8")
+# what generation_config.json may set that greedy decoding or a beam search would follow, and the runtime does not ->
+# the value that changes nothing, as does None
+NEUTRAL_SETTINGS = {
+    "do_sample": False,
+    "early_stopping": False,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "stop_strings": None,
+}
+
+
+def export(
+    folder: str | PathLike, output: str | PathLike, *, quantize: str = "none", overwrite: bool = False
+) -> dict[str, int]:
+    """
+    Write a model as a graph for OpenVINO with what runs it: `model.xml`, `model.bin`, `config.json`,
+    `tokenizer.json` and `xlm_swcm_runtime.py`.
+
+    Args:
+        folder: with model and tokenizer, as `save_pretrained` of both writes it.
+        output: the folder to write, whole or not at all.
+        quantize: "none", or "int8" for all matrices, with a scale for each row.
+        overwrite: replace `output` if it exists and is not empty.
+
+    Returns:
+        The size of each file in bytes.
+
+    Raises:
+        ConversionError: OpenVINO is not installed, or the folder or `output` is not as it should be.
+    """
+    if quantize not in QUANTIZATIONS:
+        raise ConversionError(f"quantize must be one of {', '.join(QUANTIZATIONS)}; got {quantize}.")
+    if find_spec("openvino") is None:
+        raise ConversionError("The export needs OpenVINO: pip install 'xlm-swcm[export]'.")
+    from .openvino_graph import ACTIVATIONS, write_graph
+
+    folder, output = Path(folder), Path(output)
+    check_output(output, overwrite, folder)
+    if check_folder(folder) is not XLMSWCMConfig:
+        raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
+    model, tokenizer = load_model(folder)
+    if model.config.hidden_act not in ACTIVATIONS:
+        raise ConversionError(
+            f'config.json of {folder} has hidden_act "{model.config.hidden_act}"; an export knows only '
+            f"{', '.join(ACTIVATIONS)}."
+        )
+    config = runtime_config(folder, model, tokenizer, quantize)
+    size = model.num_parameters() * (1 if quantize == "int8" else 4)
+    with whole_folder(output, size, overwrite) as partial:
+        write_graph(model.float(), quantize == "int8", partial / "model.xml")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
+        shutil.copy(RUNTIME, partial)
+        return {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+
+
+def runtime_config(
+    folder: Path, model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer, quantize: str
+) -> dict:
+    """What the runtime has to know beside the graph; or a refusal of settings that it would not follow."""
+    settings = model.generation_config
+    for name, neutral in NEUTRAL_SETTINGS.items():
+        if getattr(settings, name, None) not in (None, neutral):
+            raise ConversionError(
+                f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
+            )
+    longest = model.config.longest_input
+    start, ends = settings.decoder_start_token_id, settings.eos_token_id
+    return {
+        "model_type": "xlm_swcm_exported",
+        "quantize": quantize,
+        "longest_input": longest,
+        "languages": {code: tokenizer.get_lang_id(code) for code in tokenizer.languages},
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": model.config.pad_token_id,
+        "decoder_start_token_id": settings.bos_token_id if start is None else start,
+        "end_token_ids": ends if isinstance(ends, list) else [end for end in [ends] if end is not None],
+        "generation": {
+            "forced_bos_token_id": settings.forced_bos_token_id,
+            "max_new_tokens": min(settings.max_new_tokens or (settings.max_length or 21) - 1, longest),
+            "num_beams": settings.num_beams or 1,
+            "length_penalty": 1.0 if settings.length_penalty is None else settings.length_penalty,
+        },
+    }

@@ -1,0 +1,259 @@
+"""Exported models: what they write, what they need, and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused, contents
+from encoders import SENTENCES, edit_config
+from transformers import AutoTokenizer
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.conversion import ConversionError, export
+from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm.conversion.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
+
+
+TEXTS = [sentence[:14] for sentence in SENTENCES]
+UNSEEN = ["The ferry stays", "no wind", "two herons, one boat", "བདེ་ལེགས།"]
+
+
+@dataclass
+class Learner:
+    """A model that has learnt to write the next text of TEXTS for `<bo>`, and the one after it for `<kk>`."""
+
+    folder: Path
+    model: XLMSWCMForConditionalGeneration
+    tokenizer: XLMSWCMTokenizer
+
+    def write(self, texts: list[str], language: str, **options) -> np.ndarray:
+        inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
+        tag = self.tokenizer.get_lang_id(language)
+        return self.model.generate(**inputs, forced_bos_token_id=tag, do_sample=False, **options).numpy()
+
+
+def teach(model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer):
+    inputs = tokenizer(TEXTS * 2, padding=True, return_tensors="pt")
+    labels = []
+    for shift, language in enumerate(("bo", "kk"), 1):
+        tokenizer.tgt_lang = language
+        labels += tokenizer(text_target=TEXTS[shift:] + TEXTS[:shift])["input_ids"]
+    labels = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, labels)), batch_first=True, padding_value=-100)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[dict(weight_sharing="init"), dict(weight_sharing="tied", tie_word_embeddings=False)],
+    ids=["init", "tied, output of its own"],
+)
+def learner(request, learner_folder, tmp_path_factory) -> Learner:
+    torch.manual_seed(0)
+    model = XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(learner_folder, **request.param))
+    model.generation_config.max_length = 24
+    tokenizer = AutoTokenizer.from_pretrained(learner_folder, src_lang="zh")
+    teach(model, tokenizer)
+    folder = tmp_path_factory.mktemp("learner")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Learner(folder, model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def exported(learner, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(learner.folder, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_new_tokens": 3},
+        {"num_beams": 4},
+        {"num_beams": 4, "length_penalty": -2.0},
+        {"num_beams": 3, "length_penalty": 3.0},
+        {"num_beams": 5, "max_new_tokens": 4},
+    ],
+    ids=str,
+)
+def test_tokens_are_those_of_pytorch(learner, exported, options):
+    """Of sources that differ in length, learnt ones and others; and with what the generation config says."""
+    runtime = ExportedModel(exported, threads=1)
+    input_ids = learner.tokenizer(TEXTS + UNSEEN, padding=True, return_tensors="np")["input_ids"]
+    for language in ("bo", "kk"):
+        expected = learner.write(TEXTS + UNSEEN, language, **options)
+        written = runtime.generate(input_ids, forced_bos_token_id=learner.tokenizer.get_lang_id(language), **options)
+        np.testing.assert_array_equal(written, expected)
+        assert len(np.unique(written[:, 2:], axis=0)) > 3
+    inputs = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(input_ids).ne(1).long()}
+    expected = learner.model.generate(**inputs, do_sample=False, **options).numpy()
+    np.testing.assert_array_equal(runtime.generate(input_ids, **options), expected)
+
+
+def test_the_options_change_what_is_written(learner):
+    """So that the test above compares more than one search."""
+    greedy, beams, short = (
+        learner.write(TEXTS + UNSEEN, "kk", **options)
+        for options in ({}, {"num_beams": 4}, {"num_beams": 4, "length_penalty": -2.0})
+    )
+    assert not np.array_equal(beams, short) and not np.array_equal(greedy, short)
+
+
+def test_texts_are_written_in_the_language_that_is_asked_for(learner, exported):
+    runtime = ExportedModel(exported, threads=1)
+    for language in ("bo", "kk"):
+        expected = learner.tokenizer.batch_decode(learner.write(TEXTS, language), skip_special_tokens=True)
+        assert runtime(TEXTS, src_lang="zh", tgt_lang=language) == expected
+    assert runtime([], src_lang="zh", tgt_lang="bo") == []
+
+
+def test_int8_is_smaller_and_writes_what_was_learnt(learner, exported, tmp_path):
+    export(learner.folder, tmp_path / "int8", quantize="int8")
+    runtime = ExportedModel(tmp_path / "int8", threads=1)
+    input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
+    for options in ({}, {"num_beams": 4}):
+        expected = learner.write(TEXTS, "bo", max_new_tokens=12, **options)
+        tag = learner.tokenizer.get_lang_id("bo")
+        written = runtime.generate(input_ids, forced_bos_token_id=tag, max_new_tokens=12, **options)
+        assert (written == expected).mean() > 0.98
+    sizes = [(folder / "model.bin").stat().st_size for folder in (tmp_path / "int8", exported)]
+    # a scale for every row is a lot in a model of 32 columns
+    assert sizes[0] < 0.5 * sizes[1]
+
+
+def test_shared_weights_are_stored_once(learner, exported):
+    parameters = 4 * learner.model.num_parameters()
+    assert parameters <= (exported / "model.bin").stat().st_size < 1.01 * parameters
+
+
+def test_the_folder_runs_without_pytorch(learner, exported):
+    code = """if True:
+        import sys
+        for name in ("torch", "transformers", "modeling_xlm_swcm"):
+            sys.modules[name] = None  # an import of it fails
+        from xlm_swcm_runtime import ExportedModel
+        print(ExportedModel(threads=1)(sys.argv[1:], src_lang="zh", tgt_lang="bo", num_beams=2))
+    """
+    command = [sys.executable, "-c", code, *TEXTS]
+    run = subprocess.run(command, cwd=exported, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
+    assert run.returncode == 0, run.stderr
+    expected = learner.tokenizer.batch_decode(learner.write(TEXTS, "bo", num_beams=2), skip_special_tokens=True)
+    assert run.stdout.strip() == str(expected)
+
+
+def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
+    folder = Path(shutil.copytree(learner.folder, tmp_path / "model"))
+    tag = learner.tokenizer.get_lang_id("kk")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    export(folder, tmp_path / "exported")
+    runtime = ExportedModel(tmp_path / "exported", threads=1)
+    input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
+    expected = learner.write(TEXTS, "kk", num_beams=3, length_penalty=0.5, max_new_tokens=9)
+    np.testing.assert_array_equal(runtime.generate(input_ids), expected)
+
+
+def change_settings(**fields) -> Callable[[Path], None]:
+    def change(folder: Path):
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return change
+
+
+def make_released(folder: Path):
+    edit_config(folder, model_type=ReleasedXLMSWCMConfig.model_type)
+
+
+@pytest.fixture
+def no_bars():
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.mark.usefixtures("no_bars")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (shutil.rmtree, ["does not exist"]),
+        (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
+        (lambda folder: edit_config(folder, model_type="xlm-roberta"), ["xlm-roberta", "xlm-swcm convert"]),
+        (make_released, ["the authors' own layers"]),
+        (lambda folder: edit_config(folder, hidden_act="silu"), ["config.json", "hidden_act", "silu", "gelu"]),
+        (change_settings(no_repeat_ngram_size=3), ["generation_config.json", "no_repeat_ngram_size"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["cannot be loaded"]),
+    ],
+    ids=["no folder", "no config", "an encoder", "released", "activation", "settings", "tokenizer"],
+)
+def test_what_cannot_be_exported_is_refused(folder, tmp_path, change, words):
+    change(folder)
+    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
+    assert_refused(result, str(folder), *words)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[export.__module__], "find_spec", lambda name: None)
+    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
+    assert_refused(result, "OpenVINO", "pip install 'xlm-swcm[export]'")
+
+
+def test_nothing_is_lost(folder, tmp_path):
+    before = contents(folder)
+    with pytest.raises(ConversionError, match="is not empty"):
+        export(folder, folder)
+    with pytest.raises(ConversionError, match="would be lost"):
+        export(folder, folder, overwrite=True)
+    with pytest.raises(ConversionError, match="quantize must be one of none, int8"):
+        export(folder, tmp_path / "exported", quantize="int4")
+    assert contents(folder) == before and not (tmp_path / "exported").exists()
+
+
+def test_the_command_says_what_it_wrote(folder, tmp_path):
+    output = tmp_path / "exported"
+    for options in ((), ("--overwrite",)):
+        result = CliRunner().invoke(main, ["export", str(folder), str(output), "--quantize", "int8", *options])
+        assert result.exit_code == 0, result.stderr
+        assert str(output) in result.stdout and "model.bin (" in result.stdout and "kB)" in result.stdout
+    assert {path.name for path in output.iterdir()} == {
+        *("config.json", "model.xml", "model.bin", "tokenizer.json", "xlm_swcm_runtime.py")
+    }
+
+
+def test_the_runtime_refuses_what_it_cannot_do(learner, exported):
+    with pytest.raises(ValueError, match="holds no exported model"):
+        ExportedModel(learner.folder)
+    runtime = ExportedModel(exported, threads=1)
+    with pytest.raises(ValueError, match='Unknown language "en"; the known ones are: zh, kk, bo'):
+        runtime(TEXTS, src_lang="en", tgt_lang="bo")
+    with pytest.raises(ValueError, match='Unknown language "None"'):
+        runtime(TEXTS, tgt_lang="bo")
+    with pytest.raises(ValueError, match="Text 2 has .* tokens, and the model reads at most 38"):
+        runtime(["no wind", "no wind " * 40], src_lang="zh", tgt_lang="bo")
+    input_ids = np.full((1, 3), 5)
+    for options in ({"max_new_tokens": 0}, {"max_new_tokens": 39}, {"num_beams": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            runtime.generate(input_ids, **options)
+    for wrong in (np.full((1, 39), 5), np.full(3, 5)):
+        with pytest.raises(ValueError, match="input_ids must be"):
+            runtime.generate(wrong)
