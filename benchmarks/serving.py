@@ -29,9 +29,10 @@ import transformers
 from ctranslate2.converters.transformers import MBartLoader
 from rich.console import Console
 from rich.table import Table
-from speed import DECODING, machine, make_model, random_tokens, summarise
+from speed import machine, summarise
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from workloads import DECODING, make_model, random_tokens
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import export
@@ -197,17 +198,16 @@ def run(task: Callable, **arguments) -> dict | None:
 
 
 def speeds_table(speeds: dict[str, dict], sizes: dict[str, float]) -> Table:
-    table = Table("", "GB", title=f"Decoding, tokens a second, also as a multiple of {GOAL}")
-    for heading in DECODING:
+    table = Table("", "", title="Decoding, tokens a second")
+    for heading in ("median (spread)", f"/ {GOAL}", "files, GB", "peak GB"):
         table.add_column(heading, justify="right")
-        table.add_column("x", justify="right")
-    table.add_column("peak GB", justify="right")
     for name, result in speeds.items():
-        cells = [name, f"{sizes[name]:.2f}"]
+        labels = [name, f"{sizes[name]:.2f}", f"{result['peak_gb'][0]:.2f}"]
         for column in DECODING:
             median, low, high = result[column]
-            cells += [f"{median:.1f} ({low:.1f}-{high:.1f})", f"{median / speeds[GOAL][column][0]:.2f}"]
-        table.add_row(*cells, f"{result['peak_gb'][0]:.2f}")
+            of_goal = f"{median / speeds[GOAL][column][0]:.2f}"
+            table.add_row(labels[0], column, f"{median:.1f} ({low:.1f}-{high:.1f})", of_goal, *labels[1:])
+            labels = [""] * 3
     return table
 
 
