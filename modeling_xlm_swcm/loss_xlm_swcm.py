@@ -138,11 +138,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=sum_dtype) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=sum_dtype) if needs_bias else None
         matrix, offset = weight.to(dtype), bias.to(dtype)
-        for states, targets in zip(hidden_states.chunk(num_chunks), labels.chunk(num_chunks), strict=True):
-            states = states.to(dtype)
+        chunks = hidden_states.to(dtype).chunk(num_chunks)
+        # one for all chunks: memory that is new to the process costs time
+        room = torch.empty(len(chunks[0]), len(weight), dtype=sum_dtype, device=weight.device)
+        for states, targets in zip(chunks, labels.chunk(num_chunks), strict=True):
             kept = (targets != IGNORED)[:, None]
             targets = targets.clamp(min=0)[:, None]
-            logits = nn.functional.linear(states, matrix, offset).to(sum_dtype)
+            logits = _logits(states, matrix, offset, room[: len(states)])
             logits -= logits.amax(-1, keepdim=True)
             aimed_at = (1 - label_smoothing) * logits.gather(1, targets)
             if label_smoothing:
@@ -191,10 +193,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None, None, None
 
 
+def _logits(states: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    if room.dtype == states.dtype:
+        return torch.addmm(offset, states, matrix.T, out=room)
+    return room.copy_(nn.functional.linear(states, matrix, offset))
+
+
 def _add_product(d_weight: torch.Tensor, d_logits: torch.Tensor, states: torch.Tensor):
     """Add `d_logits.T @ states` to `d_weight`, of shape (vocab_size, hidden_size)."""
     if d_weight.dtype == states.dtype:
         d_weight.addmm_(d_logits.T, states)
         return
-    for rows, columns in zip(d_weight.split(2**14), d_logits.T.split(2**14), strict=True):
+    # so few rows at once that their products stay in the processor's cache
+    for rows, columns in zip(d_weight.split(2**12), d_logits.T.split(2**12), strict=True):
         rows += columns @ states

@@ -10,10 +10,10 @@ def product_dtype(states: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
-    """Whether a module does nothing but what its kind does; with adapters, quantisers and hooks it does more."""
-    return type(module) is kind and not (
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a projection is a product and nothing else; with adapters, quantisers and hooks it is more."""
+    return type(linear) is nn.Linear and not (
+        linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     )
 
 
