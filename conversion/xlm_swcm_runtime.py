@@ -8,6 +8,8 @@ import openvino as ov
 from tokenizers import Tokenizer
 
 
+# one that stays: when one of several goes, OpenVINO may leave signals a stack that is no longer there
+CORE = ov.Core()
 # far below any score, as Transformers has it
 NEVER = np.float32(-1e9)
 
@@ -32,7 +34,7 @@ class ExportedModel:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        graph = ov.Core().read_model(folder / "model.xml")
+        graph = CORE.read_model(folder / "model.xml")
         inputs, results = graph.get_parameters(), graph.get_results()
         sources = ("input_ids", "attention_mask", "position_ids")
         encoder = ov.Model(
@@ -235,7 +237,7 @@ def infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
     options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": threads}
     # of int8 weights: inputs are quantised as they come, so many columns with one scale
     options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128, "PERFORMANCE_HINT": "LATENCY"}
-    return ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+    return CORE.compile_model(graph, "CPU", options).create_infer_request()
 
 
 def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
