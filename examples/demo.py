@@ -137,15 +137,23 @@ def make_dataset(pairs: list[Pair], tokenizer: XLMSWCMTokenizer) -> Dataset:
     rows = []
     for pair in pairs:
         tokenizer.tgt_lang = pair.language
-        rows.append(tokenizer(pair.source, text_target=pair.target, truncation=True))
-    return Dataset.from_list([dict(row) for row in rows])
+        row = dict(tokenizer(pair.source, text_target=pair.target, truncation=True))
+        rows.append(row | {"length": len(row["input_ids"]) + len(row["labels"])})
+    return Dataset.from_list(rows)
 
 
 def finetune(args: DemoArguments, folder: Path, train: list[Pair], test: list[Pair]) -> list[dict]:
     """Teach the converted model in `folder` the training pairs, save it there; its training log."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = training_arguments(args, folder.name, args.steps, eval_strategy="steps", eval_steps=100)
+    options = training_arguments(
+        args,
+        folder.name,
+        args.steps,
+        train_sampling_strategy="group_by_length",
+        eval_strategy="steps",
+        eval_steps=100,
+    )
     trainer = Seq2SeqTrainer(
         model,
         Seq2SeqTrainingArguments(**options),
