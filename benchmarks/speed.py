@@ -1,6 +1,6 @@
 """Training, decoding and loading, side by side with Transformers' own encoder-decoders, at the size of XLM-R base.
 
-    python benchmarks/speed.py [--only training decoding loading lengths compiled torchao] [--rounds 3] [--quick]
+    python benchmarks/speed.py [--only PART ...] [--rounds 3] [--quick]
 
 Every measurement (workloads.py) is a process of its own, and the models take turns. Prints medians with their spread,
 and writes outputs/benchmarks/speed.json and speed.png; parts that are not run stay in both as they were. `--quick` is
@@ -22,7 +22,8 @@ import transformers
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
-from workloads import DECODING, make_model
+from transformers.utils import is_liger_kernel_available
+from workloads import DECODING, GPU_BATCHES, make_model
 
 
 FOLDER = Path("outputs/benchmarks")
@@ -45,6 +46,10 @@ DECODERS = {
 }
 BOTH = {"MBart": dict(model="MBart"), "init": dict(model="init")}
 TORCHAO = {"init, int8 (torchao)": dict(model="init", weights="int8, torchao", new=4)}
+STATIC = {name: options | dict(cache_implementation="static") for name, options in BOTH.items()}
+GPU_MODELS = BOTH | {"EncoderDecoder": dict(model="EncoderDecoder")}
+GPU_DECODERS = GPU_MODELS | {f"{name}, static cache": options for name, options in STATIC.items()}
+LOSSES = ["logits", "chunks", *(["Liger"] if is_liger_kernel_available() else [])]
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))
 TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
 COMPILED = {"batch 1": "batch 1", "compiling": "seconds to compile"}
@@ -57,6 +62,19 @@ PARTS = {
     # not by default: minutes of compiling; and torchao, which Transformers imports wherever it is installed
     "compiled": ("decode_compiled", {"init": dict(model="init")}, 1, COMPILED),
     "torchao": ("decode", TORCHAO, 1, SETTINGS),
+    "gpu-training": (
+        "train_gpu",
+        GPU_MODELS | {"tied": dict(model="tied")},
+        None,
+        {"tokens": "tokens/s", "teraflops": "TFLOP/s", "utilisation": "utilisation", "peak_gb": "peak GB"},
+    ),
+    "gpu-decoding": ("decode_gpu", GPU_DECODERS, None, {name: name for name in GPU_BATCHES} | {"peak_gb": "peak GB"}),
+    "gpu-loss": (
+        "loss_gpu",
+        {kind: dict(kind=kind) for kind in LOSSES},
+        None,
+        {"milliseconds": "milliseconds", "peak_gb": "peak GB"},
+    ),
 }
 ALWAYS = ["training", "decoding", "loading", "lengths"]
 
@@ -164,7 +182,8 @@ def machine() -> str:
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    return f"{models[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{models[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def report(measured: dict[str, dict[str, list[dict]]], path: Path):

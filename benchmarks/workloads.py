@@ -8,10 +8,12 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSeq2SeqLM,
     EncoderDecoderConfig,
@@ -23,12 +25,14 @@ from transformers import (
 )
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy, linear_cross_entropy
 
 
 WORDS = 250002
 # batch size and beams
 DECODING = {"batch 1": (1, 1), "batch 8": (8, 1), "beam 5": (1, 5)}
 BATCHES = [1, 2, 4, 8, 16]
+GPU_BATCHES = {"batch 1": 1, "batch 8": 8, "batch 64": 64}
 
 
 def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> PreTrainedModel:
@@ -90,7 +94,7 @@ def make_decoder(name: str, quick: bool, weights: str = "float32") -> PreTrained
 
 
 def write(model: PreTrainedModel, batch: int, length: int, new: int, beams: int = 1, **options):
-    source = random_tokens(batch, length)
+    source = random_tokens(batch, length).to(model.device)
     inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
     fixed = dict(do_sample=False, num_beams=beams, max_new_tokens=new, min_new_tokens=new)
     written = model.generate(**inputs, **fixed, **options)
@@ -143,6 +147,97 @@ def decode_long(model: str, quick: bool) -> dict:
     return {"steps": steps(1, new), "batches": {batch: sorted(steps(batch, 12))[5] for batch in batches}}
 
 
+def find_gpu(quick: bool) -> str:
+    if not (quick or torch.cuda.is_available()):
+        sys.exit("No GPU is here; --quick shows the same steps on a CPU.")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def now() -> float:
+    """The time, with all work done that was given to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(work: Callable[[], object], times: int) -> float:
+    """Once to warm up, then the mean."""
+    work()
+    start = now()
+    for _ in range(times):
+        work()
+    return (now() - start) / times
+
+
+def peak_memory() -> int:
+    """In bytes: what was allocated on the GPU, or the resident memory of the process where none is."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def train_gpu(model: str, quick: bool) -> dict:
+    """
+    Source and target tokens a second, with AdamW in autocast to bfloat16, and how well the GPU is used: operations in
+    the products of a step, as PyTorch counts them, a second, by those that one large product reaches.
+    """
+    device = find_gpu(quick)
+    model = make_model(model, quick).to(device).train()
+    batch, length = (2, 16) if quick else (32, 128)
+    source, labels = random_tokens(batch, length).to(device), random_tokens(batch, length).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step():
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(input_ids=source, attention_mask=torch.ones_like(source), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    seconds = seconds_of(step, 2 if quick else 20)
+    size = 512 if quick else 8192
+    matrix = torch.ones(size, size, dtype=torch.bfloat16, device=device)
+    fastest = 2 * size**3 / seconds_of(lambda: matrix @ matrix, 20)
+    return {
+        "tokens": 2 * batch * length / seconds,
+        "teraflops": counter.get_total_flops() / seconds / 1e12,
+        "utilisation": counter.get_total_flops() / seconds / fastest,
+    }
+
+
+@torch.inference_mode()
+def decode_gpu(model: str, quick: bool, **options) -> dict:
+    """Greedy tokens a second in bfloat16; with a static cache Transformers compiles the step by itself on a GPU."""
+    model = make_decoder(model, quick, "bfloat16").to(find_gpu(quick))
+    length, new = (16, 4) if quick else (128, 128)
+    return {
+        name: batch * new / seconds_of(partial(write, model, batch, length, new, **options), 1 if quick else 3)
+        for name, batch in GPU_BATCHES.items()
+    }
+
+
+def loss_gpu(kind: str, quick: bool) -> dict:
+    """Milliseconds of the loss over the vocabulary and all its gradients, bfloat16, 4,096 tokens."""
+    device, (tokens, words) = find_gpu(quick), (8, 5000) if quick else (4096, WORDS)
+    states = torch.randn(tokens, 768, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(words, 768, device=device, dtype=torch.bfloat16).mul_(0.02).requires_grad_()
+    bias = torch.zeros(words, device=device, dtype=torch.bfloat16, requires_grad=True)
+    labels = random_tokens(tokens).to(device)
+    if kind == "Liger":
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    def loss() -> torch.Tensor:
+        if kind == "Liger":
+            return liger_fused_linear_cross_entropy(states, weight, labels, bias)
+        if kind == "logits":
+            return cross_entropy(nn.functional.linear(states, weight, bias), labels, words)
+        return linear_cross_entropy(states, weight, bias, labels)
+
+    return {"milliseconds": 1000 * seconds_of(lambda: loss().backward(), 1 if quick else 10)}
+
+
 def load(folder: str, **_) -> dict:
     start = time.perf_counter()
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
@@ -153,8 +248,8 @@ def load(folder: str, **_) -> dict:
 
 
 if __name__ == "__main__":
-    tasks = {"train": train, "decode": decode, "decode_compiled": decode_compiled, "decode_long": decode_long}
+    tasks = (train, decode, decode_compiled, decode_long, load, train_gpu, decode_gpu, loss_gpu)
     options = json.loads(sys.argv[1])
-    figures = (tasks | {"load": load})[options.pop("task")](**options)
-    figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    figures = {task.__name__: task for task in tasks}[options.pop("task")](**options)
+    figures["peak_gb"] = peak_memory() / 1e9
     print(json.dumps(figures))

@@ -4,7 +4,8 @@
 
 For experiments, and for languages that no encoder knows; who has XLM-R or a kin of it begins with that. Each file
 holds text of one language, a sentence or paragraph a line, as `bo=some/file.txt` or named by its language. Checkpoints
-are whole encoders with their tokenizer, and stay: stages of the same encoder.
+are whole encoders with their tokenizer, and stay: stages of the same encoder. With `--resume_from_checkpoint last` a
+run that was stopped goes on.
 """
 
 import json
@@ -29,6 +30,7 @@ from modeling_xlm_swcm.conversion.checkpoint import ConversionError
 from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
 from modeling_xlm_swcm.training.arguments import parse_arguments
 from modeling_xlm_swcm.training.results import plot_history
+from modeling_xlm_swcm.training.trainer import TrainingError, find_checkpoint
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -102,9 +104,13 @@ def sample(texts: dict[str, list[str]], size: int, exponent: float) -> list[str]
 
 
 def train(args: EncoderArguments, training: TrainingArguments):
+    checkpoint = find_checkpoint(training)
     set_seed(training.seed)
     texts = read_texts(args.corpus, "Reading")
-    tokenizer = train_tokenizer(sample(texts, 500_000, args.sampling_exponent), args.vocab_size, args.max_length)
+    if checkpoint is None:
+        tokenizer = train_tokenizer(sample(texts, 500_000, args.sampling_exponent), args.vocab_size, args.max_length)
+    else:
+        tokenizer = XLMRobertaTokenizer.from_pretrained(checkpoint)
     parts = [make_rows(tokenizer, lines, args.max_length) for lines in texts.values()]
     shares = torch.tensor([len(part) for part in parts]).double() ** args.sampling_exponent
     config = XLMRobertaConfig(
@@ -128,7 +134,7 @@ def train(args: EncoderArguments, training: TrainingArguments):
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mask_share, seed=training.seed),
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     plot_history(trainer.state.log_history, Path(training.output_dir) / "training.png")
@@ -138,7 +144,7 @@ def main():
     args, training = parse_arguments(EncoderArguments, TrainingArguments)
     try:
         train(args, training)
-    except ConversionError as error:
+    except (ConversionError, TrainingError) as error:
         sys.exit(f"error: {error}")
 
 

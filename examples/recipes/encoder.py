@@ -4,7 +4,7 @@
 
 DATA has plain text in `mono/`, such as `mono/bo.*.txt`, and `ntrex.tsv` (NTREX-128, with the columns split, bo, ug,
 kk, mn, zh and en), of which the training lines are learnt and the development lines held out. Other options are those
-of `train_encoder.py`.
+of `train_encoder.py`. A recipe that was stopped goes on when it is called again.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def main():
         "train_encoder.py",
         EXAMPLES / "presets" / "encoder_small.yaml",
         *("--corpus", *texts, *write_ntrex(args, "train"), "--validation", *write_ntrex(args, "dev")),
-        *("--output_dir", args.output_dir / "encoder", *rest),
+        *("--output_dir", args.output_dir / "encoder", "--resume_from_checkpoint", "last", *rest),
     )
 
 
