@@ -1,6 +1,6 @@
 """Does an extended vocabulary help to learn a language, and how should its new rows start?
 
-    python benchmarks/vocabulary_learning.py DATA [--work outputs/vocabulary_learning]
+    python benchmarks/vocabulary_learning.py DATA --tokenizer FOLDER [--work outputs/vocabulary_learning]
 
 A small XLM-R is trained by masked language modelling on Uyghur, Kazakh, Mongolian, Chinese and English. It is then
 extended with Tibetan pieces or not, converted, and trained by denoising Tibetan and translating Chinese - Tibetan

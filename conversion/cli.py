@@ -90,7 +90,9 @@ def convert(
     languages: Annotated[
         list[str], typer.Option(metavar="CODE...", help="Languages that get a tag; last, or before another option.")
     ] = (),
-    normal_layer_interval: Annotated[int, typer.Option(help="A normal layer after every so many custom ones.")] = 3,
+    normal_layer_interval: Annotated[
+        int, typer.Option(help="A normal layer after every so many custom ones but the last.")
+    ] = 3,
     layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
     decoder_init: Annotated[DecoderInit, typer.Option(help="Random: no weight is copied.")] = "shared",
     normal_layers: Annotated[

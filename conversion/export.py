@@ -59,7 +59,7 @@ def export(
     if quantize not in QUANTIZATIONS:
         raise ConversionError(f"quantize must be one of {', '.join(QUANTIZATIONS)}; got {quantize}.")
     if find_spec("openvino") is None:
-        raise ConversionError("The export needs OpenVINO: pip install 'xlm-swcm[export]'.")
+        raise ConversionError("The export needs OpenVINO: pip install openvino.")
     from .openvino_graph import ACTIVATIONS, write_graph
 
     folder, output = Path(folder), Path(output)

@@ -23,7 +23,7 @@ def check_plot(path: Path):
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConversionError(f"--plot writes a PNG file, and {path} is none.")
     if find_spec("matplotlib") is None:
-        raise ConversionError("--plot needs matplotlib: pip install 'xlm-swcm[train]'.")
+        raise ConversionError("--plot needs matplotlib: pip install matplotlib.")
 
 
 @dataclass

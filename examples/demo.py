@@ -4,7 +4,7 @@
 
 Without `--base` a small XLM-R is trained first. Text: CLDR names (`cldr.py`), Chinese into Tibetan, Uyghur, Kazakh and
 Mongolian. The same encoder gets a decoder with shared weights and one with random weights; both are trained on the
-same data in the same order with the same budget. Writes the table, the outputs, a loss plot and the checkpoints.
+same data in the same order with the same budget. Prints a table, and writes outputs, a loss plot and checkpoints.
 """
 
 import json
@@ -67,8 +67,12 @@ class DemoArguments:
     encoder_steps: int = field(default=600, metadata={"help": "masked-language-modelling steps of the small encoder"})
     steps: int = field(default=1000, metadata={"help": "fine-tuning steps of each model"})
     batch_size: int = field(default=64, metadata={"help": "names in a batch"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak, of both models"})
+    learning_rate: float | None = field(default=None, metadata={"help": "peak; by default 1e-3, with --base 1e-4"})
     seed: int = field(default=0, metadata={"help": "of split, weights and data order"})
+
+    def __post_init__(self):
+        if self.learning_rate is None:
+            self.learning_rate = 1e-3 if self.base is None else 1e-4
 
 
 class ProgressBar(ProgressCallback):

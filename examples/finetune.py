@@ -2,12 +2,13 @@
 
     python examples/finetune.py --task translation --model_name_or_path outputs/demo/shared \
         --source_lang zh --target_lang bo kk --train_file train.tsv --validation_file dev.tsv --test_file test.tsv \
-        --output_dir outputs/zh-bo-kk --do_train --do_eval --do_predict --predict_with_generate
+        --max_source_length 126 --max_target_length 126 --output_dir outputs/zh-bo-kk \
+        --do_train --do_eval --do_predict --predict_with_generate
     python examples/finetune.py settings.yaml
 
-The options are those of Transformers' run_summarization.py and run_translation.py; a JSON or YAML file may hold them
-instead. Files: .jsonl, .csv, .tsv, .parquet, each also .gz. Every row has its own language tags, in training as in
-evaluation, and scores are given for each language and for all.
+It takes the main options of Transformers' run_summarization.py and run_translation.py (`--help` lists them); a JSON or
+YAML file may hold them instead. Files: .jsonl, .csv, .tsv, .parquet, each also .gz. Every row has its own language
+tags, in training as in evaluation, and scores are given for each language and for all.
 """
 
 import itertools

@@ -215,7 +215,7 @@ def test_what_cannot_be_exported_is_refused(folder, tmp_path, change, words):
 def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[export.__module__], "find_spec", lambda name: None)
     result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
-    assert_refused(result, "OpenVINO", "pip install 'xlm-swcm[export]'")
+    assert_refused(result, "OpenVINO", "pip install openvino")
 
 
 def test_nothing_is_lost(folder, tmp_path):

@@ -29,6 +29,7 @@ class RecipeArguments(FolderArguments):
     encoder: str = field(metadata={"help": "the encoder to start from: folder or Hub id"})
     pretrain_steps: int = field(default=2000, metadata={"help": "steps of denoising and translation; 0 for none"})
     steps: int = field(default=2000, metadata={"help": "steps of fine-tuning"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak of both; a real encoder wants a tenth of it"})
     max_length: int = field(default=256, metadata={"help": "of sources and targets, where the encoder has as many"})
     license: str | None = field(default=None, metadata={"help": "of the encoder; without it no model card is written"})
     seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
@@ -88,6 +89,7 @@ def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict]
         EXAMPLES / "presets" / "cpu_small.yaml",
         *("--model_name_or_path", converted, "--data", corpora, "--output_dir", pretrained),
         *("--max_length", args.max_length, "--max_steps", args.pretrain_steps, "--skip_bad_rows"),
+        *("--learning_rate", args.learning_rate),
         *("--per_device_eval_batch_size", "32"),
         *("--resume_from_checkpoint", "last"),  # a recipe that was stopped goes on here
         *args.for_every_script(),

@@ -1,4 +1,4 @@
-"""What only training needs (`pip install 'xlm-swcm[train]'`)."""
+"""What only training needs (the extra `train`)."""
 
 from .denoising import DataCollatorForDenoising
 
