@@ -81,7 +81,9 @@ ALWAYS = ["training", "decoding", "loading", "lengths"]
 
 def measure(**options) -> dict:
     script = Path(__file__).with_name("workloads.py")
-    run = subprocess.run([sys.executable, script, json.dumps(options)], stdout=subprocess.PIPE, check=True, text=True)
+    run = subprocess.run([sys.executable, script, json.dumps(options)], stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        sys.exit(run.returncode)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -186,9 +188,8 @@ def machine() -> str:
     return f"{gpu}{models[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def report(measured: dict[str, dict[str, list[dict]]], path: Path):
+def report(part: str, runs: dict[str, list[dict]], path: Path):
     """Print what was measured, and write it to `path` with the endings .json and .png, beside what is there."""
-    console = Console(width=119)
     before = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").exists() else {}
     origin = {
         "date": date.today().isoformat(),
@@ -196,11 +197,10 @@ def report(measured: dict[str, dict[str, list[dict]]], path: Path):
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     parts = before.get("parts", {})
-    for part, runs in measured.items():
-        results = {name: summarise(values) for name, values in runs.items()}
-        parts[part] = origin | {"median, smallest and largest": results}
-        if columns := PARTS[part][3]:
-            console.print(table(part, results, columns))
+    results = {name: summarise(values) for name, values in runs.items()}
+    parts[part] = origin | {"median, smallest and largest": results}
+    if columns := PARTS[part][3]:
+        Console(width=119).print(table(part, results, columns))
     path.with_suffix(".json").write_text(json.dumps({"parts": parts}, indent=2) + "\n")
     plot({part: values["median, smallest and largest"] for part, values in parts.items()}, path.with_suffix(".png"))
 
@@ -213,8 +213,8 @@ def main():
     args = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     rounds = 1 if args.quick else args.rounds
-    measured = {part: measure_part(part, rounds, args.quick) for part in args.only}
-    report(measured, FOLDER / ("speed_quick" if args.quick else "speed"))
+    for part in args.only:
+        report(part, measure_part(part, rounds, args.quick), FOLDER / ("speed_quick" if args.quick else "speed"))
 
 
 if __name__ == "__main__":

@@ -14,26 +14,21 @@ from .push import check_folder, load_model
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
 QUANTIZATIONS = ("none", "int8")
-# what generation_config.json may set that greedy decoding or a beam search would follow, and the runtime does not ->
-# the value that changes nothing, as does None
-NEUTRAL_SETTINGS = {
-    "do_sample": False,
-    "early_stopping": False,
-    "num_return_sequences": 1,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "guidance_scale": 1.0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "stop_strings": None,
+# what generation_config.json may set: what the runtime follows, what greedy decoding and beam search do not look at,
+# and what changes nothing at 1
+FOLLOWED_SETTINGS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+    *("max_length", "max_new_tokens", "num_beams", "length_penalty"),
+}
+IDLE_SETTINGS = {
+    *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
+    *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+    *("low_memory", "prefill_chunk_size", "renormalize_logits", "transformers_version", "_from_model_config"),
+}
+FACTORS = {
+    *("num_return_sequences", "num_beam_groups"),
+    *("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"),
 }
 
 
@@ -87,8 +82,9 @@ def runtime_config(
 ) -> dict:
     """What the runtime has to know beside the graph; or a refusal of settings that it would not follow."""
     settings = model.generation_config
-    for name, neutral in NEUTRAL_SETTINGS.items():
-        if getattr(settings, name, None) not in (None, neutral):
+    for name, value in settings.to_dict().items():
+        is_known = name in FOLLOWED_SETTINGS | IDLE_SETTINGS or (name in FACTORS and value == 1)
+        if not is_known and value not in (None, False, 0):
             raise ConversionError(
                 f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
             )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 from datasets import Dataset, interleave_datasets
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
@@ -21,10 +22,10 @@ from transformers import (
     Trainer,
     TrainingArguments,
     XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
     XLMRobertaTokenizer,
     set_seed,
 )
+from transformers.modeling_outputs import MaskedLMOutput
 
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError
 from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
@@ -68,15 +69,15 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
     return XLMRobertaTokenizer(vocab=[*map(tuple, pieces), ("<mask>", 0.0)], model_max_length=max_length)
 
 
-class MaskedLanguageTrainer(Trainer):
-    """Computes logits where a token is to be predicted, and nowhere else."""
+class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
+    """Upstream's, and saved under its name; logits are computed where a token is to be predicted, and nowhere else."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs["labels"]
-        hidden_states = model.roberta(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+    def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None):
+        hidden_states = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state
         masked = labels != -100
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden_states[masked]).float(), labels[masked])
-        return (loss, {"loss": loss}) if return_outputs else loss
+        logits = self.lm_head(hidden_states[masked]).float()
+        total = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="sum")
+        return MaskedLMOutput(loss=total / (masked.sum() if num_items_in_batch is None else num_items_in_batch))
 
 
 def read_texts(files: list[str], progress: str) -> dict[str, list[str]]:
@@ -124,7 +125,7 @@ def train(args: EncoderArguments, training: TrainingArguments):
         layer_norm_eps=1e-5,
     )
     held_out = [line for lines in read_texts(args.validation, "Reading").values() for line in lines]
-    trainer = MaskedLanguageTrainer(
+    trainer = Trainer(
         XLMRobertaForMaskedLM(config),
         training,
         train_dataset=interleave_datasets(

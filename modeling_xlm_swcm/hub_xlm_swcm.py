@@ -84,7 +84,7 @@ class XLMSWCMHubMixin:
         place = {name: kwargs.get(name) for name in ("revision", "token")}
         if not (folder / TOKENIZER_FILES[0]).exists() and not file_exists(repo_id, TOKENIZER_FILES[0], **place):
             for name in TOKENIZER_FILES:
-                if (path := self._find_beside_weights(name)) is not None:
+                if (path := self._find_beside_weights(name, token=place["token"])) is not None:
                     shutil.copyfile(path, folder / name)
         card = folder / "README.md"
         can_fill = self.conversion_report is not None and self.fill_card is not None

@@ -10,6 +10,7 @@ from .products_xlm_swcm import product_dtype
 
 IGNORED = -100
 MAX_LOGITS = 2**25  # in one chunk: 128 MiB in float32
+ROWS = 2**10  # of the weight's gradient that are added to at once
 
 
 def cross_entropy(
@@ -139,12 +140,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=sum_dtype) if needs_bias else None
         matrix, offset = weight.to(dtype), bias.to(dtype)
         chunks = hidden_states.to(dtype).chunk(num_chunks)
-        # one for all chunks: memory that is new to the process costs time
-        room = torch.empty(len(chunks[0]), len(weight), dtype=sum_dtype, device=weight.device)
+        # for all chunks the same room: memory that is new to the process costs time
+        room = _Room(len(chunks[0]), weight, dtype, sum_dtype)
         for states, targets in zip(chunks, labels.chunk(num_chunks), strict=True):
             kept = (targets != IGNORED)[:, None]
             targets = targets.clamp(min=0)[:, None]
-            logits = _logits(states, matrix, offset, room[: len(states)])
+            logits = room.logits(states, matrix, offset)
             logits -= logits.amax(-1, keepdim=True)
             aimed_at = (1 - label_smoothing) * logits.gather(1, targets)
             if label_smoothing:
@@ -162,11 +163,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_logits.scatter_add_(1, targets, factor * (label_smoothing - 1))
             if needs_bias:
                 d_bias += d_logits.sum(0)
-            d_logits = d_logits.to(dtype)
+            d_logits = room.narrow_logits(d_logits)
             if needs_hidden:
                 d_hidden.append(d_logits @ matrix)
             if needs_weight:
-                _add_product(d_weight, d_logits, states)
+                room.add_product(d_weight, d_logits, states)
         ctx.save_for_backward(
             torch.cat(d_hidden).to(hidden_states.dtype) if needs_hidden else None,
             d_weight.to(weight.dtype) if needs_weight else None,
@@ -193,17 +194,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None, None, None
 
 
-def _logits(states: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    if room.dtype == states.dtype:
-        return torch.addmm(offset, states, matrix.T, out=room)
-    return room.copy_(nn.functional.linear(states, matrix, offset))
+class _Room:
+    """Memory for the logits of a chunk, and for the parts of a product that is added to the gradient of the weight."""
 
+    def __init__(self, tokens: int, weight: torch.Tensor, dtype: torch.dtype, sum_dtype: torch.dtype):
+        self.is_wide = dtype == sum_dtype
+        kinds = (sum_dtype,) if self.is_wide else (dtype, sum_dtype)
+        self.chunk = [torch.empty(tokens, len(weight), dtype=kind, device=weight.device) for kind in kinds]
+        self.product = [torch.empty(ROWS, weight.shape[1], dtype=kind, device=weight.device) for kind in kinds]
 
-def _add_product(d_weight: torch.Tensor, d_logits: torch.Tensor, states: torch.Tensor):
-    """Add `d_logits.T @ states` to `d_weight`, of shape (vocab_size, hidden_size)."""
-    if d_weight.dtype == states.dtype:
-        d_weight.addmm_(d_logits.T, states)
-        return
-    # so few rows at once that their products stay in the processor's cache
-    for rows, columns in zip(d_weight.split(2**12), d_logits.T.split(2**12), strict=True):
-        rows += columns @ states
+    def logits(self, states: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        logits = torch.addmm(offset, states, matrix.T, out=self.chunk[0][: len(states)])
+        return logits if self.is_wide else self.chunk[1][: len(states)].copy_(logits)
+
+    def narrow_logits(self, d_logits: torch.Tensor) -> torch.Tensor:
+        return d_logits if self.is_wide else self.chunk[0][: len(d_logits)].copy_(d_logits)
+
+    def add_product(self, d_weight: torch.Tensor, d_logits: torch.Tensor, states: torch.Tensor):
+        """Add `d_logits.T @ states` to `d_weight`, of shape (vocab_size, hidden_size)."""
+        if self.is_wide:
+            d_weight.addmm_(d_logits.T, states)
+            return
+        if d_weight.device.type != "cpu":
+            d_weight += d_logits.T @ states
+            return
+        # so few rows at once that their products stay in the processor's cache
+        for rows, columns in zip(d_weight.split(ROWS), d_logits.T.split(ROWS), strict=True):
+            narrow, wide = (room[: len(rows)] for room in self.product)
+            rows += wide.copy_(torch.mm(columns, states, out=narrow))

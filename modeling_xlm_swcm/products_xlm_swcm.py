@@ -12,9 +12,13 @@ def product_dtype(states: torch.Tensor) -> torch.dtype:
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether a projection is a product and nothing else; with adapters, quantisers and hooks it is more."""
-    return type(linear) is nn.Linear and not (
-        linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    )
+    return type(linear) is nn.Linear and is_unhooked(linear)
+
+
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether to call a module is to call the `forward` of its class, and nothing else."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and "forward" not in vars(module)
 
 
 def project(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
@@ -43,7 +47,8 @@ def _suits_onednn(linear: nn.Linear, states: torch.Tensor) -> bool:
 
 def drop(dropout: nn.Dropout, states: torch.Tensor) -> torch.Tensor:
     """`dropout(states)`, the same elements dropped; which they are takes a byte each, on a CPU otherwise a float."""
-    if dropout.training and states.device.type == "cpu" and not torch.compiler.is_compiling():
+    is_simple = type(dropout) is nn.Dropout and is_unhooked(dropout) and dropout.training and dropout.p > 0
+    if is_simple and states.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.native_dropout(states, dropout.p, True)[0]
     return dropout(states)
 
@@ -54,7 +59,8 @@ def activate_and_project(activation: nn.Module, linear: nn.Linear, states: torch
 
     For the way back only `states` are kept, and their GELU, which the product needs, is computed again.
     """
-    is_simple = type(activation) is GELUActivation and is_plain(linear) and type(linear.weight) is nn.Parameter
+    is_gelu = type(activation) is GELUActivation and is_unhooked(activation)
+    is_simple = is_gelu and is_plain(linear) and type(linear.weight) is nn.Parameter
     if torch.is_grad_enabled() and is_simple and not torch.compiler.is_compiling():
         return _GeluProduct.apply(states, linear.weight, linear.bias)
     return project(linear, activation(states))

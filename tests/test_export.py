@@ -164,6 +164,7 @@ def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     tag = learner.tokenizer.get_lang_id("kk")
     settings = json.loads((folder / "generation_config.json").read_text())
     settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
+    settings |= {"temperature": 0.7, "repetition_penalty": 1.0, "early_stopping": False}  # these change nothing
     (folder / "generation_config.json").write_text(json.dumps(settings))
     export(folder, tmp_path / "exported")
     runtime = ExportedModel(tmp_path / "exported", threads=1)
@@ -201,9 +202,10 @@ def no_bars():
         (make_released, ["the authors' own layers"]),
         (lambda folder: edit_config(folder, hidden_act="silu"), ["config.json", "hidden_act", "silu", "gelu"]),
         (change_settings(no_repeat_ngram_size=3), ["generation_config.json", "no_repeat_ngram_size"]),
+        (change_settings(max_time=9.5), ["generation_config.json", "max_time"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["cannot be loaded"]),
     ],
-    ids=["no folder", "no config", "an encoder", "released", "activation", "settings", "tokenizer"],
+    ids=["no folder", "no config", "an encoder", "released", "activation", "settings", "time", "tokenizer"],
 )
 def test_what_cannot_be_exported_is_refused(folder, tmp_path, change, words):
     change(folder)

@@ -149,9 +149,13 @@ class TestActivateAndProject:
         assert_close(each(states), expected)
 
     def test_hooks_are_heard(self, states):
-        linear = nn.Linear(24, 7)
-        linear.register_forward_hook(lambda module, inputs, output: 0 * output)
-        assert not activate_and_project(ACT2FN["gelu"], linear, states).any()
+        heard = []
+        for kind in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+            for place in (0, 1):
+                modules = ACT2FN["gelu"], nn.Linear(24, 7)
+                getattr(modules[place], kind)(lambda *_, call=(kind, place): heard.append(call))
+                activate_and_project(*modules, states).sum().backward()
+        assert len(set(heard)) == 6
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 1.0])
@@ -167,7 +171,16 @@ def test_the_same_elements_are_dropped(p, training, dtype):
     for one, other in zip(*results, strict=True):
         assert torch.equal(one == 0, other == 0)
         torch.testing.assert_close(one, other)  # bfloat16 rounds otherwise
-    assert kept == training * states.numel()
+    assert kept == (training and p > 0) * states.numel()
+
+
+@pytest.mark.parametrize("replaced", ["module", "hook"])
+def test_another_dropout_is_called(replaced):
+    dropout = nn.Identity() if replaced == "module" else nn.Dropout(0.1)
+    if replaced == "hook":
+        dropout.register_forward_hook(lambda module, inputs, output: inputs[0])
+    states = torch.randn(4, 9)
+    assert torch.equal(drop(dropout.train(), states), states)
 
 
 def test_a_step_in_training_is_that_of_the_modules(batch, monkeypatch):

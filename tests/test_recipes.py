@@ -21,6 +21,7 @@ import translation  # noqa: E402
 
 
 TEXT = {"zh": SENTENCES[8], "bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол"}
+TEXT["en"] = "wind"
 QUICK = ["--pretrain_steps", "2", "--steps", "2", "--seed", "3"]
 
 
@@ -31,9 +32,9 @@ def data(tmp_path) -> Path:
     (folder / "titles").mkdir()
     for code, text in TEXT.items():
         (folder / "mono" / f"{code}.own.txt").write_text(f"{text}\n" * 4, encoding="utf-8")
-    columns = ["line", "doc", "split", *TEXT, "en"]
+    columns = ["line", "doc", "split", *TEXT]
     splits = ["train"] * 4 + ["dev"] * 2 + ["test"] * 3
-    lines = [columns, *([str(n), "d", split, *TEXT.values(), "wind"] for n, split in enumerate(splits))]
+    lines = [columns, *([str(n), "d", split, *TEXT.values()] for n, split in enumerate(splits))]
     (folder / "ntrex.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
     for name in titles.SOURCES:
         code = name[:2]
@@ -100,6 +101,8 @@ def test_translation_into_all_languages_and_back(recipe, quick):
 
 def test_titles_of_two_languages(recipe, quick):
     output = recipe(titles, *quick, "--samples", "0", "3")
+    with pytest.raises(SystemExit, match="is of a recipe with other arguments"):
+        recipe(titles, *quick, "--learning_rate", "1e-4")
     results = json.loads((output / "titles" / "transfer.json").read_text())
     assert {samples: list(row) for samples, row in results["scores"].items()} == dict.fromkeys("03", ["zh", "kk"])
     assert (output / "titles" / "transfer.png").is_file()

@@ -28,8 +28,8 @@ class Variant:
         title: as it stands in the table.
         options: of the conversion.
         change: of the converted model; is given the encoder's folder, too, and returns the model to train.
-        copied_rate: the learning rate of what was copied from the encoder, as a share of that of all else.
-        frozen_share: share of the steps, from the first, in which what was copied is not trained.
+        copied_rate: the learning rate of what the decoder has copied, as a share of that of all else.
+        frozen_share: share of the steps, from the first, in which what the decoder has copied is not trained.
         pretrainable: what makes it special is in an XLM-SWCM's weights, so that it lasts through a pretraining.
     """
 
@@ -43,7 +43,7 @@ class Variant:
 
 @dataclass
 class Start:
-    """A model before its training; `copied` names the parameters that are the encoder's, or copies of them."""
+    """A model before its training; `copied` names the decoder's parameters that are copies of the encoder's."""
 
     model: PreTrainedModel
     tokenizer: XLMSWCMTokenizer
@@ -57,7 +57,9 @@ def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             model = variant.change(model, encoder)
-    return Start(model, report.tokenizer, set(report.copied))
+    # of the decoder alone: encoder and embeddings are the same in a random one
+    copied = {name for name in report.copied if name.startswith("model.decoder.layers.")}
+    return Start(model, report.tokenizer, copied)
 
 
 def output_of(sublayer: nn.Module) -> nn.Linear:

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 import matplotlib
 import numpy as np
 from decoders import RANDOM, VARIANTS, WARM_START
+from learning import TARGETS
 from sacrebleu.metrics import CHRF
 
 from modeling_xlm_swcm.training.results import save_figure, write_whole
@@ -63,22 +64,28 @@ def steps_to(run: dict, loss: float) -> int | None:
 
 
 def resample(run: dict, references: list[str]) -> np.ndarray:
-    """chrF++ of corpora drawn from the test sentences with replacement, the same ones for every run."""
-    size = len(references)
-    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    """
+    chrF++ of corpora drawn from the test sentences with replacement, the same ones for every run.
+
+    What is drawn is a Chinese sentence with all its translations, which follow each other.
+    """
+    size = len(references) // len(TARGETS)
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES).repeat(len(TARGETS), axis=1)
     # of sacrebleu's own test only the parts: its p-value takes two equal systems for different, and knows no seeds
     counts = np.array(CHRFPP._extract_corpus_statistics(run["outputs"], [references]))
     return np.array([CHRFPP._compute_score_from_stats(row.tolist()).score for row in drawn @ counts])
 
 
 def compare(own: dict[int, dict], baseline: dict[int, dict]) -> dict | None:
-    """chrF++ above a baseline's, mean over the seeds, and the 95 % interval of a paired bootstrap."""
-    if not (seeds := own.keys() & baseline.keys()):
+    """chrF++ above a baseline's, mean over the seeds, and the 95 % interval where seeds are drawn too, in pairs."""
+    if not (seeds := sorted(own.keys() & baseline.keys())):
         return None
     difference = mean(
         own[seed]["scores"]["all"]["chrf++"] - baseline[seed]["scores"]["all"]["chrf++"] for seed in seeds
     )
-    resampled = np.mean([own[seed]["resampled"] - baseline[seed]["resampled"] for seed in seeds], axis=0)
+    by_seed = np.array([own[seed]["resampled"] - baseline[seed]["resampled"] for seed in seeds])
+    drawn = np.random.default_rng(1).integers(len(seeds), size=(len(seeds), RESAMPLES))
+    resampled = np.take_along_axis(by_seed, drawn, axis=0).mean(axis=0)
     return {"difference": difference, "interval": np.percentile(resampled, [2.5, 97.5]).tolist()}
 
 
@@ -104,6 +111,8 @@ def summarise(runs: list[dict], references: list[str]) -> list[dict]:
                     "learning_rate": rate,
                     "rate_is_at_an_end": rate in (min(rates), max(rates)),
                     "seeds": list(seeds),
+                    "parameters": own[0]["parameters"],
+                    "training_seconds": mean(run["seconds"]["training"] for run in own),
                     "dev_loss": mean_and_spread([final_loss(run) for run in own]),
                     "steps_to_random": [
                         steps_to(seeds[seed], final_loss(random[seed])) for seed in seeds if seed in random
@@ -132,8 +141,18 @@ def compared_cell(compared: dict | None) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    columns = ["decoder", "rate", "dev loss", "steps to random's", "chrF++", "ROUGE-L", "above random"]
-    columns.append("above warm start")
+    columns = [
+        "decoder",
+        "parameters",
+        "seconds",
+        "rate",
+        "seeds",
+        "dev loss",
+        "steps to random's",
+        "chrF++",
+        "ROUGE-L",
+    ]
+    columns += ["above random", "above warm start"]
     text = ""
     for group, of_group in itertools.groupby(rows, key=lambda row: [row[key] for key in GROUP]):
         text += "\nEncoder {}, {} pairs a language, {}\n\n".format(*group)
@@ -142,7 +161,10 @@ def table(rows: list[dict]) -> str:
             steps = row["steps_to_random"]
             cells = [
                 VARIANTS[row["variant"]].title,
+                f"{row['parameters'] / 1e6:.1f} M",
+                f"{row['training_seconds']:.0f}",
                 f"{row['learning_rate']:g}{' *' if row['rate_is_at_an_end'] else ''}",
+                str(len(row["seeds"])),
                 cell(row["dev_loss"], 3),
                 "" if not steps else "not reached" if None in steps else f"{mean(steps):.0f}",
                 cell(row["chrf++"]["all"], 1),
@@ -208,5 +230,8 @@ def write(output: Path):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path)
-    write(parser.parse_args().output)
+    parser.add_argument("output", type=Path, help="--output_dir of run.py")
+    output = parser.parse_args().output
+    if not (output / "test.json").is_file():
+        parser.error(f"{output} is no folder of run.py's: it has no test.json.")
+    write(output)

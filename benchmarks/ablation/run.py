@@ -10,14 +10,14 @@ again; report.py makes `results.json`, `results.md` and `results.png` of them.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -37,8 +37,12 @@ from modeling_xlm_swcm.training.results import write_whole
 from modeling_xlm_swcm.training.trainer import TrainingError
 
 
-PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import pretrain as pretraining  # noqa: E402 - a script, found by its folder
+
+
 SETTINGS = ("direct", "pretrained")
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -52,6 +56,7 @@ class Plan:
         experiments: lists of `variants`, `stages`, `pairs` (a language) and `settings`, each for their product.
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
+        origins: digests of the data and of the encoder at each stage, so that no run is taken for one of others.
     """
 
     stages: dict[str, str]
@@ -63,13 +68,16 @@ class Plan:
     seeds: list[int]
     experiments: list[dict[str, list]]
     pretraining: dict = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
         try:
             plan = cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, TypeError, yaml.YAMLError) as error:
-            raise DataError(f"{path} is no plan: {error}") from error
+            plan.learning_rates = [float(rate) for rate in plan.learning_rates]  # 1e-3 is text to YAML
+            plan.chosen()
+        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error
         if plan.steps % plan.eval_steps:
             raise DataError(f"{path}: eval_steps must divide steps, or the last loss is not known.")
         for variant, stage, _, setting in plan.chosen():
@@ -91,6 +99,7 @@ class Plan:
         """The settings of a run."""
         settings = dict(zip(("variant", "stage", "pairs", "setting"), experiment, strict=True))
         settings |= {"encoder": self.stages[settings["stage"]], "learning_rate": rate, "seed": seed}
+        settings["origins"] = [self.origins["data"], self.origins[settings["stage"]]]
         settings |= {name: getattr(self, name) for name in ("steps", "batch_size", "max_length", "eval_steps")}
         return settings | {"pretraining": self.pretraining if settings["setting"] == "pretrained" else None}
 
@@ -113,7 +122,7 @@ def read_result(settings: dict, output: Path) -> dict | None:
     path = run_file(settings, output)
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if result and result["settings"] != settings:
-        raise DataError(f"{path} is of another plan: give another --output_dir, or remove it.")
+        raise DataError(f"{path} is of another plan, encoder or data: give another --output_dir, or remove it.")
     return result if result and result["status"] != "started" else None
 
 
@@ -147,8 +156,8 @@ def load_pretrained(settings: dict, args: argparse.Namespace) -> Start:
     """After pretraining nothing counts as a copy any more."""
     folder = pretrained_folder(settings, args)
     ended = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
-    if ended["pretraining"] != settings["pretraining"]:
-        raise DataError(f"{folder} is of another plan: give another --output_dir, or remove it.")
+    if ended["settings"] != pretraining_of(settings):
+        raise DataError(f"{folder} is of another plan, encoder or data: give another --output_dir, or remove it.")
     if ended["reason"]:
         raise TrainingError(f"Pretraining: {ended['reason']}")
     model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model")
@@ -163,16 +172,22 @@ def pretrain(settings: dict, args: argparse.Namespace):
     start.tokenizer.save_pretrained(folder / "untrained")
     write_json(folder / "corpora.json", {"train": write_corpora(settings, args, folder)})
     options = {"model_name_or_path": folder / "untrained", "data": folder / "corpora.json", "skip_bad_rows": True}
-    options |= {"output_dir": folder / "model", "seed": settings["seed"]} | SCHEDULE | settings["pretraining"]
-    command = [sys.executable, str(PRETRAIN), *(f"--{name}={value}" for name, value in options.items())]
-    begin, log = time.perf_counter(), folder / "log.txt"
-    with log.open("w") as file:
-        code = subprocess.run(command, stdout=file, stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ).returncode
-    reason = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if code else None
-    if reason and not reason.startswith("error: The "):  # a loss or gradient that is not finite
-        raise DataError(f"Pretraining failed, see {log}: {reason}")
-    ended = {"reason": reason, "seconds": time.perf_counter() - begin, "pretraining": settings["pretraining"]}
+    options |= {"output_dir": folder / "model", "seed": settings["seed"], "disable_tqdm": True}
+    options |= SCHEDULE | settings["pretraining"]
+    sys.argv = ["pretrain.py", *(f"--{name}={value}" for name, value in options.items())]
+    begin, reason = time.perf_counter(), None
+    with (folder / "log.txt").open("w") as log, redirect_stdout(log):
+        try:
+            pretraining.main()
+        except TrainingError as error:
+            reason = str(error)
+    ended = {"reason": reason, "seconds": time.perf_counter() - begin, "settings": pretraining_of(settings)}
     write_json(folder / "ended.json", ended)
+
+
+def pretraining_of(settings: dict) -> dict:
+    """Those of a run's settings that its pretraining depends on."""
+    return {name: settings[name] for name in ("variant", "origins", "pairs", "seed", "pretraining")}
 
 
 def write_corpora(settings: dict, args: argparse.Namespace, folder: Path) -> list[dict]:
@@ -184,6 +199,12 @@ def write_corpora(settings: dict, args: argparse.Namespace, folder: Path) -> lis
         path.write_text(f"{SOURCE}\t{code}\n{''.join(rows)}", encoding="utf-8")
         corpora.append({"path": str(path), "languages": [SOURCE, code]})
     return corpora
+
+
+def digest(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def best_rate(plan: Plan, experiment: tuple, output: Path) -> float | None:
@@ -229,7 +250,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     args = parser.parse_args()
     try:
+        if torch.cuda.device_count() > 1:
+            raise DataError("Runs take one GPU: choose it with CUDA_VISIBLE_DEVICES.")
         plan, output = Plan.load(args.plan), args.output_dir
+        plan.origins = {"data": digest(args.data / "ntrex.tsv")}
+        plan.origins |= {name: digest(args.encoder / stage / WEIGHTS) for name, stage in plan.stages.items()}
         test = read_pairs(args.data, "test")
         references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
         write_json(output / "test.json", references)

@@ -7,12 +7,19 @@ kk, mn, zh and en), of which the training lines are learnt and the development l
 of `train_encoder.py`. A recipe that was stopped goes on when it is called again.
 """
 
+import sys
 from pathlib import Path
 
 from steps import EXAMPLES, FolderArguments, parse_folders, read_ntrex, run
 
 
 LANGUAGES = ["bo", "ug", "kk", "mn", "zh", "en"]
+
+
+def find_text(data: Path, language: str) -> list[Path]:
+    if paths := sorted((data / "mono").glob(f"{language}.*.txt")):
+        return paths
+    sys.exit(f"error: {data / 'mono'} has no text of the language {language}, such as {language}.news.txt.")
 
 
 def write_ntrex(args: FolderArguments, split: str) -> list[Path]:
@@ -26,7 +33,7 @@ def write_ntrex(args: FolderArguments, split: str) -> list[Path]:
 
 def main():
     args, rest = parse_folders(FolderArguments, __doc__, ["ntrex.tsv"])
-    texts = [path for code in LANGUAGES for path in sorted((args.data / "mono").glob(f"{code}.*.txt"))]
+    texts = [path for code in LANGUAGES for path in find_text(args.data, code)]
     run(
         "train_encoder.py",
         EXAMPLES / "presets" / "encoder_small.yaml",

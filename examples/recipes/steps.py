@@ -1,6 +1,7 @@
 """What the recipes have in common: from an encoder to a model that has seen text of every language."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -75,9 +76,19 @@ def run(script: str, *words: str | Path):
         sys.exit(code)
 
 
+def claim(args: RecipeArguments):
+    """Write down what the output folder is of: what is there of other arguments must not be gone on with."""
+    path, fields = args.output_dir / "recipe.json", {name: str(value) for name, value in vars(args).items()}
+    del fields["output_dir"]
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != fields:
+        sys.exit(f"error: {args.output_dir} is of a recipe with other arguments ({path}): give another --output_dir.")
+    path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
 def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict], validation: list[dict]) -> Path:
     """Convert the encoder, and train it on `mono/` and the given parallel corpora; the folder of the model."""
     converted, pretrained = args.output_dir / "converted", args.output_dir / "pretrained"
+    claim(args)
     convert(args.encoder, converted, overwrite=True, languages=languages, seed=args.seed)
     if args.pretrain_steps == 0:
         return converted
