@@ -126,9 +126,7 @@ def main():
     paths = write_lines(args.data)
     monolingual = {language: sorted(map(str, (args.data / "mono").glob(f"{language}.*.txt"))) for language in paths}
     full, trimmed = FOLDER / "full", FOLDER / "trimmed"
-    if not (full / "model.safetensors").exists():
-        make_encoder(full, args.tokenizer)
-
+    make_encoder(full, args.tokenizer)
     start = time.perf_counter()
     measured = [str(path) for path in paths.values()]
     extended = extend(full, FOLDER / "extended", corpus=monolingual["bo"], size=8000, evaluate=measured, dry_run=True)
