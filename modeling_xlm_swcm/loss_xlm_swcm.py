@@ -201,7 +201,7 @@ class _Room:
         self.is_wide = dtype == sum_dtype
         kinds = (sum_dtype,) if self.is_wide else (dtype, sum_dtype)
         self.chunk = [torch.empty(tokens, len(weight), dtype=kind, device=weight.device) for kind in kinds]
-        self.product = [torch.empty(ROWS, weight.shape[1], dtype=kind, device=weight.device) for kind in kinds]
+        self.product = [torch.empty_like(weight[:ROWS], dtype=kind) for kind in kinds] if not self.is_wide else []
 
     def logits(self, states: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         logits = torch.addmm(offset, states, matrix.T, out=self.chunk[0][: len(states)])
