@@ -60,24 +60,51 @@ def random_tokens(*shape: int) -> torch.Tensor:
     return torch.randint(10, 4990, shape, generator=torch.Generator().manual_seed(0))
 
 
+def now() -> float:
+    """The time, with all work done that was given to a GPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(work: Callable[[], object], times: int) -> float:
+    """Once to warm up, then the mean."""
+    work()
+    start = now()
+    for _ in range(times):
+        work()
+    return (now() - start) / times
+
+
+def peak_memory() -> int:
+    """In bytes: what was allocated on the GPU, or the resident memory of a process that uses none."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def make_step(model: PreTrainedModel, batch: int, length: int, optimizer: Callable, bf16: bool) -> Callable[[], None]:
+    """A step of training with `batch` sources and targets of `length` tokens."""
+    source, labels = (random_tokens(batch, length).to(model.device) for _ in range(2))
+    optimizer = optimizer(model.parameters())
+
+    def step():
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=source, attention_mask=torch.ones_like(source), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def train(model: str, quick: bool, checkpointing: bool = False, bf16: bool = False) -> dict:
     """Seconds of a step with SGD after one to warm up, in float32 or in autocast to bfloat16."""
     model = make_model(model, quick).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     batch, length = (2, 16) if quick else (8, 128)
-    source = random_tokens(batch, length)
-    inputs = {"input_ids": source, "attention_mask": torch.ones_like(source), "labels": random_tokens(batch, length)}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    for _ in range(2):
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**inputs).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds}
+    return {"seconds": seconds_of(make_step(model, batch, length, partial(torch.optim.SGD, lr=1e-3), bf16), 1)}
 
 
 def make_decoder(name: str, quick: bool, weights: str = "float32") -> PreTrainedModel:
@@ -148,32 +175,12 @@ def decode_long(model: str, quick: bool) -> dict:
 
 
 def find_gpu(quick: bool) -> str:
-    if not (quick or torch.cuda.is_available()):
+    if torch.cuda.is_available():
+        return "cuda"
+    if not quick:
         sys.exit("No GPU is here; --quick shows the same steps on a CPU.")
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def now() -> float:
-    """The time, with all work done that was given to the GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def seconds_of(work: Callable[[], object], times: int) -> float:
-    """Once to warm up, then the mean."""
-    work()
-    start = now()
-    for _ in range(times):
-        work()
-    return (now() - start) / times
-
-
-def peak_memory() -> int:
-    """In bytes: what was allocated on the GPU, or the resident memory of the process where none is."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print("No GPU is here: these are steps and figures of the CPU.", file=sys.stderr)
+    return "cpu"
 
 
 def train_gpu(model: str, quick: bool) -> dict:
@@ -184,16 +191,7 @@ def train_gpu(model: str, quick: bool) -> dict:
     device = find_gpu(quick)
     model = make_model(model, quick).to(device).train()
     batch, length = (2, 16) if quick else (32, 128)
-    source, labels = random_tokens(batch, length).to(device), random_tokens(batch, length).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step():
-        with torch.autocast(device, torch.bfloat16):
-            loss = model(input_ids=source, attention_mask=torch.ones_like(source), labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = make_step(model, batch, length, partial(torch.optim.AdamW, lr=1e-5, fused=True), bf16=True)
     with FlopCounterMode(display=False) as counter:
         step()
     seconds = seconds_of(step, 2 if quick else 20)

@@ -84,7 +84,7 @@ def runtime_config(
     settings = model.generation_config
     for name, value in settings.to_dict().items():
         is_known = name in FOLLOWED_SETTINGS | IDLE_SETTINGS or (name in FACTORS and value == 1)
-        if not is_known and value not in (None, False, 0):
+        if not is_known and value not in (None, False):
             raise ConversionError(
                 f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
             )

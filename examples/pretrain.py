@@ -113,8 +113,8 @@ def describe_data(args: DataArguments, mixture: Mixture) -> dict:
     }
 
 
-def main():
-    model_args, data_args, training = parse_arguments(ModelArguments, DataArguments, TrainingArguments)
+def main(argv: list[str] | None = None):
+    model_args, data_args, training = parse_arguments(ModelArguments, DataArguments, TrainingArguments, argv=argv)
     # the stream is cut into shares by the Trainer, so that each process gets its own
     training.accelerator_config.dispatch_batches = False
     set_seed(training.seed)

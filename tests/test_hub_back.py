@@ -260,6 +260,17 @@ AutoModelForSeq2SeqLM.from_pretrained({REPO!r}, trust_remote_code=True).push_to_
     assert "automatically generated." in files["README.md"].decode()
 
 
+def test_a_model_of_a_private_repository_pushes_itself_with_the_token_that_it_is_given(hub, client, converted):
+    hub.add("someone/secret", converted, private=True)
+    code = f"""
+import modeling_xlm_swcm
+from transformers import AutoModelForSeq2SeqLM
+AutoModelForSeq2SeqLM.from_pretrained("someone/secret", token={WRITE!r}).push_to_hub("someone/new", token={WRITE!r})
+"""
+    assert client.run(code, token=None)["error"] is None
+    assert hub.repositories["someone/new"].files.keys() == SENT
+
+
 def test_a_push_in_the_middle_of_a_training_is_whole_and_keeps_a_card_that_somebody_wrote(
     hub, client, converted, tmp_path
 ):

@@ -149,6 +149,9 @@ class TestActivateAndProject:
         assert_close(each(states), expected)
 
     def test_hooks_are_heard(self, states):
+        linear = nn.Linear(24, 7)
+        linear.register_forward_hook(lambda module, inputs, output: 0 * output)
+        assert not activate_and_project(ACT2FN["gelu"], linear, states).any()
         heard = []
         for kind in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
             for place in (0, 1):

@@ -83,10 +83,10 @@ def compare(own: dict[int, dict], baseline: dict[int, dict]) -> dict | None:
     difference = mean(
         own[seed]["scores"]["all"]["chrf++"] - baseline[seed]["scores"]["all"]["chrf++"] for seed in seeds
     )
-    by_seed = np.array([own[seed]["resampled"] - baseline[seed]["resampled"] for seed in seeds])
+    resampled = np.array([own[seed]["resampled"] - baseline[seed]["resampled"] for seed in seeds])
     drawn = np.random.default_rng(1).integers(len(seeds), size=(len(seeds), RESAMPLES))
-    resampled = np.take_along_axis(by_seed, drawn, axis=0).mean(axis=0)
-    return {"difference": difference, "interval": np.percentile(resampled, [2.5, 97.5]).tolist()}
+    means = np.take_along_axis(resampled, drawn, axis=0).mean(axis=0)
+    return {"difference": difference, "interval": np.percentile(means, [2.5, 97.5]).tolist()}
 
 
 def mean_and_spread(values: list[float]) -> dict:
@@ -141,18 +141,8 @@ def compared_cell(compared: dict | None) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    columns = [
-        "decoder",
-        "parameters",
-        "seconds",
-        "rate",
-        "seeds",
-        "dev loss",
-        "steps to random's",
-        "chrF++",
-        "ROUGE-L",
-    ]
-    columns += ["above random", "above warm start"]
+    columns = ["decoder", "parameters", "seconds", "rate", "seeds", "dev loss", "steps to random's"]
+    columns += ["chrF++", "ROUGE-L", "above random", "above warm start"]
     text = ""
     for group, of_group in itertools.groupby(rows, key=lambda row: [row[key] for key in GROUP]):
         text += "\nEncoder {}, {} pairs a language, {}\n\n".format(*group)

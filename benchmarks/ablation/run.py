@@ -29,7 +29,7 @@ import yaml
 from decoders import VARIANTS, Start, build
 from learning import SCHEDULE, SOURCE, TARGETS, learn, read_pairs, read_train
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.data import DataError
@@ -42,7 +42,6 @@ import pretrain as pretraining  # noqa: E402 - a script, found by its folder
 
 
 SETTINGS = ("direct", "pretrained")
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -68,19 +67,19 @@ class Plan:
     seeds: list[int]
     experiments: list[dict[str, list]]
     pretraining: dict = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict, init=False)
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
         try:
             plan = cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
             plan.learning_rates = [float(rate) for rate in plan.learning_rates]  # 1e-3 is text to YAML
-            plan.chosen()
+            experiments = plan.chosen()
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error
         if plan.steps % plan.eval_steps:
             raise DataError(f"{path}: eval_steps must divide steps, or the last loss is not known.")
-        for variant, stage, _, setting in plan.chosen():
+        for variant, stage, _, setting in experiments:
             known = {"variant": (variant, VARIANTS), "stage": (stage, plan.stages), "setting": (setting, SETTINGS)}
             for kind, (value, values) in known.items():
                 if value not in values:
@@ -174,11 +173,10 @@ def pretrain(settings: dict, args: argparse.Namespace):
     options = {"model_name_or_path": folder / "untrained", "data": folder / "corpora.json", "skip_bad_rows": True}
     options |= {"output_dir": folder / "model", "seed": settings["seed"], "disable_tqdm": True}
     options |= SCHEDULE | settings["pretraining"]
-    sys.argv = ["pretrain.py", *(f"--{name}={value}" for name, value in options.items())]
     begin, reason = time.perf_counter(), None
     with (folder / "log.txt").open("w") as log, redirect_stdout(log):
         try:
-            pretraining.main()
+            pretraining.main([f"--{name}={value}" for name, value in options.items()])
         except TrainingError as error:
             reason = str(error)
     ended = {"reason": reason, "seconds": time.perf_counter() - begin, "settings": pretraining_of(settings)}
@@ -254,7 +252,7 @@ def main():
             raise DataError("Runs take one GPU: choose it with CUDA_VISIBLE_DEVICES.")
         plan, output = Plan.load(args.plan), args.output_dir
         plan.origins = {"data": digest(args.data / "ntrex.tsv")}
-        plan.origins |= {name: digest(args.encoder / stage / WEIGHTS) for name, stage in plan.stages.items()}
+        plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
         test = read_pairs(args.data, "test")
         references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
         write_json(output / "test.json", references)
