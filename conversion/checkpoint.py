@@ -157,6 +157,21 @@ def load_file(path: Path) -> object:
         ) from error
 
 
+def load_pretrained(auto_class: type, source: str | os.PathLike, **options):
+    """
+    `auto_class.from_pretrained(source, **options)`.
+
+    Raises:
+        ConversionError: a file of `source` is damaged.
+    """
+    try:
+        return auto_class.from_pretrained(source, **options)
+    except Exception as error:  # whatever the parsers of damaged files raise
+        raise ConversionError(
+            f"{source} cannot be loaded: {first_line(error).rstrip('.')}; convert or download it again."
+        ) from error
+
+
 def check_weights(path: Path, weights: object) -> dict[str, torch.Tensor | StoredTensor]:
     if not isinstance(weights, dict) or not all(
         isinstance(tensor, torch.Tensor | StoredTensor) for tensor in weights.values()

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.card import require_license
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, read_config, read_json
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, load_pretrained, read_config, read_json
 from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.conversion.push import push
@@ -199,7 +199,7 @@ def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTo
             raise DataError(
                 f"--{name} is {getattr(args, name)}, and the model has room for {limit} tokens; give that or less."
             )
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    tokenizer = load_pretrained(AutoTokenizer, model_args.model_name_or_path)
     for code in filter(None, [args.source_lang, *(args.target_lang or ())]):
         if code not in tokenizer.languages:
             raise DataError(f'The model has no language "{code}"; it has: {", ".join(tokenizer.languages)}.')
@@ -233,7 +233,7 @@ def run(
     if empty := [split for split in examples if not examples[split]]:
         raise DataError(f"The {empty[0]} data has no row that can be used.")
     datasets = {split: Dataset.from_list(rows) for split, rows in examples.items()}
-    model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
+    model = load_pretrained(AutoModelForSeq2SeqLM, model_args.model_name_or_path)
     trainer = XLMSWCMTrainer(
         prepare_model(model, model_args),
         args,

@@ -19,7 +19,7 @@ from rich.progress import track
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import first_line, read_config, whole_file
+from modeling_xlm_swcm.conversion.checkpoint import first_line, load_pretrained, read_config, whole_file
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.training.arguments import check_counts
 from modeling_xlm_swcm.training.data import AS_TEXT
@@ -110,11 +110,11 @@ def run(args: GenerateArguments):
     fields = read_config(args.model_name_or_path)
     limit = check_model_type(args.model_name_or_path, fields).from_dict(fields).longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    tokenizer = load_pretrained(AutoTokenizer, args.model_name_or_path)
     tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang
     texts = read_lines(args.input)
     rows = encode(texts, tokenizer, limit, "stdin" if args.input == "-" else args.input)
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, dtype="auto").eval()
+    model = load_pretrained(AutoModelForSeq2SeqLM, args.model_name_or_path, dtype="auto").eval()
     written = generate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, rows, args)
     write_lines([written.get(index, "") for index in range(len(texts))], args.output)
 

@@ -98,6 +98,11 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
+def cut_short(file: Path):
+    """As a download that was broken off leaves it."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
 def assert_refused(result: Result, *words: str):
     """Exit code 1 and one line on stderr that has all `words`."""
     assert result.exit_code == 1, result.stderr

@@ -1,13 +1,14 @@
 """examples/finetune.py and transfer.py: rows become what the task asks, each text is written in its own language."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import load, run_process
+from conftest import cut_short, load, run_process
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import WRITE, loopback_hub
@@ -296,6 +297,13 @@ class TestRuns:
         error = main(finetune, **translation | options)
         assert error.startswith("error: ") and message in error and "\n" not in error
         assert not (tmp_path / "output").exists()
+
+    @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+    def test_a_damaged_model_is_named(self, main, translation, learner_folder, tmp_path, file):
+        damaged = shutil.copytree(learner_folder, tmp_path / "model")
+        cut_short(damaged / file)
+        error = main(finetune, **translation | {"model_name_or_path": str(damaged)})
+        assert error.startswith(f"error: {damaged} cannot be loaded: ") and "\n" not in error
 
     def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
         with loopback_hub() as hub:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import cut_short
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DataCollatorForSeq2Seq
@@ -120,6 +121,16 @@ def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, content, opt
     with pytest.raises(ValueError, match=message):
         generate.run(args)
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_model_is_named(folder, tmp_path, file):
+    (tmp_path / "in.txt").write_text("我们\n", encoding="utf-8")
+    damaged = shutil.copytree(folder, tmp_path / "model")
+    cut_short(damaged / file)
+    with pytest.raises(ValueError, match=f"^{damaged} cannot be loaded: .*[^.]; convert or download it again.$"):
+        generate.run(arguments(damaged, input=str(tmp_path / "in.txt"), output=str(tmp_path / "out.txt")))
+    assert not (tmp_path / "out.txt").exists()
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
