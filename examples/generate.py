@@ -22,7 +22,7 @@ from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.checkpoint import first_line, load_pretrained, read_config, whole_file
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.training.arguments import check_counts
-from modeling_xlm_swcm.training.data import AS_TEXT
+from modeling_xlm_swcm.training.data import AS_TEXT, TO_UTF8
 
 
 @dataclass
@@ -41,15 +41,17 @@ class GenerateArguments:
 
 
 def read_lines(path: str) -> list[str]:
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    lines = data.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n") if data else []
+    name = "stdin" if path == "-" else path
+    data = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).removeprefix(codecs.BOM_UTF8)
+    if not data:
+        raise ValueError(f"There are no lines in {name}; give a text per line.")
     texts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
         try:
             texts.append(line.decode("utf-8").strip())
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"Line {number} of {'stdin' if path == '-' else path} is not UTF-8: {error.reason}."
+                f"Line {number} of {name} is not UTF-8 ({error.reason}); convert the text with {TO_UTF8}."
             ) from error
     return texts
 
@@ -107,6 +109,8 @@ def run(args: GenerateArguments):
         raise ValueError(f"The folder of {args.output} does not exist.")
     if Path(args.output).is_dir():
         raise ValueError(f"The output {args.output} is a folder; give a file.")
+    if "-" not in (args.input, args.output) and Path(args.input).resolve() == Path(args.output).resolve():
+        raise ValueError(f"The output {args.output} is the input, which would be lost; give another file.")
     fields = read_config(args.model_name_or_path)
     limit = check_model_type(args.model_name_or_path, fields).from_dict(fields).longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)

@@ -93,7 +93,8 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     path.write_bytes(b"ab\n\xe7\n")
     words = ["--model_name_or_path", folder, "--source_lang", "zh", "--target_lang", "bo", "--input", path]
     for expected in (
-        f"error: Line 2 of {path} is not UTF-8: unexpected end of data.",
+        f"error: Line 2 of {path} is not UTF-8 (unexpected end of data); "
+        "convert the text with iconv -f ENCODING -t UTF-8.",
         f"error: There is no file {path}.",
     ):
         monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, words)])
@@ -109,11 +110,15 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
         ("a\n\n" + "河" * 200, {}, r"Line 3 of .*in.txt has 20\d tokens, and the model reads at most 38"),
         ("a", {"output": "."}, r"The output \. is a folder"),
         ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
+        ("a", {"output": "in.txt"}, r"The output in\.txt is the input, which would be lost"),
+        ("", {}, r"There are no lines in .*in\.txt; give a text per line"),
+        ("\ufeff", {}, r"There are no lines in"),
         ("a", {"output": "nowhere/out.txt"}, "The folder of nowhere/out.txt does not exist"),
         ("a", {"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, content, options, message):
+def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, monkeypatch, content, options, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text(content, encoding="utf-8")
     args = arguments(folder, **{"input": str(tmp_path / "in.txt"), "output": str(tmp_path / "out.txt")})
     for name, value in options.items():
@@ -121,6 +126,7 @@ def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, content, opt
     with pytest.raises(ValueError, match=message):
         generate.run(args)
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    assert (tmp_path / "in.txt").read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])

@@ -34,6 +34,7 @@ AS_TEXT = {"split_special_tokens": True, "verbose": False, "return_attention_mas
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 ROWS_AT_ONCE = 256  # that the tokenizer gets in one call
 NAMED_ROWS = 5  # in a message; all are counted
+TO_UTF8 = "iconv -f ENCODING -t UTF-8"
 
 
 class DataError(ValueError):
