@@ -31,7 +31,7 @@ from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
-from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, encode_pairs, get_text, read_rows
+from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, check_columns, encode_pairs, get_text, read_rows
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.results import write_results, write_whole
 from modeling_xlm_swcm.training.trainer import TrainingError, XLMSWCMTrainer, find_checkpoint, prepare_model
@@ -82,6 +82,8 @@ class DataArguments:
         check_counts(self, "max_source_length", "max_target_length", "num_beams", *samples)
         if self.task == "translation" and not (self.source_lang and self.target_lang):
             raise DataError("Translation needs --source_lang and --target_lang.")
+        if self.task == "translation" and self.source_lang in self.target_lang:
+            raise DataError(f"A translation is into another language: {self.source_lang} cannot be in --target_lang.")
         if self.task == "translation" and self.lang_column:
             raise DataError("The languages of a translation are --source_lang and --target_lang, not --lang_column.")
         if self.task != "translation" and self.both_directions:
@@ -92,6 +94,16 @@ class DataArguments:
             raise DataError(f"Rows for {self.task} have one target each: give their languages as --lang_column.")
         if self.dataset_name and (self.train_file or self.validation_file or self.test_file):
             raise DataError("Give either --dataset_name or files.")
+
+    def columns(self) -> dict[str, str]:
+        """What a row must have, each column with the option that names it."""
+        if self.task == "translation":
+            return {self.source_lang: "--source_lang"} | dict.fromkeys(self.target_lang, "--target_lang")
+        names = {
+            "summarization": ["text_column", "summary_column"],
+            "question-answering": ["question_column", "context_column", "answer_column"],
+        }[self.task]
+        return {getattr(self, name): f"--{name}" for name in [*names, "lang_column"] if getattr(self, name)}
 
     def directions(self) -> list[tuple[str, str]]:
         """Source and target languages of a translation run."""
@@ -141,6 +153,7 @@ def read_pairs(args: DataArguments, splits: Iterable[str]) -> dict[str, list[Pai
         if path is None:
             raise DataError(f"There is no {split} data: give --{split}_file or --dataset_name.")
         rows = itertools.islice(read_rows(path, bad_rows, args.dataset_config_name, split), limits[split])
+        rows = check_columns(path, rows, args.columns())
         pairs[split] = [pair for place, row in rows for pair in row_pairs(place, row, args, bad_rows)]
     bad_rows.report()
     return pairs

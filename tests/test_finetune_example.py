@@ -286,7 +286,8 @@ class TestRuns:
             ({"lang_column": "lang"}, "not --lang_column"),
             ({"max_train_samples": -1}, "--max_train_samples must be at least 1; got -1"),
             ({"num_beams": 0}, "--num_beams must be at least 1"),
-            ({"task": "summarization", "target_lang": ["kk"]}, 'rows.tsv:2 has no column "text"'),
+            ({"task": "summarization", "target_lang": ["kk"]}, "name another with --text_column."),
+            ({"source_lang": "kk", "target_lang": ["bo", "kk"]}, "kk cannot be in --target_lang"),
             ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
             ({"push_to_hub": True}, "--hub_model_id"),
             ({"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"}, "A token is no argument"),
@@ -297,6 +298,23 @@ class TestRuns:
         error = main(finetune, **translation | options)
         assert error.startswith("error: ") and message in error and "\n" not in error
         assert not (tmp_path / "output").exists()
+
+    @pytest.mark.parametrize(
+        ("task", "row", "option"),
+        [
+            ("translation", {"zh": "风", "ug": "شامال"}, "--target_lang"),
+            ("translation", {"en": "wind", "kk": "жел"}, "--source_lang"),
+            ("summarization", {"text": "风", "title": "风", "lang": "zh"}, "--summary_column"),
+            ("summarization", {"text": "风", "summary": "风"}, "--lang_column"),
+            ("question-answering", {"question": "风", "context": "风", "lang": "zh"}, "--answer_column"),
+        ],
+    )
+    def test_a_column_that_a_file_lacks_comes_with_the_option_that_names_it(self, tmp_path, task, row, option):
+        options = {"target_lang": ["kk"]} if task == "translation" else {"lang_column": "lang"}
+        file = write_table(tmp_path / "rows.tsv", [row])
+        args = data_arguments(task, train_file=file, skip_bad_rows=True, **options)
+        with pytest.raises(DataError, match=rf"has no column .* \(it has: {', '.join(row)}\); .* with {option}\.$"):
+            finetune.read_pairs(args, ["train"])
 
     @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
     def test_a_damaged_model_is_named(self, main, translation, learner_folder, tmp_path, file):

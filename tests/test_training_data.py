@@ -215,6 +215,33 @@ class TestBadRows:
         with pytest.raises(DataError, match=re.escape(f"1 row cannot be used: {path}:4 {reason}")):
             read_all(Corpus(path, language="en"), tokenizer, tables)
 
+    @pytest.mark.parametrize("skip", [False, True])
+    @pytest.mark.parametrize("name", ["a.tsv", "a.parquet", "a.jsonl.gz"])
+    def test_a_column_that_no_row_has_is_said_of_the_file(self, tmp_path, tokenizer, tables, name, skip):
+        path = write_rows(tmp_path / name, [{"zh": zh, "ug": ug} for zh, ug in zip(ZH, UG, strict=True)])
+        for options, column in (
+            (dict(language="ug"), "column"),
+            (dict(languages=["zh", "ug"], columns=["zh", "text"]), "columns"),
+        ):
+            message = (
+                f'{path} has no column "text" (it has: zh, ug); name another with the field {column} of the corpus.'
+            )
+            with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+                read_all(Corpus(path, **options), tokenizer, tables, BadRows(skip))
+
+    def test_a_column_that_the_first_row_of_json_lacks_may_come(self, tmp_path, tokenizer, tables):
+        path = write_rows(tmp_path / "a.jsonl", [{"title": "x"}, {"text": "A boat."}, {"title": "y"}])
+        bad_rows = BadRows(skip=True)
+        assert len(read_all(Corpus(path, language="en"), tokenizer, tables, bad_rows)) == 1 and bad_rows.count == 2
+
+    def test_text_that_is_not_utf8_is_told_how_to_become_it(self, tmp_path, tokenizer, tables):
+        path = write_lines(tmp_path / "a.txt", b"caf\xe9")
+        with pytest.raises(DataError, match=r"Correct the data \(iconv -f ENCODING -t UTF-8 converts text\), or give"):
+            read_all(Corpus(path, language="en"), tokenizer, tables)
+        path = write_lines(tmp_path / "a.tsv", b"text\tcaf\xe9", "one\ttwo")
+        with pytest.raises(DataError, match=r"The header of .*a\.tsv is not UTF-8; convert the file with iconv -f "):
+            read_all(Corpus(path, language="en"), tokenizer, tables, BadRows(skip=True))
+
     def test_two_columns_of_one_name_are_refused(self, tmp_path, tokenizer, tables):
         path = write_lines(tmp_path / "a.tsv", "text\ttext", "one\ttwo")
         with pytest.raises(DataError, match="a.tsv has two columns of the name text"):

@@ -75,8 +75,10 @@ class BadRows:
         more = f"; and {self.count - len(self.named)} more" if self.count > len(self.named) else ""
         rows = "1 row" if self.count == 1 else f"{self.count} rows"
         if not self.skip:
+            how = f" ({TO_UTF8} converts text)" if any("not UTF-8" in reason for reason in self.reasons) else ""
             raise DataError(
-                f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data, or give --skip_bad_rows."
+                f"{rows} cannot be used: {'; '.join(self.named)}{more}. "
+                f"Correct the data{how}, or give --skip_bad_rows."
             )
         if os.environ.get("RANK", "0") != "0":
             return  # one process of many says it
@@ -161,7 +163,9 @@ def read_table(path: str, bad_rows: BadRows, delimiter: str) -> Iterator[tuple[s
 
     def texts() -> Iterator[str]:
         nonlocal last_place
-        for last_place, text in read_lines(path, bad_rows):  # noqa: B007 - it is the place of the row that ends here
+        for number, (last_place, text) in enumerate(read_lines(path, bad_rows), 1):
+            if number == 1 and last_place != f"{path}:1":
+                raise DataError(f"The header of {path} is not UTF-8; convert the file with {TO_UTF8}.")
             yield text + "\n"
 
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -213,13 +217,43 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
             bad_rows.reject(f"{paths[0]}:{number}", "or its partner is not UTF-8")
 
 
+def unnested(row: dict) -> dict:
+    """The fields of a row and those inside "translation", where many datasets have their texts."""
+    nested = row.get("translation")
+    return nested | row if isinstance(nested, dict) else row
+
+
+def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> Iterator[tuple]:
+    """`rows`, those of `path`.
+
+    Args:
+        columns: what they must have, each column with the option or field that names it.
+
+    Raises:
+        DataError: the first row lacks a column; or all rows do, of JSON, where each has columns of its own.
+    """
+    missing, names = list(columns), {}
+    rows_differ = path.lower().removesuffix(".gz").endswith((".json", ".jsonl"))
+    for place, row in rows:
+        if missing:
+            names |= unnested(row)
+            missing = [column for column in missing if column not in names]
+            if missing and not rows_differ:
+                break
+        yield place, row
+    if missing and names:
+        raise DataError(
+            f'{path} has no column "{missing[0]}" (it has: {", ".join(map(str, names))}); '
+            f"name another with {columns[missing[0]]}."
+        )
+
+
 def get_text(place: str, row: dict, column: str, bad_rows: BadRows) -> str | None:
     """The text of a column; None, and the row counted as bad, where there is none."""
-    nested = row.get("translation")  # as many datasets for translation have it
-    fields = nested if isinstance(nested, dict) and column not in row else row
+    fields = unnested(row)
     text = fields.get(column)
     if column not in fields:
-        bad_rows.reject(place, f'has no column "{column}"', f" (it has: {', '.join(map(str, row))})")
+        bad_rows.reject(place, f'has no column "{column}"', f" (it has: {', '.join(map(str, fields))})")
     elif text is not None and not isinstance(text, str):
         bad_rows.reject(place, f'has no text in the column "{column}"', f" but a value of type {type(text).__name__}")
     elif not text or not text.strip():
@@ -379,8 +413,12 @@ class Corpus:
             for place, lines in read_aligned(self.files, bad_rows):
                 yield place, dict(zip(self.columns, lines, strict=True))
             return
+        if self.language is not None:
+            columns = {self.column: "the field column of the corpus"}
+        else:
+            columns = dict.fromkeys(self.columns, "the field columns of the corpus")
         for file in self.files:
-            yield from read_rows(file, bad_rows, self.name, self.split)
+            yield from check_columns(file, read_rows(file, bad_rows, self.name, self.split), columns)
 
     def _is_on_hub(self) -> bool:
         return not Path(self.files[0]).is_file()
