@@ -31,10 +31,11 @@ from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
+from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, check_columns, encode_pairs, get_text, read_rows
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.results import write_results, write_whole
-from modeling_xlm_swcm.training.trainer import TrainingError, XLMSWCMTrainer, find_checkpoint, prepare_model
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 
 logger = logging.get_logger("finetune")
@@ -256,6 +257,7 @@ def run(
         processing_class=tokenizer,
         compute_metrics=metrics.get("validation") if args.predict_with_generate else None,
     )
+    trainer.settings = vars(model_args) | vars(data_args)
     if "train" in datasets:
         trainer.train(resume_from_checkpoint=checkpoint)
     results = {}

@@ -23,13 +23,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained, read_config
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
 from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
 from modeling_xlm_swcm.training.results import write_results
-from modeling_xlm_swcm.training.trainer import TrainingError, XLMSWCMTrainer, find_checkpoint, prepare_model
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 
 MIN_LENGTH = 8  # of start, tag and end, and of something to write
@@ -120,12 +121,12 @@ def main(argv: list[str] | None = None):
     set_seed(training.seed)
     checkpoint = find_checkpoint(training)
     check_model_type(model_args.model_name_or_path, read_config(model_args.model_name_or_path))
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    tokenizer = load_pretrained(AutoTokenizer, model_args.model_name_or_path)
     try:
         collator = DataCollatorForDenoising(tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed)
     except ValueError as error:
         raise DataError(str(error)) from error
-    model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path)
+    model = load_pretrained(AutoModelForSeq2SeqLM, model_args.model_name_or_path)
     check(data_args, training, model.config)
     corpora = load_corpora(data_args.data)
     mixture = make_mixture(data_args, training, corpora["train"], tokenizer)
@@ -150,6 +151,7 @@ def main(argv: list[str] | None = None):
         data_collator=collator,
         processing_class=tokenizer,
     )
+    trainer.settings = vars(model_args) | vars(data_args)
     trainer.train(resume_from_checkpoint=checkpoint)
     results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))

@@ -19,19 +19,19 @@ from datasets import Dataset, interleave_datasets
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     DataCollatorForLanguageModeling,
-    Trainer,
     TrainingArguments,
     XLMRobertaConfig,
     XLMRobertaTokenizer,
     set_seed,
 )
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError
 from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
-from modeling_xlm_swcm.training.arguments import parse_arguments
+from modeling_xlm_swcm.training.arguments import check_counts, parse_arguments
+from modeling_xlm_swcm.training.checkpoints import ResumableTrainer, TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.results import plot_history
-from modeling_xlm_swcm.training.trainer import TrainingError, find_checkpoint
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -50,6 +50,14 @@ class EncoderArguments:
     sampling_exponent: float = field(
         default=0.3, metadata={"help": "languages are drawn by their share to this power"}
     )
+
+    def __post_init__(self):
+        check_counts(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"--hidden_size {self.hidden_size} cannot be divided among --num_attention_heads "
+                f"{self.num_attention_heads}; give a multiple of it."
+            )
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRobertaTokenizer:
@@ -125,7 +133,9 @@ def train(args: EncoderArguments, training: TrainingArguments):
         layer_norm_eps=1e-5,
     )
     held_out = [line for lines in read_texts(args.validation, "Reading").values() for line in lines]
-    trainer = Trainer(
+    if not held_out:
+        training.eval_strategy = IntervalStrategy.NO
+    trainer = ResumableTrainer(
         XLMRobertaForMaskedLM(config),
         training,
         train_dataset=interleave_datasets(
@@ -135,6 +145,7 @@ def train(args: EncoderArguments, training: TrainingArguments):
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mask_share, seed=training.seed),
         processing_class=tokenizer,
     )
+    trainer.settings = vars(args)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()

@@ -24,9 +24,9 @@ from rich.markdown import Markdown
 
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.data import DataError, Pair
 from modeling_xlm_swcm.training.results import save_figure, write_whole
-from modeling_xlm_swcm.training.trainer import TrainingError
 
 
 matplotlib.use("agg")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -85,6 +86,31 @@ def test_an_encoder_of_all_languages_goes_on_where_it_was_stopped(recipe):
         assert report.copied["lm_head.bias"] == "lm_head.bias"
         report.tokenizer.src_lang = "zh"
         assert all(report.tokenizer.unk_token_id not in report.tokenizer(text).input_ids for text in TEXT.values())
+
+
+@pytest.fixture
+def train_encoder(data, tmp_path, monkeypatch):
+    def run(*words):
+        text = data / "mono" / "kk.own.txt"
+        given = ["--corpus", text, "--output_dir", tmp_path / "output", "--per_device_train_batch_size", 2, *words]
+        preset = EXAMPLES / "presets" / "encoder_small.yaml"
+        monkeypatch.setattr(sys, "argv", ["train_encoder.py", *map(str, [preset, *given])])
+        runpy.run_path(str(EXAMPLES / "train_encoder.py"), run_name="__main__")
+
+    return run
+
+
+def test_an_encoder_without_text_that_is_held_out(train_encoder, tmp_path):
+    sizes = ["--vocab_size", 100, "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2]
+    train_encoder(*sizes, "--max_steps", 2)
+    log = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
+    assert log[-1]["step"] == 2 and not any("eval_loss" in entry for entry in log)
+
+
+def test_an_encoder_whose_heads_do_not_divide_its_size_is_refused_first(train_encoder, tmp_path):
+    with pytest.raises(SystemExit, match="^error: --hidden_size 160 cannot be divided among --num_attention_heads 7"):
+        train_encoder("--num_attention_heads", 7)
+    assert not (tmp_path / "output").exists()
 
 
 def test_translation_into_all_languages_and_back(recipe, quick):

@@ -10,19 +10,16 @@ from conftest import logits_of, tiny_model
 from encoders import xlm_roberta_tokenizer
 from huggingface_hub import ModelCard
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.training import results
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.checkpoints import UNFINISHED, TrainingError, find_checkpoint, logger
 from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
 from modeling_xlm_swcm.training.results import plot_history, write_results
-from modeling_xlm_swcm.training.trainer import (
-    UNFINISHED,
-    TrainingError,
-    XLMSWCMTrainer,
-    find_checkpoint,
-    prepare_model,
-)
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -169,6 +166,53 @@ class TestCheckpoints:
         other = make_trainer(new_model(tokenizer, normal_layer_interval=None))
         with pytest.raises(TrainingError, match=r"not of this model: model\.decoder\.layers"):
             other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        other = make_trainer(new_model(tokenizer, intermediate_size=24))
+        with pytest.raises(TrainingError, match=r"checkpoint-2 does not fit this model, .*size mismatch for .*fc2"):
+            other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    def test_a_run_that_has_ended_trains_no_further(self, make_trainer, tmp_path):
+        options = dict(lr_scheduler_type="constant", save_total_limit=1)
+        whole = make_trainer(**options)
+        whole.train()
+        again = make_trainer(**options)
+        assert again.train(resume_from_checkpoint=True).global_step == 4
+        assert_equal(states(again.model), states(whole.model))
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+        assert "seconds" in whole.describe() and "seconds" not in again.describe()
+
+    def test_a_run_says_with_what_other_settings_it_goes_on(self, make_trainer, tmp_path):
+        trainer = make_trainer(max_steps=2)
+        trainer.settings = {"data": "first.yaml", "max_length": 8}
+        trainer.train()
+        for settings, said in [
+            ({"data": "first.yaml", "max_length": 8}, ""),
+            ({"data": "second.yaml", "max_length": 8}, "--data second.yaml; its checkpoint had first.yaml."),
+        ]:
+            resumed = make_trainer(max_steps=2)
+            resumed.settings = settings
+            with (
+                CaptureLogger(logging.get_logger("transformers.trainer_utils")) as upstream,
+                CaptureLogger(logger) as ours,
+            ):
+                resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+            assert ours.out.strip().removeprefix("The run goes on with ") == said
+            assert upstream.out == ""  # of the logging steps that a short training sets itself
+        faster = make_trainer(max_steps=2, learning_rate=1e-2)
+        with CaptureLogger(logger) as ours:
+            faster.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert "--learning_rate 0.01; its checkpoint had 0.001." in ours.out
+
+    def test_a_damaged_one_is_named(self, make_trainer, tmp_path):
+        trainer = make_trainer(max_steps=2)
+        trainer.train()
+        weights, state = (tmp_path / "checkpoint-2" / name for name in ("model.safetensors", "trainer_state.json"))
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(TrainingError, match="checkpoint-2 does not fit this model, or is damaged: "):
+            trainer.train(resume_from_checkpoint=True)
+        state.write_text(state.read_text()[:100])
+        trainer.args.resume_from_checkpoint = "last"
+        with pytest.raises(TrainingError, match=r"trainer_state\.json is damaged: remove the checkpoint"):
+            find_checkpoint(trainer.args)
 
     def test_checkpoints_are_not_gone_on_from_unasked(self, make_trainer, tmp_path):
         args = make_trainer().args
@@ -176,6 +220,9 @@ class TestCheckpoints:
         args.resume_from_checkpoint = "last"
         assert find_checkpoint(args) is None
         (tmp_path / "checkpoint-7").mkdir()
+        with pytest.raises(TrainingError, match="checkpoint-7 is no checkpoint"):
+            find_checkpoint(args)
+        (tmp_path / "checkpoint-7" / "trainer_state.json").write_text("{}")
         assert find_checkpoint(args) == str(tmp_path / "checkpoint-7")
         elsewhere = tmp_path / "elsewhere"
         args.resume_from_checkpoint = str(elsewhere)

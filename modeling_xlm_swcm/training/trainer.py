@@ -1,4 +1,4 @@
-"""Seq2SeqTrainer with what a long training needs: it stops at NaN, saves whole checkpoints, and samples its inputs."""
+"""The trainer of XLM-SWCM: it samples its inputs, generates into the right language, and writes the model card."""
 
 import shutil
 from datetime import date
@@ -8,10 +8,9 @@ import torch
 import transformers
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations import is_fsdp_enabled
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint, has_length, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, has_length
 
 from modeling_xlm_swcm import __version__
 from modeling_xlm_swcm.card import TASKS, fill_card
@@ -19,30 +18,16 @@ from modeling_xlm_swcm.conversion.card import is_own_card, read_metrics
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .arguments import ModelArguments, TrainingArguments
+from .checkpoints import ResumableTrainer, TrainingError
 
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-UNFINISHED = "_unfinished"  # pushes leave out what begins with _
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on, or not begin; the message is one sentence that says what to do."""
-
-
-class LogShortTraining(TrainerCallback):
-    """A training of fewer steps than logging_steps logs its losses, too: there is a plot to draw at its end."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.logging_steps > state.max_steps:
-            state.logging_steps = max(state.max_steps // 20, 1)
-
-
-class XLMSWCMTrainer(Seq2SeqTrainer):
+class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
     r"""
-    [`~transformers.Seq2SeqTrainer`] for XLM-SWCM, with [`TrainingArguments`].
+    [`ResumableTrainer`] and [`~transformers.Seq2SeqTrainer`] for XLM-SWCM, with [`TrainingArguments`].
 
-    - A loss or gradient that is not finite stops the training before it reaches the weights.
-    - A checkpoint is written to `_unfinished/` and renamed, so that no half of one can be taken for a whole one.
     - `scheduled_sampling`: part of the decoder's inputs are the model's own predictions, made in a pass over the clean
       inputs (Mihaylova & Martins, 2019).
     - `predict_with_generate` begins each text with the language tag that its labels have.
@@ -51,10 +36,6 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
     """
 
     args: TrainingArguments
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(LogShortTraining())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -70,12 +51,9 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             # upstream's wants logits, which the model does not hold in training
             inputs["label_smoothing"], self.label_smoother = smoother.epsilon, None
         try:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
             self.label_smoother = smoother
-        if model.training and not loss.isfinite():
-            self._stop(f"The loss is {loss.item()}")
-        return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
     def _sample_inputs(self, model: nn.Module, inputs: dict, share: float) -> torch.Tensor:
@@ -89,21 +67,6 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
         replaced[:, :2] = False  # start token and tag
         return torch.where(replaced, predicted, clean)
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        # float16 has such steps at times, and its scaler leaves them out
-        if not self.args.fp16 and not torch.as_tensor(grad_norm).isfinite():
-            self._stop(f"The norm of the gradients is {float(grad_norm)}")
-        return grad_norm
-
-    def _stop(self, what: str):
-        checkpoint = get_last_checkpoint(self.args.output_dir)
-        kept = "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
-        raise TrainingError(
-            f"{what} at step {self.state.global_step + 1}; {kept}. Try a lower learning rate, a longer warm-up or "
-            "float32, and look at the data of this step."
-        )
-
     def _get_eval_sampler(self, eval_dataset):
         # in order, however training is grouped: the texts that are written belong to their rows
         return SequentialSampler(eval_dataset)
@@ -115,46 +78,6 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             prompts = torch.cat([start, tags], dim=1).to(self.args.device)
             gen_kwargs = getattr(self, "_gen_kwargs", {}) | gen_kwargs | {"decoder_input_ids": prompts}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
-
-    def _issue_warnings_after_load(self, load_result):
-        # a file has tied tensors once, and upstream warns of the others
-        lost = set(load_result.missing_keys) - self.model.all_tied_weights_keys.keys()
-        if wrong := sorted(lost | set(load_result.unexpected_keys)):
-            raise TrainingError(f"The checkpoint is not of this model: {wrong[0]} is in one of the two alone.")
-
-    def _get_output_dir(self, trial):
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder, UNFINISHED)) if self._is_saving else folder
-
-    _is_saving = False
-
-    def _save_checkpoint(self, model, trial):
-        run = Path(self._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._is_saving = False
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(run / name)
-        if self.args.should_save:
-            self.state.save_to_json(run / UNFINISHED / name / TRAINER_STATE_NAME)
-            shutil.rmtree(run / name, ignore_errors=True)
-            (run / UNFINISHED / name).rename(run / name)
-            (run / UNFINISHED).rmdir()
-            if self.args.push_to_hub:
-                self._push_from_checkpoint(str(run / name))
-            rotate_checkpoints(
-                output_dir=run,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-        self.accelerator.wait_for_everyone()
 
     def describe(self) -> dict:
         """The settings that a reader of the model card needs to repeat the training."""
@@ -179,7 +102,8 @@ class XLMSWCMTrainer(Seq2SeqTrainer):
             "seed": str(args.seed),
             "processes": args.world_size,
             "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-            "seconds": round(runtime[-1], 1) if runtime else None,
+            # those before a resume are not known
+            "seconds": round(runtime[-1], 1) if runtime and not self._initial_global_step else None,
             "date": str(date.today()),
             "versions": f"xlm-swcm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
         }
@@ -255,25 +179,3 @@ def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
     return get_peft_model(
         model, LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
     )
-
-
-def find_checkpoint(args: TrainingArguments) -> str | None:
-    """The checkpoint to resume from: `resume_from_checkpoint`, where `last` stands for the last one, if any.
-
-    Raises:
-        TrainingError: there are checkpoints, and nothing is said about them, or not the one that is asked for.
-    """
-    if Path(args.output_dir).is_file():
-        raise TrainingError(f"--output_dir {args.output_dir} is a file; give a folder.")
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if args.resume_from_checkpoint == "last":
-        return last
-    asked = args.resume_from_checkpoint
-    if asked is not None and not Path(asked, TRAINER_STATE_NAME).is_file():
-        raise TrainingError(f"--resume_from_checkpoint {asked} is no checkpoint; give its folder, or last.")
-    if asked is None and last is not None:
-        raise TrainingError(
-            f"{args.output_dir} has checkpoints: give --resume_from_checkpoint last to go on from {Path(last).name}, "
-            "or another --output_dir."
-        )
-    return asked

@@ -1,0 +1,170 @@
+"""Checkpoints that are whole or not there, and runs that go on from them as if they had not been stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+UNFINISHED = "_unfinished"  # pushes leave out what begins with _
+RUN = "run.json"
+# of the training arguments those that the weights depend on
+DECISIVE = ["max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"]
+DECISIVE += ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or not begin; the message is one sentence that says what to do."""
+
+
+class ResumableTrainer(Trainer):
+    r"""
+    A [`~transformers.Trainer`] that can be stopped at any time.
+
+    - A checkpoint is written to `_unfinished/` and renamed, so that no half of one can be taken for a whole one.
+    - A checkpoint keeps the settings of its run, `settings` and what matters of the training arguments, and a run that
+      goes on with others says so. One that has come to its end trains no further.
+    - A loss or gradient that is not finite stops the training before it reaches the weights.
+    - A training of fewer steps than `logging_steps` logs its losses, too: there is a plot to draw at its end.
+    """
+
+    # beside the training arguments, for the scripts to fill
+    settings: dict = {}
+    _is_saving = False
+
+    def set_initial_training_values(self, args, dataloader):
+        values = super().set_initial_training_values(args, dataloader)
+        max_steps = values[-1]
+        if args.logging_steps > max_steps:
+            args.logging_steps = max(max_steps // 20, 1)
+        return values
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint and self.is_world_process_zero():
+            self._say_what_differs(Path(resume_from_checkpoint, RUN))
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _describe_run(self) -> dict[str, str]:
+        settings = {name: getattr(self.args, name) for name in DECISIVE} | self.settings
+        return {name: str(value) for name, value in settings.items()}
+
+    def _say_what_differs(self, path: Path):
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name, value in self._describe_run().items():
+            if before.get(name, value) != value:
+                logger.warning(f"The run goes on with --{name} {value}; its checkpoint had {before[name]}.")
+
+    def _run_epoch(self, **kwargs):
+        # upstream would do one more step than `max_steps` for every time that an ended run is resumed
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except (RuntimeError, SafetensorError) as error:
+            if isinstance(error, TrainingError):
+                raise
+            detail = str(error).strip().splitlines()[-1].strip()
+            raise TrainingError(
+                f"{resume_from_checkpoint} does not fit this model, or is damaged: {detail} Go on with the model that "
+                "the run began with, or give another --output_dir."
+            ) from error
+
+    def _issue_warnings_after_load(self, load_result):
+        # a file has tied tensors once, and upstream warns of the others
+        lost = set(load_result.missing_keys) - self.model.all_tied_weights_keys.keys()
+        if wrong := sorted(lost | set(load_result.unexpected_keys)):
+            raise TrainingError(f"The checkpoint is not of this model: {wrong[0]} is in one of the two alone.")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and not loss.isfinite():
+            self._stop(f"The loss is {loss.item()}")
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # float16 has such steps at times, and its scaler leaves them out
+        if not self.args.fp16 and not torch.as_tensor(grad_norm).isfinite():
+            self._stop(f"The norm of the gradients is {float(grad_norm)}")
+        return grad_norm
+
+    def _stop(self, what: str):
+        checkpoint = get_last_checkpoint(self.args.output_dir)
+        kept = "there is no checkpoint yet" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
+        raise TrainingError(
+            f"{what} at step {self.state.global_step + 1}; {kept}. Try a lower learning rate, a longer warm-up or "
+            "float32, and look at the data of this step."
+        )
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, UNFINISHED)) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial):
+        run = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(run / name)
+        if self.args.should_save:
+            self.state.save_to_json(run / UNFINISHED / name / TRAINER_STATE_NAME)
+            (run / UNFINISHED / name / RUN).write_text(json.dumps(self._describe_run(), indent=1), encoding="utf-8")
+            shutil.rmtree(run / name, ignore_errors=True)
+            (run / UNFINISHED / name).rename(run / name)
+            (run / UNFINISHED).rmdir()
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(run / name))
+            rotate_checkpoints(
+                output_dir=run,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def find_checkpoint(args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: `resume_from_checkpoint`, where `last` stands for the last one, if any.
+
+    Raises:
+        TrainingError: there are checkpoints, and nothing is said about them, or not the one that is asked for, or it
+            is damaged.
+    """
+    if Path(args.output_dir).is_file():
+        raise TrainingError(f"--output_dir {args.output_dir} is a file; give a folder.")
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    asked = args.resume_from_checkpoint
+    if asked is None and last is not None:
+        raise TrainingError(
+            f"{args.output_dir} has checkpoints: give --resume_from_checkpoint last to go on from {Path(last).name}, "
+            "or another --output_dir."
+        )
+    if (checkpoint := last if asked == "last" else asked) is None:
+        return None
+    if not (state := Path(checkpoint, TRAINER_STATE_NAME)).is_file():
+        raise TrainingError(f"--resume_from_checkpoint {checkpoint} is no checkpoint; give its folder, or last.")
+    try:
+        TrainerState.load_from_json(str(state))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{state} is damaged: remove the checkpoint, and go on from the one before.") from error
+    return checkpoint
