@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from typer.core import TyperCommand
 
-from .checkpoint import first_line
+from .checkpoint import ConversionError, first_line
 from .export import QUANTIZATIONS
 from .export import export as export_checkpoint
 from .from_encoder import convert as convert_checkpoint
@@ -112,6 +112,8 @@ def convert(
 ):
     """Make an encoder-decoder from an XLM-R-shaped encoder."""
     with one_sentence_errors(debug):
+        if private and push_to_hub is None:
+            raise ConversionError("--private is of the repository that --push-to-hub names; give that, too.")
         if push_to_hub is not None:
             check_destination(push_to_hub, source, revision, license)
         report = convert_checkpoint(

@@ -243,6 +243,7 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
         (["--weight-sharing", "tied", "--layer-map", "interleaved"], ["weight_sharing", "layer_map"]),
         (["--weight-sharing", "tied", "--decoder-init", "random"], ["weight_sharing", "decoder_init"]),
         (["--revision", "main"], ["is a folder"]),
+        (["--private"], ["--private", "--push-to-hub"]),
         (["--normal-layers", "copy", "--normal-layer-interval", "9"], ["no normal layer", "9"]),
         (["--weight-sharing", "tied", "--normal-layers", "copy"], ["weight_sharing", "normal_layers"]),
     ],
