@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser,
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.checkpoint import first_line, load_pretrained, read_config, whole_file
 from modeling_xlm_swcm.conversion.inspection import check_model_type
-from modeling_xlm_swcm.training.arguments import check_counts
+from modeling_xlm_swcm.training.arguments import check_counts, check_words
 from modeling_xlm_swcm.training.data import AS_TEXT, TO_UTF8
 
 
@@ -125,7 +125,9 @@ def run(args: GenerateArguments):
 
 def main():
     try:
-        (args,) = HfArgumentParser(GenerateArguments).parse_args_into_dataclasses()
+        parser = HfArgumentParser(GenerateArguments)
+        check_words(parser, sys.argv[1:])
+        (args,) = parser.parse_args_into_dataclasses()
         run(args)
     except FileNotFoundError as error:
         sys.exit(f"error: There is no file {error.filename}.")

@@ -105,6 +105,23 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sorce_lang", "zh"], "Unknown option --sorce_lang; did you mean --source_lang?"),
+        (["--fire=1"], "Unknown option --fire; --help lists them."),
+        (["bo.txt"], "The word bo.txt belongs to no option; --help lists them."),
+    ],
+)
+def test_words_that_are_no_options_are_named(monkeypatch, words, message):
+    needed = [] if "--sorce_lang" in words else ["--source_lang", "zh"]
+    command = ["generate.py", "--model_name", "m", "--target-lang", "bo", *needed, *words]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as error:
+        generate.main()
+    assert error.value.code == f"error: {message}"
+
+
+@pytest.mark.parametrize(
     ("content", "options", "message"),
     [
         ("a\n\n" + "河" * 200, {}, r"Line 3 of .*in.txt has 20\d tokens, and the model reads at most 38"),

@@ -561,14 +561,36 @@ class TestArguments:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [("[", "cannot be read"), ("3", "must hold a setting per line"), ("rate: 3", "unknown setting rate")],
+        [
+            (None, "cannot be read: "),
+            ("[", "cannot be read: "),
+            ("3", "must hold a setting per line"),
+            ("rate: 3", "has the unknown setting rate; --help lists them."),
+            ("no: 3", "has the unknown setting False; --help lists them."),
+            ("max_stepz: 3", "has the unknown setting max_stepz; did you mean max_steps?"),
+        ],
     )
     def test_a_bad_file_is_refused(self, tmp_path, capsys, content, message):
         path = tmp_path / "preset.yaml"
-        path.write_text(content)
-        with pytest.raises(SystemExit):
-            self.parse(path, "--model_name_or_path", "m")
-        assert f"{path}" in capsys.readouterr().err.splitlines()[-1]
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(SystemExit) as error:
+            self.parse(path)
+        assert error.value.code.startswith(f"error: {path} {message}") and "\n" not in error.value.code
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--max_stepz", 3], "Unknown option --max_stepz; did you mean --max_steps?"),
+            (["--fire"], "Unknown option --fire; --help lists them."),
+            (["settings.yaml"], "The word settings.yaml belongs to no option; --help lists them."),
+        ],
+    )
+    def test_words_that_are_no_options_are_named(self, tmp_path, words, message):
+        with pytest.raises(SystemExit) as error:
+            self.parse("--model_name", "m", "--output-dir", tmp_path, "--use_cpu", "true", *words)
+        assert error.value.code == f"error: {message}"
 
     def test_a_file_is_read_like_a_command_line(self, tmp_path, capsys):
         path = tmp_path / "settings.yaml"

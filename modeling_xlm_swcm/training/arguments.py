@@ -1,7 +1,9 @@
 """Arguments of the training scripts, from a YAML or JSON file and the command line."""
 
+import difflib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,28 +74,54 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     """
     parser = HfArgumentParser(classes)
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = read_settings(parser, argv[0]) + argv[1:]
-    # without use_cpu, bf16 is taken for that of a GPU
-    parser.set_defaults(use_cpu=not torch.cuda.is_available())
-    parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
     try:
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+            argv = read_settings(parser, argv[0]) + argv[1:]
+        check_words(parser, argv)
+        # without use_cpu, bf16 is taken for that of a GPU
+        parser.set_defaults(use_cpu=not torch.cuda.is_available())
+        parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
         return parser.parse_args_into_dataclasses(argv)
     except ValueError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
+def check_words(parser: HfArgumentParser, argv: list[str]):
+    """
+    Raises:
+        ValueError: a word of the command line is no option, nor the value of one.
+    """
+    options = parser._option_string_actions
+    for word in argv:
+        name = word.partition("=")[0]
+        # the beginning of an option is enough for argparse
+        if name.startswith("--") and not any(option.startswith(name) for option in options):
+            raise ValueError(f"Unknown option {name}; {suggest(name, options)}")
+    if words := parser.parse_known_args(argv)[1]:
+        raise ValueError(f"The word {words[0]} belongs to no option; --help lists them.")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else "--help lists them."
+
+
 def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
-    """What the file says, as words of a command line, so that it is checked like one."""
+    """
+    What the file says, as words of a command line, so that it is checked like one.
+
+    Raises:
+        ValueError: it cannot be read, or has an unknown setting.
+    """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        parser.error(f"{path} cannot be read: {' '.join(str(error).split())}")
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
-        parser.error(f"{path} must hold a setting per line, such as learning_rate: 0.0001")
+        raise ValueError(f"{path} must hold a setting per line, such as learning_rate: 0.0001")
     known = {action.dest for action in parser._actions}
-    if unknown := sorted(settings.keys() - known):
-        parser.error(f"{path} has the unknown setting {unknown[0]}")
+    if unknown := sorted(map(str, settings.keys() - known)):
+        raise ValueError(f"{path} has the unknown setting {unknown[0]}; {suggest(unknown[0], known)}")
     return [word for name, value in settings.items() if value is not None for word in as_words(name, value)]
 
 
