@@ -1,5 +1,6 @@
 """The model card of a folder: filled from what lies there, or checked where somebody wrote one."""
 
+import re
 from os import PathLike
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def require_license(license: str | None, encoder: str) -> str:
         raise ConversionError(
             f"The licence of {encoder} is not known, and the model card must name it: give --license, such as "
             "apache-2.0 or mit."
+        )
+    if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
+        raise ConversionError(
+            f'The Hub knows no licence "{license}": give --license an id such as apache-2.0, mit or cc-by-4.0, or other.'
         )
     return license
 

@@ -191,6 +191,9 @@ def test_a_released_checkpoint_is_pushed_with_its_own_code_and_a_card_that_says_
     torch.save(make_release(encoder_folder, vocab_size=words).state_dict(), tmp_path / "release.bin")
     convert_released(tmp_path / "release.bin", encoder_folder, tmp_path / "model", languages=["zh"])
     assert_refused(client.command("push", tmp_path / "model", "someone/model"), "licence", "--license")
+    assert_refused(
+        client.command("push", tmp_path / "model", "someone/model", "--license", "MIT License"), "MIT License"
+    )
     outcome = client.command("push", tmp_path / "model", "someone/model", "--license", "mit")
     assert outcome.exit_code == 0, outcome.output
     files = hub.repositories["someone/model"].files
