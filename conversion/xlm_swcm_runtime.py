@@ -23,18 +23,23 @@ class ExportedModel:
         threads: for the arithmetic; by default one per core.
 
     Raises:
-        FileNotFoundError, ValueError: the folder has no config.json, or another model's.
+        ValueError: the folder holds no exported model, or a damaged one.
     """
 
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0):
         folder = Path(folder)
-        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if self.config.get("model_type") != "xlm_swcm_exported":
-            raise ValueError(f"{folder} holds no exported model; make one with xlm-swcm export.")
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if self.config.get("model_type") != "xlm_swcm_exported":
+                raise ValueError("config.json is that of another model")
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            graph = CORE.read_model(folder / "model.xml")
+        except Exception as error:  # whatever the parsers of damaged files raise
+            raise ValueError(
+                f"{folder} holds no exported model, or a damaged one; make it with xlm-swcm export."
+            ) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        graph = CORE.read_model(folder / "model.xml")
         inputs, results = graph.get_parameters(), graph.get_results()
         sources = ("input_ids", "attention_mask", "position_ids")
         encoder = ov.Model(
@@ -56,15 +61,19 @@ class ExportedModel:
 
         Args:
             src_lang, tgt_lang: languages that the model has tags for; neither for a model without tags.
-            options: those of `generate`.
+            options: those of `generate`; `forced_bos_token_id`, also in generation_config.json, does for `tgt_lang`.
 
         Raises:
-            ValueError: a language without a tag, or a text that is too long.
+            TypeError: one text that is in no list.
+            ValueError: a language without a tag or not given, or a text that is too long.
         """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of texts, and is one text; put it in a list.")
         config = self.config
-        tag = [] if src_lang is None and not config["languages"] else [self._tag(src_lang)]
-        if tgt_lang is not None:
-            options["forced_bos_token_id"] = self._tag(tgt_lang)
+        is_forced = (config["generation"] | options)["forced_bos_token_id"] is not None
+        tag = [self._tag("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
+        if tgt_lang is not None or (config["languages"] and not is_forced):
+            options["forced_bos_token_id"] = self._tag("tgt_lang", tgt_lang)
         rows = [
             [config["bos_token_id"], *tag, *encoding.ids, config["eos_token_id"]]
             for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -80,8 +89,10 @@ class ExportedModel:
             row[: len(ids)] = ids
         return self.tokenizer.decode_batch(self.generate(input_ids, **options).tolist(), skip_special_tokens=True)
 
-    def _tag(self, language: str | None) -> int:
+    def _tag(self, name: str, language: str | None) -> int:
         languages = self.config["languages"]
+        if language is None:
+            raise ValueError(f"{name} is not set; give one of: {', '.join(languages)}.")
         if language not in languages:
             raise ValueError(f'Unknown language "{language}"; the known ones are: {", ".join(languages) or "none"}.')
         return languages[language]

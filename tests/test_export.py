@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, contents
+from conftest import assert_refused, contents, cut_short
 from encoders import SENTENCES, edit_config
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -171,6 +171,7 @@ def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
     expected = learner.write(TEXTS, "kk", num_beams=3, length_penalty=0.5, max_new_tokens=9)
     np.testing.assert_array_equal(runtime.generate(input_ids), expected)
+    assert runtime(TEXTS, src_lang="zh") == learner.tokenizer.batch_decode(expected, skip_special_tokens=True)
 
 
 def change_settings(**fields) -> Callable[[Path], None]:
@@ -242,14 +243,26 @@ def test_the_command_says_what_it_wrote(folder, tmp_path):
     }
 
 
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "tokenizer.json", "config.json"])
+def test_a_damaged_export_is_named(exported, tmp_path, file):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    for damage in (cut_short, Path.unlink, lambda _: shutil.rmtree(folder)):
+        damage(folder / file)
+        with pytest.raises(ValueError, match=f"^{folder} holds no exported model, or a damaged one; make it with"):
+            ExportedModel(folder)
+
+
 def test_the_runtime_refuses_what_it_cannot_do(learner, exported):
     with pytest.raises(ValueError, match="holds no exported model"):
         ExportedModel(learner.folder)
     runtime = ExportedModel(exported, threads=1)
     with pytest.raises(ValueError, match='Unknown language "en"; the known ones are: zh, kk, bo'):
         runtime(TEXTS, src_lang="en", tgt_lang="bo")
-    with pytest.raises(ValueError, match='Unknown language "None"'):
-        runtime(TEXTS, tgt_lang="bo")
+    for given, missing in (("tgt_lang", "src_lang"), ("src_lang", "tgt_lang")):
+        with pytest.raises(ValueError, match=f"{missing} is not set; give one of: zh, kk, bo"):
+            runtime(TEXTS, **{given: "bo"})
+    with pytest.raises(TypeError, match="texts must be a list of texts"):
+        runtime(TEXTS[0], src_lang="zh", tgt_lang="bo")
     with pytest.raises(ValueError, match="Text 2 has .* tokens, and the model reads at most 38"):
         runtime(["no wind", "no wind " * 40], src_lang="zh", tgt_lang="bo")
     input_ids = np.full((1, 3), 5)
