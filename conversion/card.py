@@ -80,7 +80,7 @@ def require_license(license: str | None, encoder: str) -> str:
         )
     if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
         raise ConversionError(
-            f'The Hub knows no licence "{license}": give --license an id such as apache-2.0, mit or cc-by-4.0, or other.'
+            f'The Hub knows no licence "{license}": give --license an id such as apache-2.0, cc-by-4.0 or other.'
         )
     return license
 

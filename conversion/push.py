@@ -13,7 +13,7 @@ from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XL
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .card import card_for, read_report, require_license
-from .checkpoint import ConversionError, first_line, read_config
+from .checkpoint import ConversionError, load_pretrained, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
 from .inspection import check_model_type
@@ -99,10 +99,8 @@ def load_model(folder: Path) -> tuple[XLMSWCMForConditionalGeneration, XLMSWCMTo
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever the parsers of damaged files raise
-        raise ConversionError(f"{folder} cannot be loaded: {first_line(error)}") from error
+        model, info = load_pretrained(AutoModelForSeq2SeqLM, folder, output_loading_info=True)
+        tokenizer = load_pretrained(AutoTokenizer, folder)
     finally:
         logging.set_verbosity(verbosity)
     for kind, keys in info.items():
