@@ -121,7 +121,7 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         str(scratch),
         max_steps=settings["steps"],
         per_device_train_batch_size=settings["batch_size"],
-        per_device_eval_batch_size=32,
+        per_device_eval_batch_size=128,
         learning_rate=rate,
         train_sampling_strategy="sequential",
         eval_strategy="steps",

@@ -72,7 +72,8 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
 
     Without a word about it, training is in bfloat16 where the GPU or CPU has it.
     """
-    parser = HfArgumentParser(classes)
+    # upstream's usage is all options, a screen of them
+    parser = HfArgumentParser(classes, usage="%(prog)s [SETTINGS.yaml] [OPTIONS]; --help lists them")
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
