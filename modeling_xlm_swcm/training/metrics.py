@@ -30,7 +30,7 @@ class WordTokenizer(BaseTokenizer):
         return " ".join(segment(line))
 
     def signature(self) -> str:
-        return "uax29-nfkc"
+        return "uax29-nfkc-notsheg"
 
 
 def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -13,7 +13,7 @@ SPOKEN = regex.compile(r"[^\p{Punctuation}\p{Separator}\p{Other}]")
 def segment(text: str) -> list[str]:
     """Words and punctuation marks, by the word boundaries of Unicode (UAX 29) in NFKC-normalised text.
 
-    - Tibetan: by syllable; tsheg and shad are punctuation.
+    - Tibetan: by syllable; the tsheg parts syllables as a blank parts words, and shad is punctuation.
     - Han, Kana and scripts of South-East Asia, which write no spaces: by character (Katakana by run).
     - Others (Arabic, Cyrillic, Latin, Mongolian ...): by word. Vowel signs, accents, variation selectors and the
       Mongolian vowel separator stay with the letter before them.
@@ -21,7 +21,8 @@ def segment(text: str) -> list[str]:
     NFKC, because XLM-R's tokenizer normalises what a model reads and writes: full-width forms, Arabic presentation
     forms and no-break spaces (so a Mongolian suffix counts as a word) have to compare equal to what it can write.
     """
-    segments = SEGMENT.findall(unicodedata.normalize("NFKC", text))
+    # NFKC makes the no-break tsheg a tsheg
+    segments = SEGMENT.findall(unicodedata.normalize("NFKC", text).replace("་", " "))
     return [segment for segment in segments if segment.strip()]
 
 
