@@ -168,6 +168,7 @@ BAD_ROWS = {
     "no column": ("a.jsonl", ['{"title": "x"}'], 2, 'has no column "text" (it has: title)'),
     "null": ("a.jsonl", ['{"text": null}'], 2, 'is empty in the column "text"'),
     "no text": ("a.jsonl", ['{"text": 3}'], 2, 'has no text in the column "text" but a value of type int'),
+    "half a character": ("a.jsonl", [r'{"text": "\ud800 a"}'], 2, 'has no UTF-8 text in the column "text" but the '),
     "no JSON": ("a.jsonl", ['{"text": '], 2, "is not a JSON object"),
     "no object": ("a.jsonl", ["[1]"], 2, "is not a JSON object"),
     "empty": ("a.txt", [""], 2, 'is empty in the column "text"'),

@@ -259,7 +259,12 @@ def get_text(place: str, row: dict, column: str, bad_rows: BadRows) -> str | Non
     elif not text or not text.strip():
         bad_rows.reject(place, f'is empty in the column "{column}"')
     else:
-        return text
+        try:
+            text.encode("utf-8")
+            return text
+        except UnicodeEncodeError as error:  # JSON can spell out half a character
+            half = ascii(text[error.start])
+            bad_rows.reject(place, f'has no UTF-8 text in the column "{column}"', f" but the lone surrogate {half}")
     return None
 
 
