@@ -276,6 +276,17 @@ class TestBadRows:
         tokenizer.tgt_lang = "ug"
         assert [e["labels"] for e in examples[::2]] == tokenizer(text_target=[UG[0], UG[2]])["input_ids"]
 
+    @pytest.mark.parametrize(("line", "reason"), [(b"\xff", "is not UTF-8"), (" ", "is empty")])
+    @pytest.mark.parametrize("bad", [["a.zh"], ["a.ug"], ["a.zh", "a.ug"]], ids=" ".join)
+    def test_a_bad_line_is_named_in_the_file_that_has_it(self, tmp_path, tokenizer, tables, bad, line, reason):
+        files = {"a.zh": ZH, "a.ug": UG}
+        paths = [
+            write_lines(tmp_path / name, lines[0], line if name in bad else lines[1], lines[2])
+            for name, lines in files.items()
+        ]
+        with pytest.raises(DataError, match=re.escape(f"1 row cannot be used: {tmp_path / bad[0]}:2 {reason}.")):
+            read_all(Corpus(paths, languages=["zh", "ug"]), tokenizer, tables)
+
     def test_a_pair_is_too_long(self, tmp_path, tokenizer, tables):
         path = write_rows(tmp_path / "a.jsonl", [{"en": "a boat", "ug": "a b"}, {"en": "a " * 99, "ug": "a b"}])
         with pytest.raises(

@@ -206,15 +206,24 @@ def parse_json(text: str) -> dict:
 def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, list[str]]]:
     """The lines of text files that are translations of each other, line by line; the place is that in the first."""
     for number, lines in enumerate(itertools.zip_longest(*map(open_lines, paths)), 1):
-        try:
-            present = [path for path, line in zip(paths, lines, strict=True) if line is not None]
-            if len(present) < len(paths):
-                missing = ", ".join(path for path in paths if path not in present)
-                bad_rows.reject(f"{present[0]}:{number}", "has no partner", f" ({missing} has ended)")
-                continue
+        present = [path for path, line in zip(paths, lines, strict=True) if line is not None]
+        if len(present) < len(paths):
+            missing = ", ".join(path for path in paths if path not in present)
+            bad_rows.reject(f"{present[0]}:{number}", "has no partner", f" ({missing} has ended)")
+            continue
+        faults = [(path, fault) for path, line in zip(paths, lines, strict=True) if (fault := find_fault(line))]
+        if faults:
+            path, fault = faults[0]
+            bad_rows.reject(f"{path}:{number}", fault)
+        else:
             yield f"{paths[0]}:{number}", [decode(line) for line in lines]
-        except UnicodeDecodeError:
-            bad_rows.reject(f"{paths[0]}:{number}", "or its partner is not UTF-8")
+
+
+def find_fault(line: bytes) -> str | None:
+    try:
+        return None if decode(line).strip() else "is empty"
+    except UnicodeDecodeError:
+        return "is not UTF-8"
 
 
 def unnested(row: dict) -> dict:
