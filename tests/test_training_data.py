@@ -456,6 +456,16 @@ class TestMixture:
         with pytest.raises(DataError, match=r"bad.txt:2 is empty"):
             take(mixture, 4)
 
+    def test_an_error_in_the_worker_of_a_loader_is_one_sentence(self, tokenizer, tmp_path):
+        path = write_lines(tmp_path / "bad.txt", "a", "", "b")
+        mixture = make_mixture([Corpus(path, language="en", examples=3)], tokenizer)
+        messages = []
+        for workers in (0, 1):
+            with pytest.raises(DataError) as error:
+                next(iter(torch.utils.data.DataLoader(mixture, batch_size=4, num_workers=workers)))
+            messages.append(str(error.value))
+        assert messages[1] == messages[0] and "Traceback" not in messages[1]
+
     def test_a_corpus_without_a_good_row_is_an_error(self, tokenizer, tmp_path):
         empty = Corpus(write_lines(tmp_path / "empty.txt"), language="en")
         with pytest.raises(DataError, match=r"empty.txt has no row that can be used"):

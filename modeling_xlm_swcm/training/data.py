@@ -40,6 +40,10 @@ TO_UTF8 = "iconv -f ENCODING -t UTF-8"
 class DataError(ValueError):
     """The data cannot be used; the message is one sentence that names the place."""
 
+    def __init__(self, message: str):
+        # a DataLoader raises the error of its worker again, with the whole traceback as the message
+        super().__init__(message.split(f"{__name__}.DataError: ")[-1].strip())
+
 
 @dataclass
 class BadRows:
