@@ -9,6 +9,7 @@ import torch
 from conftest import logits_of, tiny_model
 from encoders import xlm_roberta_tokenizer
 from huggingface_hub import ModelCard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -466,6 +467,14 @@ class TestResults:
         results.logger.removeHandler(caplog.handler)
         assert "No model card was written. The licence of somebody/encoder is not known" in caplog.text
         assert (tmp_path / "metrics.json").is_file() and not (tmp_path / "README.md").exists()
+
+    def test_tensorboard_gets_the_losses(self, make_trainer, tmp_path):
+        trainer = make_trainer(report_to=["tensorboard"], max_steps=2, logging_steps=1, save_strategy="no")
+        trainer.train()
+        (folder,) = (tmp_path / "runs").iterdir()
+        losses = EventAccumulator(str(folder)).Reload().Scalars("train/loss")
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert [event.value for event in losses] == pytest.approx(logged) and len(losses) == 2
 
     @pytest.mark.parametrize(("max_steps", "logging_steps", "steps"), [(3, 500, [1, 2, 3]), (4, 2, [2, 4])])
     def test_a_training_that_is_shorter_than_its_logging_steps_has_losses_to_plot(
