@@ -316,6 +316,30 @@ class TestRuns:
         with pytest.raises(DataError, match=rf"has no column .* \(it has: {', '.join(row)}\); .* with {option}\.$"):
             finetune.read_pairs(args, ["train"])
 
+    def test_a_dataset_has_configurations_and_splits_with_a_limit_each(self, tmp_path):
+        for config in ("short", "long"):
+            (tmp_path / config).mkdir()
+            for split in ("train", "validation", "test"):
+                rows = [row | {"zh": f"{config} {split} {number}"} for number, row in enumerate(ROWS + ROWS, 1)]
+                write_jsonl(tmp_path / config / f"{split}.jsonl", rows)
+        configs = [{"config_name": config, "data_dir": config} for config in ("short", "long")]
+        (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+        args = data_arguments(
+            "translation",
+            target_lang=["kk"],
+            dataset_name=str(tmp_path),
+            dataset_config_name="long",
+            max_train_samples=3,
+            max_eval_samples=1,
+            max_predict_samples=2,
+        )
+        read = finetune.read_pairs(args, ["train", "validation", "test"])
+        assert {split: [pair.source for pair in pairs] for split, pairs in read.items()} == {
+            "train": ["long train 1", "long train 2", "long train 3"],
+            "validation": ["long validation 1"],
+            "test": ["long test 1", "long test 2"],
+        }
+
     @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
     def test_a_damaged_model_is_named(self, main, translation, learner_folder, tmp_path, file):
         damaged = shutil.copytree(learner_folder, tmp_path / "model")
