@@ -222,11 +222,22 @@ class TestOptions:
         # half of 98 + 26 + 20 examples in batches of 4
         assert json.loads((tmp_path / "metrics.json").read_text())["training"]["steps"] == 18
 
-    def test_errors_are_one_sentence(self, model_folder, data, tmp_path, monkeypatch):
-        (data / "bad.json").write_text('{"train": [{"path": "nowhere.txt", "language": "en"}]}')
-        bad = options(model_folder, data, tmp_path, "--data", data / "bad.json")
+    @pytest.mark.parametrize(
+        ("text", "more", "message"),
+        [
+            (None, {}, r"There is no file .*\.txt\."),
+            # which the worker of the loader finds out
+            ("\n\n", {"examples": 9}, r"2 rows cannot be used: .*\.txt:1 is empty .*, or give --skip_bad_rows\."),
+        ],
+    )
+    def test_errors_are_one_sentence(self, model_folder, data, tmp_path, monkeypatch, text, more, message):
+        if text:
+            (tmp_path / "bad.txt").write_text(text)
+        corpora = {"train": [{"path": str(tmp_path / "bad.txt"), "language": "en"} | more]}
+        (tmp_path / "bad.json").write_text(json.dumps(corpora))
+        bad = options(model_folder, data, tmp_path, "--data", tmp_path / "bad.json", "--dataloader_num_workers", 1)
         monkeypatch.setattr(sys, "argv", ["pretrain.py", *bad])
-        with pytest.raises(SystemExit, match=r"^error: There is no file nowhere\.txt\.$"):
+        with pytest.raises(SystemExit, match=f"^error: {message}$"):
             runpy.run_path(pretrain_file, run_name="__main__")
 
     def test_validation_data_without_a_row_is_not_left_out(self, model_folder, data, tmp_path):
