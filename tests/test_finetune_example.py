@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import cut_short, load, run_process
+from encoders import edit_config
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import WRITE, loopback_hub
@@ -28,6 +29,7 @@ ROWS = [
     {"zh": "河边没有风", "kk": "өзен", "bo": "ཁྱེད་རང"},
     {"zh": "早上去河边", "kk": "бардық", "bo": "ཞོགས་པ"},
 ]
+IN_TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 QUICK = {
     "max_source_length": 30,
     "max_target_length": 20,
@@ -219,12 +221,27 @@ class TestRuns:
         options = translation | {"do_train": False, "target_lang": ["kk", "bo"], "per_device_eval_batch_size": 2}
         options |= {"max_predict_samples": 3, "both_directions": True, "max_target_length": 6}
         assert main(finetune, **options) is None
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", EXAMPLES / "finetune.py"]
         again = options | {"output_dir": str(tmp_path / "again"), "use_cpu": True}
-        run = run_process(sys.executable, *launch, *flags(again))
+        run = run_process(sys.executable, *IN_TWO_PROCESSES, EXAMPLES / "finetune.py", *flags(again))
         assert run.returncode == 0, run.stderr
         for name in ("generated_predictions.txt", "predict_results.json"):
             assert (tmp_path / "again" / name).read_text() == (tmp_path / "output" / name).read_text()
+
+    def test_two_processes_learn_what_one_learns_and_no_row_twice(self, main, translation, tmp_path):
+        # twelve rows in batches of ten: the second has two rows for the first process, and none for the second
+        model = Path(shutil.copytree(translation["model_name_or_path"], tmp_path / "still"))
+        edit_config(model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        options = translation | {"model_name_or_path": str(model), "do_predict": False, "both_directions": True}
+        options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
+        assert main(finetune, **options | {"per_device_train_batch_size": 10}) is None
+        again = options | {"output_dir": str(tmp_path / "again"), "per_device_train_batch_size": 5, "use_cpu": True}
+        run = run_process(sys.executable, *IN_TWO_PROCESSES, EXAMPLES / "finetune.py", *flags(again))
+        assert run.returncode == 0, run.stderr
+        one, two = (
+            [entry["loss"] for entry in json.loads(path.read_text())["log_history"] if "loss" in entry]
+            for path in (tmp_path / name / "checkpoint-4" / "trainer_state.json" for name in ("output", "again"))
+        )
+        assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
 
     def test_an_evaluation_without_texts_leaves_its_loss(self, main, translation, tmp_path, capsys):
         options = {"do_train": False, "do_predict": False, "predict_with_generate": False, "do_eval": True}

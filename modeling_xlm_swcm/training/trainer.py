@@ -37,6 +37,15 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
 
     args: TrainingArguments
 
+    def _get_num_items_in_batch(self, batch_samples, device):
+        loader = self.accelerator.gradient_state
+        if batch_samples and loader.end_of_dataloader and loader.remainder > 0:
+            # at the end of an epoch accelerate fills up the processes' batches with rows from its beginning
+            labels = batch_samples[-1]["labels"]
+            own = loader.remainder - self.accelerator.process_index * self.args.train_batch_size
+            labels[max(own, 0) :] = -100
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         if "labels" in inputs and "decoder_input_ids" not in inputs:
