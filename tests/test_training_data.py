@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -202,6 +203,15 @@ class TestBadRows:
         assert len(read_all(Corpus(path, language="en"), tokenizer, tables, BadRows(skip=True))) == 2
         data.logger.removeHandler(caplog.handler)
         assert "Skipped 1 row: 1 times" in caplog.text and message in caplog.text
+
+    @pytest.mark.parametrize(("rank", "worker", "says"), [("0", 0, True), ("1", 0, False), ("0", 1, False)])
+    def test_one_process_of_many_says_what_is_skipped(self, monkeypatch, caplog, rank, worker, says):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=worker))
+        bad_rows = BadRows(skip=True)
+        bad_rows.reject("a.txt:1", "is empty")
+        bad_rows.report()
+        assert ("Skipped 1 row" in caplog.text) == says
 
     def test_all_are_counted_and_the_first_named(self, tmp_path, tokenizer, tables):
         path = write_lines(tmp_path / "a.txt", *[""] * 12)
@@ -455,6 +465,19 @@ class TestMixture:
         mixture = make_mixture([Corpus(path, language="en", examples=3)], tokenizer)
         with pytest.raises(DataError, match=r"bad.txt:2 is empty"):
             take(mixture, 4)
+
+    @pytest.mark.parametrize(
+        ("count", "said"),
+        [(200, ["1 row so far"]), (2000, ["1 row so far", "101 rows so far", "101 rows"])],
+        ids=["part of a reading", "two readings"],
+    )
+    def test_what_is_skipped_of_a_corpus_that_was_not_counted_is_said_as_it_is_read(
+        self, tokenizer, tmp_path, caplog, count, said
+    ):
+        path = write_lines(tmp_path / "bad.txt", "", *["a"] * 600, *["", "a"] * 100)
+        mixture = make_mixture([Corpus(path, language="en", examples=700)], tokenizer, skip_bad_rows=True)
+        take(mixture, count)
+        assert [message.split(":")[0] for message in caplog.messages] == [f"Skipped {rows}" for rows in said]
 
     def test_an_error_in_the_worker_of_a_loader_is_one_sentence(self, tokenizer, tmp_path):
         path = write_lines(tmp_path / "bad.txt", "a", "", "b")

@@ -54,6 +54,7 @@ class BadRows:
     reasons: Counter = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
     last_place: str | None = None
+    said: int = 0  # the count when it was last said
 
     def reject(self, place: str, reason: str, details: str = ""):
         """Count the row at `place`, such as `train.jsonl:7`, which `reason` describes: "is empty".
@@ -68,13 +69,13 @@ class BadRows:
         if len(self.named) < NAMED_ROWS:
             self.named.append(f"{place} {reason}{details}")
 
-    def report(self):
-        """Say how many there were.
+    def report(self, so_far: bool = False):
+        """Say how many there were or, with `so_far`, how many there are when they are ten times as many as last said.
 
         Raises:
             DataError: there were some, and they are not to be skipped.
         """
-        if not self.count:
+        if not self.count or (so_far and self.count < 10 * self.said):
             return
         more = f"; and {self.count - len(self.named)} more" if self.count > len(self.named) else ""
         rows = "1 row" if self.count == 1 else f"{self.count} rows"
@@ -84,10 +85,12 @@ class BadRows:
                 f"{rows} cannot be used: {'; '.join(self.named)}{more}. "
                 f"Correct the data{how}, or give --skip_bad_rows."
             )
-        if os.environ.get("RANK", "0") != "0":
+        self.said = self.count
+        worker = torch.utils.data.get_worker_info()
+        if os.environ.get("RANK", "0") != "0" or (worker is not None and worker.id > 0):
             return  # one process of many says it
         reasons = "; ".join(f'{number} times "{reason}"' for reason, number in self.reasons.most_common())
-        logger.warning(f"Skipped {rows}: {reasons}. The first: {'; '.join(self.named)}.")
+        logger.warning(f"Skipped {rows}{' so far' if so_far else ''}: {reasons}. The first: {'; '.join(self.named)}.")
 
 
 class Pair(NamedTuple):
@@ -557,10 +560,11 @@ class Mixture(torch.utils.data.IterableDataset):
         for epoch in itertools.count():
             rng = np.random.default_rng([self.seed, 2, number, epoch])
             bad_rows = BadRows(self.skip_bad_rows)
+            nobody_has_counted = epoch == 0 and self.corpora[number].examples is not None
             buffer = []
             for example in self.corpora[number].read(self.tokenizer, self.max_length, self.tables, bad_rows):
-                if bad_rows.reasons and not self.skip_bad_rows:
-                    bad_rows.report()
+                if nobody_has_counted or not self.skip_bad_rows:
+                    bad_rows.report(so_far=True)
                 example["epoch"] = epoch
                 if len(buffer) < self.shuffle_buffer:
                     buffer.append(example)
@@ -568,8 +572,8 @@ class Mixture(torch.utils.data.IterableDataset):
                 place = rng.integers(self.shuffle_buffer)
                 yield buffer[place]
                 buffer[place] = example
-            if epoch == 0 and self.corpora[number].examples is not None:
-                bad_rows.report()  # nobody has counted them before
+            if nobody_has_counted:
+                bad_rows.report()
             if not buffer:
                 raise DataError(f"The corpus {self.corpora[number].path} has no row that can be used.")
             rng.shuffle(buffer)
