@@ -82,9 +82,11 @@ def runtime_config(
 ) -> dict:
     """What the runtime has to know beside the graph; or a refusal of settings that it would not follow."""
     settings = model.generation_config
+    # a model that upstream's trainer has evaluated has them all written down
+    defaults = settings._get_default_generation_params()
     for name, value in settings.to_dict().items():
         is_known = name in FOLLOWED_SETTINGS | IDLE_SETTINGS or (name in FACTORS and value == 1)
-        if not is_known and value not in (None, False):
+        if not is_known and value not in (None, False, defaults.get(name)):
             raise ConversionError(
                 f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
             )

@@ -31,7 +31,7 @@ from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
 from modeling_xlm_swcm.conversion.inspection import check_model_type
 from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
-from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
+from modeling_xlm_swcm.training.checkpoints import TrainingError, check_output_dir, find_checkpoint
 from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, check_columns, encode_pairs, get_text, read_rows
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.results import write_results, write_whole
@@ -236,6 +236,7 @@ def run(
     """
     args.generation_num_beams = data_args.num_beams
     args.generation_max_length = data_args.max_target_length + 1  # the start token is no part of a label
+    check_output_dir(args)
     checkpoint = find_checkpoint(args) if "train" in pairs else None
     set_seed(args.seed)
     encoder = Encoder(tokenizer, data_args, BadRows(data_args.skip_bad_rows))
@@ -276,7 +277,8 @@ def run(
         dataset = data_args.dataset_name or Path(next(filter(None, files))).name
         scored = metrics.get("test") or metrics.get("validation")
         data = describe_data(data_args, pairs["train"], len(examples["train"])) | (scored.signatures if scored else {})
-        write_results(trainer, model_args, data_args.task, dataset, results, data)
+        example = {"src_lang": pairs["train"][0].src_lang, "tgt_lang": pairs["train"][0].tgt_lang}
+        write_results(trainer, model_args, data_args.task, dataset, results, data, example)
     return results
 
 

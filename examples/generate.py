@@ -7,6 +7,7 @@ Lines keep their order, and an empty line stays empty. Lines of like length go t
 """
 
 import codecs
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,8 @@ def run(args: GenerateArguments):
     """Everything that can be wrong with the input is found before the first line is written."""
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"The folder of {args.output} does not exist.")
+    if args.output != "-" and not os.access(Path(args.output).absolute().parent, os.W_OK):
+        raise ValueError(f"The folder of {args.output} cannot be written to.")
     if Path(args.output).is_dir():
         raise ValueError(f"The output {args.output} is a folder; give a file.")
     if "-" not in (args.input, args.output) and Path(args.input).resolve() == Path(args.output).resolve():

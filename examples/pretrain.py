@@ -56,6 +56,8 @@ class DataArguments:
 def check(args: DataArguments, training: TrainingArguments, config: XLMSWCMConfig):
     if args.shuffle_buffer < 1:
         raise DataError(f"--shuffle_buffer must be at least 1; got {args.shuffle_buffer}.")
+    if not 0 <= args.sampling_exponent <= 1:
+        raise DataError(f"--sampling_exponent must be between 0 and 1; got {args.sampling_exponent}.")
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
         raise DataError("There are no steps to train: give --max_steps or --num_train_epochs.")
     if args.max_length > config.longest_input:
@@ -131,14 +133,13 @@ def main(argv: list[str] | None = None):
     corpora = load_corpora(data_args.data)
     mixture = make_mixture(data_args, training, corpora["train"], tokenizer)
     bad_rows = BadRows(data_args.skip_bad_rows)
-    held_out = [
-        example
-        for corpus in corpora.get("validation", [])
-        for example in corpus.read(tokenizer, data_args.max_length, mixture.tables, bad_rows)
-    ]
-    bad_rows.report()
-    if corpora.get("validation") and not held_out:
-        raise DataError("The validation data has no row that can be used.")
+    held_out = []
+    for corpus in corpora.get("validation", []):
+        examples = list(corpus.read(tokenizer, data_args.max_length, mixture.tables, bad_rows))
+        bad_rows.report()
+        if not examples:
+            raise DataError(f"The validation data has no row that can be used in {corpus.title}.")
+        held_out += examples
     if not held_out:
         training.eval_strategy = IntervalStrategy.NO
     if training.process_index == 0:

@@ -72,7 +72,10 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
         unk_token="<unk>",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except Exception as error:  # the library has no other
+        raise TrainingError(f"--vocab_size {vocab_size} is too little for the characters of the text.") from error
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
     return XLMRobertaTokenizer(vocab=[*map(tuple, pieces), ("<mask>", 0.0)], model_max_length=max_length)
 
@@ -132,8 +135,10 @@ def train(args: EncoderArguments, training: TrainingArguments):
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     )
-    held_out = [line for lines in read_texts(args.validation, "Reading").values() for line in lines]
-    if not held_out:
+    held_out = []
+    if args.validation:
+        held_out = [line for lines in read_texts(args.validation, "Reading").values() for line in lines]
+    else:
         training.eval_strategy = IntervalStrategy.NO
     trainer = ResumableTrainer(
         XLMRobertaForMaskedLM(config),
@@ -147,6 +152,8 @@ def train(args: EncoderArguments, training: TrainingArguments):
     )
     trainer.settings = vars(args)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if held_out and training.eval_strategy == IntervalStrategy.NO:
+        trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     plot_history(trainer.state.log_history, Path(training.output_dir) / "training.png")

@@ -88,6 +88,7 @@ def fill_card(
             name: value for name, value in report["options"].items() if name != "languages" and value is not None
         },
         plan=draw_plan(config),
+        is_interleaved=len(set(config.decoder_blocks)) == 2,
         example=example,
         example_inputs=", ".join(quoted(text) for text in texts),
         pipeline_inputs=quoted(texts[0])

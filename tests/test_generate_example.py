@@ -146,6 +146,12 @@ def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, monkeypatch,
     assert (tmp_path / "in.txt").read_text(encoding="utf-8") == content
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match="The folder of .*out.txt cannot be written to"):
+        generate.run(arguments(folder, input="nowhere.txt", output=str(tmp_path / "out.txt")))
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
 def test_a_damaged_model_is_named(folder, tmp_path, file):
     (tmp_path / "in.txt").write_text("我们\n", encoding="utf-8")

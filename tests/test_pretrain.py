@@ -158,6 +158,11 @@ class TestResume:
         assert history(tmp_path) == history(uninterrupted), kill
         assert not (tmp_path / "_unfinished").exists()
 
+    def test_what_has_ended_ends_at_once(self, uninterrupted, model_folder, data, tmp_path):
+        folder = Path(shutil.copytree(uninterrupted, tmp_path / "again"))
+        pretrain_here(model_folder, data, folder, "--resume_from_checkpoint", "last")
+        assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+
     def test_it_has_learnt_and_left_its_results(self, uninterrupted, model_folder, data):
         assert len(history(uninterrupted)["loss"]) == 8
         # each step has other texts, whose losses do not compare
@@ -243,10 +248,10 @@ class TestOptions:
     def test_validation_data_without_a_row_is_not_left_out(self, model_folder, data, tmp_path):
         corpora = json.loads((data / "corpora.json").read_text())
         (tmp_path / "empty.txt").write_text("\n")
-        corpora["validation"][0]["path"] = str(tmp_path / "empty.txt")
+        corpora["validation"].append(corpora["validation"][0] | {"path": str(tmp_path / "empty.txt")})
         (tmp_path / "corpora.json").write_text(json.dumps(corpora))
         more = ["--data", tmp_path / "corpora.json", "--skip_bad_rows"]
-        with pytest.raises(DataError, match="The validation data has no row that can be used"):
+        with pytest.raises(DataError, match=r"The validation data has no row that can be used in empty\.txt"):
             pretrain_here(model_folder, data, tmp_path / "output", *more)
 
     @pytest.mark.parametrize(
@@ -255,6 +260,7 @@ class TestOptions:
             (["--max_length", 39], "The model reads at most 38 tokens: --max_length 39 is too much."),
             (["--mask_share", 2], "mask_share must be between 0 and 1"),
             (["--shuffle_buffer", 0], "--shuffle_buffer must be at least 1"),
+            (["--sampling_exponent", "nan"], "--sampling_exponent must be between 0 and 1; got nan"),
             (["--max_steps", 0, "--num_train_epochs", 0], "There are no steps to train"),
             (["--push_to_hub", "true"], "push the finished folder with xlm-swcm push"),
         ],

@@ -93,23 +93,30 @@ def train_encoder(data, tmp_path, monkeypatch):
     def run(*words):
         text = data / "mono" / "kk.own.txt"
         given = ["--corpus", text, "--output_dir", tmp_path / "output", "--per_device_train_batch_size", 2, *words]
-        preset = EXAMPLES / "presets" / "encoder_small.yaml"
-        monkeypatch.setattr(sys, "argv", ["train_encoder.py", *map(str, [preset, *given])])
+        monkeypatch.setattr(sys, "argv", ["train_encoder.py", *map(str, given)])
         runpy.run_path(str(EXAMPLES / "train_encoder.py"), run_name="__main__")
 
     return run
 
 
-def test_an_encoder_without_text_that_is_held_out(train_encoder, tmp_path):
+@pytest.mark.parametrize(("more", "losses"), [(["--eval_strategy", "epoch"], 0), (["--validation"], 1)])
+def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, tmp_path, more, losses):
     sizes = ["--vocab_size", 100, "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2]
-    train_encoder(*sizes, "--max_steps", 2)
+    train_encoder(*sizes, "--max_steps", 2, *more, *[data / "mono" / "zh.own.txt"] * losses)
     log = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
-    assert log[-1]["step"] == 2 and not any("eval_loss" in entry for entry in log)
+    assert log[-1]["step"] == 2 and sum("eval_loss" in entry for entry in log) == losses
 
 
-def test_an_encoder_whose_heads_do_not_divide_its_size_is_refused_first(train_encoder, tmp_path):
-    with pytest.raises(SystemExit, match="^error: --hidden_size 160 cannot be divided among --num_attention_heads 7"):
-        train_encoder("--num_attention_heads", 7)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_attention_heads", 7], "--hidden_size 160 cannot be divided among --num_attention_heads 7"),
+        (["--vocab_size", 6], "--vocab_size 6 is too little for the characters of the text"),
+    ],
+)
+def test_sizes_of_an_encoder_that_cannot_be_are_refused(train_encoder, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        train_encoder(*options)
     assert not (tmp_path / "output").exists()
 
 

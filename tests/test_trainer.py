@@ -14,7 +14,7 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer, card
 from modeling_xlm_swcm.training import results
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import UNFINISHED, TrainingError, find_checkpoint, logger
@@ -198,22 +198,33 @@ class TestCheckpoints:
                 resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
             assert ours.out.strip().removeprefix("The run goes on with ") == said
             assert upstream.out == ""  # of the logging steps that a short training sets itself
-        faster = make_trainer(max_steps=2, learning_rate=1e-2)
+
+    def test_what_is_asked_of_the_optimizer_is_done_after_a_resume(self, make_trainer, tmp_path):
+        options = dict(lr_scheduler_type="constant", logging_steps=1, weight_decay=0.1)
+        make_trainer(max_steps=2, **options).train()
+        faster = make_trainer(max_steps=4, learning_rate=1e-2, **options | {"weight_decay": 0.2})
         with CaptureLogger(logger) as ours:
             faster.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         assert "--learning_rate 0.01; its checkpoint had 0.001." in ours.out
+        rates = [entry["learning_rate"] for entry in faster.state.log_history if "learning_rate" in entry]
+        assert rates == pytest.approx([1e-3, 1e-3, 1e-2, 1e-2])
+        assert [group["weight_decay"] for group in faster.optimizer.param_groups] == [0.2, 0.0]
 
-    def test_a_damaged_one_is_named(self, make_trainer, tmp_path):
-        trainer = make_trainer(max_steps=2)
-        trainer.train()
-        weights, state = (tmp_path / "checkpoint-2" / name for name in ("model.safetensors", "trainer_state.json"))
-        weights.write_bytes(weights.read_bytes()[:1000])
-        with pytest.raises(TrainingError, match="checkpoint-2 does not fit this model, or is damaged: "):
-            trainer.train(resume_from_checkpoint=True)
-        state.write_text(state.read_text()[:100])
-        trainer.args.resume_from_checkpoint = "last"
+    @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+    @pytest.mark.parametrize("size", [0, 100])
+    def test_a_damaged_one_is_named(self, make_trainer, tmp_path, name, size):
+        make_trainer(max_steps=2).train()
+        path = tmp_path / "checkpoint-2" / name
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(TrainingError, match=r"checkpoint-2 does not fit .*, or is damaged: .*[^.]\. Go on"):
+            make_trainer(max_steps=4).train(resume_from_checkpoint=True)
+
+    def test_a_damaged_state_is_named(self, make_trainer, tmp_path):
+        args = make_trainer(resume_from_checkpoint="last").args
+        (tmp_path / "checkpoint-2").mkdir()
+        (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"epoch": ')
         with pytest.raises(TrainingError, match=r"trainer_state\.json is damaged: remove the checkpoint"):
-            find_checkpoint(trainer.args)
+            find_checkpoint(args)
 
     def test_checkpoints_are_not_gone_on_from_unasked(self, make_trainer, tmp_path):
         args = make_trainer().args
@@ -238,6 +249,9 @@ class TestCheckpoints:
         (tmp_path / "file").write_text("")
         args.output_dir = str(tmp_path / "file")
         with pytest.raises(TrainingError, match="file is a file; give a folder"):
+            find_checkpoint(args)
+        args.output_dir = str(tmp_path / "file" / "output")
+        with pytest.raises(TrainingError, match="file/output cannot be made or written to; give another"):
             find_checkpoint(args)
 
 
@@ -347,7 +361,9 @@ class TestScheduledSampling:
 class TestGeneration:
     def test_each_text_begins_with_the_tag_of_its_labels(self, make_trainer, rows, tokenizer):
         trainer = make_trainer(predict_with_generate=True, generation_max_length=9, per_device_eval_batch_size=4)
+        settings = trainer.model.generation_config.to_dict()
         predicted = trainer.predict(rows)
+        assert trainer.model.generation_config.to_dict() == settings
         assert predicted.predictions[:, :2].tolist() == [[0, row["labels"][0]] for row in rows]
         assert (predicted.predictions[:, 9:] == tokenizer.pad_token_id).all()
         assert predicted.metrics["test_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"])
@@ -462,11 +478,11 @@ class TestResults:
     def test_an_unknown_licence_is_said_and_stops_nothing(self, make_trainer, tmp_path, start, caplog):
         report = json.loads((start / "conversion_report.json").read_text()) | {"license": None}
         (start / "conversion_report.json").write_text(json.dumps(report))
-        results.logger.addHandler(caplog.handler)
+        card.logger.addHandler(caplog.handler)
         self.write(make_trainer, start)
-        results.logger.removeHandler(caplog.handler)
-        assert "No model card was written. The licence of somebody/encoder is not known" in caplog.text
-        assert (tmp_path / "metrics.json").is_file() and not (tmp_path / "README.md").exists()
+        card.logger.removeHandler(caplog.handler)
+        assert "The licence of somebody/encoder is not known, and the model card says so" in caplog.text
+        assert ModelCard.load(tmp_path / "README.md").data.license is None
 
     def test_tensorboard_gets_the_losses(self, make_trainer, tmp_path):
         trainer = make_trainer(report_to=["tensorboard"], max_steps=2, logging_steps=1, save_strategy="no")
@@ -622,6 +638,7 @@ class TestArguments:
             (["--max_lenght", "3"], "--max_lenght"),
             (["--scheduled_sampling", "2"], "scheduled_sampling must be between 0 and 1; got 2.0"),
             (["--lora_rank", "0"], "--lora_rank must be at least 1; got 0"),
+            (["--learning_rate", "-1"], "--learning_rate must not be below 0; got -1.0"),
             (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
             (["--report_to", "nobodys"], "--report_to nobodys needs the package of that name"),
         ],

@@ -4,6 +4,7 @@ import csv
 import gzip
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -522,6 +523,7 @@ class TestCorporaFile:
             ({"train": [{"path": 3, "language": "en"}]}, "cannot have 3 as its path"),
             ({"train": [{"path": "a", "languages": ["en", "ug"], "columns": ["x"]}]}, "as its columns"),
             ({"train": [{"path": "a", "language": "en", "weight": 0}]}, "cannot have 0 as its weight"),
+            ({"train": [{"path": "a", "language": "en", "weight": math.inf}]}, "cannot have inf as its weight"),
             ({"train": [{"path": "a", "language": "en", "examples": "3k"}]}, "cannot have '3k' as its examples"),
             ({"train": {"path": "a", "language": "en"}}, "must have a list under train"),
             ({"train": [{"path": "a", "language": "en", "languages": ["en", "ug"]}]}, "either its language"),

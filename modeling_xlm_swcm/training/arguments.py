@@ -50,6 +50,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         check_counts(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(f"scheduled_sampling must be between 0 and 1; got {self.scheduled_sampling}.")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"--learning_rate must not be below 0; got {self.learning_rate}.")
         super().__post_init__()
         # upstream does not list flyte
         if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:

@@ -1,8 +1,11 @@
 """Checkpoints that are whole or not there, and runs that go on from them as if they had not been stopped."""
 
 import json
+import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +22,10 @@ UNFINISHED = "_unfinished"  # pushes leave out what begins with _
 RUN = "run.json"
 # of the training arguments those that the weights depend on
 DECISIVE = ["max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"]
-DECISIVE += ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"]
+DECISIVE += ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"]
+DECISIVE += ["max_grad_norm", "label_smoothing_factor", "scheduled_sampling", "seed", "data_seed", "bf16"]
+# of the optimizer, which a checkpoint has as well
+OPTIMIZER_SETTINGS = ["initial_lr", "weight_decay", "betas", "eps"]
 
 
 class TrainingError(RuntimeError):
@@ -32,7 +38,7 @@ class ResumableTrainer(Trainer):
 
     - A checkpoint is written to `_unfinished/` and renamed, so that no half of one can be taken for a whole one.
     - A checkpoint keeps the settings of its run, `settings` and what matters of the training arguments, and a run that
-      goes on with others says so. One that has come to its end trains no further.
+      goes on with others says so, and does. One that has come to its end trains no further.
     - A loss or gradient that is not finite stops the training before it reaches the weights.
     - A training of fewer steps than `logging_steps` logs its losses, too: there is a plot to draw at its end.
     """
@@ -56,7 +62,7 @@ class ResumableTrainer(Trainer):
         return super().train(resume_from_checkpoint, **kwargs)
 
     def _describe_run(self) -> dict[str, str]:
-        settings = {name: getattr(self.args, name) for name in DECISIVE} | self.settings
+        settings = {name: getattr(self.args, name, None) for name in DECISIVE} | self.settings
         return {name: str(value) for name, value in settings.items()}
 
     def _say_what_differs(self, path: Path):
@@ -66,20 +72,46 @@ class ResumableTrainer(Trainer):
                 logger.warning(f"The run goes on with --{name} {value}; its checkpoint had {before[name]}.")
 
     def _run_epoch(self, **kwargs):
-        # upstream would do one more step than `max_steps` for every time that an ended run is resumed
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
+        else:  # upstream would do a step more for every time that an ended run is resumed
+            self.control.should_training_stop = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        try:
+        with self._refusing(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        except (RuntimeError, SafetensorError) as error:
-            if isinstance(error, TrainingError):
-                raise
-            detail = str(error).strip().splitlines()[-1].strip()
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is None:
+            return
+        groups = self.optimizer.param_groups
+        asked = [{name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in groups]
+        with self._refusing(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
+            if before := group.get("initial_lr"):
+                group["lr"] *= settings["initial_lr"] / before
+            group |= settings
+        if hasattr(self.lr_scheduler, "base_lrs"):
+            self.lr_scheduler.base_lrs = [settings["initial_lr"] for settings in asked]
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _load_rng_state(self, checkpoint):
+        with self._refusing(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    @contextmanager
+    def _refusing(self, checkpoint: str):
+        """What damaged and foreign files raise, as one sentence."""
+        try:
+            yield
+        except TrainingError:
+            raise
+        except (RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+            detail = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")
             raise TrainingError(
-                f"{resume_from_checkpoint} does not fit this model, or is damaged: {detail} Go on with the model that "
-                "the run began with, or give another --output_dir."
+                f"{checkpoint} does not fit this model, or is damaged: {detail}. Go on with the model that the run "
+                "began with, or from the checkpoint before, or give another --output_dir."
             ) from error
 
     def _issue_warnings_after_load(self, load_result):
@@ -143,6 +175,19 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
+def check_output_dir(args: TrainingArguments):
+    """
+    Raises:
+        TrainingError: the output folder is a file, or cannot be made or written.
+    """
+    folder = Path(args.output_dir).absolute()
+    if folder.is_file():
+        raise TrainingError(f"--output_dir {args.output_dir} is a file; give a folder.")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise TrainingError(f"--output_dir {args.output_dir} cannot be made or written to; give another.")
+
+
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from: `resume_from_checkpoint`, where `last` stands for the last one, if any.
 
@@ -150,8 +195,7 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
         TrainingError: there are checkpoints, and nothing is said about them, or not the one that is asked for, or it
             is damaged.
     """
-    if Path(args.output_dir).is_file():
-        raise TrainingError(f"--output_dir {args.output_dir} is a file; give a folder.")
+    check_output_dir(args)
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     asked = args.resume_from_checkpoint
     if asked is None and last is not None:

@@ -8,6 +8,7 @@ import glob
 import gzip
 import itertools
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -388,7 +389,7 @@ class Corpus:
             "languages": self.languages is None or are_texts(self.languages, 2),
             "column": isinstance(self.column, str),
             "columns": self.columns is None or are_texts(self.columns, 2),
-            "weight": isinstance(self.weight, (int, float)) and self.weight > 0,
+            "weight": isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf,
             "examples": self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
         }
         if wrong := [name for name, right in is_right.items() if not right]:

@@ -6,10 +6,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from modeling_xlm_swcm.conversion.card import write_card
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, whole_file
+from modeling_xlm_swcm.conversion.checkpoint import whole_file
 
 from .arguments import ModelArguments
 from .trainer import XLMSWCMTrainer
@@ -19,9 +17,6 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 
-logger = logging.get_logger(__name__)
-
-
 def write_results(
     trainer: XLMSWCMTrainer,
     model_args: ModelArguments,
@@ -29,6 +24,7 @@ def write_results(
     dataset: str,
     results: dict,
     data: dict,
+    example: dict | None = None,
 ):
     """
     Write model (LoRA adapters merged into it), tokenizer, `metrics.json`, `training.png` and `README.md` to the output
@@ -39,12 +35,14 @@ def write_results(
         dataset: a Hub id or a name, of what was evaluated on.
         results: metric -> value, or metric -> language -> value, such as `{"chrf": {"bo": 8.6}}`.
         data: what the card is to say of the training data and how it was used, name -> value.
+        example: languages for the card's examples, `src_lang` and `tgt_lang`; by default the first and the last tag.
     """
     save_merged(trainer)
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
     metrics = {"task": task} if task else {}
+    metrics |= {"example": example} if example else {}
     metrics |= {
         "dataset": dataset,
         "results": results,
@@ -55,11 +53,7 @@ def write_results(
     }
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     plot_history(trainer.state.log_history, folder / "training.png")
-    try:
-        repo_id = trainer.args.hub_model_id or folder.resolve().name
-        write_card(folder, repo_id, license=model_args.license)
-    except ConversionError as error:
-        logger.warning(f"No model card was written. {error}")
+    trainer.create_model_card(license=model_args.license)
 
 
 def save_merged(trainer: XLMSWCMTrainer):

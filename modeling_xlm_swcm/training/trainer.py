@@ -86,7 +86,12 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
             start = torch.full_like(tags, self.model.config.decoder_start_token_id)
             prompts = torch.cat([start, tags], dim=1).to(self.args.device)
             gen_kwargs = getattr(self, "_gen_kwargs", {}) | gen_kwargs | {"decoder_input_ids": prompts}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+        settings = vars(self.model.generation_config)
+        own = settings.copy()
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+        finally:
+            settings |= own  # upstream fills them up with its defaults, which would be saved with the model
 
     def describe(self) -> dict:
         """The settings that a reader of the model card needs to repeat the training."""
