@@ -71,17 +71,18 @@ def quick(encoder_folder) -> list[str]:
 
 def test_an_encoder_of_all_languages_goes_on_where_it_was_stopped(recipe):
     sizes = ["--vocab_size", "300", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
-    steps = ["--save_steps", "3", "--eval_steps", "3", "--logging_steps", "3", "--warmup_steps", "0"]
-    options = [*sizes, *steps, "--per_device_train_batch_size", "8"]
-    folder = recipe(encoder, *options, "--max_steps", "3") / "encoder"
+    steps = ["--save_steps", "20", "--eval_steps", "20", "--logging_steps", "20", "--warmup_steps", "0"]
+    rate = ["--learning_rate", "0.01", "--lr_scheduler_type", "constant"]
+    options = [*sizes, *steps, *rate, "--per_device_train_batch_size", "8"]
+    folder = recipe(encoder, *options, "--max_steps", "20") / "encoder"
     stopped = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    recipe(encoder, *options, "--max_steps", "6")
+    recipe(encoder, *options, "--max_steps", "40")
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert log[: len(stopped) - 1] == stopped[:-1]  # the last entry sums up the run
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert len(losses) == 2 and losses[1] < losses[0]
     assert (folder / "training.png").is_file()
-    for stage in (folder, folder / "checkpoint-3"):
+    for stage in (folder, folder / "checkpoint-20"):
         _, report = from_encoder(stage, languages=list(TEXT))
         assert report.copied["lm_head.bias"] == "lm_head.bias"
         report.tokenizer.src_lang = "zh"
