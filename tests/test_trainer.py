@@ -171,6 +171,14 @@ class TestCheckpoints:
         with pytest.raises(TrainingError, match=r"checkpoint-2 does not fit this model, .*size mismatch for .*fc2"):
             other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_a_resumed_run_ends_with_the_same_weights(self, make_trainer, tokenizer, tmp_path, precision):
+        options = dict(bf16=precision == "bfloat16", gradient_accumulation_steps=2, max_steps=4)
+        whole, resumed = (make_trainer(tiny_model(vocab_size=len(tokenizer)), **options) for _ in range(2))
+        whole.train()
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert_equal(states(resumed.model), states(whole.model))
+
     def test_a_run_that_has_ended_trains_no_further(self, make_trainer, tmp_path):
         options = dict(lr_scheduler_type="constant", save_total_limit=1)
         whole = make_trainer(**options)
