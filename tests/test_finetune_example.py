@@ -269,7 +269,6 @@ class TestRuns:
         resumed, uninterrupted = (load(tmp_path / name).state_dict() for name in ("output", "whole"))
         assert all(torch.equal(resumed[name], uninterrupted[name]) for name in resumed)
 
-    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
     @pytest.mark.parametrize("option", ["lora", "freeze_encoder"])
     def test_adapters_are_merged_and_a_frozen_encoder_stays(self, main, translation, learner_folder, tmp_path, option):
         assert main(finetune, **translation | {option: True, "max_steps": 3}) is None

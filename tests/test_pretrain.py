@@ -214,7 +214,6 @@ class TestProcesses:
 
 
 class TestOptions:
-    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
     def test_lora_scheduled_sampling_and_bfloat16(self, model_folder, data, tmp_path):
         more = ["--lora", "--lora_rank", 4, "--scheduled_sampling", 0.5, "--bf16", "true", "--max_steps", 3]
         pretrain_here(model_folder, data, tmp_path, *more)

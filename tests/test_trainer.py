@@ -382,7 +382,6 @@ class TestGeneration:
         assert predicted.predictions.shape[1] <= 20 and (predicted.predictions[:, 5:] == 1).all()
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
 class TestLora:
     def test_every_projection_of_the_decoder_is_adapted_and_nothing_else(self, tokenizer):
         model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
@@ -559,7 +558,6 @@ class TestCard:
             trainer.create_model_card(tasks="fill-mask")
         assert not (tmp_path / "README.md").exists()
 
-    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
     def test_adapters_and_models_without_a_report_have_upstreams(self, make_trainer, tokenizer, tmp_path):
         adapted = new_model(tokenizer)
         adapted.conversion_report = dict(self.REPORT)

@@ -1,6 +1,7 @@
 """The trainer of XLM-SWCM: it samples its inputs, generates into the right language, and writes the model card."""
 
 import shutil
+import warnings
 from datetime import date
 from pathlib import Path
 
@@ -190,6 +191,8 @@ def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
         return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(
-        model, LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
-    )
+    lora = LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
+    with warnings.catch_warnings():
+        # PEFT reads a property that Transformers has deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, lora)
