@@ -79,7 +79,7 @@ class Plan:
             raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error
         if plan.steps % plan.eval_steps:
             raise DataError(f"{path}: eval_steps must divide steps, or the last loss is not known.")
-        for variant, stage, _, setting in experiments:
+        for variant, stage, _, setting in itertools.chain.from_iterable(experiments):
             known = {"variant": (variant, VARIANTS), "stage": (stage, plan.stages), "setting": (setting, SETTINGS)}
             for kind, (value, values) in known.items():
                 if value not in values:
@@ -88,11 +88,10 @@ class Plan:
                 raise DataError(f"{path}: {variant} is no plain XLM-SWCM, and cannot be pretrained.")
         return plan
 
-    def chosen(self) -> list[tuple[str, str, int, str]]:
-        """Every variant, stage, pairs and setting of the experiments, once."""
+    def chosen(self) -> list[list[tuple[str, str, int, str]]]:
+        """Every variant, stage, pairs and setting of each entry of the experiments."""
         keys = ("variants", "stages", "pairs", "settings")
-        products = (itertools.product(*(entry[key] for key in keys)) for entry in self.experiments)
-        return list(dict.fromkeys(itertools.chain.from_iterable(products)))
+        return [list(dict.fromkeys(itertools.product(*(entry[key] for key in keys)))) for entry in self.experiments]
 
     def run(self, experiment: tuple, rate: float, seed: int) -> dict:
         """The settings of a run."""
@@ -229,6 +228,13 @@ def execute(runs: list[dict], args: argparse.Namespace):
         for_all(partial(work, args=args), todo, args.jobs)
 
 
+def run_all(plan: Plan, experiments: list[tuple], args: argparse.Namespace):
+    first, *others = plan.seeds
+    execute([plan.run(chosen, rate, first) for chosen in experiments for rate in plan.learning_rates], args)
+    rates = {chosen: best_rate(plan, chosen, args.output_dir) for chosen in experiments}
+    execute([plan.run(chosen, rate, seed) for seed in others for chosen, rate in rates.items() if rate], args)
+
+
 def for_all(work: Callable[[dict], None], todo: list[dict], jobs: int):
     if jobs == 1:
         prepare_process()
@@ -256,11 +262,9 @@ def main():
         test = read_pairs(args.data, "test")
         references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
         write_json(output / "test.json", references)
-        experiments, (first, *others) = plan.chosen(), plan.seeds
-        execute([plan.run(chosen, rate, first) for chosen in experiments for rate in plan.learning_rates], args)
-        rates = {chosen: best_rate(plan, chosen, output) for chosen in experiments}
-        # seeds in the outer loop: what is there when time runs out compares
-        execute([plan.run(chosen, rate, seed) for seed in others for chosen, rate in rates.items() if rate], args)
+        # entries in their order, then seeds: what is there when time runs out compares
+        for experiments in plan.chosen():
+            run_all(plan, experiments, args)
         report.write(output)
     except (ConversionError, DataError) as error:
         sys.exit(f"error: {error}")
