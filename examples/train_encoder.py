@@ -27,7 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
 from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
 from modeling_xlm_swcm.training.arguments import check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import ResumableTrainer, TrainingError, find_checkpoint
@@ -41,6 +41,7 @@ SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 class EncoderArguments:
     corpus: list[str] = field(metadata={"help": "text to learn from"})
     validation: list[str] = field(default_factory=list, metadata={"help": "text that is held out"})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "folder or Hub id; else one is learnt"})
     vocab_size: int = field(default=12_000, metadata={"help": "pieces, without <mask>"})
     hidden_size: int = field(default=160, metadata={"help": "FFNs have four times as much"})
     num_hidden_layers: int = field(default=6, metadata={"help": "layers"})
@@ -119,10 +120,10 @@ def train(args: EncoderArguments, training: TrainingArguments):
     checkpoint = find_checkpoint(training)
     set_seed(training.seed)
     texts = read_texts(args.corpus, "Reading")
-    if checkpoint is None:
-        tokenizer = train_tokenizer(sample(texts, 500_000, args.sampling_exponent), args.vocab_size, args.max_length)
+    if name := checkpoint or args.tokenizer_name:
+        tokenizer = load_pretrained(XLMRobertaTokenizer, name, model_max_length=args.max_length)
     else:
-        tokenizer = XLMRobertaTokenizer.from_pretrained(checkpoint)
+        tokenizer = train_tokenizer(sample(texts, 500_000, args.sampling_exponent), args.vocab_size, args.max_length)
     parts = [make_rows(tokenizer, lines, args.max_length) for lines in texts.values()]
     shares = torch.tensor([len(part) for part in parts]).double() ** args.sampling_exponent
     config = XLMRobertaConfig(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import load
-from encoders import SENTENCES
+from encoders import SENTENCES, unigram_pieces, xlm_roberta_tokenizer
 
 from modeling_xlm_swcm.conversion import from_encoder
 
@@ -87,6 +87,22 @@ def test_an_encoder_of_all_languages_goes_on_where_it_was_stopped(recipe):
         assert report.copied["lm_head.bias"] == "lm_head.bias"
         report.tokenizer.src_lang = "zh"
         assert all(report.tokenizer.unk_token_id not in report.tokenizer(text).input_ids for text in TEXT.values())
+
+
+def test_an_encoder_with_a_vocabulary_of_xlm_r_extended_and_trimmed(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "NEW_PIECES", 30)
+    monkeypatch.setattr(encoder, "VOCABULARY", 110)
+    given = xlm_roberta_tokenizer(
+        pieces=[piece for piece in unigram_pieces() if not "\u0f00" <= piece[0][-1] <= "\u0fff"]
+    )
+    given.save_pretrained(tmp_path / "given")
+    sizes = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--max_steps", "2"]
+    folder = recipe(encoder, "--tokenizer", str(tmp_path / "given"), *sizes, "--per_device_train_batch_size", "8")
+    model, report = from_encoder(folder / "encoder", languages=list(TEXT))
+    pieces = set(report.tokenizer.get_vocab()) - {f"<{code}>" for code in TEXT}
+    assert len(pieces) == 110 and pieces - given.get_vocab().keys()
+    report.tokenizer.src_lang = "bo"
+    assert report.tokenizer.unk_token_id not in report.tokenizer(TEXT["bo"]).input_ids
 
 
 @pytest.fixture

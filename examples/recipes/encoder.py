@@ -3,17 +3,29 @@
     python examples/recipes/encoder.py --data DATA --output_dir OUTPUT
 
 DATA has plain text in `mono/`, such as `mono/bo.*.txt`, and `ntrex.tsv` (NTREX-128, with the columns split, bo, ug,
-kk, mn, zh and en), of which the training lines are learnt and the development lines held out. Other options are those
-of `train_encoder.py`. A recipe that was stopped goes on when it is called again.
+kk, mn, zh and en), of which the training lines are learnt and the development lines held out. With `--tokenizer`,
+XLM-R's, the vocabulary is what `xlm-swcm vocab` makes of it: extended by Tibetan pieces, and trimmed. Other options
+are those of `train_encoder.py`. A recipe that was stopped goes on when it is called again.
 """
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from steps import EXAMPLES, FolderArguments, parse_folders, read_ntrex, run
+from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
+
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
+from modeling_xlm_swcm.conversion.vocabulary import extend, trim
 
 
 LANGUAGES = ["bo", "ug", "kk", "mn", "zh", "en"]
+NEW_PIECES, VOCABULARY = 4_000, 12_000
+
+
+@dataclass(kw_only=True)
+class EncoderRecipeArguments(FolderArguments):
+    tokenizer: str | None = field(default=None, metadata={"help": "XLM-R's: folder or Hub id; else one is learnt"})
 
 
 def find_text(data: Path, language: str) -> list[Path]:
@@ -31,13 +43,36 @@ def write_ntrex(args: FolderArguments, split: str) -> list[Path]:
     return files
 
 
+def make_vocabulary(args: EncoderRecipeArguments, texts: list[Path]) -> Path:
+    """The folder of an untrained encoder with the given tokenizer, extended and trimmed."""
+    whole, extended, trimmed = (args.output_dir / "vocabulary" / name for name in ("whole", "extended", "trimmed"))
+    if not trimmed.exists():
+        tokenizer = load_pretrained(AutoTokenizer, args.tokenizer)
+        sizes = dict(
+            vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        )
+        XLMRobertaForMaskedLM(XLMRobertaConfig(**sizes)).save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        corpus = list(map(str, texts))
+        tibetan = [path for path in corpus if Path(path).name.startswith("bo.")]
+        extend(whole, extended, corpus=tibetan, size=NEW_PIECES, overwrite=True)
+        trim(extended, trimmed, corpus=corpus, size=VOCABULARY)
+    return trimmed
+
+
 def main():
-    args, rest = parse_folders(FolderArguments, __doc__, ["ntrex.tsv"])
+    args, rest = parse_folders(EncoderRecipeArguments, __doc__, ["ntrex.tsv"])
     texts = [path for code in LANGUAGES for path in find_text(args.data, code)]
+    texts += write_ntrex(args, "train")
+    if args.tokenizer is not None:
+        try:
+            rest += ["--tokenizer_name", str(make_vocabulary(args, texts))]
+        except ConversionError as error:
+            sys.exit(f"error: {error}")
     run(
         "train_encoder.py",
         EXAMPLES / "presets" / "encoder_small.yaml",
-        *("--corpus", *texts, *write_ntrex(args, "train"), "--validation", *write_ntrex(args, "dev")),
+        *("--corpus", *texts, "--validation", *write_ntrex(args, "dev")),
         *("--output_dir", args.output_dir / "encoder", "--resume_from_checkpoint", "last", *rest),
     )
 

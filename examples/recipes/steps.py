@@ -32,7 +32,7 @@ class RecipeArguments(FolderArguments):
     steps: int = field(default=2000, metadata={"help": "steps of fine-tuning"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak of both; a real encoder wants a tenth of it"})
     max_length: int = field(default=256, metadata={"help": "of sources and targets, where the encoder has as many"})
-    license: str | None = field(default=None, metadata={"help": "of the encoder; without it no model card is written"})
+    license: str | None = field(default=None, metadata={"help": "of the encoder, for the card"})
     seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
 
     def for_every_script(self) -> list[str]:
