@@ -236,8 +236,10 @@ def run(
     """
     args.generation_num_beams = data_args.num_beams
     args.generation_max_length = data_args.max_target_length + 1  # the start token is no part of a label
-    check_output_dir(args)
-    checkpoint = find_checkpoint(args) if "train" in pairs else None
+    if "train" in pairs:
+        checkpoint = find_checkpoint(args)
+    else:
+        check_output_dir(args)
     set_seed(args.seed)
     encoder = Encoder(tokenizer, data_args, BadRows(data_args.skip_bad_rows))
     examples = {"train": list(encoder(pairs["train"], data_args.max_target_length))} if "train" in pairs else {}
