@@ -83,6 +83,8 @@ class TestScores:
         # to sacrebleu's own chrF++ the tsheg is a character like others
         assert scores.pop("chrf++") <= (2 if language == "bo" else 0)
         assert set(scores.values()) == {0}
+        without_tsheg = numbers(score([prediction.replace("་", " ")], [reference]))
+        assert set(without_tsheg.values()) == {0}
 
     @given(visible)
     def test_any_text_scores_100_against_itself(self, text):
