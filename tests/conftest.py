@@ -13,6 +13,7 @@ from hub_client import Client, hub_client
 from hypothesis import settings
 from loopback_hub import Hub, loopback_hub
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMaskedLM
+from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
@@ -112,6 +113,14 @@ def assert_refused(result: Result, *words: str):
     for word in words:
         assert word in result.stderr
     assert result.stdout == ""
+
+
+@pytest.fixture(autouse=True)
+def verbosity() -> Iterator[None]:
+    """How much Transformers says is for the next test what it was, whatever a script has set."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture
