@@ -46,6 +46,7 @@ class EncoderArguments:
     hidden_size: int = field(default=160, metadata={"help": "FFNs have four times as much"})
     num_hidden_layers: int = field(default=6, metadata={"help": "layers"})
     num_attention_heads: int = field(default=5, metadata={"help": "heads"})
+    dropout: float = field(default=0.1, metadata={"help": "of hidden states and attention; 0 is faster"})
     max_length: int = field(default=128, metadata={"help": "tokens; longer lines are cut into several rows"})
     mask_share: float = field(default=0.2, metadata={"help": "tokens to predict"})
     sampling_exponent: float = field(
@@ -132,6 +133,8 @@ def train(args: EncoderArguments, training: TrainingArguments):
         num_hidden_layers=args.num_hidden_layers,
         num_attention_heads=args.num_attention_heads,
         intermediate_size=4 * args.hidden_size,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
         max_position_embeddings=args.max_length + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,

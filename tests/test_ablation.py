@@ -340,4 +340,4 @@ def test_steps_and_intervals_of_the_report():
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_the_plans_can_be_read(name):
     plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
-    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == {"cpu": [8, 8, 8, 3, 2], "gpu": [120, 48]}[name]
+    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == {"cpu": [6, 8, 8, 3, 2], "gpu": [120, 48]}[name]

@@ -119,9 +119,11 @@ def train_encoder(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("more", "losses"), [(["--eval_strategy", "epoch"], 0), (["--validation"], 1)])
 def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, tmp_path, more, losses):
     sizes = ["--vocab_size", 100, "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2]
-    train_encoder(*sizes, "--max_steps", 2, *more, *[data / "mono" / "zh.own.txt"] * losses)
+    train_encoder(*sizes, "--dropout", 0, "--max_steps", 2, *more, *[data / "mono" / "zh.own.txt"] * losses)
     log = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
     assert log[-1]["step"] == 2 and sum("eval_loss" in entry for entry in log) == losses
+    config = json.loads((tmp_path / "output" / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0
 
 
 @pytest.mark.parametrize(

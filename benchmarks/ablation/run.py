@@ -55,6 +55,7 @@ class Plan:
         experiments: lists of `variants`, `stages`, `pairs` (a language) and `settings`, each for their product.
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
+        dev_lines, test_lines: sentences of these splits, each with its translations; else all.
         origins: digests of the data and of the encoder at each stage, so that no run is taken for one of others.
     """
 
@@ -67,6 +68,8 @@ class Plan:
     seeds: list[int]
     experiments: list[dict[str, list]]
     pretraining: dict = field(default_factory=dict)
+    dev_lines: int | None = None
+    test_lines: int | None = None
     origins: dict[str, str] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -98,7 +101,10 @@ class Plan:
         settings = dict(zip(("variant", "stage", "pairs", "setting"), experiment, strict=True))
         settings |= {"encoder": self.stages[settings["stage"]], "learning_rate": rate, "seed": seed}
         settings["origins"] = [self.origins["data"], self.origins[settings["stage"]]]
-        settings |= {name: getattr(self, name) for name in ("steps", "batch_size", "max_length", "eval_steps")}
+        settings |= {
+            name: getattr(self, name)
+            for name in ("steps", "batch_size", "max_length", "eval_steps", "dev_lines", "test_lines")
+        }
         return settings | {"pretraining": self.pretraining if settings["setting"] == "pretrained" else None}
 
 
@@ -259,7 +265,7 @@ def main():
         plan, output = Plan.load(args.plan), args.output_dir
         plan.origins = {"data": digest(args.data / "ntrex.tsv")}
         plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
-        test = read_pairs(args.data, "test")
+        test = read_pairs(args.data, "test", plan.test_lines)
         references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
         write_json(output / "test.json", references)
         # entries in their order, then seeds: what is there when time runs out compares
