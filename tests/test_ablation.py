@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from encoders import SENTENCES
 from transformers import TrainerCallback, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.training.data import DataError
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "ablation"))
@@ -243,12 +245,17 @@ def test_a_plan_from_first_run_to_report(command, data):
     assert again[broken.stem]["curve"] == runs[broken.stem]["curve"]
     assert all(again[name] == runs[name] for name in names - {broken.stem})
 
+    content_of_test = json.loads((output / "test.json").read_text(encoding="utf-8"))
     with pytest.raises(SystemExit, match="is of another plan"):
-        command(steps=3)
+        command(steps=3, test_lines=2)
     with pytest.raises(SystemExit, match="is no plan: .*'sizes'"):
         command(sizes=3)
     with pytest.raises(SystemExit, match="is no plan: .*'stages'"):
         command(experiments=[{"variants": ["x3"]}])
+    assert json.loads((output / "test.json").read_text(encoding="utf-8")) == content_of_test
+    broken.write_text(json.dumps(runs[broken.stem] | {"settings": runs[broken.stem]["settings"] | {"steps": 3}}))
+    with pytest.raises(DataError, match=r"of several plans, .*: steps, .* are \[3, 4, .*\] and \[6, 4, "):
+        report.write(output)
     text = (data / "ntrex.tsv").read_text(encoding="utf-8")
     (data / "ntrex.tsv").write_text(text.replace("train", "dev", 1), encoding="utf-8")
     with pytest.raises(SystemExit, match="is of another plan, encoder or data"):
@@ -326,13 +333,18 @@ def test_steps_and_intervals_of_the_report():
     points = [{"step": step, "dev_loss": loss} for step, loss in ((0, 5.0), (10, 3.0), (20, 2.0), (30, 2.5))]
     assert [report.steps_to({"curve": points}, loss) for loss in (3.0, 2.2, 1.0)] == [10, 20, None]
     references = ["мен бардым", "сен келдің ғой", "жел жоқ еді"] * 4
-    good = {"outputs": references, "scores": {"all": {"chrf++": 100.0}}}
-    bad = {"outputs": ["жел"] * 12, "scores": {"all": {"chrf++": 20.0}}}
+    good = {"outputs": references, "scores": {"all": {"chrf++": 100.0}}, "curve": points[:3]}
+    bad = {"outputs": ["жел"] * 12, "scores": {"all": {"chrf++": 20.0}}, "curve": points}
     for system in (good, bad):
         system["resampled"] = report.resample(system, references)
     assert good["resampled"].min() > 99.9 and bad["resampled"].std() > 0
     compared = report.compare({0: bad, 1: bad}, {0: good, 1: good, 2: good})
-    assert compared["difference"] == -80.0 and compared["interval"][0] < compared["interval"][1] < -50
+    assert compared["chrf++"] == -80.0 and compared["interval"][0] < compared["interval"][1] < -50
+    assert compared["dev_loss"] == [-0.5, -0.5]
+    # seeds that differ widen the interval, as their variance does: n / (n - 1) of that of the draws
+    one, other = ({"resampled": np.full(report.RESAMPLES, score)} for score in (50.0, 60.0))
+    low, high = report.compare({0: good | one, 1: good | other}, {0: good | one, 1: good | one})["interval"]
+    assert (low, high) == pytest.approx((5 - 5 * 2**0.5, 5 + 5 * 2**0.5))
     assert report.compare({0: good}, {0: good})["interval"] == [0.0, 0.0]
     assert report.compare({0: good}, {1: good}) is None
 

@@ -105,14 +105,14 @@ class AblationTrainer(XLMSWCMTrainer):
 
 
 class Freeze(TrainerCallback):
-    """Keeps parameters as they are until a step."""
+    """Keeps the second group of parameters as it is until a step; its moments in AdamW are kept up."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], until: float):
-        self.parameters, self.until = parameters, until
+    def __init__(self, until: float):
+        self.until = until
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        for parameter in self.parameters:
-            parameter.requires_grad_(state.global_step >= self.until)
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        if state.global_step < self.until:
+            optimizer.param_groups[1]["lr"] = 0.0
 
 
 def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict], scratch: Path) -> AblationTrainer:
@@ -149,7 +149,7 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         data_collator=DataCollatorForSeq2Seq(start.tokenizer),
         processing_class=start.tokenizer,
         optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True), None),
-        callbacks=[Freeze(copied, until)] if until else None,
+        callbacks=[Freeze(until)] if until else None,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -101,10 +101,7 @@ class Plan:
         settings = dict(zip(("variant", "stage", "pairs", "setting"), experiment, strict=True))
         settings |= {"encoder": self.stages[settings["stage"]], "learning_rate": rate, "seed": seed}
         settings["origins"] = [self.origins["data"], self.origins[settings["stage"]]]
-        settings |= {
-            name: getattr(self, name)
-            for name in ("steps", "batch_size", "max_length", "eval_steps", "dev_lines", "test_lines")
-        }
+        settings |= {name: getattr(self, name) for name in report.BUDGET}
         return settings | {"pretraining": self.pretraining if settings["setting"] == "pretrained" else None}
 
 
@@ -265,6 +262,9 @@ def main():
         plan, output = Plan.load(args.plan), args.output_dir
         plan.origins = {"data": digest(args.data / "ntrex.tsv")}
         plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
+        planned = itertools.chain.from_iterable(plan.chosen())
+        for chosen in itertools.product(planned, plan.learning_rates, plan.seeds):
+            read_result(plan.run(*chosen), output)  # stops here if one is of another plan
         test = read_pairs(args.data, "test", plan.test_lines)
         references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
         write_json(output / "test.json", references)
