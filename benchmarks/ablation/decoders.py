@@ -110,6 +110,9 @@ def silence(*silent: tuple[str, str]) -> Callable:
     return change
 
 
+silence_all_fresh = silence(*NORMAL, ("custom", "cross_attn"), ("custom", "ffn2"))
+
+
 def cross_attention_from(choose: Callable[[int, int], int]) -> Callable:
     """Cross-attention of custom layer k is a copy of the attention of encoder layer `choose(k, layers)`."""
 
@@ -165,6 +168,11 @@ def head_transform(model, encoder):
     return model
 
 
+def silent_masked_lm(model, encoder):
+    """At the start the decoder writes what the masked LM would, of what it has been given so far."""
+    return head_transform(silence_all_fresh(model, encoder), encoder)
+
+
 class WarmStart(EncoderDecoderModel):
     """Upstream's, with the loss computed as ours is: its own warns of being deprecated."""
 
@@ -209,9 +217,7 @@ VARIANTS = {
     WARM_START: Variant("EncoderDecoderModel, warm start", {"decoder_init": "random"}, warm_start, pretrainable=False),
     "zero-cross": Variant("cross-attention starts at zero", change=zero_cross_attention),
     "silent-normal": Variant("normal layers start silent", change=silence(*NORMAL)),
-    "silent-fresh": Variant(
-        "all but the encoder starts silent", change=silence(*NORMAL, ("custom", "cross_attn"), ("custom", "ffn2"))
-    ),
+    "silent-fresh": Variant("all but the encoder starts silent", change=silence_all_fresh),
     "cross-last": Variant(
         "cross-attention from the last layer", change=cross_attention_from(lambda k, layers: layers - 1)
     ),
@@ -222,4 +228,7 @@ VARIANTS = {
     "slow-copies": Variant("copies learn at 0.3 of the rate", copied_rate=0.3, pretrainable=False),
     "late-copies": Variant("copies frozen for 20 % of the steps", frozen_share=0.2, pretrainable=False),
     "head-transform": Variant("with the masked-LM head's transform", change=head_transform, pretrainable=False),
+    "silent-head": Variant(
+        "starts silent, with the masked-LM head's transform", change=silent_masked_lm, pretrainable=False
+    ),
 }
