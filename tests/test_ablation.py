@@ -358,6 +358,12 @@ def test_steps_and_intervals_of_the_report():
     assert report.compare({0: good}, {1: good}) is None
 
 
+def test_every_decoder_has_a_line_of_its_own():
+    styles = report.styles()
+    assert styles.keys() == VARIANTS.keys()
+    assert len({tuple(style.values()) for style in styles.values()}) == len(styles)
+
+
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_the_plans_can_be_read(name):
     plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))

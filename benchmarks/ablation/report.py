@@ -195,7 +195,7 @@ def styles() -> dict[str, dict]:
     drawn = {RANDOM: dict(color="black", lw=2.5, ls="--"), WARM_START: dict(color="grey", lw=2.5, ls="--")}
     for number, name in enumerate(name for name in VARIANTS if name not in drawn):
         colour = "C" + "012345689"[number % 9]  # without grey
-        drawn[name] = dict(color=colour, lw=1.5, ls=("-", "-.")[number // 9])
+        drawn[name] = dict(color=colour, lw=1.5, ls=("-", "-.", ":")[number // 9])
     return drawn
 
 
