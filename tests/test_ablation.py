@@ -47,6 +47,9 @@ PRETRAINED = {
     "experiments": [{"variants": ["x3"], "stages": ["only"], "pairs": [6], "settings": ["pretrained"]}],
 }
 
+TARGET = torch.tensor([[0, 9, 20, 21, 22, 2]])
+CAUSAL = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1)[None, None]  # as a mask of an encoder
+
 
 @pytest.fixture
 def start(encoder_folder):
@@ -115,12 +118,10 @@ class TestStarts:
     def test_a_silent_decoder_computes_the_encoder(self, start):
         """But for the mask: what comes after is not seen."""
         model = start("silent-fresh").model.eval()
-        target = torch.tensor([[0, 9, 20, 21, 22, 2]])
-        causal = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1)[None, None]
         with torch.no_grad():
-            expected = model.model.encoder(target, attention_mask=causal).last_hidden_state
+            expected = model.model.encoder(TARGET, attention_mask=CAUSAL).last_hidden_state
             source = torch.randn(1, 4, model.config.hidden_size)
-            actual = model.model.decoder(target, encoder_hidden_states=source).last_hidden_state
+            actual = model.model.decoder(TARGET, encoder_hidden_states=source).last_hidden_state
         torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
 
     def test_silent_normal_layers_change_nothing(self, start):
@@ -155,11 +156,9 @@ class TestStarts:
 
     def test_a_silent_decoder_with_the_transform_computes_the_masked_lm(self, start, encoder_folder):
         model, masked_lm = start("silent-head").model.eval(), XLMRobertaForMaskedLM.from_pretrained(encoder_folder)
-        target = torch.tensor([[0, 9, 20, 21, 22, 2]])
-        causal = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1)[None, None]
         with torch.no_grad():
-            expected = masked_lm.eval()(target, attention_mask=causal).logits
-            actual = model(torch.tensor([[0, 7, 2]]), decoder_input_ids=target).logits
+            expected = masked_lm.eval()(TARGET, attention_mask=CAUSAL).logits
+            actual = model(torch.tensor([[0, 7, 2]]), decoder_input_ids=TARGET).logits
         torch.testing.assert_close(actual[..., : expected.shape[-1]], expected, atol=1e-3, rtol=1e-3)
 
     def test_warm_start_has_the_encoder_twice_with_fresh_cross_attention(self, start):
