@@ -24,7 +24,7 @@ PARTS = {
     "model.encoder.embeddings.": "embeddings",
     "model.encoder.encoder.": "encoder layers",
     "model.decoder.layers.": "decoder layers",
-    "lm_head.": "output",
+    "lm_head": "output",
 }
 
 

@@ -59,7 +59,7 @@ def additive_mask(mask: Node) -> Node:
 
 class GraphBuilder:
     def __init__(self, model: XLMSWCMForConditionalGeneration, int8: bool):
-        self.config, self.lm_head = model.config, model.lm_head
+        self.config, self.model = model.config, model
         self.encoder_modules, self.decoder_modules = model.model.encoder, model.model.decoder
         self.head_dim = self.config.hidden_size // self.config.num_attention_heads
         self.activation = ACTIVATIONS[self.config.hidden_act]
@@ -114,7 +114,9 @@ class GraphBuilder:
             x = self.cross_attention(x, keys, values, mask, layer.cross_attn)
             last = layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn
             x = self.feed_forward(x, last.fc1, last.fc2, last.layer_norm)
-        logits = op.squeeze(self.linear(x, self.lm_head), [1])
+        if self.config.lm_head_transform:
+            x = self.head_transform(x, self.model.lm_head_transform)
+        logits = op.squeeze(self.linear(x, self.model.lm_head), [1])
         top = op.topk(logits, k, 1, "max", "value", index_element_type="i32")
         outputs = {"logits": logits, "top_scores": top.output(0), "top_tokens": top.output(1)}
         return [result(name, node) for name, node in outputs.items()], states, inputs
@@ -157,8 +159,14 @@ class GraphBuilder:
     def merge(self, x: Node) -> Node:
         return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, -1, self.config.hidden_size]), True)
 
+    def head_transform(self, x: Node, module: nn.Module) -> Node:
+        return self.normalise(op.gelu(self.linear(x, module.dense), "erf"), module.layer_norm)
+
     def add_and_norm(self, x: Node, added: Node, norm: nn.LayerNorm) -> Node:
-        normed = op.mvn(op.add(x, added), np.array([-1]), True, norm.eps, "INSIDE_SQRT")
+        return self.normalise(op.add(x, added), norm)
+
+    def normalise(self, x: Node, norm: nn.LayerNorm) -> Node:
+        normed = op.mvn(x, np.array([-1]), True, norm.eps, "INSIDE_SQRT")
         return op.add(op.multiply(normed, self.vector(norm.weight)), self.vector(norm.bias))
 
     def linear(self, x: Node, module: nn.Linear) -> Node:

@@ -40,6 +40,9 @@ class XLMSWCMConfig(PreTrainedConfig):
             `"init"`: custom layers start as copies of encoder layers and are trained apart. `"tied"`: the k-th custom
             layer uses the tensors of the k-th encoder layer, so that gradients add up and files hold them once.
             LoRA and quantisers want `"init"`: they take a shared tensor for several, or skip it.
+        lm_head_transform (`bool`, defaults to `False`):
+            Whether the output projection stands behind a dense layer, GELU and LayerNorm, as XLM-R's masked-LM head
+            has them.
         tie_word_embeddings (`bool`, defaults to `True`): the output projection is the word embedding matrix.
         logits_in_training (`bool`, defaults to `False`):
             Whether a model in training mode that is given labels returns `logits` beside the loss. By default it
@@ -76,6 +79,7 @@ class XLMSWCMConfig(PreTrainedConfig):
     decoder_blocks: list[str] | None = None
     decoder_layers: int | None = None
     weight_sharing: str = "init"
+    lm_head_transform: bool = False
     tie_word_embeddings: bool = True
     logits_in_training: bool = False
     use_cache: bool = True

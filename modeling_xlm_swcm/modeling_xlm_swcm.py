@@ -395,7 +395,7 @@ def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> to
 @auto_docstring
 class XLMSWCMModel(XLMSWCMPreTrainedModel):
     decoder_class = XLMSWCMDecoder
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head(_transform)?\."]
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
@@ -495,6 +495,18 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         )
 
 
+class XLMSWCMHeadTransform(nn.Module):
+    """What stands before the output projection in XLM-R's masked-LM head, whose GELU no config changes."""
+
+    def __init__(self, config: XLMSWCMConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(nn.functional.gelu(project(self.dense, hidden_states)))
+
+
 @auto_docstring
 class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
     base_class = XLMSWCMModel
@@ -507,6 +519,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
         self.model = self.base_class(config)
+        if config.lm_head_transform:
+            self.lm_head_transform = XLMSWCMHeadTransform(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         # the default for this class name shifts the labels a second time
         self.loss_function = cross_entropy
@@ -560,6 +574,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        if self.config.lm_head_transform:
+            hidden_states = self.lm_head_transform(hidden_states)
         loss = logits = None
         if leaves_out_logits:
             loss = linear_cross_entropy(hidden_states, one_gradient.weight, self.lm_head.bias, labels, **kwargs)

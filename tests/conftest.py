@@ -30,6 +30,7 @@ SHARINGS = [
     {"weight_sharing": sharing, "tie_word_embeddings": tie}
     for sharing, tie in itertools.product(("init", "tied"), (True, False))
 ]
+HEAD_TRANSFORM = {"weight_sharing": "init", "tie_word_embeddings": True, "lm_head_transform": True}
 
 Batch = dict[str, torch.Tensor]
 

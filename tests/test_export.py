@@ -60,8 +60,11 @@ def teach(model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer):
 
 @pytest.fixture(
     scope="module",
-    params=[dict(weight_sharing="init"), dict(weight_sharing="tied", tie_word_embeddings=False)],
-    ids=["init", "tied, output of its own"],
+    params=[
+        dict(weight_sharing="init", lm_head_transform=True),
+        dict(weight_sharing="tied", lm_head_transform=False, tie_word_embeddings=False),
+    ],
+    ids=["init, with a transform", "tied, output of its own"],
 )
 def learner(request, learner_folder, tmp_path_factory) -> Learner:
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import SHARINGS, Batch, assert_close, logits_of, tiny_model
+from conftest import HEAD_TRANSFORM, SHARINGS, Batch, assert_close, logits_of, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -276,7 +276,7 @@ class TestModel:
         output.loss.backward()
         return [output.loss.detach(), *(p.grad for p in model.parameters())], output.logits is not None
 
-    @pytest.mark.parametrize("sharing", SHARINGS, ids=str)
+    @pytest.mark.parametrize("sharing", [*SHARINGS, HEAD_TRANSFORM], ids=str)
     @pytest.mark.parametrize("checkpointing", [False, True])
     @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "num_items_in_batch": 100}], ids=str)
     def test_a_step_is_that_of_the_plain_loss(self, long_batch, sharing, checkpointing, options, monkeypatch):
