@@ -94,7 +94,10 @@ def convert(
         int, typer.Option(help="A normal layer after every so many custom ones but the last.")
     ] = 3,
     layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
-    decoder_init: Annotated[DecoderInit, typer.Option(help="Random: no weight is copied.")] = "shared",
+    decoder_init: Annotated[
+        DecoderInit | None,
+        typer.Option(help="Silent: the decoder starts as the encoder is. Shared: the paper's. Random: no copies."),
+    ] = None,
     normal_layers: Annotated[
         NormalLayers, typer.Option(help="Copy: of the custom layer before it. None: no normal layers.")
     ] = "random",
@@ -126,7 +129,7 @@ def convert(
             languages=" ".join(languages).split(),
             normal_layer_interval=normal_layer_interval,
             layer_map=layer_map.value,
-            decoder_init=decoder_init.value,
+            decoder_init=decoder_init.value if decoder_init else None,
             normal_layers=normal_layers.value,
             weight_sharing=weight_sharing.value,
             dtype=dtype.value if dtype else None,

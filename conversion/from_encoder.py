@@ -44,6 +44,10 @@ WEIGHT_MAP = {
     "embeddings.LayerNorm.weight": ["model.encoder.embeddings.LayerNorm.weight"],
     "embeddings.LayerNorm.bias": ["model.encoder.embeddings.LayerNorm.bias"],
     "lm_head.bias": ["lm_head.bias"],
+    "lm_head.dense.weight": ["lm_head_transform.dense.weight"],
+    "lm_head.dense.bias": ["lm_head_transform.dense.bias"],
+    "lm_head.layer_norm.weight": ["lm_head_transform.layer_norm.weight"],
+    "lm_head.layer_norm.bias": ["lm_head_transform.layer_norm.bias"],
 } | {
     f"encoder.layer.{{}}.{source}.{parameter}": [
         f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
@@ -57,11 +61,18 @@ WEIGHT_MAP = {
     for parameter in ("weight", "bias")
 }
 
+# sublayers that an encoder layer does not have, in the order in which they run, and what their outputs come from:
+# where the decoder starts silent, it is zero
+SILENT_SUBLAYERS = {
+    "custom": {"cross_attn": "out_proj", "ffn2": "fc2"},
+    "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
+}
+
 # tensors of the source that are left out on purpose, and why
 DROPPED = {
     r"pooler\..+": "the pooler serves classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer, made anew",
-    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform; the decoder stands in its place",
+    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform, which only a silent start has a place for",
     r"lm_head\.decoder\.weight": "the output is tied to the word embeddings",
     r"lm_head\.decoder\.bias": "repeats lm_head.bias",
     r"(classifier|qa_outputs)\..+": "the head of another task",
@@ -184,12 +195,15 @@ def prepare(
         normal_layer_interval=options.normal_layer_interval,
         decoder_blocks=["normal" if layers is None else "custom" for layers in plan],
         weight_sharing=options.weight_sharing,
+        lm_head_transform=options.decoder_init == "silent" and "lm_head.dense.weight" in source.tensors,
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
     )
     report.parameters = count_parameters(config)
-    report.copied = plan_copies(config.num_hidden_layers, plan if options.decoder_init == "shared" else [])
+    report.copied = plan_copies(config, plan if options.decoder_init != "random" else [])
     if OUTPUT_BIAS not in source.tensors:
         report.copied.pop(OUTPUT_BIAS)
+    if options.decoder_init == "silent":
+        report.new = dict.fromkeys(silence(report.copied, config.decoder_blocks), "zero")
     claim_tensors(source, report)
     check_shapes(source, config, report)
     return source, config, report
@@ -255,18 +269,37 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     return counts
 
 
-def plan_copies(num_layers: int, plan: DecoderPlan) -> dict[str, str]:
+def plan_copies(config: XLMSWCMConfig, plan: DecoderPlan) -> dict[str, str]:
     """WEIGHT_MAP written out: tensor of the model -> tensor of the source that it is a copy of."""
     copies = {}
     for name, targets in WEIGHT_MAP.items():
         for target in targets:
+            if target.startswith("lm_head_transform.") and not config.lm_head_transform:
+                continue
             if target.startswith("model.decoder."):
                 half = 0 if ".self_attn." in target or ".ffn1." in target else 1
                 chosen = [(index, layers[half]) for index, layers in enumerate(plan) if layers is not None]
             else:
-                chosen = [(layer, layer) for layer in range(num_layers)]
+                chosen = [(layer, layer) for layer in range(config.num_hidden_layers)]
             copies |= {target.format(index): name.format(layer) for index, layer in chosen}
     return copies
+
+
+def silence(copies: dict[str, str], decoder_blocks: list[str]) -> list[str]:
+    """Change `copies` so that the decoder starts as the encoder is; returns the tensors that are zero for it."""
+    zeros = []
+    for index, block in enumerate(decoder_blocks):
+        layer = f"model.decoder.layers.{index}"
+        if block == "custom":
+            previous = f"{layer}.ffn1"
+        for sublayer, output in SILENT_SUBLAYERS[block].items():
+            for parameter in ("weight", "bias"):
+                zeros.append(zero := f"{layer}.{sublayer}.{output}.{parameter}")
+                copies.pop(zero, None)
+                # what is normalised twice loses its scale: of a row of LayerNorms only the last may have one
+                copies[f"{layer}.{sublayer}.layer_norm.{parameter}"] = copies.pop(f"{previous}.layer_norm.{parameter}")
+            previous = f"{layer}.{sublayer}"
+    return zeros
 
 
 def claim_tensors(source: Encoder, report: ConversionReport):
@@ -365,7 +398,10 @@ def load_model(
     if wrong:
         raise RuntimeError(f"Copied tensors did not reach the model: {wrong}")
     fresh = [name for name in model.state_dict() if name in info["missing_keys"]]
-    report.new |= {name: "zero" if name == OUTPUT_BIAS else "fresh" for name in fresh}
+    report.new |= {name: "zero" if name == OUTPUT_BIAS else report.new.get(name, "fresh") for name in fresh}
+    for name, how in report.new.items():
+        if how == "zero":
+            model.get_parameter(name).data.zero_()
     model.generation_config.max_length = config.longest_input
     return model
 

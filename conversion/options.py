@@ -12,7 +12,7 @@ from .checkpoint import ConversionError
 
 CHOICES = {
     "layer_map": ("same", "interleaved"),
-    "decoder_init": ("shared", "random"),
+    "decoder_init": ("silent", "shared", "random"),
     "normal_layers": ("random", "copy", "none"),
     "weight_sharing": ("init", "tied"),
 }
@@ -29,7 +29,10 @@ class ConversionOptions:
         normal_layer_interval: X of the paper, a normal layer after every X custom layers; None for none.
         layer_map: "same": the k-th custom layer is made from the k-th encoder layer. "interleaved" (DeltaLM): half as
             many, the k-th with self-attention and FFN1 from layer 2k, cross-attention and FFN2 from layer 2k + 1.
-        decoder_init: "shared" copies the encoder; "random" is the paper's ablation, the same shape without copies.
+        decoder_init: "silent": the decoder starts as the encoder is, and so as its masked LM where it has that head:
+            what the encoder does not have, which is cross-attention, second FFNs and normal layers, adds nothing yet.
+            "shared": all is copied, as in the paper. "random": the paper's ablation, the same shape without copies.
+            By default "silent", or "shared" with options that it does not go with.
         normal_layers: "random"; "copy" puts a copy of the custom layer before it in its place (the paper's BASE-B);
             "none" leaves it out (BASE-A).
         weight_sharing: "init" or "tied", see [`XLMSWCMConfig`].
@@ -43,7 +46,7 @@ class ConversionOptions:
     languages: list[str] | tuple[str, ...] = ()
     normal_layer_interval: int | None = 3
     layer_map: str = "same"
-    decoder_init: str = "shared"
+    decoder_init: str | None = None
     normal_layers: str = "random"
     weight_sharing: str = "init"
     dtype: torch.dtype | str | None = None
@@ -52,6 +55,9 @@ class ConversionOptions:
     def __post_init__(self):
         self.languages = list(self.languages)
         self.dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        is_plain = (self.layer_map, self.weight_sharing) == ("same", "init") and self.normal_layers != "copy"
+        if self.decoder_init is None:
+            self.decoder_init = "silent" if is_plain else "shared"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConversionError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)}.")
@@ -64,6 +70,11 @@ class ConversionOptions:
                 raise ConversionError(f'The language "{code}" is given twice.')
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
             raise ConversionError(f"normal_layer_interval must be at least 1; got {self.normal_layer_interval}.")
+        if self.decoder_init == "silent" and not is_plain:
+            raise ConversionError(
+                'decoder_init "silent" starts as the encoder is, so it goes only with layer_map "same", normal_layers '
+                '"random" or "none", and weight_sharing "init".'
+            )
         apart = self.layer_map, self.decoder_init, self.normal_layers == "copy"
         if self.weight_sharing == "tied" and apart != ("same", "shared", False):
             raise ConversionError(

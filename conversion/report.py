@@ -58,8 +58,13 @@ class ConversionReport:
         for target, source in self.copied.items():
             copied[_module(source)].append(_place(target))
         for target, how in self.new.items():
-            layer = re.match(r"model\.decoder\.layers\.\d+", target)
-            new[layer[0].removeprefix("model.") if layer else target.removeprefix("model.")].append(how)
+            layer = re.match(r"model\.(decoder\.layers\.\d+)", target)
+            if layer is None:
+                new[how].append(target.removeprefix("model."))
+            elif f"{layer[0]}.ffn.fc1.weight" in self.new:
+                new[how].append(layer[1])
+            else:
+                new[how].append(_place(target))
         for source, why in self.dropped.items():
             dropped[why].append(_module(source))
 
@@ -70,8 +75,8 @@ class ConversionReport:
             source = source.removeprefix("encoder.layer.{}.")
             table.add_row("copied", str(len(targets)), source, ", ".join(dict.fromkeys(targets)))
         table.add_section()
-        for target, hows in new.items():
-            table.add_row("new", str(len(hows)), hows[0], target)
+        for how, targets in new.items():
+            table.add_row("new", str(len(targets)), how, ", ".join(dict.fromkeys(targets)))
         table.add_section()
         for why, sources in dropped.items():
             table.add_row("dropped", str(len(sources)), ", ".join(dict.fromkeys(sources)), why)

@@ -55,7 +55,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 SOURCE = "zh"
 TARGETS = {"bo": "Tibetan", "ug": "Uyghur", "kk": "Kazakh", "mn": "Mongolian"}
-DECODERS = ("shared", "random")
+DECODERS = {"shared": None, "random": "random"}  # how each starts; None: as a conversion does by default
 
 
 @dataclass
@@ -203,14 +203,12 @@ def evaluate(folder: Path, test: list[Pair]) -> tuple[dict[str, float], dict[Pai
 
 
 def train_and_score(
-    args: DemoArguments, encoder: str | Path, train: list[Pair], test: list[Pair], decoder_init: str
+    args: DemoArguments, encoder: str | Path, train: list[Pair], test: list[Pair], name: str
 ) -> tuple[str, list[dict], dict[str, float], dict[Pair, str]]:
     """Convert, fine-tune and evaluate: what was copied, the training log, the scores and the outputs."""
     prepare_process(args)
-    folder = args.output_dir / decoder_init
-    report = convert(
-        encoder, folder, overwrite=True, languages=[SOURCE, *TARGETS], decoder_init=decoder_init, seed=args.seed
-    )
+    folder, languages = args.output_dir / name, [SOURCE, *TARGETS]
+    report = convert(encoder, folder, overwrite=True, languages=languages, decoder_init=DECODERS[name], seed=args.seed)
     log = finetune(args, folder, train, test)
     return f"{len(report.copied)} tensors copied from the encoder, {len(report.new)} new", log, *evaluate(folder, test)
 

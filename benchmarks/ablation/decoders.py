@@ -4,7 +4,7 @@ Every one starts from the converter; what it then changes stands here. Sources: 
 X, the random decoders), DeltaLM (Ma et al., 2021), Transformers' EncoderDecoderModel (Rothe et al., 2020).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +14,7 @@ from transformers import EncoderDecoderModel, PreTrainedModel, XLMRobertaForMask
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import from_encoder
 from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy
-
-
-# sublayers in the order in which they run
-SUBLAYERS = {"custom": ("self_attn", "ffn1", "cross_attn", "ffn2"), "normal": ("self_attn", "cross_attn", "ffn")}
-NORMAL = {("normal", name) for name in SUBLAYERS["normal"]}
+from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMHeadTransform
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,6 @@ def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     return Start(model, report.tokenizer, copied)
 
 
-def output_of(sublayer: nn.Module) -> nn.Linear:
-    return sublayer.out_proj if hasattr(sublayer, "out_proj") else sublayer.fc2
-
-
-def sublayers(model: XLMSWCMForConditionalGeneration) -> Iterator[tuple[tuple[str, str], nn.Module]]:
-    for block, layer in zip(model.config.decoder_blocks, model.model.decoder.layers, strict=True):
-        for name in SUBLAYERS[block]:
-            yield (block, name), getattr(layer, name)
-
-
 def custom_layers(model: XLMSWCMForConditionalGeneration) -> list[nn.Module]:
     return [
         layer
@@ -80,37 +66,12 @@ def custom_layers(model: XLMSWCMForConditionalGeneration) -> list[nn.Module]:
     ]
 
 
-def set_zero(linear: nn.Linear):
-    linear.weight.zero_()
-    linear.bias.zero_()
-
-
 def zero_cross_attention(model, encoder):
     """Cross-attention adds nothing yet; the LayerNorm behind it stays the copied one."""
-    for (_, name), sublayer in sublayers(model):
-        if name == "cross_attn":
-            set_zero(output_of(sublayer))
+    for layer in model.model.decoder.layers:
+        layer.cross_attn.out_proj.weight.zero_()
+        layer.cross_attn.out_proj.bias.zero_()
     return model
-
-
-def silence(*silent: tuple[str, str]) -> Callable:
-    """The named sublayers, of (block, name), let through what they are given, LayerNorms included."""
-
-    def change(model, encoder):
-        previous = None
-        for place, sublayer in sublayers(model):
-            if place in silent:
-                set_zero(output_of(sublayer))
-                # what is normalised twice loses its scale: of a row of LayerNorms only the last may have one
-                sublayer.layer_norm.load_state_dict(previous.layer_norm.state_dict())
-                previous.layer_norm.reset_parameters()
-            previous = sublayer
-        return model
-
-    return change
-
-
-silence_all_fresh = silence(*NORMAL, ("custom", "cross_attn"), ("custom", "ffn2"))
 
 
 def cross_attention_from(choose: Callable[[int, int], int]) -> Callable:
@@ -148,29 +109,18 @@ def plain_layers(model, encoder):
     return plain
 
 
-class TransformedOutput(nn.Linear):
-    """An output projection behind the transform of the masked-LM head: dense, GELU, LayerNorm."""
-
-    def __init__(self, output: nn.Linear, head: nn.Module):
-        super().__init__(output.in_features, output.out_features)
-        self.weight, self.bias = output.weight, output.bias
-        self.dense, self.layer_norm = head.dense, head.layer_norm
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.layer_norm(nn.functional.gelu(self.dense(hidden_states))))
-
-
-def head_transform(model, encoder):
-    masked_lm, info = XLMRobertaForMaskedLM.from_pretrained(encoder, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"{encoder} has no masked-LM head to reuse: {sorted(info['missing_keys'])[0]} is missing.")
-    model.lm_head = TransformedOutput(model.lm_head, masked_lm.lm_head)
+def with_transform(model, encoder):
+    head = XLMRobertaForMaskedLM.from_pretrained(encoder).lm_head
+    model.config.lm_head_transform = True
+    model.lm_head_transform = XLMSWCMHeadTransform(model.config)
+    model.lm_head_transform.dense, model.lm_head_transform.layer_norm = head.dense, head.layer_norm
     return model
 
 
-def silent_masked_lm(model, encoder):
-    """At the start the decoder writes what the masked LM would, of what it has been given so far."""
-    return head_transform(silence_all_fresh(model, encoder), encoder)
+def without_transform(model, encoder):
+    model.config.lm_head_transform = False
+    del model.lm_head_transform
+    return model
 
 
 class WarmStart(EncoderDecoderModel):
@@ -202,33 +152,38 @@ def warm_start(model, encoder):
 
 
 RANDOM, WARM_START = "random", "warm-start"  # what the others are compared with
+SHARED, SILENT, FRESH = ({"decoder_init": start} for start in ("shared", "silent", "random"))
 VARIANTS = {
-    "x1": Variant("shared, X = 1", {"normal_layer_interval": 1}),
-    "x2": Variant("shared, X = 2", {"normal_layer_interval": 2}),
-    "x3": Variant("shared, X = 3"),
+    "x1": Variant("shared, X = 1", SHARED | {"normal_layer_interval": 1}),
+    "x2": Variant("shared, X = 2", SHARED | {"normal_layer_interval": 2}),
+    "x3": Variant("shared, X = 3, as in the paper", SHARED),
     # with six encoder layers the same as base-a
-    "x6": Variant("shared, X = 6", {"normal_layer_interval": 6}),
-    "base-a": Variant("no normal layers (BASE-A)", {"normal_layers": "none"}),
-    "base-b": Variant("normal layers copied (BASE-B)", {"normal_layers": "copy"}),
-    "tied": Variant("shared and tied", {"weight_sharing": "tied"}),
-    "interleaved": Variant("interleaved (DeltaLM)", {"layer_map": "interleaved", "normal_layers": "none"}),
-    RANDOM: Variant("random, same shape", {"decoder_init": "random"}),
-    "random-plain": Variant("random, plain layers (Cino-Transformer)", {"decoder_init": "random"}, plain_layers),
-    WARM_START: Variant("EncoderDecoderModel, warm start", {"decoder_init": "random"}, warm_start, pretrainable=False),
-    "zero-cross": Variant("cross-attention starts at zero", change=zero_cross_attention),
-    "silent-normal": Variant("normal layers start silent", change=silence(*NORMAL)),
-    "silent-fresh": Variant("all but the encoder starts silent", change=silence_all_fresh),
+    "x6": Variant("shared, X = 6", SHARED | {"normal_layer_interval": 6}),
+    "base-a": Variant("no normal layers (BASE-A)", SHARED | {"normal_layers": "none"}),
+    "base-b": Variant("normal layers copied (BASE-B)", SHARED | {"normal_layers": "copy"}),
+    "tied": Variant("shared and tied", SHARED | {"weight_sharing": "tied"}),
+    "interleaved": Variant("interleaved (DeltaLM)", SHARED | {"layer_map": "interleaved", "normal_layers": "none"}),
+    RANDOM: Variant("random, same shape", FRESH),
+    "random-plain": Variant("random, plain layers (Cino-Transformer)", FRESH, plain_layers),
+    WARM_START: Variant("EncoderDecoderModel, warm start", FRESH, warm_start, pretrainable=False),
+    "zero-cross": Variant("cross-attention starts at zero", SHARED, zero_cross_attention),
     "cross-last": Variant(
-        "cross-attention from the last layer", change=cross_attention_from(lambda k, layers: layers - 1)
+        "cross-attention from the last layer", SHARED, cross_attention_from(lambda k, layers: layers - 1)
     ),
     "cross-next": Variant(
-        "cross-attention from the next layer", change=cross_attention_from(lambda k, layers: min(k + 1, layers - 1))
+        "cross-attention from the next layer", SHARED, cross_attention_from(lambda k, layers: min(k + 1, layers - 1))
     ),
-    "cross-fresh": Variant("cross-attention fresh", change=fresh_cross_attention),
-    "slow-copies": Variant("copies learn at 0.3 of the rate", copied_rate=0.3, pretrainable=False),
-    "late-copies": Variant("copies frozen for 20 % of the steps", frozen_share=0.2, pretrainable=False),
-    "head-transform": Variant("with the masked-LM head's transform", change=head_transform, pretrainable=False),
-    "silent-head": Variant(
-        "starts silent, with the masked-LM head's transform", change=silent_masked_lm, pretrainable=False
+    "cross-fresh": Variant("cross-attention fresh", SHARED, fresh_cross_attention),
+    "slow-copies": Variant("copies learn at 0.3 of the rate", SHARED, copied_rate=0.3, pretrainable=False),
+    "late-copies": Variant("copies frozen for 20 % of the steps", SHARED, frozen_share=0.2, pretrainable=False),
+    "head-transform": Variant("with the masked-LM head's transform", SHARED, with_transform),
+    "silent-fresh": Variant("starts silent, without the transform", SILENT, without_transform),
+    "silent-head": Variant("starts silent, with the masked-LM head's transform", SILENT),
+    "silent-plain": Variant("starts silent, with the transform, no normal layers", SILENT | {"normal_layers": "none"}),
+    "silent-slow": Variant(
+        "starts silent, with the transform; copies learn at 0.3 of the rate",
+        SILENT,
+        copied_rate=0.3,
+        pretrainable=False,
     ),
 }
