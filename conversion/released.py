@@ -12,7 +12,6 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 from .checkpoint import ConversionError, StoredTensor, check_output, check_weights, equal, load_file, read_config
 from .encoder import Encoder, check_config, check_tokenizer, load_tokenizer
 from .from_encoder import (
-    OUTPUT_BIAS,
     WEIGHT_MAP,
     add_language_tags,
     check_shapes,
@@ -25,7 +24,7 @@ from .report import ConversionReport
 
 
 # tensor of the release -> tensor of the model; {} is the layer
-ENCODER_MAP = {f"encoder.{name}": f"model.encoder.{name}" for name in WEIGHT_MAP if name != OUTPUT_BIAS}
+ENCODER_MAP = {f"encoder.{name}": f"model.encoder.{name}" for name in WEIGHT_MAP if "lm_head" not in name}
 OUTPUT_MAP = {"decoder.last_linear.weight": "lm_head.weight", "decoder.last_linear.bias": "lm_head.bias"}
 
 # the same within a decoder layer; [q], [k] and [v] are the thirds of a tensor
