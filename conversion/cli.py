@@ -96,7 +96,10 @@ def convert(
     layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
     decoder_init: Annotated[
         DecoderInit | None,
-        typer.Option(help="Silent: the decoder starts as the encoder is. Shared: the paper's. Random: no copies."),
+        typer.Option(
+            help="Silent: the decoder starts as the encoder is. Shared: as in the paper. Random: no copies. Default: "
+            "silent, or shared with tied, interleaved or copy."
+        ),
     ] = None,
     normal_layers: Annotated[
         NormalLayers, typer.Option(help="Copy: of the custom layer before it. None: no normal layers.")

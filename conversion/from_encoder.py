@@ -35,8 +35,8 @@ from .report import ConversionReport
 
 logger = logging.get_logger(__name__)
 
-# tensor of the encoder -> tensors of the model that are copies of it. The first {} is the encoder layer; behind
-# "model.decoder.layers." it is the custom layer that the encoder layer was chosen for.
+# tensor of the encoder -> tensors of the model that are copies of it, but for what SILENT_SUBLAYERS takes out. The
+# first {} is the encoder layer; behind "model.decoder.layers." it is the custom layer that it was chosen for.
 WEIGHT_MAP = {
     "embeddings.word_embeddings.weight": ["model.encoder.embeddings.word_embeddings.weight"],
     "embeddings.position_embeddings.weight": ["model.encoder.embeddings.position_embeddings.weight"],
@@ -61,8 +61,8 @@ WEIGHT_MAP = {
     for parameter in ("weight", "bias")
 }
 
-# sublayers that an encoder layer does not have, in the order in which they run, and what their outputs come from:
-# where the decoder starts silent, it is zero
+# sublayers that an encoder layer does not have, in the order in which they run: the module that makes the output of
+# each, which a silent start sets to zero
 SILENT_SUBLAYERS = {
     "custom": {"cross_attn": "out_proj", "ffn2": "fc2"},
     "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
@@ -72,7 +72,7 @@ SILENT_SUBLAYERS = {
 DROPPED = {
     r"pooler\..+": "the pooler serves classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer, made anew",
-    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform, which only a silent start has a place for",
+    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform: for a silent start, and whole, behind a tied output",
     r"lm_head\.decoder\.weight": "the output is tied to the word embeddings",
     r"lm_head\.decoder\.bias": "repeats lm_head.bias",
     r"(classifier|qa_outputs)\..+": "the head of another task",
@@ -195,15 +195,16 @@ def prepare(
         normal_layer_interval=options.normal_layer_interval,
         decoder_blocks=["normal" if layers is None else "custom" for layers in plan],
         weight_sharing=options.weight_sharing,
-        lm_head_transform=options.decoder_init == "silent" and "lm_head.dense.weight" in source.tensors,
+        lm_head_transform=options.decoder_init == "silent" and has_transform(source),
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
     )
     report.parameters = count_parameters(config)
     report.copied = plan_copies(config, plan if options.decoder_init != "random" else [])
+    if options.decoder_init == "silent":
+        silence(report, config.decoder_blocks)
     if OUTPUT_BIAS not in source.tensors:
         report.copied.pop(OUTPUT_BIAS)
-    if options.decoder_init == "silent":
-        report.new = dict.fromkeys(silence(report.copied, config.decoder_blocks), "zero")
+        report.new[OUTPUT_BIAS] = "zero"
     claim_tensors(source, report)
     check_shapes(source, config, report)
     return source, config, report
@@ -254,6 +255,12 @@ def make_config(
         raise ConversionError(f"The config of {source.name} is refused: {' '.join(str(error).split())}") from error
 
 
+def has_transform(source: Encoder) -> bool:
+    """Whether its masked-LM head can be had whole: an output matrix of its own has no place in the model."""
+    whole = {name for name in WEIGHT_MAP if re.match(r"lm_head\.(dense|layer_norm)\.", name)}
+    return source.tensors.keys() >= whole and source.config.get("tie_word_embeddings", True)
+
+
 def model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:
     return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
 
@@ -263,7 +270,9 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     counts = {}
     for sharing in CHOICES["weight_sharing"]:
         if sharing == "init" or config.decoder_blocks.count("custom") == config.num_hidden_layers:
-            variant = type(config).from_dict(config.to_dict() | {"weight_sharing": sharing})
+            transform = config.lm_head_transform and sharing == "init"  # a tied decoder does not start silent
+            fields = {"weight_sharing": sharing, "lm_head_transform": transform}
+            variant = type(config).from_dict(config.to_dict() | fields)
             with torch.device("meta"):
                 counts[sharing] = model_class(config)(variant).num_parameters()
     return counts
@@ -285,21 +294,21 @@ def plan_copies(config: XLMSWCMConfig, plan: DecoderPlan) -> dict[str, str]:
     return copies
 
 
-def silence(copies: dict[str, str], decoder_blocks: list[str]) -> list[str]:
-    """Change `copies` so that the decoder starts as the encoder is; returns the tensors that are zero for it."""
-    zeros = []
+def silence(report: ConversionReport, decoder_blocks: list[str]):
+    """Change what was planned so that the decoder starts as the encoder is."""
+    copied, previous = report.copied, None
     for index, block in enumerate(decoder_blocks):
         layer = f"model.decoder.layers.{index}"
         if block == "custom":
             previous = f"{layer}.ffn1"
         for sublayer, output in SILENT_SUBLAYERS[block].items():
             for parameter in ("weight", "bias"):
-                zeros.append(zero := f"{layer}.{sublayer}.{output}.{parameter}")
-                copies.pop(zero, None)
+                zero = f"{layer}.{sublayer}.{output}.{parameter}"
+                copied.pop(zero, None)
+                report.new[zero] = "zero"
                 # what is normalised twice loses its scale: of a row of LayerNorms only the last may have one
-                copies[f"{layer}.{sublayer}.layer_norm.{parameter}"] = copies.pop(f"{previous}.layer_norm.{parameter}")
+                copied[f"{layer}.{sublayer}.layer_norm.{parameter}"] = copied.pop(f"{previous}.layer_norm.{parameter}")
             previous = f"{layer}.{sublayer}"
-    return zeros
 
 
 def claim_tensors(source: Encoder, report: ConversionReport):
@@ -398,7 +407,7 @@ def load_model(
     if wrong:
         raise RuntimeError(f"Copied tensors did not reach the model: {wrong}")
     fresh = [name for name in model.state_dict() if name in info["missing_keys"]]
-    report.new |= {name: "zero" if name == OUTPUT_BIAS else report.new.get(name, "fresh") for name in fresh}
+    report.new |= {name: report.new.get(name, "fresh") for name in fresh}
     for name, how in report.new.items():
         if how == "zero":
             model.get_parameter(name).data.zero_()

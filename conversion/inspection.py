@@ -24,7 +24,8 @@ PARTS = {
     "model.encoder.embeddings.": "embeddings",
     "model.encoder.encoder.": "encoder layers",
     "model.decoder.layers.": "decoder layers",
-    "lm_head": "output",
+    "lm_head.": "output",
+    "lm_head_transform.": "output",
 }
 
 
@@ -79,7 +80,8 @@ class Inspection:
 
 
 def output_of(config: XLMSWCMConfig) -> str:
-    return "tied to the word embeddings" if config.tie_word_embeddings else "a matrix of its own"
+    matrix = "tied to the word embeddings" if config.tie_word_embeddings else "a matrix of its own"
+    return f"{matrix}{', behind a transform' if config.lm_head_transform else ''}"
 
 
 def inspect(source: str, revision: str | None = None) -> Inspection:

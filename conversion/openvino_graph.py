@@ -115,7 +115,8 @@ class GraphBuilder:
             last = layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn
             x = self.feed_forward(x, last.fc1, last.fc2, last.layer_norm)
         if self.config.lm_head_transform:
-            x = self.head_transform(x, self.model.lm_head_transform)
+            transform = self.model.lm_head_transform
+            x = self.normalise(op.gelu(self.linear(x, transform.dense), "erf"), transform.layer_norm)
         logits = op.squeeze(self.linear(x, self.model.lm_head), [1])
         top = op.topk(logits, k, 1, "max", "value", index_element_type="i32")
         outputs = {"logits": logits, "top_scores": top.output(0), "top_tokens": top.output(1)}
@@ -158,9 +159,6 @@ class GraphBuilder:
 
     def merge(self, x: Node) -> Node:
         return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, -1, self.config.hidden_size]), True)
-
-    def head_transform(self, x: Node, module: nn.Module) -> Node:
-        return self.normalise(op.gelu(self.linear(x, module.dense), "erf"), module.layer_norm)
 
     def add_and_norm(self, x: Node, added: Node, norm: nn.LayerNorm) -> Node:
         return self.normalise(op.add(x, added), norm)

@@ -55,9 +55,9 @@ class ConversionOptions:
     def __post_init__(self):
         self.languages = list(self.languages)
         self.dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        is_plain = (self.layer_map, self.weight_sharing) == ("same", "init") and self.normal_layers != "copy"
+        goes_silent = (self.layer_map, self.weight_sharing) == ("same", "init") and self.normal_layers != "copy"
         if self.decoder_init is None:
-            self.decoder_init = "silent" if is_plain else "shared"
+            self.decoder_init = "silent" if goes_silent else "shared"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConversionError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)}.")
@@ -70,7 +70,7 @@ class ConversionOptions:
                 raise ConversionError(f'The language "{code}" is given twice.')
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
             raise ConversionError(f"normal_layer_interval must be at least 1; got {self.normal_layer_interval}.")
-        if self.decoder_init == "silent" and not is_plain:
+        if self.decoder_init == "silent" and not goes_silent:
             raise ConversionError(
                 'decoder_init "silent" starts as the encoder is, so it goes only with layer_map "same", normal_layers '
                 '"random" or "none", and weight_sharing "init".'

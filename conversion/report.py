@@ -20,9 +20,9 @@ class ConversionReport:
         revision (`str` or `None`): the Hub revision that was asked for.
         commit (`str` or `None`): the Hub commit that was read; None for a folder.
         license (`str` or `None`): the encoder's licence, as given or as its own card names it.
-        options (`dict`): the options of the conversion, as given.
+        options (`dict`): the options of the conversion, defaults filled in.
         copied (`dict[str, str]`): tensor of the model -> tensor of the source that it is bit-equal to.
-        new (`dict[str, str]`): tensor of the model -> how it was initialised.
+        new (`dict[str, str]`): tensor of the model -> how it was initialised; a "fresh" LayerNorm changes no scale.
         dropped (`dict[str, str]`): tensor of the source -> why it is not used.
         language_ids (`dict[str, int]`): language -> id of its tag.
         new_ids (`list[int]`): ids of the tags that the source did not have.

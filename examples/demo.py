@@ -3,7 +3,7 @@
     python examples/demo.py [--base HUB_ID_OR_FOLDER]
 
 Without `--base` a small XLM-R is trained first. Text: CLDR names (`cldr.py`), Chinese into Tibetan, Uyghur, Kazakh and
-Mongolian. The same encoder gets a decoder with shared weights and one with random weights; both are trained on the
+Mongolian. The same encoder gets a decoder made of its own weights and one with random weights; both are trained on the
 same data in the same order with the same budget. Prints a table, and writes outputs, a loss plot and checkpoints.
 """
 
@@ -55,7 +55,7 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 SOURCE = "zh"
 TARGETS = {"bo": "Tibetan", "ug": "Uyghur", "kk": "Kazakh", "mn": "Mongolian"}
-DECODERS = {"shared": None, "random": "random"}  # how each starts; None: as a conversion does by default
+DECODERS = {"copied": None, "random": "random"}  # how each starts; None: as a conversion does by default
 
 
 @dataclass
@@ -243,14 +243,14 @@ def plot_losses(logs: dict[str, list[dict]], path: Path):
 
 
 def print_results(console: Console, test: list[Pair], scores: dict[str, dict], written: dict[str, dict], seed: int):
-    table = Table("language", "names", "shared decoder", "random decoder", title="chrF on held-out names")
+    table = Table("language", "names", "copied decoder", "random decoder", title="chrF on held-out names")
     for language, name in (TARGETS | {"all": "all"}).items():
         count = sum(language in (pair.language, "all") for pair in test)
-        table.add_row(name, str(count), f"{scores['shared'][language]:.1f}", f"{scores['random'][language]:.1f}")
+        table.add_row(name, str(count), f"{scores['copied'][language]:.1f}", f"{scores['random'][language]:.1f}")
     console.print(table)
-    samples = Table("Chinese", "into", "reference", "shared decoder", title="Ten held-out names")
+    samples = Table("Chinese", "into", "reference", "copied decoder", title="Ten held-out names")
     for pair in random.Random(seed).sample(test, 10):
-        samples.add_row(pair.source, TARGETS[pair.language], pair.target, written["shared"][pair])
+        samples.add_row(pair.source, TARGETS[pair.language], pair.target, written["copied"][pair])
     console.print(samples)
 
 
@@ -278,7 +278,7 @@ def main():
         encoder = args.output_dir / "encoder"
         logs["encoder"] = train_encoder(args, texts, encoder)
 
-    console.rule("2. The same encoder with a shared and with a random decoder")
+    console.rule("2. The same encoder with a copied and with a random decoder")
     # threads that wait must not spin: on two cores that made steps ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # small models one to a core; real ones one after the other, with all cores or the GPU
@@ -299,7 +299,7 @@ def main():
     results = {"chrF": scores, "seconds": round(time.time() - start), "outputs": outputs}
     (args.output_dir / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     console.print(
-        f"Checkpoints (shared/, random/), loss.png and results.json are in {args.output_dir}/. "
+        f"Checkpoints (copied/, random/), loss.png and results.json are in {args.output_dir}/. "
         f"Took {time.time() - start:.0f} seconds."
     )
 

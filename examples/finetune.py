@@ -1,6 +1,6 @@
 """Fine-tunes a model for summarisation, translation or reading comprehension, into one language or several.
 
-    python examples/finetune.py --task translation --model_name_or_path outputs/demo/shared \
+    python examples/finetune.py --task translation --model_name_or_path outputs/demo/copied \
         --source_lang zh --target_lang bo kk --train_file train.tsv --validation_file dev.tsv --test_file test.tsv \
         --max_source_length 126 --max_target_length 126 --output_dir outputs/zh-bo-kk \
         --do_train --do_eval --do_predict --predict_with_generate

@@ -1,6 +1,6 @@
 """Lines in, lines out: writes each line of a file or of stdin in another language, or its title, or what was trained.
 
-    python examples/generate.py --model_name_or_path outputs/demo/shared --source_lang zh --target_lang bo \
+    python examples/generate.py --model_name_or_path outputs/demo/copied --source_lang zh --target_lang bo \
         --input zh.txt --output bo.txt
 
 Lines keep their order, and an empty line stays empty. Lines of like length go through the model together.

@@ -41,8 +41,7 @@ class XLMSWCMConfig(PreTrainedConfig):
             layer uses the tensors of the k-th encoder layer, so that gradients add up and files hold them once.
             LoRA and quantisers want `"init"`: they take a shared tensor for several, or skip it.
         lm_head_transform (`bool`, defaults to `False`):
-            Whether the output projection stands behind a dense layer, GELU and LayerNorm, as XLM-R's masked-LM head
-            has them.
+            Whether a dense layer, GELU and LayerNorm come before the output projection, as in XLM-R's masked-LM head.
         tie_word_embeddings (`bool`, defaults to `True`): the output projection is the word embedding matrix.
         logits_in_training (`bool`, defaults to `False`):
             Whether a model in training mode that is given labels returns `logits` beside the loss. By default it

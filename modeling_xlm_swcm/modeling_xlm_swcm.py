@@ -496,7 +496,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
 
 class XLMSWCMHeadTransform(nn.Module):
-    """What stands before the output projection in XLM-R's masked-LM head, whose GELU no config changes."""
+    """What stands before the output projection in XLM-R's masked-LM head, where `hidden_act` changes nothing."""
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__()
@@ -519,8 +519,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
         self.model = self.base_class(config)
-        if config.lm_head_transform:
-            self.lm_head_transform = XLMSWCMHeadTransform(config)
+        self.lm_head_transform = XLMSWCMHeadTransform(config) if config.lm_head_transform else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         # the default for this class name shifts the labels a second time
         self.loss_function = cross_entropy
@@ -574,7 +573,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        if self.config.lm_head_transform:
+        if self.lm_head_transform is not None:
             hidden_states = self.lm_head_transform(hidden_states)
         loss = logits = None
         if leaves_out_logits:

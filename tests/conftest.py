@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoders import Tensors, make_encoder, make_masked_lm, save_encoder, xlm_roberta_tokenizer
+from encoders import Tensors, make_encoder, make_masked_lm, save_encoder, wake, xlm_roberta_tokenizer
 from hub_client import Client, hub_client
 from hypothesis import settings
 from loopback_hub import Hub, loopback_hub
@@ -249,9 +249,10 @@ def client(shared_hub, tmp_path_factory) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def converted(encoder_folder, tmp_path_factory) -> Path:
-    """A folder as `convert` writes it; shared by all tests, so nothing may change it."""
+    """A folder as `convert` writes it, with other weights; shared by all tests, so nothing may change it."""
     folder = tmp_path_factory.mktemp("converted") / "model"
     convert(encoder_folder, folder, languages=["zh", "kk-Arab", "bo"], license="mit")
+    wake(folder)
     return folder
 
 

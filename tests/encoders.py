@@ -118,6 +118,18 @@ def edit_tensors(folder: Path, edit: Callable[[Tensors], Tensors]):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def wake(folder: Path):
+    """A converted model whose sublayers have all learnt something: it looks at its source, as after training."""
+    generator = torch.Generator().manual_seed(5)
+    edit_tensors(
+        folder,
+        lambda tensors: {
+            name: tensor if tensor.any() else torch.randn(tensor.shape, generator=generator) / 10
+            for name, tensor in tensors.items()
+        },
+    )
+
+
 def edit_config(folder: Path, **fields):
     """Set fields of `config.json`; None removes one."""
     path = folder / "config.json"

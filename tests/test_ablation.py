@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from encoders import SENTENCES
+from encoders import SENTENCES, edit_tensors
 from transformers import TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.data import DataError
 
 
@@ -129,13 +130,19 @@ class TestStarts:
 
     def test_the_transform_can_be_had_alone_and_left_out(self, start):
         both, transform, silent = (start(name).model for name in ("silent-head", "head-transform", "silent-fresh"))
-        assert equal(transform.lm_head_transform, both.lm_head_transform) and not hasattr(silent, "lm_head_transform")
+        assert equal(transform.lm_head_transform, both.lm_head_transform) and silent.lm_head_transform is None
         for layer, unchanged in zip(
             transform.model.decoder.layers, start("x3").model.model.decoder.layers, strict=True
         ):
             assert equal(layer, unchanged)
         assert equal(silent.model.decoder, both.model.decoder)
         assert [model.config.lm_head_transform for model in (both, transform, silent)] == [True, True, False]
+
+    @pytest.mark.parametrize("name", ["silent-head", "silent-fresh", "head-transform"])
+    def test_a_masked_lm_head_that_is_not_there_is_named(self, own_encoder, name):
+        edit_tensors(own_encoder, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.dense.weight"})
+        with pytest.raises(ConversionError, match="no( whole)? masked-LM head"):
+            build(name, str(own_encoder), ["zh", "bo"], seed=0)
 
     def test_slow_copies_are_those_that_the_decoder_starts_with(self, start):
         copied = start("silent-slow").copied

@@ -1,28 +1,18 @@
 """Translation, summarization and question answering with `pipeline`."""
 
 import json
-from pathlib import Path
 
 import pytest
 from encoders import SENTENCES
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
 
 from modeling_xlm_swcm import XLMSWCMPipeline
-from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 
 TEXTS = ["The river", "A quiet morning", "no wind", "The ferry stays"]
 # what is short of a trained model: texts that differ from input to input
 OPTIONS = dict(max_new_tokens=8, no_repeat_ngram_size=1)
-
-
-@pytest.fixture(scope="module")
-def converted(encoder_folder, tmp_path_factory) -> Path:
-    """A model that looks at its source from the start."""
-    folder = tmp_path_factory.mktemp("converted") / "model"
-    convert(encoder_folder, folder, languages=["zh", "kk-Arab", "bo"], decoder_init="shared")
-    return folder
 
 
 @pytest.fixture(params=["code of the folder", "the plugin's"])

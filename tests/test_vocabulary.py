@@ -16,6 +16,7 @@ from encoders import (
     read_tensors,
     save_encoder,
     sentencepiece_model,
+    wake,
     write_bin,
 )
 from hypothesis import given
@@ -68,6 +69,7 @@ def writer(reader, tmp_path_factory) -> Path:
     """The reader converted, with tags."""
     folder = tmp_path_factory.mktemp("writer") / "model"
     convert(reader, folder, languages=TAGS)
+    wake(folder)
     fields = json.loads((folder / "generation_config.json").read_text())
     fields["forced_bos_token_id"] = load_tokenizer(folder).get_lang_id("zh")
     (folder / "generation_config.json").write_text(json.dumps(fields))

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import EncoderDecoderModel, PreTrainedModel, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import from_encoder
+from modeling_xlm_swcm.conversion import ConversionError, from_encoder
 from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMHeadTransform
 
@@ -49,6 +49,8 @@ class Start:
 def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     variant = VARIANTS[name]
     model, report = from_encoder(encoder, languages=languages, seed=seed, **variant.options)
+    if report.options["decoder_init"] == "silent" and not model.config.lm_head_transform:
+        raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} is compared with or takes.")
     if variant.change is not None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -110,7 +112,10 @@ def plain_layers(model, encoder):
 
 
 def with_transform(model, encoder):
-    head = XLMRobertaForMaskedLM.from_pretrained(encoder).lm_head
+    masked_lm, info = XLMRobertaForMaskedLM.from_pretrained(encoder, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ConversionError(f"{encoder} has no masked-LM head: {sorted(info['missing_keys'])[0]} is missing.")
+    head = masked_lm.lm_head
     model.config.lm_head_transform = True
     model.lm_head_transform = XLMSWCMHeadTransform(model.config)
     model.lm_head_transform.dense, model.lm_head_transform.layer_norm = head.dense, head.layer_norm
@@ -119,7 +124,7 @@ def with_transform(model, encoder):
 
 def without_transform(model, encoder):
     model.config.lm_head_transform = False
-    del model.lm_head_transform
+    model.lm_head_transform = None
     return model
 
 
