@@ -351,7 +351,8 @@ def test_every_decoder_has_a_line_of_its_own():
     assert len({tuple(style.values()) for style in styles.values()}) == len(styles)
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu_long", "gpu"])
 def test_the_plans_can_be_read(name):
     plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
-    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == {"cpu": [7, 7, 4, 8, 4, 3], "gpu": [132, 54]}[name]
+    sizes = {"cpu": [7, 7, 4, 8, 4, 3], "cpu_long": [4], "gpu": [132, 54]}
+    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == sizes[name]
