@@ -24,7 +24,7 @@ import learning  # noqa: E402 - scripts, found by their folder
 import report  # noqa: E402
 import run  # noqa: E402
 from decoders import VARIANTS, build, custom_layers  # noqa: E402
-from learning import TARGETS  # noqa: E402
+from tasks import TARGETS, TASKS  # noqa: E402
 
 
 TEXT = {"bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол", "zh": SENTENCES[8]}
@@ -37,15 +37,16 @@ PLAN = {
     "learning_rates": [1.0e-3, 1.0e30],
     "seeds": [0, 1],
     "experiments": [
-        {"variants": ["x3", "random", "warm-start"], "stages": ["only"], "pairs": [6], "settings": ["direct"]}
+        {"variants": ["x3", "random", "warm-start"], "stages": ["only"], "tasks": ["translation"]}
+        | {"pairs": [6], "settings": ["direct"]}
     ],
 }
 ONE = [PLAN["experiments"][0] | {"variants": ["x3"]}]
-PRETRAINED = {
+PRETRAINING = {"pretraining": {"max_steps": 2, "max_length": 38, "per_device_train_batch_size": 4}}
+PRETRAINED = PRETRAINING | {
     "learning_rates": [1.0e-3],
     "seeds": [0],
-    "pretraining": {"max_steps": 2, "max_length": 38, "per_device_train_batch_size": 4},
-    "experiments": [{"variants": ["x3"], "stages": ["only"], "pairs": [6], "settings": ["pretrained"]}],
+    "experiments": [ONE[0] | {"settings": ["pretrained"]}],
 }
 
 
@@ -168,6 +169,14 @@ def data(tmp_path) -> Path:
     rows = [[split, *(text[number % 3 :] for text in TEXT.values())] for number, split in enumerate(splits)]
     lines = ["\t".join(row) + "\n" for row in [["split", *TEXT], *rows]]
     (folder / "ntrex.tsv").write_text("".join(lines), encoding="utf-8")
+    (folder / "titles").mkdir()
+    for name, code in (("zh.csl", "zh"), ("zh.cmrc", "zh"), ("kk.kazqad", "kk")):
+        titles = [
+            {"lang": code, "split": split, "text": 9 * TEXT[code], "title": TEXT[code][number % 3 :]}
+            for number, split in enumerate(splits)
+        ]
+        lines = [json.dumps(title, ensure_ascii=False) + "\n" for title in titles]
+        (folder / "titles" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
@@ -203,7 +212,9 @@ def test_a_plan_from_first_run_to_report(command, data):
     output = command()
     runs = results(output)
     variants = ("x3", "random", "warm-start")
-    names = {f"{name}_only_6_direct_{run}" for name in variants for run in ("0.001_0", "1e+30_0", "0.001_1")}
+    names = {
+        f"{name}_only_translation_6_direct_{run}" for name in variants for run in ("0.001_0", "1e+30_0", "0.001_1")
+    }
     assert runs.keys() == names
     for name, ended in runs.items():
         if "1e+30" in name:
@@ -217,11 +228,11 @@ def test_a_plan_from_first_run_to_report(command, data):
     assert {row["variant"]: row["learning_rate"] for row in content["summary"]} == dict.fromkeys(variants, 1e-3)
     assert {kept["name"] for kept in content["runs"]} == names
     row = next(row for row in content["summary"] if row["variant"] == "x3")
-    losses = [runs[f"x3_only_6_direct_0.001_{seed}"]["curve"][-1]["dev_loss"] for seed in (0, 1)]
+    losses = [runs[f"x3_only_translation_6_direct_0.001_{seed}"]["curve"][-1]["dev_loss"] for seed in (0, 1)]
     assert row["seeds"] == [0, 1] and row["dev_loss"]["mean"] == pytest.approx(sum(losses) / 2)
     table = (output / "results.md").read_text(encoding="utf-8")
     assert all(re.search(rf"\| {VARIANTS[name].title} .* \| 0.001 \* \| 2 \|", table) for name in variants)
-    assert "- random_only_6_direct_1e+30_0: The loss is nan" in table
+    assert "- random_only_translation_6_direct_1e+30_0: The loss is nan" in table
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
 
     # the same batches for every decoder, others for another seed
@@ -230,7 +241,7 @@ def test_a_plan_from_first_run_to_report(command, data):
     assert all(other == own[0] for own in batches.values() for other in own) and batches[0][0] != batches[1][0]
 
     # only what was broken off is done again
-    broken = output / "runs" / "random_only_6_direct_0.001_1.json"
+    broken = output / "runs" / "random_only_translation_6_direct_0.001_1.json"
     broken.write_text(json.dumps({"settings": runs[broken.stem]["settings"], "status": "started"}))
     command()
     assert len(command.trained) == 1
@@ -238,14 +249,15 @@ def test_a_plan_from_first_run_to_report(command, data):
     assert again[broken.stem]["curve"] == runs[broken.stem]["curve"]
     assert all(again[name] == runs[name] for name in names - {broken.stem})
 
-    content_of_test = json.loads((output / "test.json").read_text(encoding="utf-8"))
+    references = json.loads((output / "test" / "translation.json").read_text(encoding="utf-8"))
+    assert len(references) == 4 * 4
     with pytest.raises(SystemExit, match="is of another plan"):
         command(steps=3, test_lines=2)
     with pytest.raises(SystemExit, match="is no plan: .*'sizes'"):
         command(sizes=3)
     with pytest.raises(SystemExit, match="is no plan: .*'stages'"):
         command(experiments=[{"variants": ["x3"]}])
-    assert json.loads((output / "test.json").read_text(encoding="utf-8")) == content_of_test
+    assert json.loads((output / "test" / "translation.json").read_text(encoding="utf-8")) == references
     broken.write_text(json.dumps(runs[broken.stem] | {"settings": runs[broken.stem]["settings"] | {"steps": 3}}))
     with pytest.raises(DataError, match=r"of several plans, .*: steps, .* are \[3, 4, .*\] and \[6, 4, "):
         report.write(output)
@@ -257,8 +269,8 @@ def test_a_plan_from_first_run_to_report(command, data):
 
 def test_after_pretraining(command):
     output = command(**PRETRAINED)
-    assert results(output)["x3_only_6_pretrained_0.001_0"]["status"] == "done"
-    folder = output / "pretrained" / "x3_only_6_0"
+    assert results(output)["x3_only_translation_6_pretrained_0.001_0"]["status"] == "done"
+    folder = output / "pretrained" / "x3_only_translation_6_0"
     corpora = json.loads((folder / "corpora.json").read_text())["train"]
     assert [corpus.get("language") or corpus["languages"][1] for corpus in corpora] == ["zh", *TARGETS, *TARGETS]
     assert (folder / "bo.tsv").read_text(encoding="utf-8").count("\n") == 1 + 6
@@ -267,16 +279,41 @@ def test_after_pretraining(command):
         command(**PRETRAINED | {"pretraining": diverging})
     shutil.rmtree(output)
     command(**PRETRAINED | {"pretraining": diverging})
-    assert "Pretraining: The loss is nan" in results(output)["x3_only_6_pretrained_0.001_0"]["reason"]
+    assert "Pretraining: The loss is nan" in results(output)["x3_only_translation_6_pretrained_0.001_0"]["reason"]
     with pytest.raises(SystemExit, match="cannot be pretrained"):
         command(**PRETRAINED | {"experiments": [PRETRAINED["experiments"][0] | {"variants": ["warm-start"]}]})
 
 
+def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
+    train = TASKS["titles"].read_train(data, 3)
+    assert [pair.src_lang for pair in train] == ["zh"] * 16 + ["kk"] * 3
+    titles = ONE[0] | {"tasks": ["titles"], "pairs": [3]}
+    plan = PLAN | {"learning_rates": [1e-3], "seeds": [0]}
+    output = command(**plan | {"experiments": [*ONE, titles, titles | {"settings": ["pretrained"]}]} | PRETRAINING)
+    runs = results(output)
+    assert runs.keys() == {
+        f"x3_only_{run}_0.001_0" for run in ("translation_6_direct", "titles_3_direct", "titles_3_pretrained")
+    }
+    for name in ("titles_3_direct", "titles_3_pretrained"):
+        ended = runs[f"x3_only_{name}_0.001_0"]
+        assert ended["status"] == "done" and ended["scores"].keys() == {"all", "kk"} and len(ended["outputs"]) == 4
+        assert ended["left_out"] == {"train": 0, "dev": 0}  # sources that are too long are cut off
+    corpora = json.loads((output / "pretrained" / "x3_only_titles_3_0" / "corpora.json").read_text())["train"]
+    assert [corpus["language"] for corpus in corpora] == ["zh", "kk"]
+    table = (output / "results.md").read_text(encoding="utf-8")
+    assert (
+        "Encoder only, 6 pairs a language, direct" in table
+        and "Encoder only, titles, 3 of them Kazakh, direct" in table
+    )
+    with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 8 training lines; the plan has 9."):
+        command(**plan | {"experiments": [titles | {"pairs": [9]}]})
+
+
 def test_the_loss_is_that_of_each_character_of_the_references(command, encoder_folder, data):
     output = command(**PLAN | {"learning_rates": [1e-3], "seeds": [0], "experiments": ONE})
-    curve = results(output)["x3_only_6_direct_0.001_0"]["curve"]
+    curve = results(output)["x3_only_translation_6_direct_0.001_0"]["curve"]
     start = build("x3", str(encoder_folder), ["zh", *TARGETS], 0)
-    nats, pairs = 0.0, learning.read_pairs(data, "dev")
+    nats, pairs = 0.0, TASKS["translation"].read_held_out(data, "dev", None)
     for pair in pairs:
         start.tokenizer.src_lang, start.tokenizer.tgt_lang = pair.src_lang, pair.tgt_lang
         encoded = start.tokenizer(pair.source, text_target=pair.target, return_tensors="pt")
@@ -292,7 +329,9 @@ class TestCopies:
     def make_trainer(self, start, data, tmp_path):
         def make(name) -> learning.AblationTrainer:
             begun = start(name, languages=["zh", *TARGETS])
-            examples, characters = learning.encode(learning.read_train(data, 5), begun.tokenizer, 38)
+            examples, characters = learning.encode(
+                TASKS["translation"].read_train(data, 5), begun.tokenizer, 38, cut_sources=False
+            )
             settings = {"learning_rate": 1e-2, "steps": 10, "batch_size": 2, "max_length": 38, "eval_steps": 10}
             trainer = learning.make_trainer(begun, settings | {"variant": name, "seed": 0}, examples, [], tmp_path)
             trainer.characters = characters
@@ -329,7 +368,7 @@ def test_steps_and_intervals_of_the_report():
     good = {"outputs": references, "scores": {"all": {"chrf++": 100.0}}, "curve": points[:3]}
     bad = {"outputs": ["жел"] * 12, "scores": {"all": {"chrf++": 20.0}}, "curve": points}
     for system in (good, bad):
-        system["resampled"] = report.resample(system, references)
+        system["resampled"] = report.resample(system, references, together=4)
     assert good["resampled"].min() > 99.9 and bad["resampled"].std() > 0
     compared = report.compare({0: bad, 1: bad}, {0: good, 1: good, 2: good})
     assert compared["chrf++"] == -80.0 and compared["interval"][0] < compared["interval"][1] < -50
@@ -351,5 +390,5 @@ def test_every_decoder_has_a_line_of_its_own():
 @pytest.mark.parametrize("name", ["cpu", "cpu_long", "gpu"])
 def test_the_plans_can_be_read(name):
     plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
-    sizes = {"cpu": [7, 7, 4, 8, 4, 3], "cpu_long": [4], "gpu": [132, 54]}
+    sizes = {"cpu": [7, 7, 4, 6, 8, 4, 3, 2], "cpu_long": [4], "gpu": [132, 54, 21, 18]}
     assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == sizes[name]

@@ -1,6 +1,5 @@
-"""One run: the task, the order of its examples, the training of a decoder and its scores."""
+"""One run: its examples and their order, the training of a decoder and its scores."""
 
-import random
 import sys
 import time
 from pathlib import Path
@@ -9,63 +8,42 @@ import numpy as np
 import torch
 import transformers
 from decoders import VARIANTS, Start
+from tasks import TASKS
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.arguments import TrainingArguments, has_fast_bf16
-from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, encode_pairs, read_rows
+from modeling_xlm_swcm.training.data import BadRows, Pair, encode_pairs
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 
-SOURCE, TARGETS = "zh", ["bo", "ug", "kk", "mn"]
 SORTED_TOGETHER = 20  # batches
 # what all runs have in common, pretraining too
 SCHEDULE = dict(lr_scheduler_type="linear", warmup_steps=0.1, max_grad_norm=1.0, save_strategy="no", report_to="none")
 
 
-def read_pairs(data: Path, split: str, lines: int | None = None) -> list[Pair]:
-    """Every sentence into each language: "train" shuffled, so that the first ones are a sample, others by length.
-
-    Of these only so many `lines`, at equal distances, where all would take too long.
-    """
-    bad_rows = BadRows()
-    rows = [(place, row) for place, row in read_rows(str(data / "ntrex.tsv"), bad_rows) if row["split"] == split]
-    bad_rows.report()
-    if split == "train":
-        random.Random(0).shuffle(rows)
-    else:
-        rows = rows if lines is None else [rows[number * len(rows) // lines] for number in range(lines)]
-        rows.sort(key=lambda row: len(row[1][SOURCE]))  # for batches without much padding
-    return [Pair(place, row[SOURCE], row[code], SOURCE, code) for place, row in rows for code in TARGETS]
-
-
-def read_train(data: Path, count: int) -> list[Pair]:
-    """`count` pairs of each language."""
-    pairs = read_pairs(data, "train")[: count * len(TARGETS)]
-    if len(pairs) < count * len(TARGETS):
-        raise DataError(f"{data / 'ntrex.tsv'} has {len(pairs) // len(TARGETS)} training lines; the plan has {count}.")
-    return pairs
-
-
-def encode(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int) -> tuple[list[dict], int]:
+def encode(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int, cut_sources: bool) -> tuple[list[dict], int]:
     """Examples of the pairs of at most `limit` tokens, and the characters of their targets."""
     examples, characters = [], 0
     for pair in pairs:
         # one by one, to know which of them are short enough
-        for example in encode_pairs([pair], tokenizer, limit, limit, BadRows(skip=True)):
-            examples.append(example)
+        source_limit = sys.maxsize if cut_sources else limit
+        for example in encode_pairs([pair], tokenizer, source_limit, limit, BadRows(skip=True)):
+            examples.append(example | {"input_ids": cut(example["input_ids"], limit)})
             characters += len(pair.target)
     return examples, characters
 
 
+def cut(ids: list[int], limit: int) -> list[int]:
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+
 def encode_test(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int) -> list[dict]:
-    """Sources are cut off, so that every sentence has a score; of the labels the tag is what matters."""
+    """Whatever the length, so that every pair has a score; of the labels the tag is what matters."""
     examples = list(encode_pairs(pairs, tokenizer, sys.maxsize, sys.maxsize, BadRows()))
     for example in examples:
-        if len(ids := example["input_ids"]) > limit:
-            example["input_ids"] = [*ids[: limit - 1], ids[-1]]
-        example["labels"] = example["labels"][:limit]
+        example["input_ids"], example["labels"] = cut(example["input_ids"], limit), example["labels"][:limit]
     return examples
 
 
@@ -157,9 +135,10 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
 
 def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict):
     """Train, and score on the test sentences; what is known stands in `result`, also where training fails."""
-    pairs, dev = read_train(data, settings["pairs"]), read_pairs(data, "dev", settings["dev_lines"])
-    examples, _ = encode(pairs, start.tokenizer, settings["max_length"])
-    dev_examples, characters = encode(dev, start.tokenizer, settings["max_length"])
+    task, limit = TASKS[settings["task"]], settings["max_length"]
+    pairs, dev = task.read_train(data, settings["pairs"]), task.read_held_out(data, "dev", settings["dev_lines"])
+    examples, _ = encode(pairs, start.tokenizer, limit, task.cut_sources)
+    dev_examples, characters = encode(dev, start.tokenizer, limit, task.cut_sources)
     ordered = order(examples, settings["steps"], settings["batch_size"], settings["seed"])
     trainer = make_trainer(start, settings, ordered, dev_examples, scratch)
     trainer.characters = characters
@@ -175,7 +154,7 @@ def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict)
     finally:
         result["curve"] = curve(trainer.state.log_history)
     times.append(time.perf_counter())
-    result |= generate(trainer, read_pairs(data, "test", settings["test_lines"]), settings["max_length"])
+    result |= generate(trainer, task.read_held_out(data, "test", settings["test_lines"]), limit)
     times.append(time.perf_counter())
     evaluation = sum(entry.get("eval_seconds", 0) for entry in trainer.state.log_history)
     training, generation = times[1] - times[0] - evaluation, times[2] - times[1]

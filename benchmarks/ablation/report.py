@@ -7,14 +7,15 @@ import argparse
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib
 import numpy as np
 from decoders import RANDOM, VARIANTS, WARM_START
-from learning import TARGETS
 from sacrebleu.metrics import CHRF
+from tasks import TASKS
 
 from modeling_xlm_swcm.training.data import DataError
 from modeling_xlm_swcm.training.results import save_figure, write_whole
@@ -24,7 +25,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 
-GROUP = ("stage", "pairs", "setting")
+GROUP = ("stage", "task", "pairs", "setting")
 BUDGET = ("steps", "batch_size", "max_length", "eval_steps", "dev_lines", "test_lines")  # the same in a whole plan
 CHRFPP, RESAMPLES = CHRF(word_order=2), 1000
 
@@ -46,6 +47,11 @@ def final_loss(run: dict) -> float:
 
 def group_of(run: dict) -> tuple:
     return tuple(run["settings"][key] for key in GROUP)
+
+
+def title_of(group: Sequence) -> str:
+    stage, task, pairs, setting = group
+    return f"Encoder {stage}, {TASKS[task].title.format(pairs)}, {setting}"
 
 
 def choose(runs: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
@@ -71,14 +77,14 @@ def steps_to(run: dict, loss: float) -> int | None:
     return next((point["step"] for point in run["curve"] if point.get("dev_loss", np.inf) <= loss), None)
 
 
-def resample(run: dict, references: list[str]) -> np.ndarray:
+def resample(run: dict, references: list[str], together: int) -> np.ndarray:
     """
-    chrF++ of corpora drawn from the test sentences with replacement, the same ones for every run.
+    chrF++ of corpora drawn from the test set with replacement, the same ones for every run.
 
-    What is drawn is a Chinese sentence with all its translations, which follow each other.
+    What is drawn are so many `together` that follow each other, as a Chinese sentence's translations do.
     """
-    size = len(references) // len(TARGETS)
-    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES).repeat(len(TARGETS), axis=1)
+    size = len(references) // together
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES).repeat(together, axis=1)
     # of sacrebleu's own test only the parts: its p-value takes two equal systems for different, and knows no seeds
     counts = np.array(CHRFPP._extract_corpus_statistics(run["outputs"], [references]))
     return np.array([CHRFPP._compute_score_from_stats(row.tolist()).score for row in drawn @ counts])
@@ -107,12 +113,14 @@ def mean_and_spread(values: list[float]) -> dict:
     return {"mean": mean(values), "spread": stdev(values) if len(values) > 1 else None, "values": values}
 
 
-def summarise(runs: list[dict], references: list[str]) -> list[dict]:
+def summarise(runs: list[dict], output: Path) -> list[dict]:
     """A row for each variant of each group, the lowest loss first."""
     rows = []
     for group, variants in choose(runs).items():
+        task = dict(zip(GROUP, group, strict=True))["task"]
+        references = json.loads((output / "test" / f"{task}.json").read_text(encoding="utf-8"))
         for run in itertools.chain.from_iterable(variants.values()):
-            run["resampled"] = resample(run, references)
+            run["resampled"] = resample(run, references, TASKS[task].pairs_a_line)
         random, warm_start = (by_seed(variants.get(name, [])) for name in (RANDOM, WARM_START))
         for variant, own in sorted(variants.items(), key=lambda item: mean(map(final_loss, item[1]))):
             started = [run for run in runs if group_of(run) == group and run["settings"]["variant"] == variant]
@@ -165,7 +173,7 @@ def table(rows: list[dict]) -> str:
     columns += [f"{what} {whose}" for whose in ("random", "warm start") for what in ("loss below", "chrF++ above")]
     text = ""
     for group, of_group in itertools.groupby(rows, key=lambda row: [row[key] for key in GROUP]):
-        text += "\nEncoder {}, {} pairs a language, {}\n\n".format(*group)
+        text += f"\n{title_of(group)}\n\n"
         text += f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
         for row in of_group:
             steps = row["steps_to_random"]
@@ -217,7 +225,7 @@ def plot(runs: list[dict], path: Path):
         # the loss of step 0 is far above
         losses.set(ylim=(lowest - 0.05 * (highest - lowest), highest), title="development loss, nats a character")
         gains.set(title="nats a character below the random decoder")
-        losses.set(ylabel="encoder {}, {} pairs a language, {}".format(*group))
+        losses.set(ylabel=title_of(group))
         gains.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="at the end")
         for axis in (losses, gains):
             axis.set(xlabel="step")
@@ -227,7 +235,7 @@ def plot(runs: list[dict], path: Path):
 
 def write(output: Path):
     runs = read_runs(output)
-    rows = summarise(runs, json.loads((output / "test.json").read_text(encoding="utf-8"))["references"])
+    rows = summarise(runs, output)
     kept = [{name: run[name] for name in run.keys() - {"outputs", "resampled"}} for run in runs]
     content = {"titles": {name: variant.title for name, variant in VARIANTS.items()}, "summary": rows, "runs": kept}
     write_whole(output / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -241,8 +249,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="--output_dir of run.py")
     output = parser.parse_args().output
-    if not (output / "test.json").is_file():
-        parser.error(f"{output} is no folder of run.py's: it has no test.json.")
+    if not (output / "runs").is_dir():
+        parser.error(f"{output} is no folder of run.py's: it has no runs.")
     try:
         write(output)
     except DataError as error:

@@ -2,10 +2,11 @@
 
     python benchmarks/ablation/run.py benchmarks/ablation/cpu.yaml --data DATA --encoder FOLDER
 
-Trains every decoder of a plan on NTREX-128, Chinese to Tibetan, Uyghur, Kazakh and Mongolian in one model: at every
-learning rate with the first seed, then with the other seeds at the rate of the lowest development loss. DATA has
-`ntrex.tsv` (columns split, zh, bo, ug, kk, mn) and, for runs after pretraining, `mono/LANGUAGE.*.txt`; FOLDER has the
-stages of the encoder, as examples/train_encoder.py leaves them. Each run writes a file to `runs/`, and is not done
+Trains every decoder of a plan, at every learning rate with the first seed, then with the other seeds at the rate of
+the lowest development loss. Tasks are NTREX-128, Chinese to Tibetan, Uyghur, Kazakh and Mongolian in one model, and
+Kazakh titles with the help of Chinese ones. DATA has `ntrex.tsv` (columns split, zh, bo, ug, kk, mn), `titles/` as in
+examples/recipes/titles.py and, for runs after pretraining, `mono/LANGUAGE.*.txt`; FOLDER has the stages of the
+encoder, as examples/train_encoder.py leaves them. Each run writes a file to `runs/`, and is not done
 again; report.py makes `results.json`, `results.md` and `results.png` of them.
 """
 
@@ -15,6 +16,7 @@ import itertools
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -27,7 +29,8 @@ import report
 import torch
 import yaml
 from decoders import VARIANTS, Start, build
-from learning import SCHEDULE, SOURCE, TARGETS, learn, read_pairs, read_train
+from learning import SCHEDULE, learn
+from tasks import TASKS
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
@@ -52,11 +55,12 @@ class Plan:
         steps, batch_size, max_length: of every run; pairs of more tokens are left out.
         eval_steps: steps between two looks at the development loss.
         learning_rates: among which the first seed chooses.
-        experiments: lists of `variants`, `stages`, `pairs` (a language) and `settings`, each for their product.
+        experiments: lists of `variants`, `stages`, `tasks`, `pairs` and `settings`, each for their product. Pairs are
+            those of a language: of each that is translated into, or of the Kazakh titles beside all Chinese ones;
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
         dev_lines, test_lines: sentences of these splits, each with its translations; else all.
-        origins: digests of the data and of the encoder at each stage, so that no run is taken for one of others.
+        origins: digests of each task's data and of the encoder at each stage, so that no run is taken for another's.
     """
 
     stages: dict[str, str]
@@ -82,8 +86,9 @@ class Plan:
             raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error
         if plan.steps % plan.eval_steps:
             raise DataError(f"{path}: eval_steps must divide steps, or the last loss is not known.")
-        for variant, stage, _, setting in itertools.chain.from_iterable(experiments):
-            known = {"variant": (variant, VARIANTS), "stage": (stage, plan.stages), "setting": (setting, SETTINGS)}
+        for variant, stage, task, _, setting in itertools.chain.from_iterable(experiments):
+            known = {"variant": (variant, VARIANTS), "stage": (stage, plan.stages)}
+            known |= {"task": (task, TASKS), "setting": (setting, SETTINGS)}
             for kind, (value, values) in known.items():
                 if value not in values:
                     raise DataError(f"{path} has the unknown {kind} {value}; known: {', '.join(values)}.")
@@ -91,25 +96,25 @@ class Plan:
                 raise DataError(f"{path}: {variant} is no plain XLM-SWCM, and cannot be pretrained.")
         return plan
 
-    def chosen(self) -> list[list[tuple[str, str, int, str]]]:
-        """Every variant, stage, pairs and setting of each entry of the experiments."""
-        keys = ("variants", "stages", "pairs", "settings")
+    def chosen(self) -> list[list[tuple[str, str, str, int, str]]]:
+        """Every variant, stage, task, pairs and setting of each entry of the experiments."""
+        keys = ("variants", "stages", "tasks", "pairs", "settings")
         return [list(dict.fromkeys(itertools.product(*(entry[key] for key in keys)))) for entry in self.experiments]
 
     def run(self, experiment: tuple, rate: float, seed: int) -> dict:
         """The settings of a run."""
-        settings = dict(zip(("variant", "stage", "pairs", "setting"), experiment, strict=True))
+        settings = dict(zip(("variant", "stage", "task", "pairs", "setting"), experiment, strict=True))
         settings |= {"encoder": self.stages[settings["stage"]], "learning_rate": rate, "seed": seed}
-        settings["origins"] = [self.origins["data"], self.origins[settings["stage"]]]
+        settings["origins"] = [self.origins[settings["task"]], self.origins[settings["stage"]]]
         settings |= {name: getattr(self, name) for name in report.BUDGET}
         return settings | {"pretraining": self.pretraining if settings["setting"] == "pretrained" else None}
 
 
 def name_of(settings: dict, *more: str) -> str:
-    return "_".join(str(settings[key]) for key in ("variant", "stage", "pairs", *more))
+    return "_".join(str(settings[key]) for key in ("variant", "stage", "task", "pairs", *more))
 
 
-def write_json(path: Path, content: dict):
+def write_json(path: Path, content: dict | list):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -146,7 +151,7 @@ def train(settings: dict, args: argparse.Namespace):
 
 def load(settings: dict, args: argparse.Namespace) -> Start:
     encoder = str(args.encoder / settings["encoder"])
-    return build(settings["variant"], encoder, [SOURCE, *TARGETS], settings["seed"])
+    return build(settings["variant"], encoder, TASKS[settings["task"]].languages, settings["seed"])
 
 
 def pretrained_folder(settings: dict, args: argparse.Namespace) -> Path:
@@ -166,7 +171,7 @@ def load_pretrained(settings: dict, args: argparse.Namespace) -> Start:
 
 
 def pretrain(settings: dict, args: argparse.Namespace):
-    """Denoising of `mono/`, and translation of the run's own pairs both ways, with examples/pretrain.py."""
+    """Denoising of `mono/`, and of a run that translates its own pairs both ways, with examples/pretrain.py."""
     folder = pretrained_folder(settings, args)
     start = load(settings, args)
     start.model.save_pretrained(folder / "untrained")
@@ -187,24 +192,30 @@ def pretrain(settings: dict, args: argparse.Namespace):
 
 def pretraining_of(settings: dict) -> dict:
     """Those of a run's settings that its pretraining depends on."""
-    return {name: settings[name] for name in ("variant", "origins", "pairs", "seed", "pretraining")}
+    return {name: settings[name] for name in ("variant", "origins", "task", "pairs", "seed", "pretraining")}
 
 
 def write_corpora(settings: dict, args: argparse.Namespace, folder: Path) -> list[dict]:
-    corpora = [{"path": str(args.data / "mono" / f"{code}.*.txt"), "language": code} for code in (SOURCE, *TARGETS)]
-    pairs = read_train(args.data, settings["pairs"])
-    for code in TARGETS:
-        rows = [f"{pair.source}\t{pair.target}\n" for pair in pairs if pair.tgt_lang == code]
-        path = folder / f"{code}.tsv"
-        path.write_text(f"{SOURCE}\t{code}\n{''.join(rows)}", encoding="utf-8")
-        corpora.append({"path": str(path), "languages": [SOURCE, code]})
+    task = TASKS[settings["task"]]
+    corpora = [{"path": str(args.data / "mono" / f"{code}.*.txt"), "language": code} for code in task.languages]
+    translations = defaultdict(list)
+    for pair in task.read_train(args.data, settings["pairs"]):
+        if pair.src_lang != pair.tgt_lang:
+            translations[pair.src_lang, pair.tgt_lang].append(f"{pair.source}\t{pair.target}\n")
+    for (source, target), rows in translations.items():
+        path = folder / f"{target}.tsv"
+        path.write_text(f"{source}\t{target}\n{''.join(rows)}", encoding="utf-8")
+        corpora.append({"path": str(path), "languages": [source, target]})
     return corpora
 
 
-def digest(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def digest(*paths: Path) -> str:
+    content = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"There is no file {path}.")
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
 
 
 def best_rate(plan: Plan, experiment: tuple, output: Path) -> float | None:
@@ -260,14 +271,15 @@ def main():
         if torch.cuda.device_count() > 1:
             raise DataError("Runs take one GPU: choose it with CUDA_VISIBLE_DEVICES.")
         plan, output = Plan.load(args.plan), args.output_dir
-        plan.origins = {"data": digest(args.data / "ntrex.tsv")}
+        planned = list(itertools.chain.from_iterable(plan.chosen()))
+        tasks = sorted({task for _, _, task, _, _ in planned})
+        plan.origins = {name: digest(*(args.data / file for file in TASKS[name].files)) for name in tasks}
         plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
-        planned = itertools.chain.from_iterable(plan.chosen())
         for chosen in itertools.product(planned, plan.learning_rates, plan.seeds):
             read_result(plan.run(*chosen), output)  # stops here if one is of another plan
-        test = read_pairs(args.data, "test", plan.test_lines)
-        references = {"references": [pair.target for pair in test], "languages": [pair.tgt_lang for pair in test]}
-        write_json(output / "test.json", references)
+        for name in tasks:
+            references = [pair.target for pair in TASKS[name].read_held_out(args.data, "test", plan.test_lines)]
+            write_json(output / "test" / f"{name}.json", references)
         # entries in their order, then seeds: what is there when time runs out compares
         for experiments in plan.chosen():
             run_all(plan, experiments, args)
