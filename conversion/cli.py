@@ -291,7 +291,10 @@ def trim(
     min_count: Annotated[int | None, typer.Option(help="Keep pieces that occur so often.")] = None,
     size: Annotated[int | None, typer.Option(help="Keep so many pieces.")] = None,
     coverage: Annotated[
-        float | None, typer.Option(help="Keep what makes up this share of each language's tokens.  [default: 0.9999]")
+        float | None,
+        typer.Option(
+            help="Keep what makes up this share of each language's tokens; 0.9999 if none of the three is given."
+        ),
     ] = None,
     pad_to_multiple_of: Annotated[int, typer.Option(help="Of the rows; those added are never written.")] = 1,
     evaluate: EvalFiles = (),

@@ -72,7 +72,7 @@ SILENT_SUBLAYERS = {
 DROPPED = {
     r"pooler\..+": "the pooler serves classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer, made anew",
-    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform: for a silent start, and whole, behind a tied output",
+    r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform: for a silent start, if whole and the output is tied",
     r"lm_head\.decoder\.weight": "the output is tied to the word embeddings",
     r"lm_head\.decoder\.bias": "repeats lm_head.bias",
     r"(classifier|qa_outputs)\..+": "the head of another task",

@@ -52,14 +52,14 @@ class Plan:
     """
     Args:
         stages: name -> folder in the encoder's.
-        steps, batch_size, max_length: of every run; pairs of more tokens are left out.
+        steps, batch_size, max_length: of every run; pairs of more tokens are left out, a titles passage is cut.
         eval_steps: steps between two looks at the development loss.
         learning_rates: among which the first seed chooses.
         experiments: lists of `variants`, `stages`, `tasks`, `pairs` and `settings`, each for their product. Pairs are
             those of a language: of each that is translated into, or of the Kazakh titles beside all Chinese ones;
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
-        dev_lines, test_lines: sentences of these splits, each with its translations; else all.
+        dev_lines, test_lines: sentences of these splits, each with its translations, or passages; else all.
         origins: digests of each task's data and of the encoder at each stage, so that no run is taken for another's.
     """
 

@@ -25,7 +25,7 @@ class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "the model to start from: folder or Hub id"})
     lora: bool = field(default=False, metadata={"help": "train LoRA adapters of the decoder, merged at the end"})
     lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
-    freeze_encoder: bool = field(default=False, metadata={"help": "train the decoder's own layers alone"})
+    freeze_encoder: bool = field(default=False, metadata={"help": "keep encoder and embeddings as they are"})
     license: str | None = field(default=None, metadata={"help": "of the model, for its card, where it is not known"})
 
     def __post_init__(self):
