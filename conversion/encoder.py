@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
-from .checkpoint import ConversionError, StoredTensor, find_file, first_line, read_config, read_weights
+from .checkpoint import ConversionError, StoredTensor, equal, find_file, first_line, read_config, read_weights
 
 
 REQUIRED_FIELDS = (
@@ -43,6 +43,12 @@ class Encoder:
     @property
     def word_embeddings(self) -> torch.Tensor | StoredTensor:
         return self.tensors["embeddings.word_embeddings.weight"]
+
+    @property
+    def has_tied_output(self) -> bool:
+        """Whether the masked-LM head, if there is one, writes with the word embeddings."""
+        output = self.tensors.get("lm_head.decoder.weight")
+        return self.config.get("tie_word_embeddings", True) if output is None else equal(output, self.word_embeddings)
 
 
 def load_encoder(
@@ -138,6 +144,6 @@ def without_prefix(
     if prefix is None:
         raise ConversionError(f"{name} has no tensor named {suffix}, so it is not an XLM-R-shaped encoder.")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    if "lm_head.bias" not in tensors and "lm_head.decoder.bias" in tensors:
+    if "lm_head.decoder.bias" in tensors:  # the one that Transformers reads, should there be two
         tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
     return tensors

@@ -73,8 +73,7 @@ DROPPED = {
     r"pooler\..+": "the pooler serves classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer, made anew",
     r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform: for a silent start, if whole and the output is tied",
-    r"lm_head\.decoder\.weight": "the output is tied to the word embeddings",
-    r"lm_head\.decoder\.bias": "repeats lm_head.bias",
+    r"lm_head\.decoder\.weight": "the output matrix is the word embeddings",
     r"(classifier|qa_outputs)\..+": "the head of another task",
 }
 
@@ -199,11 +198,10 @@ def prepare(
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
     )
     report.parameters = count_parameters(config)
-    report.copied = plan_copies(config, plan if options.decoder_init != "random" else [])
+    report.copied = plan_copies(source, config, plan if options.decoder_init != "random" else [])
     if options.decoder_init == "silent":
         silence(report, config.decoder_blocks)
-    if OUTPUT_BIAS not in source.tensors:
-        report.copied.pop(OUTPUT_BIAS)
+    if OUTPUT_BIAS not in report.copied:
         report.new[OUTPUT_BIAS] = "zero"
     claim_tensors(source, report)
     check_shapes(source, config, report)
@@ -257,8 +255,8 @@ def make_config(
 
 def has_transform(source: Encoder) -> bool:
     """Whether its masked-LM head can be had whole: an output matrix of its own has no place in the model."""
-    whole = {name for name in WEIGHT_MAP if re.match(r"lm_head\.(dense|layer_norm)\.", name)}
-    return source.tensors.keys() >= whole and source.config.get("tie_word_embeddings", True)
+    whole = {name for name, targets in WEIGHT_MAP.items() if targets[0].startswith("lm_head_transform.")}
+    return source.tensors.keys() >= whole and source.has_tied_output
 
 
 def model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:
@@ -278,11 +276,13 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     return counts
 
 
-def plan_copies(config: XLMSWCMConfig, plan: DecoderPlan) -> dict[str, str]:
+def plan_copies(source: Encoder, config: XLMSWCMConfig, plan: DecoderPlan) -> dict[str, str]:
     """WEIGHT_MAP written out: tensor of the model -> tensor of the source that it is a copy of."""
     copies = {}
     for name, targets in WEIGHT_MAP.items():
         for target in targets:
+            if target == OUTPUT_BIAS and name not in source.tensors:
+                continue
             if target.startswith("lm_head_transform.") and not config.lm_head_transform:
                 continue
             if target.startswith("model.decoder."):

@@ -57,6 +57,29 @@ def without(*modules: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith(modules)}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_matrix_or_bias_of_its_own_is_seen(own_encoder, tied):
+    """Transformers takes what is in the file, whatever `tie_word_embeddings` says."""
+
+    def untie(tensors: Tensors) -> Tensors:
+        words, bias = tensors["roberta.embeddings.word_embeddings.weight"], tensors["lm_head.bias"]
+        return tensors | {
+            "lm_head.decoder.weight": words.clone() if tied else words + 1,
+            "lm_head.decoder.bias": bias + 1,
+        }
+
+    edit_tensors(own_encoder, untie)
+    edit_config(own_encoder, tie_word_embeddings=False)
+    masked_lm = XLMRobertaForMaskedLM.from_pretrained(own_encoder).eval()
+    model, report = from_encoder(own_encoder)
+    assert torch.equal(model.lm_head.bias, masked_lm.lm_head.decoder.bias) and model.config.lm_head_transform is tied
+    assert "lm_head.decoder.weight" in report.dropped
+    if tied:
+        with torch.no_grad():
+            logits = model(torch.tensor([[0, 7, 2]]), decoder_input_ids=TARGET).logits
+            assert_close(logits, masked_lm(TARGET, attention_mask=CAUSAL).logits)
+
+
 @pytest.mark.parametrize("lacking", [(), ("lm_head.dense",), ("lm_head.layer_norm",), ("lm_head.",)], ids=str)
 @torch.no_grad()
 def test_without_a_whole_head_of_one_matrix_a_silent_decoder_computes_the_encoder(own_encoder, lacking):
