@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import glob
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
 
@@ -38,7 +39,9 @@ class ConversionError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """And the second, where the first only announces it."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
@@ -150,10 +153,12 @@ def load_file(path: Path) -> object:
                 return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         # weights_only: a pickle is data here and never code; a file from before torch 1.6 is no zip and not mappable
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its opcodes come to
+        # PyTorch's own words for a pickle advise to run its code
+        details = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise ConversionError(
             f"{path} cannot be read as weights: it is cut short, damaged, or holds pickled code, which is never run. "
-            f"Download it again, or convert it to safetensors. ({first_line(error)})"
+            f"Download it again, or convert it to safetensors.{details}"
         ) from error
 
 
@@ -208,7 +213,7 @@ def return_freed_memory():
 
 def _remove_abandoned(output: Path, prefix: str):
     """Remove what a run for the same output left behind when it was killed on this machine."""
-    for folder in output.parent.glob(f"{prefix}*"):
+    for folder in output.parent.glob(f"{glob.escape(prefix)}*"):
         process = folder.name.removeprefix(prefix).removesuffix("-replaced")
         # in a container that is started again, process ids repeat: what bears our own is not ours
         ended = process == str(os.getpid()) or (Path("/proc").exists() and not Path(f"/proc/{process}").exists())
@@ -250,7 +255,14 @@ def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which becomes it at the end, or vanishes on failure."""
+    """A file beside `path` to write, which becomes it at the end, or vanishes on failure.
+
+    A link stays one; what is no file, such as `/dev/stdout`, is written to directly.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
@@ -100,10 +100,14 @@ def check_config(name: str, config: dict):
         reason = f"its positions are {config['position_embedding_type']}, not absolute"
     elif missing := [field for field in REQUIRED_FIELDS if field not in config]:
         reason = f"its config has no {missing[0]}"
-    elif config.get("hidden_act", "gelu") not in ACT2FN:
+    elif str(config.get("hidden_act", "gelu")) not in ACT2FN:
         reason = f"its hidden_act is {config['hidden_act']}, which Transformers does not have"
     if reason is not None:
         raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
+    try:
+        CONFIG_MAPPING[model_type].from_dict(config)
+    except Exception as error:  # the strict dataclass wraps whatever a validator raises
+        raise ConversionError(f"The config of {name} is refused: {' '.join(str(error).split())}") from error
 
 
 def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 import modeling_xlm_swcm
@@ -43,7 +43,9 @@ INITS = ("mean-of-pieces", "random")
 # tensors with a row per word, in encoders with any head and in XLM-SWCM
 VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weight|bias|decoder\.(weight|bias)))")
 # fields of config.json and generation_config.json that hold ids
-NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens")
+NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens|(bad|force)_words_ids")
+# those that hold them among other numbers
+MIXES_IDS = ("sequence_bias", "forced_decoder_ids")
 MAX_PIECES, MAX_MULTIPLE = 10_000_000, 65_536
 # rows without a token are never to be written: e**-100 is no probability
 PADDING_BIAS = -100.0
@@ -58,6 +60,7 @@ class Checkpoint:
     generation_config: dict | None
     tensors: dict[str, torch.Tensor | StoredTensor]
     tokenizer: PreTrainedTokenizerBase
+    model_class: type[PreTrainedModel]
     conversion_report: dict | None
 
     @property
@@ -179,6 +182,10 @@ def trim(
             f"{source.name} has no output bias, which keeps rows without a token from being written: leave out "
             "--pad-to-multiple-of, or give it after the conversion."
         )
+    if named := [name for name in MIXES_IDS if (source.generation_config or {}).get(name)]:
+        raise ConversionError(
+            f"generation_config.json of {source.name} sets {named[0]}, whose ids would name other pieces; take it out."
+        )
     pieces = Pieces(source.name, source.tokenizer)
     counts = count_pieces(pieces, corpora)
     kept = indispensable(pieces, counts)
@@ -243,7 +250,20 @@ def prepare(
                 f"{len(tokenizer)} tokens."
             )
     conversion_report = read_optional(name, "conversion_report.json", revision)
-    return Checkpoint(name, config, generation_config, tensors, tokenizer, conversion_report), corpora, measured
+    model_class = find_model_class(name, config)
+    source = Checkpoint(name, config, generation_config, tensors, tokenizer, model_class, conversion_report)
+    return source, corpora, measured
+
+
+def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
+    architecture = (config.get("architectures") or ["None"])[0]
+    model_class = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
+    if not hasattr(model_class, "_from_config"):
+        raise ConversionError(
+            f"config.json of {name} names the architecture {architecture}, which is none of Transformers': write the "
+            'class that the weights are of, such as "architectures": ["XLMRobertaForMaskedLM"].'
+        )
+    return model_class
 
 
 def is_vocabulary(tensor: str) -> bool:
@@ -252,15 +272,18 @@ def is_vocabulary(tensor: str) -> bool:
 
 def named_ids(config: dict) -> set[int]:
     """Ids that a config names: `eos_token_id`, `forced_bos_token_id`, `suppress_tokens` ..."""
-    named = [value for name, value in config.items() if NAMES_IDS.fullmatch(name) and value is not None]
-    return {number for value in named for number in (value if isinstance(value, list) else [value])}
+
+    def numbers(value) -> set[int]:
+        return set().union(*map(numbers, value)) if isinstance(value, list) else {value}
+
+    return numbers([value for name, value in config.items() if NAMES_IDS.fullmatch(name) and value is not None])
 
 
 def with_new_ids(config: dict, old_ids: list[int]) -> dict:
     new_ids = new_ids_of(old_ids)
 
     def renamed(value):
-        return [new_ids[old] for old in value] if isinstance(value, list) else new_ids[value]
+        return [renamed(old) for old in value] if isinstance(value, list) else new_ids[value]
 
     return {
         name: renamed(value) if NAMES_IDS.fullmatch(name) and value is not None else value
@@ -387,15 +410,9 @@ def save_model(
     source: Checkpoint, old_ids: list[int], dtype: torch.dtype, tensors: dict[str, torch.Tensor], folder: Path
 ):
     """As the model's own class saves it, with config, generation config and, for XLM-SWCM, the code that travels."""
-    architecture = (source.config.get("architectures") or ["None"])[0]
-    model_class = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
-    if not hasattr(model_class, "_from_config"):
-        raise ConversionError(
-            f"config.json of {source.name} names the architecture {architecture}, which is none of Transformers'."
-        )
     fields = with_new_ids(source.config, old_ids) | {"vocab_size": len(old_ids)}
     with torch.device("meta"):
-        model = model_class._from_config(model_class.config_class.from_dict(fields), dtype=dtype)
+        model = source.model_class._from_config(source.model_class.config_class.from_dict(fields), dtype=dtype)
     if source.generation_config is not None:
         model.generation_config = GenerationConfig.from_dict(with_new_ids(source.generation_config, old_ids))
     model.save_pretrained(folder, state_dict=tensors)

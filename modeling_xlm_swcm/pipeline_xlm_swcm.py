@@ -73,9 +73,12 @@ class XLMSWCMPipeline(Pipeline):
             texts = (inputs,)
         else:
             raise ValueError(f"An input of {self.task} is a text; got {inputs!r}.")
-        if src_lang is not None:
-            self.tokenizer.src_lang = src_lang
-        source = self.tokenizer(*texts, truncation=truncation, return_tensors="pt")
+        before = self.tokenizer.src_lang
+        self.tokenizer.src_lang = src_lang or before
+        try:
+            source = self.tokenizer(*texts, truncation=truncation, return_tensors="pt")
+        finally:
+            self.tokenizer.src_lang = before
         length, limit = source["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > limit:
             raise ValueError(

@@ -17,6 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import Result
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.conversion.checkpoint import whole_file
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -228,10 +229,24 @@ def test_a_killed_run_leaves_no_output_and_the_next_run_tidies_up(encoder_folder
 
 def test_the_leftover_of_a_run_with_the_same_process_id_is_no_obstacle(encoder_folder, output):
     # in a container that is started again, process ids repeat
-    leftover = output.parent / f".model.partial-{socket.gethostname()}-{os.getpid()}"
+    output = output.with_name("model [1]")
+    leftover = output.parent / f".{output.name}.partial-{socket.gethostname()}-{os.getpid()}"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half of it")
     assert_converted(run(encoder_folder, output), output)
+    assert not leftover.exists()
+
+
+def test_a_file_written_whole_keeps_links_and_writes_into_what_is_no_file(tmp_path):
+    link, target, queue = (tmp_path / name for name in ("link", "target", "queue"))
+    link.symlink_to(target)
+    os.mkfifo(queue)
+    reader = os.open(queue, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (link, queue):
+        with whole_file(path) as partial:
+            partial.write_text("new")
+    assert link.is_symlink() and target.read_text() == "new" and os.read(reader, 9) == b"new"
+    os.close(reader)
 
 
 def test_an_interrupted_run_says_so_and_leaves_nothing(encoder_folder, output):

@@ -92,6 +92,14 @@ def save_as_bin(content) -> Callable[[Path], None]:
     return change
 
 
+def write_as_bin(content: bytes):
+    def change(folder: Path):
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return change
+
+
 def add_tokens(folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["one more"])
@@ -120,6 +128,8 @@ BAD_SOURCES = {
     "a config without a size": (config(num_hidden_layers=None), ["num_hidden_layers", "config"]),
     "a config with a wrong size": (config(num_attention_heads=5), ["num_attention_heads"]),
     "a config with an unknown activation": (config(hidden_act="step"), ["hidden_act", "step"]),
+    "a config with several activations": (config(hidden_act=["gelu"]), ["hidden_act", "gelu"]),
+    "a config with a size that is text": (config(hidden_size="32"), ["config", "hidden_size", "expected int"]),
     "no weights": (remove("model.safetensors"), ["no weights", "pytorch_model.bin"]),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ["tokenizer"]),
     "a tokenizer's settings only": (remove("tokenizer.json"), ["tokenizer"]),
@@ -155,6 +165,8 @@ BAD_SOURCES = {
     "safetensors that are a pointer": (write("model.safetensors", LFS_POINTER), ["model.safetensors"]),
     "a zipped .bin cut short": (cut(write_bin), ["pytorch_model.bin", "cut short"]),
     "an old .bin cut short": (cut(lambda f: write_bin(f, zipped=False)), ["pytorch_model.bin", "cut short"]),
+    "a .bin of no pickle": (write_as_bin(b"."), ["pytorch_model.bin", "damaged"]),
+    "a .bin of text": (write_as_bin(b"once upon a time"), ["pytorch_model.bin", "damaged"]),
     "a .bin that is a list": (save_as_bin([torch.ones(3)]), ["pytorch_model.bin"]),
     "a .bin of nested tensors": (save_as_bin({"model": {"w": torch.ones(3)}}), ["encoder"]),
     "a .bin with something else": (
@@ -221,7 +233,9 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
     else:
         torch.save(content, file, _use_new_zipfile_serialization=form == "zipped")
     (own_encoder / "model.safetensors").unlink()
-    assert_refused(run(own_encoder, output), str(file), "never run")
+    result = run(own_encoder, output)
+    assert_refused(result, str(file), "never run")
+    assert "weights_only" not in result.stderr  # upstream's advice to run it
     assert not (tmp_path / "made by the payload").exists()
 
 

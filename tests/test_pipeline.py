@@ -59,6 +59,14 @@ def test_languages_and_options_may_be_set_once_and_changed_in_a_call(load, write
     assert translate(TEXTS[1], max_new_tokens=3) != translate(TEXTS[1])
 
 
+def test_a_call_leaves_the_tokenizers_language_as_it_is(load):
+    translate = load("translation", **OPTIONS)
+    translate(TEXTS[0], src_lang="zh", tgt_lang="bo")
+    assert translate.tokenizer.src_lang is None
+    with pytest.raises(ValueError, match="src_lang is not set"):
+        translate(TEXTS[0], tgt_lang="bo")
+
+
 def test_several_sequences_and_beams_are_returned(load, write):
     beams = dict(num_beams=4, num_return_sequences=3)
     expected = [

@@ -39,7 +39,7 @@ from vocabularies import (
 )
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.conversion import ConversionError, convert
 from modeling_xlm_swcm.conversion.vocabulary import extend, trim
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig, ReleasedXLMSWCMForConditionalGeneration
 
@@ -373,6 +373,21 @@ class TestTrimmed:
         assert config["mask_token_id"] == load_tokenizer(output).mask_token_id == kept[old.mask_token_id]
         assert config["sep_token_id"] == kept[common]
         assert config["vocab_size"] == len(kept)
+
+    def test_ids_of_words_that_are_banned_are_renamed_and_those_among_other_numbers_refused(
+        self, writer, old, texts, output, tmp_path
+    ):
+        folder = Path(shutil.copytree(writer, tmp_path / "writer"))
+        rare, common = old.convert_tokens_to_ids("河"), old.convert_tokens_to_ids("e")
+        path = folder / "generation_config.json"
+        fields = json.loads(path.read_text()) | {"bad_words_ids": [[common, rare], [rare]]}
+        path.write_text(json.dumps(fields))
+        trim(folder, output, corpus=[texts["en"]])
+        kept, generation = id_map(output), json.loads((output / "generation_config.json").read_text())
+        assert generation["bad_words_ids"] == [[kept[common], kept[rare]], [kept[rare]]]
+        path.write_text(json.dumps(fields | {"sequence_bias": [[[rare], -5.0]]}))
+        with pytest.raises(ConversionError, match="generation_config.json of .* sets sequence_bias, .* take it out"):
+            trim(folder, output, corpus=[texts["en"]], overwrite=True)
 
     def test_xlm_swcm_carries_its_code_and_its_conversion_report(self, writer, texts, output):
         trim(writer, output, corpus=[texts["en"]])

@@ -203,7 +203,7 @@ BAD_SOURCES = {
     ),
     "an architecture of nobody": (
         lambda folder: edit_config(folder, architectures=["XLMRobertaForEverything"]),
-        ["config.json", "XLMRobertaForEverything"],
+        ["config.json", "XLMRobertaForEverything", "XLMRobertaForMaskedLM"],
     ),
 }
 
@@ -214,6 +214,7 @@ def test_a_bad_source(own_encoder, output, text, action, case):
     change(own_encoder)
     before = contents(own_encoder)
     assert_refused(run(action, own_encoder, output, text), *words)
+    assert_refused(run(action, own_encoder, output, text, "--dry-run"), *words)
     assert contents(own_encoder) == before
 
 
