@@ -35,6 +35,7 @@ WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
 Init = StrEnum("Init", INITS)
 Quantization = StrEnum("Quantization", QUANTIZATIONS)
 Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
+MAX_SEED = 2**32 - 1
 
 License = Annotated[str | None, typer.Option(help="Of the base model, where its own card names none.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
@@ -108,7 +109,7 @@ def convert(
         WeightSharing, typer.Option(help="Tied: custom layers are the encoder's layers, trained as one.")
     ] = "init",
     dtype: Annotated[Dtype | None, typer.Option(help="Of the result; by default the source's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what starts random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of what starts random.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Push OUTPUT to owner/name.")] = None,
@@ -257,7 +258,7 @@ def extend(
     evaluate: EvalFiles = (),
     plot: Plot = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the sample to learn from, and of random rows.")
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the sample to learn from, and of random rows.")
     ] = 0,
     revision: Revision = None,
     dry_run: DryRun = False,

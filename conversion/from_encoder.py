@@ -229,6 +229,7 @@ def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer
             tokenizer_object=source.tokenizer.backend_tokenizer,
             languages=languages,
             model_max_length=source.config["max_position_embeddings"] - source.config["pad_token_id"] - 1,
+            extra_special_tokens=source.tokenizer.extra_special_tokens,
             **source.tokenizer.special_tokens_map,
         )
     except ValueError as error:

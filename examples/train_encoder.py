@@ -60,6 +60,14 @@ class EncoderArguments:
                 f"--hidden_size {self.hidden_size} cannot be divided among --num_attention_heads "
                 f"{self.num_attention_heads}; give a multiple of it."
             )
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"--mask_share must be between 0 and 1; got {self.mask_share}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout must be at least 0 and below 1; got {self.dropout}.")
+        if self.max_length < 3:
+            raise ValueError(
+                f"--max_length must be at least 3, for a token between <s> and </s>; got {self.max_length}."
+            )
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRobertaTokenizer:
@@ -84,6 +92,8 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
 
 class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
     """Upstream's, and saved under its name; logits are computed where a token is to be predicted, and nowhere else."""
+
+    accepts_loss_kwargs = True  # num_items_in_batch
 
     def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None):
         hidden_states = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state

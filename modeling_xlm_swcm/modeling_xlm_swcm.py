@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, XLMRobertaModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, XLMRobertaModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -24,7 +24,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -34,6 +34,8 @@ from .loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .products_xlm_swcm import activate_and_project, drop, is_plain, product_dtype, project
 
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 # module of a custom decoder layer -> module of the encoder layer that it is a copy of. The converter makes its weight
 # map from this table, and a model with `weight_sharing="tied"` its tied keys.
@@ -628,6 +630,14 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         # generation calls the encoder by itself
         check_length("source", inputs_tensor.shape[1], self.config)
         return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor=inputs_tensor, **kwargs)
+
+    def _prepare_generated_length(self, *args, **kwargs) -> GenerationConfig:
+        generation_config = super()._prepare_generated_length(*args, **kwargs)
+        longest = self.config.longest_input + 1  # the last token is not read again
+        if generation_config.max_length > longest:
+            logger.warning_once(f"The model writes at most {longest - 1} tokens: max_new_tokens is cut to that.")
+            generation_config.max_length = longest
+        return generation_config
 
     def _prepare_decoder_input_ids_for_generation(
         self, batch_size: int, model_input_name: str, model_kwargs: dict, *args, **kwargs

@@ -164,6 +164,15 @@ def test_the_head_of_another_task_is_left_out(model_class):
     assert report.new["lm_head.bias"] == "zero"
 
 
+def test_special_tokens_of_the_source_stay_special(tmp_path):
+    tokenizer = xlm_roberta_tokenizer("<x>")
+    save_encoder(tmp_path, make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
+    AutoTokenizer.from_pretrained(tmp_path, extra_special_tokens=["<x>"]).save_pretrained(tmp_path)
+    assert "<x>" in AutoTokenizer.from_pretrained(tmp_path).all_special_tokens
+    _, report = from_encoder(tmp_path, languages=["bo"])
+    assert {"<x>", "<bo>"} < {*report.tokenizer.all_special_tokens}
+
+
 def test_a_sentencepiece_file_alone_is_a_tokenizer(tmp_path):
     proto = sentencepiece_model()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)

@@ -135,6 +135,15 @@ class TestSequences:
             model.generate(long, max_new_tokens=2)
         model.generate(long[:, :limit], max_new_tokens=2)
 
+    @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
+    def test_no_more_is_written_than_there_are_positions_for(self, model, source, caplog, options):
+        limit = model.config.longest_input
+        model.generation_config.eos_token_id = None
+        longest = write(model, rows_of(source, slice(2)), max_new_tokens=limit, **options)
+        assert longest.shape[1] == limit + 1
+        cut = write(model, rows_of(source, slice(2)), max_new_tokens=limit + 30, **options)
+        assert torch.equal(cut, longest)
+
     def test_beam_search_finds_no_less_probable_sequences_than_greedy_search(self, model, source):
         def score(sequences):
             labels = sequences[:, 1:].masked_fill(sequences[:, 1:] == PAD, -100)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import load
+import torch
+from conftest import assert_close, load
 from encoders import SENTENCES, unigram_pieces, xlm_roberta_tokenizer
+from transformers import Trainer, TrainingArguments, XLMRobertaConfig
 
 from modeling_xlm_swcm.conversion import from_encoder
 
@@ -131,12 +133,29 @@ def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, 
     [
         (["--num_attention_heads", 7], "--hidden_size 160 cannot be divided among --num_attention_heads 7"),
         (["--vocab_size", 6], "--vocab_size 6 is too little for the characters of the text"),
+        (["--mask_share", 0], "--mask_share must be between 0 and 1; got 0.0"),
+        (["--dropout", 7], "--dropout must be at least 0 and below 1; got 7.0"),
+        (["--max_length", 2], "--max_length must be at least 3"),
+        (["--seed", -1], "--seed must be from 0 to 4294967295; got -1"),
     ],
 )
 def test_sizes_of_an_encoder_that_cannot_be_are_refused(train_encoder, tmp_path, options, message):
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         train_encoder(*options)
     assert not (tmp_path / "output").exists()
+
+
+def test_the_loss_of_accumulated_batches_is_that_of_one_batch(tmp_path):
+    model_class = runpy.run_path(str(EXAMPLES / "train_encoder.py"))["XLMRobertaForMaskedLM"]
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = model_class(XLMRobertaConfig(**sizes, intermediate_size=16)).eval()
+    assert Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True)).model_accepts_loss_kwargs
+    input_ids = torch.randint(5, 50, (4, 9), generator=torch.Generator().manual_seed(0))
+    labels = input_ids.masked_fill(torch.arange(36).view(4, 9) % 7 > 2, -100)
+    count = (labels != -100).sum()
+    loss = lambda rows, **options: model(input_ids[rows], torch.ones(4, 9)[rows], labels[rows], **options).loss  # noqa: E731
+    parts = sum(loss(slice(row, row + 1), num_items_in_batch=count) for row in range(4))
+    assert_close(parts, loss(slice(None)))
 
 
 def test_translation_into_all_languages_and_back(recipe, quick):

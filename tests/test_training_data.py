@@ -259,6 +259,15 @@ class TestBadRows:
         with pytest.raises(DataError, match="a.tsv has two columns of the name text"):
             read_all(Corpus(path, language="en"), tokenizer, tables)
 
+    @pytest.mark.parametrize("change", ["cut", "damaged"])
+    def test_a_gzip_file_that_is_not_whole(self, tmp_path, tokenizer, tables, change):
+        path = write_lines(tmp_path / "a.txt.gz", *(f"A boat of {number} men." for number in range(999)))
+        content = bytearray(Path(path).read_bytes())
+        content[200:220] = b"" if change == "cut" else bytes(255 - byte for byte in content[200:220])
+        Path(path).write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.txt\.gz cannot be read: "):
+            read_all(Corpus(path, language="en"), tokenizer, tables)
+
     def test_a_parquet_file_that_is_none(self, tmp_path, tokenizer, tables):
         path = write_lines(tmp_path / "a.parquet", "text")
         with pytest.raises(DataError, match=r"a\.parquet cannot be read: "):
@@ -519,6 +528,9 @@ class TestCorporaFile:
             ({"train": [{"path": "a"}]}, "The corpus a needs either its language or its two languages"),
             ({"train": [{"path": "a", "languages": ["en"]}]}, r"a cannot have \['en'\] as its languages"),
             ({"train": [{"path": "a", "languages": "en"}]}, "a cannot have 'en' as its languages"),
+            ({"train": [{"path": "a", "languages": ["en", "en"]}]}, r"a cannot have \['en', 'en'\] as its languages"),
+            ({"train": [{"path": "a", "language": "en", "columns": ["x", "y"]}]}, "as its columns"),
+            ({"train": [{"path": [], "language": "en"}]}, r"cannot have \[\] as its path"),
             ("train: [{path: a, language: no}]", "a cannot have False as its language"),
             ({"train": [{"path": 3, "language": "en"}]}, "cannot have 3 as its path"),
             ({"train": [{"path": "a", "languages": ["en", "ug"], "columns": ["x"]}]}, "as its columns"),

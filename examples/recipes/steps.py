@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
+from modeling_xlm_swcm.training.results import write_whole
 
 
 EXAMPLES = Path(__file__).parent.parent
@@ -82,14 +83,17 @@ def claim(args: RecipeArguments):
     del fields["output_dir"]
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != fields:
         sys.exit(f"error: {args.output_dir} is of a recipe with other arguments ({path}): give another --output_dir.")
-    path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(fields, indent=1) + "\n")
 
 
 def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict], validation: list[dict]) -> Path:
     """Convert the encoder, and train it on `mono/` and the given parallel corpora; the folder of the model."""
     converted, pretrained = args.output_dir / "converted", args.output_dir / "pretrained"
     claim(args)
-    convert(args.encoder, converted, overwrite=True, languages=languages, seed=args.seed)
+    try:
+        convert(args.encoder, converted, overwrite=True, languages=languages, seed=args.seed)
+    except ConversionError as error:
+        sys.exit(f"error: {error}")
     if args.pretrain_steps == 0:
         return converted
     text = [{"path": str(args.data / "mono" / f"{code}.*.txt"), "language": code} for code in languages]

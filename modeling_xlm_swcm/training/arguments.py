@@ -84,7 +84,11 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         # without use_cpu, bf16 is taken for that of a GPU
         parser.set_defaults(use_cpu=not torch.cuda.is_available())
         parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
-        return parser.parse_args_into_dataclasses(argv)
+        parsed = parser.parse_args_into_dataclasses(argv)
+        for seed in (arguments.seed for arguments in parsed if hasattr(arguments, "seed")):
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {seed}.")
+        return parsed
     except ValueError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -147,7 +148,7 @@ def open_lines(path: str) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
             yield from file
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
@@ -384,11 +385,11 @@ class Corpus:
     def __post_init__(self):
         patterns = [self.path] if isinstance(self.path, str) else self.path
         is_right = {
-            "path": are_texts(patterns),
+            "path": are_texts(patterns) and patterns != [],
             "language": self.language is None or isinstance(self.language, str),
-            "languages": self.languages is None or are_texts(self.languages, 2),
+            "languages": self.languages is None or (are_texts(self.languages, 2) and len(set(self.languages)) == 2),
             "column": isinstance(self.column, str),
-            "columns": self.columns is None or are_texts(self.columns, 2),
+            "columns": self.columns is None or (are_texts(self.columns, 2) and self.languages is not None),
             "weight": isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf,
             "examples": self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
         }
