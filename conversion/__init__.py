@@ -1,6 +1,5 @@
 """From an encoder checkpoint to an XLM-SWCM checkpoint."""
 
-from .card import write_card
 from .checkpoint import ConversionError
 from .export import export
 from .from_encoder import convert, from_encoder
@@ -21,5 +20,4 @@ __all__ = [
     "from_encoder",
     "inspect",
     "push",
-    "write_card",
 ]

@@ -1,7 +1,6 @@
 """The model card of a folder: filled from what lies there, or checked where somebody wrote one."""
 
 import re
-from os import PathLike
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -9,9 +8,10 @@ from transformers import AutoTokenizer
 from yaml import YAMLError
 
 from modeling_xlm_swcm.card import TASKS, fill_card
-from modeling_xlm_swcm.hub_xlm_swcm import REPORT, REPORT_FIELDS, without_paths
+from modeling_xlm_swcm.hub_xlm_swcm import REPORT, without_paths
 
 from .checkpoint import ConversionError, read_json
+from .inspection import read_conversion_report
 
 
 GENERATED = "<!-- This model card has been generated automatically"
@@ -19,23 +19,16 @@ GENERATED = "<!-- This model card has been generated automatically"
 METRICS_FIELDS = {"task": str, "dataset": str, "results": dict, "training": dict, "example": dict}
 
 
-def write_card(folder: str | PathLike, repo_id: str, *, license: str | None = None):
+def card_of_folder(folder: Path, repo_id: str, license: str | None = None) -> str:
     """
-    Write `README.md` into a folder with model, tokenizer, `conversion_report.json` and perhaps `metrics.json`.
-
     Args:
-        folder: where a training, say, has saved its model.
+        folder: with model, tokenizer, `conversion_report.json` and perhaps `metrics.json`.
         repo_id: the repository that the usage in the card names.
         license: of the base model, where the report has none.
 
     Raises:
         ConversionError: a file is missing or malformed, or nobody has said what the licence is.
     """
-    folder = Path(folder)
-    (folder / "README.md").write_text(card_of_folder(folder, repo_id, license), encoding="utf-8")
-
-
-def card_of_folder(folder: Path, repo_id: str, license: str | None = None) -> str:
     report, metrics = read_report(folder), read_metrics(folder)
     license = require_license(license or report["license"], report["source"])
     return fill_card(folder, repo_id, report, metrics, license)
@@ -87,15 +80,12 @@ def require_license(license: str | None, encoder: str) -> str:
 
 def read_report(folder: Path) -> dict:
     """`conversion_report.json` as it may be seen by everybody."""
-    path = folder / REPORT
-    if not path.is_file():
+    report = read_conversion_report(str(folder))
+    if report is None:
         raise ConversionError(
             f"{folder} has no {REPORT}, which says what the model was made from; copy it from the folder that "
             "xlm-swcm convert wrote."
         )
-    report = read_json(path)
-    if missing := [name for name in REPORT_FIELDS if name not in report]:
-        raise ConversionError(f"{path} lacks {missing[0]}; copy it again from the folder that xlm-swcm convert wrote.")
     report.setdefault("commit", None)
     report.setdefault("license", None)
     return without_paths(report)

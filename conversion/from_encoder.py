@@ -18,6 +18,7 @@ from modeling_xlm_swcm.hub_xlm_swcm import without_paths
 from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
+from .card import require_license
 from .checkpoint import (
     ConversionError,
     StoredTensor,
@@ -147,6 +148,8 @@ def convert(
     """
     output = Path(output)
     check_output(output, overwrite, encoder)
+    if license is not None:
+        require_license(license, str(encoder))
     source, config, report = prepare(encoder, revision, None, ConversionOptions(**options))
     report.license = license or report.license
     if dry_run:

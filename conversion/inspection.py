@@ -12,6 +12,7 @@ from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.card import draw_plan
+from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import ConversionError, find_file, first_line, read_config, read_json
@@ -97,9 +98,8 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     """
     fields = read_config(source, revision)
     config = check_model_type(source, fields).from_dict(fields)
-    tokenizer, report = (
-        read_optional(source, name, revision) for name in ("tokenizer_config.json", "conversion_report.json")
-    )
+    tokenizer = read_optional(source, "tokenizer_config.json", revision)
+    report = read_conversion_report(source, revision)
     headers = read_headers(source, revision)
     tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
     parts, parameters = dict.fromkeys(PARTS.values(), 0), Counter()
@@ -128,6 +128,16 @@ def check_model_type(source: str, fields: dict) -> type[XLMSWCMConfig]:
 def read_optional(source: str, name: str, revision: str | None) -> dict | None:
     path = find_file(source, name, revision)
     return None if path is None else read_json(path)
+
+
+def read_conversion_report(source: str, revision: str | None = None) -> dict | None:
+    path = find_file(source, REPORT, revision)
+    try:
+        return None if path is None else parse_report(path)
+    except ValueError as error:
+        raise ConversionError(
+            f"{path} is no conversion report: {error}. Copy it again from the folder that xlm-swcm convert wrote."
+        ) from error
 
 
 def read_headers(source: str, revision: str | None) -> dict:

@@ -33,7 +33,7 @@ from .checkpoint import (
 )
 from .corpus import Corpus, compare
 from .encoder import check_config, check_rows, load_tokenizer
-from .inspection import CONFIG_CLASSES, read_optional
+from .inspection import CONFIG_CLASSES, read_conversion_report, read_optional
 from .pieces import SPACE, Pieces, choose_pieces, count_pieces, indispensable, learn_pieces, new_ids_of, script
 from .vocabulary_report import VocabularyReport
 
@@ -249,7 +249,7 @@ def prepare(
                 f"config.json or generation_config.json of {name} names the id {number}, and the tokenizer has "
                 f"{len(tokenizer)} tokens."
             )
-    conversion_report = read_optional(name, "conversion_report.json", revision)
+    conversion_report = read_conversion_report(name, revision)
     model_class = find_model_class(name, config)
     source = Checkpoint(name, config, generation_config, tensors, tokenizer, model_class, conversion_report)
     return source, corpora, measured

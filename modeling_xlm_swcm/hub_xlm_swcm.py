@@ -15,7 +15,7 @@ from transformers.utils import cached_file, logging
 logger = logging.get_logger(f"transformers.{__name__}")
 
 REPORT = "conversion_report.json"
-REPORT_FIELDS = ("source", "options", "counts")
+REPORT_FIELDS = {"source": str, "options": dict, "counts": dict}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_swcm.py")
 # of the cards that Transformers writes: a model's or tokenizer's, and the Trainer's
 TRANSFORMERS_CARD = r"model card has been (automatically generated\.|generated automatically according to)"
@@ -96,13 +96,24 @@ class XLMSWCMHubMixin:
 def read_report(path: str | PathLike) -> dict | None:
     """A conversion report as everybody may see it, or None and a warning if the file is damaged."""
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or any(name not in report for name in REPORT_FIELDS):
-        logger.warning(f"{path} is no conversion report; the model goes on without one.")
+        return without_paths(parse_report(path))
+    except ValueError as error:
+        logger.warning(f"{path} is no conversion report ({error}); the model goes on without one.")
         return None
-    return without_paths(report)
+
+
+def parse_report(path: str | PathLike) -> dict:
+    """
+    Raises:
+        ValueError: it is no JSON, or no conversion report.
+    """
+    report = json.loads(Path(path).read_text(encoding="utf-8"))
+    for name, kind in REPORT_FIELDS.items():
+        if not isinstance(report, dict) or not isinstance(report.get(name), kind):
+            raise ValueError(f"it lacks {name}")
+    if missing := {"copied", "new", "dropped"} - report["counts"].keys():
+        raise ValueError(f"its counts lack {sorted(missing)[0]}")
+    return report
 
 
 def without_paths(report: dict) -> dict:

@@ -282,6 +282,8 @@ def test_after_pretraining(command):
     assert "Pretraining: The loss is nan" in results(output)["x3_only_translation_6_pretrained_0.001_0"]["reason"]
     with pytest.raises(SystemExit, match="cannot be pretrained"):
         command(**PRETRAINED | {"experiments": [PRETRAINED["experiments"][0] | {"variants": ["warm-start"]}]})
+    with pytest.raises(SystemExit, match="no options under pretraining"):
+        command(**PRETRAINED | {"pretraining": {}})
 
 
 def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
@@ -307,6 +309,8 @@ def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
     )
     with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 8 training lines; the plan has 9."):
         command(**plan | {"experiments": [titles | {"pairs": [9]}]})
+    with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 4 lines of the split; the plan has 5."):
+        command(**plan | {"experiments": [titles | {"pairs": [2]}], "test_lines": 5})
 
 
 def test_the_loss_is_that_of_each_character_of_the_references(command, encoder_folder, data):

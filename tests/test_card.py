@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from test_released import make_release
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 
-from modeling_xlm_swcm.conversion import ConversionError, convert, convert_released, write_card
+from modeling_xlm_swcm.conversion import ConversionError, convert, convert_released
+from modeling_xlm_swcm.conversion.card import card_of_folder
 
 
 SECTIONS = ["Use", "Intended use and limits", "How it was made", "Evaluation", "Citation"]
@@ -28,7 +29,7 @@ QUESTION = {"question": "no wind?", "context": "A quiet morning", "src_lang": "z
 
 
 def filled(folder, **options) -> ModelCard:
-    write_card(folder, "someone/model", **options)
+    (folder / "README.md").write_text(card_of_folder(folder, "someone/model", **options), encoding="utf-8")
     return ModelCard.load(folder / "README.md")
 
 
@@ -146,7 +147,7 @@ def test_a_report_that_is_damaged_stops_no_model_from_loading(folder, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "conversion_report.json").exists()
     with pytest.raises(ConversionError, match="conversion_report.json"):
-        write_card(tmp_path / "saved", "someone/model")
+        card_of_folder(tmp_path / "saved", "someone/model")
 
 
 def test_an_encoder_of_the_hub_is_named_with_its_commit_and_licence(hub, client, tmp_path):

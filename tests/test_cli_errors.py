@@ -246,6 +246,7 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
     ("options", "words"),
     [
         (["--languages", "bo b"], ['"b"']),
+        (["--license", "Apache License 2.0"], ['"Apache License 2.0"', "apache-2.0"]),
         (["--languages", "bo,ug"], ['"bo,ug"']),
         (["--languages", "<bo>"], ['"<bo>"']),
         (["--languages", "Tibetan"], ['"Tibetan"']),

@@ -60,7 +60,8 @@ class Plan:
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
         dev_lines, test_lines: sentences of these splits, each with its translations, or passages; else all.
-        origins: digests of each task's data and of the encoder at each stage, so that no run is taken for another's.
+        origins: digests of each task's data, of `mono/` and of the encoder at each stage, so that no run is taken for
+            another's.
     """
 
     stages: dict[str, str]
@@ -81,6 +82,7 @@ class Plan:
         try:
             plan = cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
             plan.learning_rates = [float(rate) for rate in plan.learning_rates]  # 1e-3 is text to YAML
+            plan.seeds.sort()
             experiments = plan.chosen()
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path} is no plan: {type(error).__name__}: {error}") from error
@@ -92,6 +94,8 @@ class Plan:
             for kind, (value, values) in known.items():
                 if value not in values:
                     raise DataError(f"{path} has the unknown {kind} {value}; known: {', '.join(values)}.")
+            if setting == "pretrained" and not plan.pretraining:
+                raise DataError(f"{path} has the setting pretrained, and no options under pretraining.")
             if setting == "pretrained" and not VARIANTS[variant].pretrainable:
                 raise DataError(f"{path}: {variant} is no plain XLM-SWCM, and cannot be pretrained.")
         return plan
@@ -106,8 +110,11 @@ class Plan:
         settings = dict(zip(("variant", "stage", "task", "pairs", "setting"), experiment, strict=True))
         settings |= {"encoder": self.stages[settings["stage"]], "learning_rate": rate, "seed": seed}
         settings["origins"] = [self.origins[settings["task"]], self.origins[settings["stage"]]]
-        settings |= {name: getattr(self, name) for name in report.BUDGET}
-        return settings | {"pretraining": self.pretraining if settings["setting"] == "pretrained" else None}
+        settings |= {name: getattr(self, name) for name in report.BUDGET} | {"pretraining": None}
+        if settings["setting"] == "pretrained":
+            settings["origins"].append(self.origins["mono"])
+            settings["pretraining"] = self.pretraining
+        return settings
 
 
 def name_of(settings: dict, *more: str) -> str:
@@ -274,6 +281,8 @@ def main():
         planned = list(itertools.chain.from_iterable(plan.chosen()))
         tasks = sorted({task for _, _, task, _, _ in planned})
         plan.origins = {name: digest(*(args.data / file for file in TASKS[name].files)) for name in tasks}
+        if any(setting == "pretrained" for *_, setting in planned):
+            plan.origins["mono"] = digest(*sorted((args.data / "mono").iterdir()))
         plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
         for chosen in itertools.product(planned, plan.learning_rates, plan.seeds):
             read_result(plan.run(*chosen), output)  # stops here if one is of another plan

@@ -50,8 +50,11 @@ def take(rows: list, count: int, path: Path) -> list:
     return rows[:count]
 
 
-def thin_out(rows: list, lines: int | None) -> list:
-    return rows if lines is None else [rows[number * len(rows) // lines] for number in range(lines)]
+def thin_out(rows: list, lines: int | None, path: Path) -> list:
+    lines = len(rows) if lines is None else lines
+    if len(rows) < lines:
+        raise DataError(f"{path} has {len(rows)} lines of the split; the plan has {lines}.")
+    return [rows[number * len(rows) // lines] for number in range(lines)]
 
 
 def to_pairs(rows: list[tuple[str, dict]]) -> list[Pair]:
@@ -64,7 +67,7 @@ def read_translation_train(data: Path, count: int) -> list[Pair]:
 
 
 def read_translation_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
-    rows = thin_out(read_split(data / "ntrex.tsv", split), lines)
+    rows = thin_out(read_split(data / "ntrex.tsv", split), lines, data / "ntrex.tsv")
     return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])))
 
 
@@ -80,7 +83,7 @@ def read_titles_train(data: Path, count: int) -> list[Pair]:
 
 def read_titles_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
     """Kazakh ones."""
-    pairs = thin_out(read_titles(data / KAZAKH_TITLES, split), lines)
+    pairs = thin_out(read_titles(data / KAZAKH_TITLES, split), lines, data / KAZAKH_TITLES)
     return sorted(pairs, key=lambda pair: len(pair.source))
 
 
