@@ -44,6 +44,11 @@ def first_line(error: BaseException) -> str:
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
+def refused_config(name: str, error: Exception) -> ConversionError:
+    """For what the validation of a config raises, which the strict dataclass wraps in several lines."""
+    return ConversionError(f"The config of {name} is refused: {' '.join(str(error).split())}")
+
+
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """The local path of a file of a folder or Hub repository (downloaded if need be), or None if it has none."""
     if Path(source).is_dir():

@@ -11,7 +11,16 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
-from .checkpoint import ConversionError, StoredTensor, equal, find_file, first_line, read_config, read_weights
+from .checkpoint import (
+    ConversionError,
+    StoredTensor,
+    equal,
+    find_file,
+    first_line,
+    read_config,
+    read_weights,
+    refused_config,
+)
 
 
 REQUIRED_FIELDS = (
@@ -106,8 +115,8 @@ def check_config(name: str, config: dict):
         raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
     try:
         CONFIG_MAPPING[model_type].from_dict(config)
-    except Exception as error:  # the strict dataclass wraps whatever a validator raises
-        raise ConversionError(f"The config of {name} is refused: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise refused_config(name, error) from error
 
 
 def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase):

@@ -9,7 +9,7 @@ from pathlib import Path
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .checkpoint import ConversionError, check_output, whole_folder
-from .push import check_folder, load_model
+from .push import load_model, read_folder_config
 
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
@@ -59,7 +59,7 @@ def export(
 
     folder, output = Path(folder), Path(output)
     check_output(output, overwrite, folder)
-    if check_folder(folder) is not XLMSWCMConfig:
+    if type(read_folder_config(folder)) is not XLMSWCMConfig:
         raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
     model, tokenizer = load_model(folder)
     if model.config.hidden_act not in ACTIVATIONS:

@@ -26,6 +26,7 @@ from .checkpoint import (
     blocks,
     check_output,
     read_weights,
+    refused_config,
     return_freed_memory,
     whole_folder,
 )
@@ -253,8 +254,8 @@ def make_config(
     fields |= {"vocab_size": rows, "decoder_start_token_id": fields["bos_token_id"]}
     try:
         return config_class(**fields | decoder)
-    except Exception as error:  # the strict dataclass wraps whatever a validator raises
-        raise ConversionError(f"The config of {source.name} is refused: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise refused_config(source.name, error) from error
 
 
 def has_transform(source: Encoder) -> bool:

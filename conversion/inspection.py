@@ -15,7 +15,7 @@ from modeling_xlm_swcm.card import draw_plan
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
-from .checkpoint import ConversionError, find_file, first_line, read_config, read_json
+from .checkpoint import ConversionError, find_file, first_line, read_config, read_json, refused_config
 from .hub import hub_errors
 
 
@@ -96,8 +96,7 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     Raises:
         ConversionError: `source` cannot be reached or is no XLM-SWCM checkpoint.
     """
-    fields = read_config(source, revision)
-    config = check_model_type(source, fields).from_dict(fields)
+    config = read_model_config(source, revision)
     tokenizer = read_optional(source, "tokenizer_config.json", revision)
     report = read_conversion_report(source, revision)
     headers = read_headers(source, revision)
@@ -114,15 +113,19 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     return Inspection(source, config, languages, parts, dict(parameters), size, sorted(headers), report)
 
 
-def check_model_type(source: str, fields: dict) -> type[XLMSWCMConfig]:
-    """The class of the config with these `fields`, or a refusal of another kind of model."""
+def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig:
+    """The config of an XLM-SWCM model, or a refusal of another kind of model."""
+    fields = read_config(source, revision)
     config_class = CONFIG_CLASSES.get(fields.get("model_type"))
     if config_class is None:
         raise ConversionError(
             f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model; make one with '
             "xlm-swcm convert."
         )
-    return config_class
+    try:
+        return config_class.from_dict(fields)
+    except Exception as error:
+        raise refused_config(source, error) from error
 
 
 def read_optional(source: str, name: str, revision: str | None) -> dict | None:

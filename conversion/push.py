@@ -13,10 +13,10 @@ from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XL
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .card import card_for, read_report, require_license
-from .checkpoint import ConversionError, load_pretrained, read_config
+from .checkpoint import ConversionError, load_pretrained
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
-from .inspection import check_model_type
+from .inspection import read_model_config
 
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
@@ -78,7 +78,7 @@ def check_destination(repo_id: str, encoder: str, revision: str | None = None, l
 
 def check_model(folder: Path):
     """Load what would be sent: every key in its place, the tokenizer, and the code that the configs name."""
-    check_folder(folder)
+    read_folder_config(folder)
     if not any(folder.glob("model*.safetensors")):
         raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
     for name in named_files(folder):
@@ -87,11 +87,10 @@ def check_model(folder: Path):
     load_model(folder)
 
 
-def check_folder(folder: Path) -> type[XLMSWCMConfig]:
-    """The class of the config of a model's folder."""
+def read_folder_config(folder: Path) -> XLMSWCMConfig:
     if not folder.is_dir():
         raise ConversionError(f"The folder {folder} does not exist.")
-    return check_model_type(str(folder), read_config(str(folder)))
+    return read_model_config(str(folder))
 
 
 def load_model(folder: Path) -> tuple[XLMSWCMForConditionalGeneration, XLMSWCMTokenizer]:

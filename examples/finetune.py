@@ -26,9 +26,9 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion.card import require_license
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, load_pretrained, read_config, read_json
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, load_pretrained, read_json
 from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
-from modeling_xlm_swcm.conversion.inspection import check_model_type
+from modeling_xlm_swcm.conversion.inspection import read_model_config
 from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError, check_output_dir, find_checkpoint
@@ -206,8 +206,7 @@ def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTo
     Raises:
         DataError: what `args` ask for is more than the model has.
     """
-    fields = read_config(model_args.model_name_or_path)
-    limit = check_model_type(model_args.model_name_or_path, fields).from_dict(fields).longest_input
+    limit = read_model_config(model_args.model_name_or_path).longest_input
     for name in ("max_source_length", "max_target_length"):
         if getattr(args, name) > limit:
             raise DataError(

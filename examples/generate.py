@@ -20,8 +20,8 @@ from rich.progress import track
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import first_line, load_pretrained, read_config, whole_file
-from modeling_xlm_swcm.conversion.inspection import check_model_type
+from modeling_xlm_swcm.conversion.checkpoint import first_line, load_pretrained, whole_file
+from modeling_xlm_swcm.conversion.inspection import read_model_config
 from modeling_xlm_swcm.training.arguments import check_counts, check_words
 from modeling_xlm_swcm.training.data import AS_TEXT, TO_UTF8
 
@@ -114,8 +114,7 @@ def run(args: GenerateArguments):
         raise ValueError(f"The output {args.output} is a folder; give a file.")
     if "-" not in (args.input, args.output) and Path(args.input).resolve() == Path(args.output).resolve():
         raise ValueError(f"The output {args.output} is the input, which would be lost; give another file.")
-    fields = read_config(args.model_name_or_path)
-    limit = check_model_type(args.model_name_or_path, fields).from_dict(fields).longest_input
+    limit = read_model_config(args.model_name_or_path).longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
     tokenizer = load_pretrained(AutoTokenizer, args.model_name_or_path)
     tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang

@@ -23,8 +23,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained, read_config
-from modeling_xlm_swcm.conversion.inspection import check_model_type
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
+from modeling_xlm_swcm.conversion.inspection import read_model_config
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None):
     training.accelerator_config.dispatch_batches = False
     set_seed(training.seed)
     checkpoint = find_checkpoint(training)
-    check_model_type(model_args.model_name_or_path, read_config(model_args.model_name_or_path))
+    read_model_config(model_args.model_name_or_path)
     tokenizer = load_pretrained(AutoTokenizer, model_args.model_name_or_path)
     try:
         collator = DataCollatorForDenoising(tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed)

@@ -54,6 +54,12 @@ def check_pattern(card: ModelCard):
     assert f'"{card.text.split("# ")[1].splitlines()[0]}"' in use.replace("someone/", "")
 
 
+def test_a_card_of_a_random_decoder_claims_no_copies(encoder_folder, tmp_path):
+    convert(encoder_folder, tmp_path / "model", languages=["bo"], decoder_init="random", license="mit")
+    card = str(filled(tmp_path / "model"))
+    assert "a decoder of its shape that starts from random weights" in card and "built from" not in card
+
+
 def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trained(folder):
     card = filled(folder)
     check_pattern(card)

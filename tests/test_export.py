@@ -189,7 +189,7 @@ def change_settings(**fields) -> Callable[[Path], None]:
 
 
 def make_released(folder: Path):
-    edit_config(folder, model_type=ReleasedXLMSWCMConfig.model_type)
+    edit_config(folder, model_type=ReleasedXLMSWCMConfig.model_type, decoder_blocks=None, decoder_layers=None)
 
 
 @pytest.fixture
