@@ -7,8 +7,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 from yaml import YAMLError
 
-from modeling_xlm_swcm.card import TASKS, fill_card
+from modeling_xlm_swcm.card import fill_card
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, without_paths
+from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 from .checkpoint import ConversionError, read_json
 from .inspection import read_conversion_report
@@ -99,6 +100,6 @@ def read_metrics(folder: Path) -> dict:
             raise ConversionError(
                 f'"{name}" in {path} is not one of {", ".join(METRICS_FIELDS)} as a card wants them.'
             )
-    if metrics.get("task", TASKS[0]) not in TASKS:
+    if metrics.get("task", "translation") not in TASKS:
         raise ConversionError(f'The task in {path} is "{metrics["task"]}", not one of {", ".join(TASKS)}.')
     return metrics

@@ -17,7 +17,6 @@ logger = logging.get_logger(f"transformers.{__name__}")
 
 # in the package, or at the top level of a clone
 TEMPLATE = next(path for place in Path(__file__).parents[:2] if (path := place / "model_card.md").is_file())
-TASKS = ("translation", "summarization", "question-answering")
 CUSTOM, NORMAL = "■", "□"
 
 
@@ -49,7 +48,7 @@ def fill_card(
             "xlm-swcm push FOLDER REPO --license, or write it into the card."
         )
     config, languages = AutoConfig.from_pretrained(folder), find_languages(folder, report)
-    task, dataset = metrics.get("task", TASKS[0]), metrics.get("dataset", "a set without a name")
+    task, dataset = metrics.get("task", "translation"), metrics.get("dataset", "a set without a name")
     on_hub = commit is not None
     name = repo_id.split("/")[-1]
     example = {"src_lang": languages[0], "tgt_lang": languages[-1]} if languages else {}

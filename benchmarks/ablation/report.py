@@ -176,14 +176,13 @@ def table(rows: list[dict]) -> str:
         text += f"\n{title_of(group)}\n\n"
         text += f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
         for row in of_group:
-            steps = row["steps_to_random"]
             cells = [
                 VARIANTS[row["variant"]].title,
                 f"{row['parameters'] / 1e6:.1f} M",
                 f"{row['learning_rate']:g}{' *' if row['rate_is_at_an_end'] else ''}",
                 str(len(row["seeds"])),
                 cell(row["dev_loss"], 3),
-                "" if not steps else "not reached" if None in steps else f"{mean(steps):.0f}",
+                ", ".join("-" if steps is None else str(steps) for steps in row["steps_to_random"]),
                 cell(row["chrf++"]["all"], 1),
                 cell(row["rougeL_f"]["all"], 1),
                 *compared_cells(row["than_random"]),

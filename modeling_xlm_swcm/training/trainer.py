@@ -14,9 +14,10 @@ from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import HubStrategy, has_length
 
 from modeling_xlm_swcm import __version__
-from modeling_xlm_swcm.card import TASKS, fill_card
+from modeling_xlm_swcm.card import fill_card
 from modeling_xlm_swcm.conversion.card import is_own_card, read_metrics
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
+from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import ResumableTrainer, TrainingError
