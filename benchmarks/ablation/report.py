@@ -41,8 +41,12 @@ def read_runs(output: Path) -> list[dict]:
     return runs
 
 
+def losses(run: dict) -> list[float]:
+    return [point["dev_loss"] for point in run["curve"]]
+
+
 def final_loss(run: dict) -> float:
-    return run["curve"][-1]["dev_loss"]
+    return losses(run)[-1]
 
 
 def group_of(run: dict) -> tuple:
@@ -136,6 +140,7 @@ def summarise(runs: list[dict], output: Path) -> list[dict]:
                     "parameters": own[0]["parameters"],
                     "training_seconds": mean(run["seconds"]["training"] for run in own),
                     "dev_loss": mean_and_spread([final_loss(run) for run in own]),
+                    "lowest_dev_loss": mean_and_spread([min(losses(run)) for run in own]),
                     "steps_to_random": [
                         steps_to(seeds[seed], final_loss(random[seed])) for seed in seeds if seed in random
                     ],
@@ -158,19 +163,18 @@ def cell(numbers: dict, digits: int) -> str:
     return f"{numbers['mean']:.{digits}f}{spread}"
 
 
-def compared_cells(compared: dict | None) -> list[str]:
-    if compared is None:
-        return ["", ""]
-    below = compared["dev_loss"]
-    return [
-        f"{mean(below):+.3f} [{min(below):+.3f}, {max(below):+.3f}]",
-        "{chrf++:+.1f} [{0:+.1f}, {1:+.1f}]".format(*compared["interval"], **compared),
-    ]
+def loss_below(compared: dict | None) -> str:
+    below = compared["dev_loss"] if compared else []
+    return f"{mean(below):+.3f} [{min(below):+.3f}, {max(below):+.3f}]" if below else ""
+
+
+def chrf_above(compared: dict | None) -> str:
+    return "{chrf++:+.1f} [{0:+.1f}, {1:+.1f}]".format(*compared["interval"], **compared) if compared else ""
 
 
 def table(rows: list[dict]) -> str:
-    columns = ["decoder", "parameters", "rate", "seeds", "dev loss", "steps to random's", "chrF++", "ROUGE-L"]
-    columns += [f"{what} {whose}" for whose in ("random", "warm start") for what in ("loss below", "chrF++ above")]
+    columns = ["decoder", "parameters", "rate", "seeds", "dev loss", "below random", "below warm start", "lowest"]
+    columns += ["steps to random's", "chrF++", "above random", "above warm start", "ROUGE-L"]
     text = ""
     for group, of_group in itertools.groupby(rows, key=lambda row: [row[key] for key in GROUP]):
         text += f"\n{title_of(group)}\n\n"
@@ -182,11 +186,14 @@ def table(rows: list[dict]) -> str:
                 f"{row['learning_rate']:g}{' *' if row['rate_is_at_an_end'] else ''}",
                 str(len(row["seeds"])),
                 cell(row["dev_loss"], 3),
+                loss_below(row["than_random"]),
+                loss_below(row["than_warm_start"]),
+                cell(row["lowest_dev_loss"], 3),
                 ", ".join("-" if steps is None else str(steps) for steps in row["steps_to_random"]),
                 cell(row["chrf++"]["all"], 1),
+                chrf_above(row["than_random"]),
+                chrf_above(row["than_warm_start"]),
                 cell(row["rougeL_f"]["all"], 1),
-                *compared_cells(row["than_random"]),
-                *compared_cells(row["than_warm_start"]),
             ]
             text += f"| {' | '.join(cells)} |\n"
     return text.lstrip("\n")
@@ -210,23 +217,20 @@ def plot(runs: list[dict], path: Path):
     """Development loss by step, mean over the seeds, and how far it is below the random decoder's."""
     groups = choose(runs)
     figure, axes = plt.subplots(len(groups), 2, figsize=(17, 6 * len(groups)), layout="constrained", squeeze=False)
-    for (losses, gains), (group, variants) in zip(axes, groups.items(), strict=True):
-        means = {
-            name: np.mean([[point["dev_loss"] for point in run["curve"]] for run in own], axis=0)
-            for name, own in variants.items()
-        }
+    for (left, right), (group, variants) in zip(axes, groups.items(), strict=True):
+        means = {name: np.mean([losses(run) for run in own], axis=0) for name, own in variants.items()}
         for name in sorted(means, key=lambda name: means[name][-1]):
             steps = [point["step"] for point in variants[name][0]["curve"]]
-            losses.plot(steps, means[name], **styles()[name])
+            left.plot(steps, means[name], **styles()[name])
             above = means.get(RANDOM, np.nan) - means[name]
-            gains.plot(steps, above, label=f"{means[name][-1]:.3f}  {VARIANTS[name].title}", **styles()[name])
+            right.plot(steps, above, label=f"{means[name][-1]:.3f}  {VARIANTS[name].title}", **styles()[name])
         lowest, highest = min(map(min, means.values())), max(values[1] for values in means.values())
         # the loss of step 0 is far above
-        losses.set(ylim=(lowest - 0.05 * (highest - lowest), highest), title="development loss, nats a character")
-        gains.set(title="nats a character below the random decoder")
-        losses.set(ylabel=title_of(group))
-        gains.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="at the end")
-        for axis in (losses, gains):
+        left.set(ylim=(lowest - 0.05 * (highest - lowest), highest), title="development loss, nats a character")
+        right.set(title="nats a character below the random decoder")
+        left.set(ylabel=title_of(group))
+        right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="at the end")
+        for axis in (left, right):
             axis.set(xlabel="step")
             axis.grid(alpha=0.3)
     save_figure(figure, path)
