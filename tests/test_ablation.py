@@ -1,5 +1,6 @@
 """benchmarks/ablation: how each decoder starts, and a whole plan from its first run to the report."""
 
+import argparse
 import json
 import re
 import shutil
@@ -313,6 +314,19 @@ def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
         command(**plan | {"experiments": [titles | {"pairs": [2]}], "test_lines": 5})
 
 
+@pytest.mark.parametrize("variant", ["x3", "warm-start"])
+def test_a_plan_may_have_a_dropout_that_is_not_the_encoders(encoder_folder, tmp_path, variant):
+    settings = {"variant": variant, "encoder": ".", "task": "titles", "seed": 0}
+    args = argparse.Namespace(encoder=encoder_folder)
+    for dropout in (None, 0.25):
+        model = run.load(settings | {"dropout": dropout}, args).model
+        parts = [model.config] if variant == "x3" else [model.config.encoder, model.config.decoder]
+        expected = json.loads((encoder_folder / "config.json").read_text()).get("hidden_dropout_prob", 0.1)
+        for config in parts:
+            found = {config.hidden_dropout_prob, config.attention_probs_dropout_prob}
+            assert found == {expected if dropout is None else dropout}
+
+
 def test_the_loss_is_that_of_each_character_of_the_references(command, encoder_folder, data):
     output = command(**PLAN | {"learning_rates": [1e-3], "seeds": [0], "experiments": ONE})
     curve = results(output)["x3_only_translation_6_direct_0.001_0"]["curve"]
@@ -391,8 +405,8 @@ def test_every_decoder_has_a_line_of_its_own():
     assert len({tuple(style.values()) for style in styles.values()}) == len(styles)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_long", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "cpu_long", "cpu_dropout", "gpu"])
 def test_the_plans_can_be_read(name):
     plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
-    sizes = {"cpu": [7, 7, 4, 6, 8, 4, 3, 2], "cpu_long": [4, 2], "gpu": [132, 54, 21, 18]}
+    sizes = {"cpu": [7, 7, 4, 6, 8, 4, 3, 2], "cpu_long": [4, 2], "cpu_dropout": [5], "gpu": [132, 54, 21, 18]}
     assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == sizes[name]

@@ -26,7 +26,8 @@ import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 
 GROUP = ("stage", "task", "pairs", "setting")
-BUDGET = ("steps", "batch_size", "max_length", "eval_steps", "dev_lines", "test_lines")  # the same in a whole plan
+# the same in a whole plan
+BUDGET = ("steps", "batch_size", "max_length", "dropout", "eval_steps", "dev_lines", "test_lines")
 CHRFPP, RESAMPLES = CHRF(word_order=2), 1000
 
 

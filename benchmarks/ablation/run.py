@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import report
 import torch
@@ -32,7 +34,7 @@ from decoders import VARIANTS, Start, build
 from learning import SCHEDULE, learn
 from tasks import TASKS
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.checkpoints import TrainingError
@@ -59,6 +61,7 @@ class Plan:
             those of a language: of each that is translated into, or of the Kazakh titles beside all Chinese ones;
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
+        dropout: of hidden states and attention, where it is not to be what the encoder was trained with.
         dev_lines, test_lines: sentences of these splits, each with its translations, or passages; else all.
         origins: digests of each task's data, of `mono/` and of the encoder at each stage, so that no run is taken for
             another's.
@@ -73,6 +76,7 @@ class Plan:
     seeds: list[int]
     experiments: list[dict[str, list]]
     pretraining: dict = field(default_factory=dict)
+    dropout: float | None = None
     dev_lines: int | None = None
     test_lines: int | None = None
     origins: dict[str, str] = field(default_factory=dict, init=False)
@@ -157,8 +161,16 @@ def train(settings: dict, args: argparse.Namespace):
 
 
 def load(settings: dict, args: argparse.Namespace) -> Start:
-    encoder = str(args.encoder / settings["encoder"])
-    return build(settings["variant"], encoder, TASKS[settings["task"]].languages, settings["seed"])
+    encoder, dropout = args.encoder / settings["encoder"], settings["dropout"]
+    start = partial(build, settings["variant"], languages=TASKS[settings["task"]].languages, seed=settings["seed"])
+    if dropout is None:
+        return start(str(encoder))
+    with TemporaryDirectory() as folder:
+        shutil.copytree(encoder, folder, dirs_exist_ok=True)
+        config = json.loads(Path(folder, CONFIG_NAME).read_text(encoding="utf-8"))
+        config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        write_json(Path(folder, CONFIG_NAME), config)
+        return start(folder)
 
 
 def pretrained_folder(settings: dict, args: argparse.Namespace) -> Path:
