@@ -157,6 +157,7 @@ def without_prefix(
     if prefix is None:
         raise ConversionError(f"{name} has no tensor named {suffix}, so it is not an XLM-R-shaped encoder.")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    if "lm_head.decoder.bias" in tensors:  # the one that Transformers reads, should there be two
+    bias, read = tensors.get("lm_head.bias"), tensors.get("lm_head.decoder.bias")
+    if read is not None and (bias is None or not equal(bias, read)):  # of two it is this that Transformers reads
         tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
     return tensors

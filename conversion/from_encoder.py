@@ -76,6 +76,7 @@ DROPPED = {
     r"embeddings\.(position_ids|token_type_ids)": "a buffer, made anew",
     r"lm_head\.(dense|layer_norm)\..+": "the masked-LM transform: for a silent start, if whole and the output is tied",
     r"lm_head\.decoder\.weight": "the output matrix is the word embeddings",
+    r"lm_head\.decoder\.bias": "repeats lm_head.bias",
     r"(classifier|qa_outputs)\..+": "the head of another task",
 }
 
