@@ -32,7 +32,16 @@ from modeling_xlm_swcm.conversion.inspection import read_model_config
 from modeling_xlm_swcm.conversion.push import push
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError, check_output_dir, find_checkpoint
-from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, check_columns, encode_pairs, get_text, read_rows
+from modeling_xlm_swcm.training.data import (
+    BadRows,
+    DataError,
+    Pair,
+    check_columns,
+    cut_off,
+    encode_pairs,
+    get_text,
+    read_rows,
+)
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.results import write_results, write_whole
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
@@ -173,9 +182,8 @@ class Encoder:
         limit = self.args.max_source_length
         source_limit = sys.maxsize if self.args.truncate_sources else limit
         for example in encode_pairs(pairs, self.tokenizer, source_limit, target_limit, self.bad_rows):
-            if len(ids := example["input_ids"]) > limit:
-                example["input_ids"] = [*ids[: limit - 1], ids[-1]]
-                self.num_cut += 1
+            self.num_cut += len(example["input_ids"]) > limit
+            example["input_ids"] = cut_off(example["input_ids"], limit)
             yield example
 
     def report(self):

@@ -108,8 +108,10 @@ def parse_report(path: str | PathLike) -> dict:
         ValueError: it is no JSON, or no conversion report.
     """
     report = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(report, dict):
+        raise ValueError("it is no JSON object")
     for name, kind in REPORT_FIELDS.items():
-        if not isinstance(report, dict) or not isinstance(report.get(name), kind):
+        if not isinstance(report.get(name), kind):
             raise ValueError(f"it lacks {name}")
     if missing := {"copied", "new", "dropped"} - report["counts"].keys():
         raise ValueError(f"its counts lack {sorted(missing)[0]}")

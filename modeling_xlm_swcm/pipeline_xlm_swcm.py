@@ -74,7 +74,7 @@ class XLMSWCMPipeline(Pipeline):
         else:
             raise ValueError(f"An input of {self.task} is a text; got {inputs!r}.")
         before = self.tokenizer.src_lang
-        self.tokenizer.src_lang = src_lang or before
+        self.tokenizer.src_lang = before if src_lang is None else src_lang
         try:
             source = self.tokenizer(*texts, truncation=truncation, return_tensors="pt")
         finally:

@@ -136,7 +136,7 @@ class TestSequences:
         model.generate(long[:, :limit], max_new_tokens=2)
 
     @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
-    def test_no_more_is_written_than_there_are_positions_for(self, model, source, caplog, options):
+    def test_no_more_is_written_than_there_are_positions_for(self, model, source, options):
         limit = model.config.longest_input
         model.generation_config.eos_token_id = None
         longest = write(model, rows_of(source, slice(2)), max_new_tokens=limit, **options)

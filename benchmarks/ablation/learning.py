@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.arguments import TrainingArguments, has_fast_bf16
-from modeling_xlm_swcm.training.data import BadRows, Pair, encode_pairs
+from modeling_xlm_swcm.training.data import BadRows, Pair, cut_off, encode_pairs
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
@@ -26,24 +26,20 @@ SCHEDULE = dict(lr_scheduler_type="linear", warmup_steps=0.1, max_grad_norm=1.0,
 def encode(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int, cut_sources: bool) -> tuple[list[dict], int]:
     """Examples of the pairs of at most `limit` tokens, and the characters of their targets."""
     examples, characters = [], 0
+    source_limit = sys.maxsize if cut_sources else limit
     for pair in pairs:
         # one by one, to know which of them are short enough
-        source_limit = sys.maxsize if cut_sources else limit
         for example in encode_pairs([pair], tokenizer, source_limit, limit, BadRows(skip=True)):
-            examples.append(example | {"input_ids": cut(example["input_ids"], limit)})
+            examples.append(example | {"input_ids": cut_off(example["input_ids"], limit)})
             characters += len(pair.target)
     return examples, characters
-
-
-def cut(ids: list[int], limit: int) -> list[int]:
-    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 def encode_test(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int) -> list[dict]:
     """Whatever the length, so that every pair has a score; of the labels the tag is what matters."""
     examples = list(encode_pairs(pairs, tokenizer, sys.maxsize, sys.maxsize, BadRows()))
     for example in examples:
-        example["input_ids"], example["labels"] = cut(example["input_ids"], limit), example["labels"][:limit]
+        example["input_ids"], example["labels"] = cut_off(example["input_ids"], limit), example["labels"][:limit]
     return examples
 
 

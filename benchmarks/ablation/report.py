@@ -122,7 +122,7 @@ def summarise(runs: list[dict], output: Path) -> list[dict]:
     """A row for each variant of each group, the lowest loss first."""
     rows = []
     for group, variants in choose(runs).items():
-        task = dict(zip(GROUP, group, strict=True))["task"]
+        _, task, _, _ = group
         references = json.loads((output / "test" / f"{task}.json").read_text(encoding="utf-8"))
         for run in itertools.chain.from_iterable(variants.values()):
             run["resampled"] = resample(run, references, TASKS[task].pairs_a_line)

@@ -58,7 +58,7 @@ class Plan:
         eval_steps: steps between two looks at the development loss.
         learning_rates: among which the first seed chooses.
         experiments: lists of `variants`, `stages`, `tasks`, `pairs` and `settings`, each for their product. Pairs are
-            those of a language: of each that is translated into, or of the Kazakh titles beside all Chinese ones;
+            those of each language that is translated into, or the Kazakh titles beside all Chinese ones. The setting
             "direct" is straight to the task, "pretrained" after denoising and translation.
         pretraining: options of examples/pretrain.py.
         dropout: of hidden states and attention, where it is not to be what the encoder was trained with.
@@ -294,7 +294,7 @@ def main():
         tasks = sorted({task for _, _, task, _, _ in planned})
         plan.origins = {name: digest(*(args.data / file for file in TASKS[name].files)) for name in tasks}
         if any(setting == "pretrained" for *_, setting in planned):
-            plan.origins["mono"] = digest(*sorted((args.data / "mono").iterdir()))
+            plan.origins["mono"] = digest(*sorted((args.data / "mono").glob("*.txt")))
         plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
         for chosen in itertools.product(planned, plan.learning_rates, plan.seeds):
             read_result(plan.run(*chosen), output)  # stops here if one is of another plan

@@ -295,6 +295,11 @@ def batched(rows: Iterable, size: int = ROWS_AT_ONCE) -> Iterator[list]:
         yield batch
 
 
+def cut_off(ids: list[int], limit: int) -> list[int]:
+    """A source of at most `limit` tokens, the last one its end."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+
 def encode_pairs(
     pairs: Iterable[Pair],
     tokenizer: XLMSWCMTokenizer,
