@@ -29,6 +29,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
 from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
+from modeling_xlm_swcm.conversion.pieces import settled
 from modeling_xlm_swcm.training.arguments import check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import ResumableTrainer, TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.results import plot_history
@@ -86,8 +87,10 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
         tokenizer.train_from_iterator(texts, trainer)
     except Exception as error:  # the library has no other
         raise TrainingError(f"--vocab_size {vocab_size} is too little for the characters of the text.") from error
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return XLMRobertaTokenizer(vocab=[*map(tuple, pieces), ("<mask>", 0.0)], model_max_length=max_length)
+    learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
+    pieces = settled([(piece, score) for piece, score in learnt if piece not in SPECIAL_TOKENS])
+    special = [(token, 0.0) for token in (*SPECIAL_TOKENS, "<mask>")]
+    return XLMRobertaTokenizer(vocab=[*special[:-1], *pieces, special[-1]], model_max_length=max_length)
 
 
 class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):

@@ -18,6 +18,8 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from modeling_xlm_swcm.conversion.pieces import settled
+
 
 SENTENCES = [
     "The river rises early in spring, and the ferry stays at the bank.",
@@ -43,7 +45,8 @@ def unigram_pieces(sentences: list[str] = SENTENCES, size: int = 150) -> list[tu
         vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
     )
     tokenizer.train_from_iterator(sentences, trainer)
-    return [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"] if piece != "<unk>"]
+    learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return settled([(piece, score) for piece, score in learnt if piece != "<unk>"])
 
 
 def special(*tokens: str) -> list[tuple[str, float]]:
@@ -124,7 +127,7 @@ def wake(folder: Path):
     edit_tensors(
         folder,
         lambda tensors: {
-            name: tensor if tensor.any() else torch.randn(tensor.shape, generator=generator) / 10
+            name: tensor if tensor.any() else torch.randn(tensor.shape, generator=generator) / 3
             for name, tensor in tensors.items()
         },
     )

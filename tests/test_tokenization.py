@@ -1,13 +1,12 @@
 import copy
-import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_model
-from encoders import camembert_tokenizer, roberta_tokenizer
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from encoders import camembert_tokenizer, roberta_tokenizer, unigram_pieces
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, XLMRobertaTokenizer
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
@@ -28,11 +27,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 
 @pytest.fixture(scope="session")
 def pieces() -> list[tuple[str, float]]:
-    trained = Tokenizer(models.Unigram())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=250, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
-    trained.train_from_iterator(TEXTS.values(), trainer)
-    return [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"] if piece != "<unk>"]
+    return unigram_pieces(list(TEXTS.values()), 250)
 
 
 def xlm_roberta_tokenizer(pieces: list[tuple[str, float]]) -> XLMRobertaTokenizer:
