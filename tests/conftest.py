@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMa
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.conversion.cli import main
 
@@ -30,6 +30,7 @@ SHARINGS = [
     {"weight_sharing": sharing, "tie_word_embeddings": tie}
     for sharing, tie in itertools.product(("init", "tied"), (True, False))
 ]
+QUICK_TO_LEARN = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HEAD_TRANSFORM = {"weight_sharing": "init", "tie_word_embeddings": True, "lm_head_transform": True}
 
 Batch = dict[str, torch.Tensor]
@@ -177,18 +178,33 @@ def pairs() -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": input_ids.ne(1).long(), "labels": labels}
 
 
-@pytest.fixture(scope="session")
-def trained_model(pairs) -> XLMSWCMForConditionalGeneration:
-    """A model that knows `pairs` by heart: random weights write one token for ever, this one writes real sequences."""
+def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneration:
+    """A model that knows `batch` by heart: random weights write one token for ever, this one writes real sequences."""
     torch.manual_seed(0)
-    config = tiny_config(initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    for name, value in QUICK_TO_LEARN.items():
+        setattr(config, name, value)
     model = XLMSWCMForConditionalGeneration(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
         optimizer.zero_grad()
-        model(**pairs).loss.backward()
+        model(**batch).loss.backward()
         optimizer.step()
     return model.eval()
+
+
+def next_texts(tokenizer: XLMSWCMTokenizer, texts: list[str], languages: list[str]) -> Batch:
+    """To each text belongs the next one in the first language, the one after it in the second, and so on."""
+    labels = []
+    for shift, language in enumerate(languages, 1):
+        tokenizer.tgt_lang = language
+        labels += tokenizer(text_target=texts[shift:] + texts[:shift])["input_ids"]
+    labels = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, labels)), batch_first=True, padding_value=-100)
+    return {**tokenizer(texts * len(languages), padding=True, return_tensors="pt"), "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def trained_model(pairs) -> XLMSWCMForConditionalGeneration:
+    return learn(tiny_config(), pairs)
 
 
 @pytest.fixture(scope="session")
@@ -203,9 +219,8 @@ def learner_folder(encoder_folder, tmp_path_factory) -> Path:
     """A converted model for zh, kk and bo with fresh weights, which learn quickly; nothing may change it."""
     folder = tmp_path_factory.mktemp("learner") / "model"
     convert(encoder_folder, folder, languages=["zh", "kk", "bo"])
-    fields = dict(initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     torch.manual_seed(0)
-    XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(folder, **fields)).save_pretrained(folder)
+    XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(folder, **QUICK_TO_LEARN)).save_pretrained(folder)
     return folder
 
 

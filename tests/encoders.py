@@ -127,7 +127,7 @@ def wake(folder: Path):
     edit_tensors(
         folder,
         lambda tensors: {
-            name: tensor if tensor.any() else torch.randn(tensor.shape, generator=generator) / 3
+            name: tensor if tensor.any() else torch.randn(tensor.shape, generator=generator) / 10
             for name, tensor in tensors.items()
         },
     )

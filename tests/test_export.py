@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, contents, cut_short
+from conftest import assert_refused, contents, cut_short, learn, next_texts
 from encoders import SENTENCES, edit_config
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging
@@ -43,21 +43,6 @@ class Learner:
         return self.model.generate(**inputs, forced_bos_token_id=tag, do_sample=False, **options).numpy()
 
 
-def teach(model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer):
-    inputs = tokenizer(TEXTS * 2, padding=True, return_tensors="pt")
-    labels = []
-    for shift, language in enumerate(("bo", "kk"), 1):
-        tokenizer.tgt_lang = language
-        labels += tokenizer(text_target=TEXTS[shift:] + TEXTS[:shift])["input_ids"]
-    labels = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, labels)), batch_first=True, padding_value=-100)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        model(**inputs, labels=labels).loss.backward()
-        optimizer.step()
-    model.eval()
-
-
 @pytest.fixture(
     scope="module",
     params=[
@@ -67,11 +52,10 @@ def teach(model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer):
     ids=["init, with a transform", "tied, output of its own"],
 )
 def learner(request, learner_folder, tmp_path_factory) -> Learner:
-    torch.manual_seed(0)
-    model = XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(learner_folder, **request.param))
-    model.generation_config.max_length = 24
     tokenizer = AutoTokenizer.from_pretrained(learner_folder, src_lang="zh")
-    teach(model, tokenizer)
+    config = XLMSWCMConfig.from_pretrained(learner_folder, **request.param)
+    model = learn(config, next_texts(tokenizer, TEXTS, ["bo", "kk"]))
+    model.generation_config.max_length = 24
     folder = tmp_path_factory.mktemp("learner")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
