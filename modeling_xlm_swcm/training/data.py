@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 # tags that are spelt out in a text are text; lengths are checked here, so that nobody need warn of them
 AS_TEXT = {"split_special_tokens": True, "verbose": False, "return_attention_mask": False}
-SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
+JSON, TABLES, PARQUET = (".jsonl", ".json"), (".csv", ".tsv"), (".parquet",)  # any other file is text
 ROWS_AT_ONCE = 256  # that the tokenizer gets in one call
 NAMED_ROWS = 5  # in a message; all are counted
 TO_UTF8 = "iconv -f ENCODING -t UTF-8"
@@ -117,23 +117,32 @@ def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str 
     Raises:
         DataError: there is no such file or dataset.
     """
-    suffix = Path(path.removesuffix(".gz")).suffix.lower()
+    suffix = suffix_of(path)
     if not Path(path).is_file():
-        if suffix in SUFFIXES or path.endswith(".gz") or glob.has_magic(path):
+        if suffix in (".txt", *JSON, *TABLES, *PARQUET) or is_gzip(path) or glob.has_magic(path):
             raise DataError(f"There is no file {path}.")
         failure = f"{path} is no file, and the dataset cannot be loaded from the Hub"
         yield from read_dataset(path, f" of {split}", failure, path, name, split=split)
-    elif suffix == ".parquet":
+    elif suffix in PARQUET:
         yield from read_dataset(path, "", f"{path} cannot be read", "parquet", data_files=path, split="train")
-    elif suffix in (".csv", ".tsv"):
+    elif suffix in TABLES:
         yield from read_table(path, bad_rows, "\t" if suffix == ".tsv" else ",")
     else:
-        read = parse_json if suffix in (".json", ".jsonl") else lambda text: {"text": text}
+        read = parse_json if suffix in JSON else lambda text: {"text": text}
         for place, text in read_lines(path, bad_rows):
             try:
                 yield place, read(text)
             except ValueError as error:
                 bad_rows.reject(place, "is not a JSON object", f" ({error})")
+
+
+def is_gzip(path: str) -> bool:
+    return path.lower().endswith(".gz")
+
+
+def suffix_of(path: str) -> str:
+    """What tells the format: of `train.jsonl.gz` it is `.jsonl`."""
+    return Path(path[:-3] if is_gzip(path) else path).suffix.lower()
 
 
 def read_dataset(path: str, part: str, failure: str, *arguments, **options) -> Iterator[tuple]:
@@ -146,7 +155,7 @@ def read_dataset(path: str, part: str, failure: str, *arguments, **options) -> I
 
 def open_lines(path: str) -> Iterator[bytes]:
     try:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        with gzip.open(path) if is_gzip(path) else open(path, "rb") as file:
             yield from file
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
@@ -251,7 +260,7 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
         DataError: the first row lacks a column; or all rows do, of JSON, where each has columns of its own.
     """
     missing, names = list(columns), {}
-    rows_differ = path.lower().removesuffix(".gz").endswith((".json", ".jsonl"))
+    rows_differ = suffix_of(path) in JSON
     for place, row in rows:
         if missing:
             names |= unnested(row)
@@ -452,8 +461,7 @@ class Corpus:
         return not Path(self.files[0]).is_file()
 
     def _is_plain_text(self) -> bool:
-        formats = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-        return not self._is_on_hub() and not self.files[0].lower().removesuffix(".gz").endswith(formats)
+        return not self._is_on_hub() and suffix_of(self.files[0]) not in (*JSON, *TABLES, *PARQUET)
 
     def _pairs(self, bad_rows: BadRows) -> Iterator[Pair]:
         for place, row in self._rows(bad_rows):
