@@ -240,7 +240,7 @@ def plot(runs: list[dict], path: Path):
 def write(output: Path):
     runs = read_runs(output)
     rows = summarise(runs, output)
-    kept = [{name: run[name] for name in run.keys() - {"outputs", "resampled"}} for run in runs]
+    kept = [{name: run[name] for name in run if name not in ("outputs", "resampled")} for run in runs]
     content = {"titles": {name: variant.title for name, variant in VARIANTS.items()}, "summary": rows, "runs": kept}
     write_whole(output / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_whole(output / "results.md", text := table(rows) + failures(runs))
