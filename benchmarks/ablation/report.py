@@ -219,15 +219,14 @@ def plot(runs: list[dict], path: Path):
     groups = choose(runs)
     figure, axes = plt.subplots(len(groups), 2, figsize=(17, 6 * len(groups)), layout="constrained", squeeze=False)
     for (left, right), (group, variants) in zip(axes, groups.items(), strict=True):
-        means = {name: np.mean([losses(run) for run in own], axis=0) for name, own in variants.items()}
+        # without step 0: what untrained models lose has another scale
+        means = {name: np.mean([losses(run)[1:] for run in own], axis=0) for name, own in variants.items()}
         for name in sorted(means, key=lambda name: means[name][-1]):
-            steps = [point["step"] for point in variants[name][0]["curve"]]
+            steps = [point["step"] for point in variants[name][0]["curve"][1:]]
             left.plot(steps, means[name], **styles()[name])
             above = means.get(RANDOM, np.nan) - means[name]
             right.plot(steps, above, label=f"{means[name][-1]:.3f}  {VARIANTS[name].title}", **styles()[name])
-        lowest, highest = min(map(min, means.values())), max(values[1] for values in means.values())
-        # the loss of step 0 is far above
-        left.set(ylim=(lowest - 0.05 * (highest - lowest), highest), title="development loss, nats a character")
+        left.set(title="development loss, nats a character")
         right.set(title="nats a character below the random decoder")
         left.set(ylabel=title_of(group))
         right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="at the end")
