@@ -6,6 +6,7 @@ import random
 import statistics
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,19 +149,21 @@ def train_unigram(pieces: Pieces, sample: list[str], size: int) -> list[tuple[st
             f"--size {size} is less than the characters that the corpus is written with; give a larger one."
         )
     tokenizer.train_from_iterator(sample, trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
-    if len(learnt) < 2:
+    learnt = learnt_pieces(tokenizer, ["<unk>"])
+    if not learnt:
         raise ConversionError("The corpus holds nothing that the tokenizer reads; give other text.")
-    return settled([(piece, score) for piece, score in learnt if piece != "<unk>"])
+    return learnt
 
 
-def settled(learnt: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """What is learnt from the same text is the same, down to the order.
+def learnt_pieces(tokenizer: Tokenizer, special: Collection[str]) -> list[tuple[str, float]]:
+    """What a Unigram has learnt beside its `special` tokens; from the same text the same, down to the order.
 
     The library sums in the order in which threads end, and gives the rarest characters scores from the lowest one on,
     0.0001 apart, in random order: these get the lowest.
     """
-    lowest = min(score for _, score in learnt)
+    vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
+    learnt = [(piece, score) for piece, score in vocab if piece not in special]
+    lowest = min((score for _, score in learnt), default=0.0)
     highest_of_rare = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in learnt)
     rounded = [
         (piece, round(lowest if len(piece) == 1 and score <= highest_of_rare else score, 6)) for piece, score in learnt

@@ -8,7 +8,6 @@ are whole encoders with their tokenizer, and stay: stages of the same encoder. W
 run that was stopped goes on.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
 from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
-from modeling_xlm_swcm.conversion.pieces import settled
+from modeling_xlm_swcm.conversion.pieces import learnt_pieces
 from modeling_xlm_swcm.training.arguments import check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import ResumableTrainer, TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.results import plot_history
@@ -87,10 +86,9 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
         tokenizer.train_from_iterator(texts, trainer)
     except Exception as error:  # the library has no other
         raise TrainingError(f"--vocab_size {vocab_size} is too little for the characters of the text.") from error
-    learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
-    pieces = settled([(piece, score) for piece, score in learnt if piece not in SPECIAL_TOKENS])
-    special = [(token, 0.0) for token in (*SPECIAL_TOKENS, "<mask>")]
-    return XLMRobertaTokenizer(vocab=[*special[:-1], *pieces, special[-1]], model_max_length=max_length)
+    special = [(token, 0.0) for token in SPECIAL_TOKENS]
+    vocab = [*special, *learnt_pieces(tokenizer, SPECIAL_TOKENS), ("<mask>", 0.0)]
+    return XLMRobertaTokenizer(vocab=vocab, model_max_length=max_length)
 
 
 class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):

@@ -18,7 +18,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from modeling_xlm_swcm.conversion.pieces import settled
+from modeling_xlm_swcm.conversion.pieces import learnt_pieces
 
 
 SENTENCES = [
@@ -45,8 +45,7 @@ def unigram_pieces(sentences: list[str] = SENTENCES, size: int = 150) -> list[tu
         vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
     )
     tokenizer.train_from_iterator(sentences, trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return settled([(piece, score) for piece, score in learnt if piece != "<unk>"])
+    return learnt_pieces(tokenizer, ["<unk>"])
 
 
 def special(*tokens: str) -> list[tuple[str, float]]:
