@@ -179,11 +179,16 @@ def pairs() -> dict[str, torch.Tensor]:
 
 
 def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneration:
-    """A model that knows `batch` by heart: random weights write one token for ever, this one writes real sequences."""
+    """A fresh model that knows `batch` by heart."""
     torch.manual_seed(0)
     for name, value in QUICK_TO_LEARN.items():
         setattr(config, name, value)
-    model = XLMSWCMForConditionalGeneration(config).train()
+    return teach(XLMSWCMForConditionalGeneration(config), batch)
+
+
+def teach(model: XLMSWCMForConditionalGeneration, batch: Batch) -> XLMSWCMForConditionalGeneration:
+    """Random weights write one token for ever; what has learnt a batch writes real sequences."""
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
         optimizer.zero_grad()
