@@ -530,6 +530,7 @@ class TestCorporaFile:
             ({"train": [{"path": "a", "languages": "en"}]}, "a cannot have 'en' as its languages"),
             ({"train": [{"path": "a", "languages": ["en", "en"]}]}, r"a cannot have \['en', 'en'\] as its languages"),
             ({"train": [{"path": "a", "language": "en", "columns": ["x", "y"]}]}, "as its columns"),
+            ({"train": [{"path": "a", "languages": ["en", "ug"], "column": "x"}]}, "cannot have 'x' as its column"),
             ({"train": [{"path": [], "language": "en"}]}, r"cannot have \[\] as its path"),
             ("train: [{path: a, language: no}]", "a cannot have False as its language"),
             ({"train": [{"path": 3, "language": "en"}]}, "cannot have 3 as its path"),
