@@ -86,14 +86,15 @@ class TestStarts:
     @pytest.mark.parametrize(
         ("name", "blocks"),
         [("x1", "cncncnc"), ("x2", "ccncc"), ("x3", "cccnc"), ("base-a", "cccc"), ("base-b", "ccccc")]
-        + [("tied", "cccnc"), ("interleaved", "cc"), ("random", "cccnc"), ("random-plain", "nnnn")],
+        + [("tied", "cccnc"), ("interleaved", "cc"), ("random", "cccnc"), ("random-short", "cc")]
+        + [("random-plain", "nnnn")],
     )
     def test_the_layers(self, start, name, blocks):
         assert "".join(block[0] for block in start(name).model.config.decoder_blocks) == blocks
 
     def test_random_decoders_have_the_encoder_and_nothing_else_of_it(self, start):
         shared = start("x3").model
-        for name in ("random", "random-plain"):
+        for name in ("random", "random-short", "random-plain"):
             model = start(name).model
             assert equal(model.model.encoder, shared.model.encoder)
             assert torch.equal(model.lm_head.bias, shared.lm_head.bias)

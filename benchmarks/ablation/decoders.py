@@ -158,6 +158,7 @@ def warm_start(model, encoder):
 
 RANDOM, WARM_START = "random", "warm-start"  # what the others are compared with
 SHARED, SILENT, FRESH = ({"decoder_init": start} for start in ("shared", "silent", "random"))
+SHORT = {"layer_map": "interleaved", "normal_layers": "none"}
 VARIANTS = {
     "x1": Variant("shared, X = 1", SHARED | {"normal_layer_interval": 1}),
     "x2": Variant("shared, X = 2", SHARED | {"normal_layer_interval": 2}),
@@ -167,8 +168,10 @@ VARIANTS = {
     "base-a": Variant("no normal layers (BASE-A)", SHARED | {"normal_layers": "none"}),
     "base-b": Variant("normal layers copied (BASE-B)", SHARED | {"normal_layers": "copy"}),
     "tied": Variant("shared and tied", SHARED | {"weight_sharing": "tied"}),
-    "interleaved": Variant("interleaved (DeltaLM)", SHARED | {"layer_map": "interleaved", "normal_layers": "none"}),
+    "interleaved": Variant("interleaved (DeltaLM)", SHARED | SHORT),
+    "interleaved-head": Variant("interleaved, with the masked-LM head's transform", SHARED | SHORT, with_transform),
     RANDOM: Variant("random, same shape", FRESH),
+    "random-short": Variant("random, half as many layers", FRESH | SHORT),
     "random-plain": Variant("random, plain layers (Cino-Transformer)", FRESH, plain_layers),
     WARM_START: Variant("EncoderDecoderModel, warm start", FRESH, warm_start, pretrainable=False),
     "zero-cross": Variant("cross-attention starts at zero", SHARED, zero_cross_attention),
