@@ -406,9 +406,11 @@ def test_every_decoder_has_a_line_of_its_own():
     assert len({tuple(style.values()) for style in styles.values()}) == len(styles)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_long", "cpu_dropout", "gpu"])
-def test_the_plans_can_be_read(name):
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("cpu", [7, 7, 4, 6, 2, 2, 8, 4, 3, 2]), ("cpu_long", [4, 2, 2]), ("cpu_dropout", [5, 2, 1])]
+    + [("gpu", [132, 54, 21, 18])],
+)
+def test_the_plans_can_be_read(name, sizes):
     plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
-    sizes = {"cpu": [7, 7, 4, 6, 2, 2, 8, 4, 3, 2], "cpu_long": [4, 2, 2], "cpu_dropout": [5, 2, 1]}
-    sizes["gpu"] = [132, 54, 21, 18]
-    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == sizes[name]
+    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == sizes

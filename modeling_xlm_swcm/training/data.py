@@ -402,7 +402,7 @@ class Corpus:
             "path": are_texts(patterns) and patterns != [],
             "language": self.language is None or isinstance(self.language, str),
             "languages": self.languages is None or (are_texts(self.languages, 2) and len(set(self.languages)) == 2),
-            "column": isinstance(self.column, str) and (self.column == "text" or self.languages is None),
+            "column": isinstance(self.column, str) and (self.column == Corpus.column or self.languages is None),
             "columns": self.columns is None or (are_texts(self.columns, 2) and self.languages is not None),
             "weight": isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf,
             "examples": self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
