@@ -389,6 +389,12 @@ def test_steps_and_intervals_of_the_report():
     for system in (good, bad):
         system["resampled"] = report.resample(system, references, together=4)
     assert good["resampled"].min() > 99.9 and bad["resampled"].std() > 0
+    # of what heeds its source little is left with the references of others, of a constant all
+    lines = ["мен бардым", "сен келдің ғой", "жел жоқ еді"]
+    assert report.score_misplaced({"outputs": lines}, lines, together=1) < 50
+    assert report.score_misplaced({"outputs": lines[1:] + lines[:1]}, lines, together=1) == pytest.approx(100.0)
+    own = report.CHRFPP.corpus_score(bad["outputs"], [references]).score
+    assert report.score_misplaced(bad, references, together=1) == pytest.approx(own)
     compared = report.compare({0: bad, 1: bad}, {0: good, 1: good, 2: good})
     assert compared["chrf++"] == -80.0 and compared["interval"][0] < compared["interval"][1] < -50
     assert compared["dev_loss"] == [-0.5, -0.5]

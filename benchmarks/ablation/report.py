@@ -95,6 +95,11 @@ def resample(run: dict, references: list[str], together: int) -> np.ndarray:
     return np.array([CHRFPP._compute_score_from_stats(row.tolist()).score for row in drawn @ counts])
 
 
+def score_misplaced(run: dict, references: list[str], together: int) -> float:
+    """chrF++ with the references of the next sentence, or passage: as high where outputs do not heed their source."""
+    return CHRFPP.corpus_score(run["outputs"], [references[together:] + references[:together]]).score
+
+
 def compare(own: dict[int, dict], baseline: dict[int, dict]) -> dict | None:
     """
     How far development loss is below a baseline's, for each seed, and chrF++ above it, mean over the seeds.
@@ -126,6 +131,7 @@ def summarise(runs: list[dict], output: Path) -> list[dict]:
         references = json.loads((output / "test" / f"{task}.json").read_text(encoding="utf-8"))
         for run in itertools.chain.from_iterable(variants.values()):
             run["resampled"] = resample(run, references, TASKS[task].pairs_a_line)
+            run["misplaced"] = score_misplaced(run, references, TASKS[task].pairs_a_line)
         random, warm_start = (by_seed(variants.get(name, [])) for name in (RANDOM, WARM_START))
         for variant, own in sorted(variants.items(), key=lambda item: mean(map(final_loss, item[1]))):
             started = [run for run in runs if group_of(run) == group and run["settings"]["variant"] == variant]
@@ -152,6 +158,7 @@ def summarise(runs: list[dict], output: Path) -> list[dict]:
                         }
                         for name in ("chrf++", "rougeL_f")
                     },
+                    "chrf++_misplaced": mean_and_spread([run["misplaced"] for run in own]),
                     "than_random": compare(seeds, random) if variant != RANDOM else None,
                     "than_warm_start": compare(seeds, warm_start) if variant != WARM_START else None,
                 }
@@ -175,7 +182,7 @@ def chrf_above(compared: dict | None) -> str:
 
 def table(rows: list[dict]) -> str:
     columns = ["decoder", "parameters", "rate", "seeds", "dev loss", "below random", "below warm start", "lowest"]
-    columns += ["steps to random's", "chrF++", "above random", "above warm start", "ROUGE-L"]
+    columns += ["steps to random's", "chrF++", "misplaced", "above random", "above warm start", "ROUGE-L"]
     text = ""
     for group, of_group in itertools.groupby(rows, key=lambda row: [row[key] for key in GROUP]):
         text += f"\n{title_of(group)}\n\n"
@@ -192,6 +199,7 @@ def table(rows: list[dict]) -> str:
                 cell(row["lowest_dev_loss"], 3),
                 ", ".join("-" if steps is None else str(steps) for steps in row["steps_to_random"]),
                 cell(row["chrf++"]["all"], 1),
+                cell(row["chrf++_misplaced"], 1),
                 chrf_above(row["than_random"]),
                 chrf_above(row["than_warm_start"]),
                 cell(row["rougeL_f"]["all"], 1),
@@ -239,7 +247,7 @@ def plot(runs: list[dict], path: Path):
 def write(output: Path):
     runs = read_runs(output)
     rows = summarise(runs, output)
-    kept = [{name: run[name] for name in run if name not in ("outputs", "resampled")} for run in runs]
+    kept = [{name: run[name] for name in run if name not in ("outputs", "resampled", "misplaced")} for run in runs]
     content = {"titles": {name: variant.title for name, variant in VARIANTS.items()}, "summary": rows, "runs": kept}
     write_whole(output / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_whole(output / "results.md", text := table(rows) + failures(runs))
