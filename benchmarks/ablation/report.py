@@ -131,7 +131,6 @@ def summarise(runs: list[dict], output: Path) -> list[dict]:
         references = json.loads((output / "test" / f"{task}.json").read_text(encoding="utf-8"))
         for run in itertools.chain.from_iterable(variants.values()):
             run["resampled"] = resample(run, references, TASKS[task].pairs_a_line)
-            run["misplaced"] = score_misplaced(run, references, TASKS[task].pairs_a_line)
         random, warm_start = (by_seed(variants.get(name, [])) for name in (RANDOM, WARM_START))
         for variant, own in sorted(variants.items(), key=lambda item: mean(map(final_loss, item[1]))):
             started = [run for run in runs if group_of(run) == group and run["settings"]["variant"] == variant]
@@ -158,7 +157,9 @@ def summarise(runs: list[dict], output: Path) -> list[dict]:
                         }
                         for name in ("chrf++", "rougeL_f")
                     },
-                    "chrf++_misplaced": mean_and_spread([run["misplaced"] for run in own]),
+                    "chrf++_misplaced": mean_and_spread(
+                        [score_misplaced(run, references, TASKS[task].pairs_a_line) for run in own]
+                    ),
                     "than_random": compare(seeds, random) if variant != RANDOM else None,
                     "than_warm_start": compare(seeds, warm_start) if variant != WARM_START else None,
                 }
@@ -247,7 +248,7 @@ def plot(runs: list[dict], path: Path):
 def write(output: Path):
     runs = read_runs(output)
     rows = summarise(runs, output)
-    kept = [{name: run[name] for name in run if name not in ("outputs", "resampled", "misplaced")} for run in runs]
+    kept = [{name: run[name] for name in run if name not in ("outputs", "resampled")} for run in runs]
     content = {"titles": {name: variant.title for name, variant in VARIANTS.items()}, "summary": rows, "runs": kept}
     write_whole(output / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_whole(output / "results.md", text := table(rows) + failures(runs))
