@@ -270,6 +270,26 @@ class XLMSWCMEncoder(XLMRobertaModel):
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config, add_pooling_layer=False)
 
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        # upstream counts those of embeddings from the first column, padding or not
+        is_padded = inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2
+        if position_ids is None and is_padded:
+            position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
 
 class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
     """`config.decoder_blocks` as layers; in a whole model its embeddings are the encoder's."""
@@ -458,15 +478,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         if encoder_outputs is None:
             if (source := input_ids if input_ids is not None else inputs_embeds) is not None:
                 check_length("source", source.shape[1], self.config)
-            position_ids = None
-            if inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2:
-                position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
             encoder_outputs = self.encoder(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
         elif not isinstance(encoder_outputs, ModelOutput):
             encoder_outputs = BaseModelOutput(
@@ -611,7 +624,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         weight = self.lm_head.weight
         if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
             return OneGradient(weight, [])
-        embeddings = (part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder))
+        # those of encoder and decoder are one and the same after a resize
+        embeddings = {part.embeddings.word_embeddings: None for part in (self.model.encoder, self.model.decoder)}
         simple = (one for one in embeddings if type(one) is nn.Embedding and "forward" not in vars(one))
         return OneGradient(weight, [one for one in simple if one.weight is weight])
 

@@ -416,6 +416,10 @@ class TestWhatOthersPassIn:
         by_ids = logits_of(model, input_ids=ids, attention_mask=mask, decoder_input_ids=target)
         embeds = model.get_input_embeddings()(ids)
         assert_close(logits_of(model, inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=target), by_ids)
+        options = dict(attention_mask=mask, max_new_tokens=6, output_scores=True, return_dict_in_generate=True)
+        written, expected = model.generate(inputs_embeds=embeds, **options), model.generate(ids, **options)
+        assert torch.equal(written.sequences, expected.sequences)
+        assert_close(torch.stack(written.scores), torch.stack(expected.scores))
 
     def test_the_encoders_own_output_keeps_its_fields(self, model, source, target):
         model.set_attn_implementation("eager")

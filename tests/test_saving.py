@@ -47,7 +47,7 @@ class TestVocabularySize:
         assert (model.lm_head.weight is encoder.weight) == tied
 
     def test_a_resized_model_trains(self, batch):
-        model = tiny_model()
+        model = tiny_model().train()
         model.resize_token_embeddings(112)
         labels = batch["labels"].clone()
         labels[:, 0] = 111
