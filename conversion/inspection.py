@@ -103,7 +103,9 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
     parts, parameters = dict.fromkeys(PARTS.values(), 0), Counter()
     for name, tensor in tensors.items():
-        part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), None)
+        # a model without head has the names of its parts alone
+        names = name, f"model.{name}"
+        part = next((part for prefix, part in PARTS.items() if any(one.startswith(prefix) for one in names)), None)
         if part is None:
             raise ConversionError(f"{source} has a tensor that no XLM-SWCM model has: {name}.")
         parts[part] += tensor.parameter_count

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from huggingface_hub import file_exists
-from transformers.utils import cached_file, logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 
 # one of Transformers' loggers, so that its verbosity holds
@@ -88,7 +88,12 @@ class XLMSWCMHubMixin:
                     shutil.copyfile(path, folder / name)
         card = folder / "README.md"
         can_fill = self.conversion_report is not None and self.fill_card is not None
-        if can_fill and re.search(TRANSFORMERS_CARD, card.read_text(encoding="utf-8")):
+        # adapters are saved without a config, and keep Transformers' card
+        if (
+            can_fill
+            and (folder / CONFIG_NAME).is_file()
+            and re.search(TRANSFORMERS_CARD, card.read_text(encoding="utf-8"))
+        ):
             card.write_text(self.fill_card(folder, repo_id, self.conversion_report), encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 

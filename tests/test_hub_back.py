@@ -14,7 +14,7 @@ from hub_client import SENT
 from huggingface_hub import ModelCard
 from loopback_hub import READ, WRITE
 from test_card import check_pattern
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 
 REPO = "someone/model"
@@ -228,6 +228,22 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 
+def test_adapters_of_a_model_are_pushed_with_transformers_card(hub, client, folder):
+    code = f"""
+import modeling_xlm_swcm
+from peft import LoraConfig
+from transformers import AutoModelForSeq2SeqLM
+
+model = AutoModelForSeq2SeqLM.from_pretrained({str(folder)!r})
+model.add_adapter(LoraConfig(target_modules=["q_proj"], r=2))
+model.push_to_hub({REPO!r})
+"""
+    assert client.run(code)["error"] is None
+    files = hub.repositories[REPO].files
+    assert "adapter_model.safetensors" in files and "config.json" not in files
+    assert "automatically generated" in files["README.md"].decode()
+
+
 def test_a_model_whose_folder_has_gone_pushes_itself_with_report_and_card(hub, client, folder):
     code = f"""
 import os, shutil
@@ -333,6 +349,13 @@ def test_inspect_shows_what_a_model_is_without_its_weights(hub, client, reposito
         headers.get("Range") for method, path, headers in hub.requests if path.startswith("/lfs/") and method == "GET"
     ]
     assert spans and all(re.fullmatch(r"bytes=\d+-\d+", span) for span in spans)
+
+
+def test_inspect_knows_a_model_without_head(client, converted, tmp_path):
+    AutoModel.from_pretrained(converted).save_pretrained(tmp_path)
+    outcome = client.command("inspect", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert "27,156 in encoder layers" in outcome.stdout
 
 
 def test_inspect_reads_shards_and_a_revision(hub, client, folder):

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import logits_of, tiny_model
 from encoders import xlm_roberta_tokenizer
 from huggingface_hub import ModelCard
+from peft import LoraConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 from transformers.testing_utils import CaptureLogger
@@ -183,6 +185,10 @@ class TestCheckpoints:
         assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
         assert "seconds" in whole.describe() and "seconds" not in again.describe()
 
+    def test_there_must_be_one_to_go_on_from(self, make_trainer, tmp_path):
+        with pytest.raises(TrainingError, match=f"{tmp_path} has no checkpoint to go on from"):
+            make_trainer().train(resume_from_checkpoint=True)
+
     def test_a_run_says_with_what_other_settings_it_goes_on(self, make_trainer, tmp_path):
         trainer = make_trainer(max_steps=2)
         trainer.settings = {"data": "first.yaml", "max_length": 8}
@@ -298,6 +304,22 @@ class TestLoss:
         for name, state in states(upstream.model).items():
             torch.testing.assert_close(ours.model.get_parameter(name), state, atol=1e-5, rtol=1e-5)
         assert ours.evaluate()["eval_loss"] == pytest.approx(upstream.evaluate()["eval_loss"], abs=1e-5)
+
+    def test_rows_that_fill_up_a_processes_last_batch_are_left_out_in_training_alone(
+        self, make_trainer, rows, monkeypatch
+    ):
+        trainer = make_trainer()
+        batch = trainer.data_collator(rows[:2])
+        labels = batch["labels"].clone()
+        # three rows are left for two processes, of which this is the second
+        end = SimpleNamespace(end_of_dataloader=True, remainder=3)
+        monkeypatch.setattr(trainer.accelerator, "gradient_state", end)
+        monkeypatch.setattr(type(trainer.accelerator), "process_index", 1)
+        trainer.prediction_step(trainer.model.eval(), batch, prediction_loss_only=True)
+        assert torch.equal(batch["labels"], labels)
+        (given,), count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        assert torch.equal(given["labels"][:1], labels[:1]) and (given["labels"][1] == -100).all()
+        assert count == (labels[0] != -100).sum()
 
 
 class TestScheduledSampling:
@@ -555,6 +577,9 @@ class TestCard:
     def test_adapters_and_models_without_a_report_have_upstreams(self, make_trainer, tokenizer, tmp_path):
         adapted = new_model(tokenizer)
         adapted.conversion_report = dict(self.REPORT)
-        for model in (prepare_model(adapted, ModelArguments("", lora=True)), new_model(tokenizer)):
+        own = new_model(tokenizer)
+        own.conversion_report = dict(self.REPORT)
+        own.add_adapter(LoraConfig(target_modules=["q_proj"]))
+        for model in (prepare_model(adapted, ModelArguments("", lora=True)), own, new_model(tokenizer)):
             make_trainer(model).create_model_card(model_name="mine", tasks="translation")
             assert "according to the information the Trainer had access to" in (tmp_path / "README.md").read_text()

@@ -57,6 +57,8 @@ class ResumableTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise TrainingError(f"{self.args.output_dir} has no checkpoint to go on from.")
         if resume_from_checkpoint and self.is_world_process_zero():
             self._say_what_differs(Path(resume_from_checkpoint, RUN))
         return super().train(resume_from_checkpoint, **kwargs)

@@ -12,6 +12,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import HubStrategy, has_length
+from transformers.utils import CONFIG_NAME
 
 from modeling_xlm_swcm import __version__
 from modeling_xlm_swcm.card import fill_card
@@ -39,14 +40,16 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
 
     args: TrainingArguments
 
-    def _get_num_items_in_batch(self, batch_samples, device):
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         loader = self.accelerator.gradient_state
-        if batch_samples and loader.end_of_dataloader and loader.remainder > 0:
+        if batches and loader.end_of_dataloader and loader.remainder > 0:
             # at the end of an epoch accelerate fills up the processes' batches with rows from its beginning
-            labels = batch_samples[-1]["labels"]
-            own = loader.remainder - self.accelerator.process_index * self.args.train_batch_size
+            labels = batches[-1]["labels"]
+            own = loader.remainder - self.accelerator.process_index * len(labels)
             labels[max(own, 0) :] = -100
-        return super()._get_num_items_in_batch(batch_samples, device)
+            num_items = self._get_num_items_in_batch(batches, device)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -152,7 +155,9 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
     def _write_card(self, folder: Path, metrics: dict, license: str | None = None) -> bool:
         """Whether there is now a card in the output folder, for the model saved in `folder`."""
         model, card = self.accelerator.unwrap_model(self.model), Path(self.args.output_dir) / "README.md"
-        if not isinstance(model, PreTrainedModel) or model.conversion_report is None:
+        # adapters, PEFT's or the model's own, are saved without a config
+        is_whole = isinstance(model, PreTrainedModel) and (folder / CONFIG_NAME).is_file()
+        if not is_whole or model.conversion_report is None:
             return False
         if self.is_world_process_zero() and not is_own_card(card):
             repo_id = self.hub_model_id or card.resolve().parent.name
