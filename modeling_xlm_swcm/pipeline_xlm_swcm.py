@@ -18,8 +18,8 @@ class XLMSWCMPipeline(Pipeline):
     Args, of the pipeline or of a call:
         src_lang (`str`, *optional*): language of the inputs; by default the tokenizer's `src_lang`.
         tgt_lang (`str`, *optional*):
-            language to write; by default the tokenizer's `tgt_lang`, and without one, for tasks other than
-            translation, that of the inputs.
+            language to write; by default that of a given `forced_bos_token_id`, or else the tokenizer's `tgt_lang`,
+            and without one, for tasks other than translation, that of the inputs.
         truncation (`bool` or `str`, *optional*): as for the tokenizer, such as `True` or `"only_second"`.
         batch_size (`int`, *optional*): inputs that are written at once.
         Everything else goes to `generate`.
@@ -87,12 +87,16 @@ class XLMSWCMPipeline(Pipeline):
         return source
 
     def _forward(self, inputs, src_lang=None, tgt_lang=None, **generate_kwargs):
-        language = tgt_lang or self.tokenizer.tgt_lang
-        if language is None and self.task != "translation":
-            language = src_lang or self.tokenizer.src_lang
+        given = generate_kwargs.get("generation_config")
+        forced = generate_kwargs.get("forced_bos_token_id", given and given.forced_bos_token_id)
+        language = tgt_lang
+        if language is None and forced is None:
+            language = self.tokenizer.tgt_lang
+            if language is None and self.task != "translation":
+                language = src_lang or self.tokenizer.src_lang
         if language is not None:
             generate_kwargs["forced_bos_token_id"] = self.tokenizer.get_lang_id(language)
-        elif self.tokenizer.languages and self.model.generation_config.forced_bos_token_id is None:
+        elif forced is None and self.tokenizer.languages and self.model.generation_config.forced_bos_token_id is None:
             raise ValueError(f"tgt_lang is not set; give one of: {', '.join(self.tokenizer.languages)}.")
         written = self.model.generate(**inputs, **generate_kwargs)
         return {"written": written.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)

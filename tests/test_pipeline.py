@@ -96,6 +96,20 @@ def test_a_generation_config_is_taken(load, write):
     assert answers[0]["translation_text"] == write(TEXTS[0], src="zh", tgt="bo", max_new_tokens=4, num_beams=2)[0]
 
 
+def test_a_forced_tag_stands_before_languages_that_are_not_asked_for(load, write):
+    translate, summarize = (load(task, src_lang="zh", **OPTIONS) for task in ("translation", "summarization"))
+    expected = write(TEXTS[0], src="zh", tgt="bo")[0]
+    tag = translate.tokenizer.get_lang_id("bo")
+    settings = GenerationConfig(
+        forced_bos_token_id=tag, decoder_start_token_id=0, max_new_tokens=OPTIONS["max_new_tokens"]
+    )
+    for forced in ({"forced_bos_token_id": tag}, {"generation_config": settings}):
+        assert translate(TEXTS[0], **forced) == [{"translation_text": expected}]
+        assert summarize(TEXTS[0], **forced) == [{"summary_text": expected}]
+    in_chinese = write(TEXTS[0], src="zh", tgt="zh")[0]
+    assert translate(TEXTS[0], tgt_lang="zh", forced_bos_token_id=tag) == [{"translation_text": in_chinese}]
+
+
 def test_a_summary_is_in_the_language_of_the_text_unless_another_is_asked_for(load, write):
     summarize = load("summarization", **OPTIONS)
     for call, tgt in (({}, "bo"), ({"tgt_lang": "zh"}, "zh")):
