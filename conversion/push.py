@@ -13,7 +13,7 @@ from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XL
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .card import card_for, read_report, require_license
-from .checkpoint import ConversionError, load_pretrained
+from .checkpoint import ConversionError, load_pretrained, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
 from .inspection import read_model_config
@@ -73,6 +73,7 @@ def check_destination(repo_id: str, encoder: str, revision: str | None = None, l
     """Refuse before a conversion what a push would refuse after it."""
     check_repo_id(repo_id)
     check_token()
+    read_config(encoder, revision)
     require_license(license or read_license(encoder, revision), encoder)
 
 

@@ -319,6 +319,11 @@ def test_an_unknown_licence_is_asked_for_and_not_guessed(hub, client, encoder_fo
     assert ModelCard(hub.repositories["someone/model"].files["README.md"].decode()).data.license == "cc-by-4.0"
 
 
+def test_an_encoder_that_is_not_there_is_named_before_its_licence(hub, client, output):
+    command = client.command("convert", "./no-folder", output, "--push-to-hub", "someone/model")
+    assert_refused(command, "./no-folder", "does not exist")
+
+
 def test_private_does_not_publish_to_a_repository_that_is_public(hub, client, converted):
     hub.add("someone/model", converted)
     commits = len(hub.repositories["someone/model"].commits)
