@@ -43,7 +43,7 @@ from modeling_xlm_swcm.training.data import (
     read_rows,
 )
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
-from modeling_xlm_swcm.training.results import write_results, write_whole
+from modeling_xlm_swcm.training.results import save_merged, write_results, write_whole
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 
@@ -241,6 +241,7 @@ def run(
     Returns:
         metric -> language -> score, of the test set, or else of the validation set.
     """
+    check_evaluation(args)
     args.generation_num_beams = data_args.num_beams
     args.generation_max_length = data_args.max_target_length + 1  # the start token is no part of a label
     if "train" in pairs:
@@ -270,6 +271,7 @@ def run(
     trainer.settings = vars(model_args) | vars(data_args)
     if "train" in datasets:
         trainer.train(resume_from_checkpoint=checkpoint)
+        save_merged(trainer)
     results = {}
     if "validation" in datasets:
         loss = trainer.evaluate()["eval_loss"]
@@ -335,6 +337,19 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
     report = find_file(model_args.model_name_or_path, "conversion_report.json")
     known = read_json(report).get("license") if report else None
     require_license(model_args.license or known, model_args.model_name_or_path)
+
+
+def check_evaluation(args: TrainingArguments):
+    """Refuse what would be overwritten, and what leaves the metrics without the texts of a whole split."""
+    for name, ours in {"generation_num_beams": "num_beams", "generation_max_length": "max_target_length"}.items():
+        if getattr(args, name) is not None:
+            raise DataError(f"--{name} is --{ours} here.")
+    in_parts = args.batch_eval_metrics or args.prediction_loss_only or not args.eval_do_concat_batches
+    if args.predict_with_generate and in_parts:
+        raise DataError(
+            "--predict_with_generate scores the texts of a whole split: leave out --batch_eval_metrics, "
+            "--prediction_loss_only and --eval_do_concat_batches."
+        )
 
 
 def print_scores(title: str, results: dict[str, dict[str, float]], signatures: dict[str, str]):

@@ -29,7 +29,7 @@ from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArgumen
 from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
 from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
-from modeling_xlm_swcm.training.results import write_results
+from modeling_xlm_swcm.training.results import save_merged, write_results
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 
@@ -154,6 +154,7 @@ def main(argv: list[str] | None = None):
     )
     trainer.settings = vars(model_args) | vars(data_args)
     trainer.train(resume_from_checkpoint=checkpoint)
+    save_merged(trainer)
     results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
     write_results(trainer, model_args, None, dataset, results, describe_data(data_args, mixture))

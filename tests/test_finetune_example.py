@@ -13,6 +13,7 @@ from encoders import edit_config
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import WRITE, loopback_hub
+from safetensors.torch import load_file
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.data import BadRows, DataError, Pair
@@ -288,6 +289,11 @@ class TestRuns:
         metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
         assert metrics["results"]["exact_match"]["zh"] == metrics["results"]["token_f1"]["all"] == 100
 
+    def test_the_model_is_saved_before_an_evaluation_can_change_it(self, main, translation, tmp_path):
+        assert main(finetune, **translation | {"max_steps": 1, "bf16_full_eval": True}) is None
+        tensors = load_file(tmp_path / "output" / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -302,6 +308,11 @@ class TestRuns:
             ({"lang_column": "lang"}, "not --lang_column"),
             ({"max_train_samples": -1}, "--max_train_samples must be at least 1; got -1"),
             ({"num_beams": 0}, "--num_beams must be at least 1"),
+            ({"generation_num_beams": 1}, "--generation_num_beams is --num_beams here"),
+            ({"generation_max_length": 9}, "--generation_max_length is --max_target_length here"),
+            ({"batch_eval_metrics": True}, "leave out --batch_eval_metrics"),
+            ({"eval_do_concat_batches": False}, "and --eval_do_concat_batches"),
+            ({"prediction_loss_only": True}, "--prediction_loss_only"),
             ({"task": "summarization", "target_lang": ["kk"]}, "name another with --text_column."),
             ({"source_lang": "kk", "target_lang": ["bo", "kk"]}, "kk cannot be in --target_lang"),
             ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),

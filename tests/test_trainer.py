@@ -158,6 +158,31 @@ class TestCheckpoints:
         best = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-2")
         assert_equal(states(trainer.model), states(best))
 
+    def test_the_best_one_is_found_where_the_folder_has_moved(self, make_trainer, tmp_path):
+        options = dict(eval_strategy="steps", eval_steps=1, save_steps=1, load_best_model_at_end=True)
+        ruin = [AtStep(3, lambda model: model.lm_head.bias.data.mul_(50))]
+        make_trainer(callbacks=ruin, max_steps=3, save_total_limit=2, **options).train()
+        state = tmp_path / "checkpoint-3" / "trainer_state.json"
+        state.write_text(state.read_text().replace(str(tmp_path), "/somewhere/else"))
+        trainer = make_trainer(max_steps=5, save_total_limit=2, **options)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-5"]
+        assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+    def test_one_without_its_optimizer_is_refused(self, make_trainer, tmp_path):
+        trainer = make_trainer(max_steps=2, save_only_model=True)
+        trainer.train()
+        trainer.args.resume_from_checkpoint = "last"
+        with pytest.raises(TrainingError, match=f"--model_name_or_path {tmp_path}/checkpoint-2"):
+            find_checkpoint(trainer.args)
+
+    def test_an_epoch_of_batches_of_like_length_goes_on_with_the_rows_that_are_left(self, make_trainer, tmp_path):
+        options = dict(train_sampling_strategy="group_by_length", max_steps=8, save_steps=6)
+        whole, resumed = make_trainer(**options), make_trainer(**options)
+        whole.train()
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+        assert_equal(states(resumed.model), states(whole.model))
+
     def test_one_of_another_model_is_refused(self, make_trainer, tokenizer, tmp_path):
         make_trainer(max_steps=2).train()
         other = make_trainer(new_model(tokenizer, normal_layer_interval=None))
@@ -206,6 +231,11 @@ class TestCheckpoints:
                 resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
             assert ours.out.strip().removeprefix("The run goes on with ") == said
             assert upstream.out == ""  # of the logging steps that a short training sets itself
+        again = make_trainer(max_steps=2, adam_epsilon=1e-3, train_sampling_strategy="sequential")
+        again.settings = trainer.settings
+        with CaptureLogger(logger) as ours:
+            again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert "--adam_epsilon 0.001; its" in ours.out and "--train_sampling_strategy sequential; its" in ours.out
 
     def test_what_is_asked_of_the_optimizer_is_done_after_a_resume(self, make_trainer, tmp_path):
         options = dict(lr_scheduler_type="constant", logging_steps=1, weight_decay=0.1)
@@ -242,16 +272,17 @@ class TestCheckpoints:
         (tmp_path / "checkpoint-7").mkdir()
         with pytest.raises(TrainingError, match="checkpoint-7 is no checkpoint"):
             find_checkpoint(args)
-        (tmp_path / "checkpoint-7" / "trainer_state.json").write_text("{}")
+        for name in ("trainer_state.json", "scheduler.pt"):
+            (tmp_path / "checkpoint-7" / name).write_text("{}")
         assert find_checkpoint(args) == str(tmp_path / "checkpoint-7")
         elsewhere = tmp_path / "elsewhere"
         args.resume_from_checkpoint = str(elsewhere)
         with pytest.raises(TrainingError, match="elsewhere is no checkpoint"):
             find_checkpoint(args)
-        elsewhere.mkdir()
-        (elsewhere / "trainer_state.json").write_text("{}")
+        (tmp_path / "checkpoint-7").rename(elsewhere)
         assert find_checkpoint(args) == str(elsewhere)
         args.resume_from_checkpoint = None
+        elsewhere.rename(tmp_path / "checkpoint-7")
         with pytest.raises(TrainingError, match="--resume_from_checkpoint last to go on from checkpoint-7"):
             find_checkpoint(args)
         (tmp_path / "file").write_text("")
@@ -311,10 +342,11 @@ class TestLoss:
         trainer = make_trainer()
         batch = trainer.data_collator(rows[:2])
         labels = batch["labels"].clone()
-        # three rows are left for two processes, of which this is the second
-        end = SimpleNamespace(end_of_dataloader=True, remainder=3)
-        monkeypatch.setattr(trainer.accelerator, "gradient_state", end)
-        monkeypatch.setattr(type(trainer.accelerator), "process_index", 1)
+        # of 15 rows in batches of two the last is alone, and two processes have it, the second with a filler
+        trainer.train_dataset = rows[:15]
+        monkeypatch.setattr(trainer.accelerator, "gradient_state", SimpleNamespace(end_of_dataloader=True))
+        for name, value in {"world_size": 2, "process_index": 1, "train_batch_size": 2}.items():
+            monkeypatch.setattr(type(trainer.args), name, value)
         trainer.prediction_step(trainer.model.eval(), batch, prediction_loss_only=True)
         assert torch.equal(batch["labels"], labels)
         (given,), count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
@@ -474,6 +506,7 @@ class TestResults:
         trainer = make_trainer(model, logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
         trainer.train()
         data = {"training data": "text.txt", "bleu_signature": "nrefs:1|case:mixed"}
+        results.save_merged(trainer)
         write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}}, data)
 
     def test_everything_is_left_behind(self, make_trainer, start, tmp_path):

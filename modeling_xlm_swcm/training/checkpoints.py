@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
@@ -23,7 +24,9 @@ RUN = "run.json"
 # of the training arguments those that the weights depend on
 DECISIVE = ["max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "optim"]
 DECISIVE += ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"]
-DECISIVE += ["max_grad_norm", "label_smoothing_factor", "scheduled_sampling", "seed", "data_seed", "bf16"]
+DECISIVE += ["max_grad_norm", "label_smoothing_factor", "scheduled_sampling", "seed", "data_seed", "bf16", "fp16"]
+DECISIVE += ["adam_epsilon", "optim_args", "lr_scheduler_kwargs", "train_sampling_strategy", "dataloader_drop_last"]
+DECISIVE += ["dataloader_num_workers"]
 # of the optimizer, which a checkpoint has as well
 OPTIMIZER_SETTINGS = ["initial_lr", "weight_decay", "betas", "eps"]
 
@@ -54,6 +57,15 @@ class ResumableTrainer(Trainer):
             args.logging_steps = max(max_steps // 20, 1)
         return values
 
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            # upstream's order of an epoch hangs on a state that no checkpoint has
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            sampler.generator = torch.Generator()
+            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(seed + epoch)
+        return sampler
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
@@ -65,6 +77,7 @@ class ResumableTrainer(Trainer):
 
     def _describe_run(self) -> dict[str, str]:
         settings = {name: getattr(self.args, name, None) for name in DECISIVE} | self.settings
+        settings["num_processes"] = self.args.world_size
         return {name: str(value) for name, value in settings.items()}
 
     def _say_what_differs(self, path: Path):
@@ -159,8 +172,10 @@ class ResumableTrainer(Trainer):
         finally:
             self._is_saving = False
         self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(run / name)
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        # upstream looks for it in the folder that it writes to
+        if self.state.best_global_step == self.state.global_step or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(run / UNFINISHED / name / TRAINER_STATE_NAME)
             (run / UNFINISHED / name / RUN).write_text(json.dumps(self._describe_run(), indent=1), encoding="utf-8")
@@ -213,4 +228,9 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
         TrainerState.load_from_json(str(state))
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{state} is damaged: remove the checkpoint, and go on from the one before.") from error
+    if args.deepspeed is None and not Path(checkpoint, SCHEDULER_NAME).is_file():
+        raise TrainingError(
+            f"{checkpoint} has a model and no optimizer (--save_only_model), so nothing can go on from it as it was: "
+            f"begin anew with --model_name_or_path {checkpoint} and another --output_dir."
+        )
     return checkpoint

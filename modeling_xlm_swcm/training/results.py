@@ -27,8 +27,7 @@ def write_results(
     example: dict | None = None,
 ):
     """
-    Write model (LoRA adapters merged into it), tokenizer, `metrics.json`, `training.png` and `README.md` to the output
-    folder.
+    Write `metrics.json`, `training.png` and `README.md` beside the model that [`save_merged`] has left.
 
     Args:
         task: "translation", "summarization" or "question-answering"; none for pretraining.
@@ -37,7 +36,6 @@ def write_results(
         data: what the card is to say of the training data and how it was used, name -> value.
         example: languages for the card's examples, `src_lang` and `tgt_lang`; by default the first and the last tag.
     """
-    save_merged(trainer)
     if not trainer.is_world_process_zero():
         return
     folder = Path(trainer.args.output_dir)
@@ -57,6 +55,10 @@ def write_results(
 
 
 def save_merged(trainer: XLMSWCMTrainer):
+    """
+    Write model (LoRA adapters merged into it) and tokenizer to the output folder, before an evaluation can fail or
+    change the model's precision.
+    """
     if model_is_adapted := not isinstance(trainer.accelerator.unwrap_model(trainer.model), PreTrainedModel):
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()

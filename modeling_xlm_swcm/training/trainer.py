@@ -42,14 +42,20 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        loader = self.accelerator.gradient_state
-        if batches and loader.end_of_dataloader and loader.remainder > 0:
+        if batches and self.accelerator.gradient_state.end_of_dataloader and (filled := self._count_filled()):
             # at the end of an epoch accelerate fills up the processes' batches with rows from its beginning
-            labels = batches[-1]["labels"]
-            own = loader.remainder - self.accelerator.process_index * len(labels)
-            labels[max(own, 0) :] = -100
+            batches[-1]["labels"][-filled:] = -100
             num_items = self._get_num_items_in_batch(batches, device)
         return batches, num_items
+
+    def _count_filled(self) -> int:
+        """Rows of this process's last batch of an epoch that are none; what accelerate knows a resumed one has not."""
+        args = self.args
+        if args.world_size == 1 or args.dataloader_drop_last or not has_length(self.train_dataset):
+            return 0
+        own = args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
+        left = len(self.train_dataset) % (own * args.world_size)
+        return own - min(max(left - args.process_index * own, 0), own) if left else 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
