@@ -282,6 +282,8 @@ def check_output(output: Path, overwrite: bool, *sources: str | os.PathLike):
         raise ConversionError(f"{output} is a file; give a folder to write.")
     if file := next((parent for parent in output.parents if parent.is_file()), None):
         raise ConversionError(f"{output} lies in {file}, which is a file; give another folder.")
+    if output.is_dir() and Path.cwd().is_relative_to(output.resolve()):
+        raise ConversionError(f"{output} is replaced as a whole, and you are in it; give a new folder.")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ConversionError(f"The folder {output} is not empty; give another one, or --overwrite to replace it.")
     if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():

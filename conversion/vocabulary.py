@@ -258,10 +258,11 @@ def prepare(
 def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
     architecture = (config.get("architectures") or ["None"])[0]
     model_class = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
-    if not hasattr(model_class, "_from_config"):
+    kind = config["model_type"]
+    if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != kind:
         raise ConversionError(
-            f"config.json of {name} names the architecture {architecture}, which is none of Transformers': write the "
-            'class that the weights are of, such as "architectures": ["XLMRobertaForMaskedLM"].'
+            f"config.json of {name} names the architecture {architecture}, which is none of Transformers' for {kind}: "
+            'write the class that the weights are of, such as "architectures": ["XLMRobertaForMaskedLM"].'
         )
     return model_class
 

@@ -85,9 +85,11 @@ class ExportedModel:
                     "split it."
                 )
         input_ids = np.full((len(rows), max(map(len, rows), default=0)), config["pad_token_id"])
-        for row, ids in zip(input_ids, rows, strict=True):
-            row[: len(ids)] = ids
-        return self.tokenizer.decode_batch(self.generate(input_ids, **options).tolist(), skip_special_tokens=True)
+        mask = np.zeros_like(input_ids)
+        for number, ids in enumerate(rows):
+            input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
+        written = self.generate(input_ids, mask, **options)
+        return self.tokenizer.decode_batch(written.tolist(), skip_special_tokens=True)
 
     def _tag(self, name: str, language: str | None) -> int:
         languages = self.config["languages"]
@@ -100,6 +102,7 @@ class ExportedModel:
     def generate(
         self,
         input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
         *,
         forced_bos_token_id: int | None = None,
         max_new_tokens: int | None = None,
@@ -111,6 +114,7 @@ class ExportedModel:
 
         Args:
             input_ids: int64 (batch, source_len), padded with the padding token.
+            attention_mask: int64 (batch, source_len), 1 on tokens and 0 on padding, by default as the tokens say.
             forced_bos_token_id: what is written first, the tag of a language; this and the options below are by
                 default what the checkpoint's generation_config.json says.
 
@@ -126,7 +130,7 @@ class ExportedModel:
         self._check(input_ids, options)
         if len(input_ids) == 0:
             return np.zeros((0, 1), np.int64)
-        self._read(np.ascontiguousarray(input_ids, np.int64))
+        self._read(np.ascontiguousarray(input_ids, np.int64), attention_mask)
         search = self._greedy if options["num_beams"] == 1 else self._beam_search
         return search(len(input_ids), **options)
 
@@ -139,13 +143,13 @@ class ExportedModel:
         if options["num_beams"] < 1:
             raise ValueError(f"num_beams must be at least 1; got {options['num_beams']}.")
 
-    def _read(self, input_ids: np.ndarray):
+    def _read(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None):
         """Run the encoder, and give the decoder the keys and values of the sources."""
         padding = self.config["pad_token_id"]
-        mask = (input_ids != padding).astype(np.int64)
-        self._encoder.infer(
-            {"input_ids": input_ids, "attention_mask": mask, "position_ids": mask.cumsum(1) * mask + padding}
-        )
+        counted = (input_ids != padding).astype(np.int64)  # XLM-R's positions, whatever the mask
+        mask = counted if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
+        position_ids = counted.cumsum(1) * counted + padding
+        self._encoder.infer({"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids})
         self._decoder.reset_state()
         self._decoder.set_tensor("source_mask", ov.Tensor(mask))
         for output in self._encoder.model_outputs:

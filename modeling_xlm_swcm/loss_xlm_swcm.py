@@ -143,8 +143,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # for all chunks the same room: memory that is new to the process costs time
         room = _Room(len(chunks[0]), weight, dtype, sum_dtype)
         for states, targets in zip(chunks, labels.chunk(num_chunks), strict=True):
-            kept = (targets != IGNORED)[:, None]
-            targets = targets.clamp(min=0)[:, None]
+            targets = targets[:, None]
+            kept = targets != IGNORED
+            targets = targets.masked_fill(~kept, 0)
             logits = room.logits(states, matrix, offset)
             logits -= logits.amax(-1, keepdim=True)
             aimed_at = (1 - label_smoothing) * logits.gather(1, targets)

@@ -344,10 +344,12 @@ def test_an_empty_folder_is_a_fine_output(encoder_folder, output):
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_the_current_folder_is_a_fine_output_if_it_is_empty(encoder_folder, output, monkeypatch):
+@pytest.mark.parametrize("place", [".", ".."])
+def test_the_current_folder_is_no_output(encoder_folder, output, monkeypatch, place):
     output.mkdir(parents=True)
     monkeypatch.chdir(output)
-    assert_converted(run(encoder_folder, "."), output)
+    assert_refused(run(encoder_folder, place, "--overwrite"), place, "you are in it")
+    assert Path.cwd() == output and not list(output.iterdir())
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])

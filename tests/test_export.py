@@ -110,6 +110,10 @@ def test_texts_are_written_in_the_language_that_is_asked_for(learner, exported):
         expected = learner.tokenizer.batch_decode(learner.write(TEXTS, language), skip_special_tokens=True)
         assert runtime(TEXTS, src_lang="zh", tgt_lang=language) == expected
     assert runtime([], src_lang="zh", tgt_lang="bo") == []
+    # a text may spell the padding token, which the model reads then
+    spelt = ["no <pad> wind", "<pad>ང་ཚོས་དཔེ", *(f"<pad>{text}" for text in TEXTS)]
+    expected = learner.tokenizer.batch_decode(learner.write(spelt, "bo"), skip_special_tokens=True)
+    assert runtime(spelt, src_lang="zh", tgt_lang="bo") == expected
 
 
 def test_int8_is_smaller_and_writes_what_was_learnt(learner, exported, tmp_path):

@@ -202,6 +202,13 @@ class TestFunction:
         (3 * linear_cross_entropy(*tensors, labels)).backward()
         assert_same([tensor.grad for tensor in tensors], [4 * gradient for gradient in first])
 
+    @pytest.mark.parametrize("label", [-1, 10**6])
+    def test_a_label_that_is_no_word_is_an_error(self, label):
+        *tensors, labels = random_inputs()
+        labels[-1] = label
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            linear_cross_entropy(*tensors, labels)
+
     def test_second_derivatives_are_refused(self):
         *tensors, labels = random_inputs()
         with pytest.raises(RuntimeError, match="no second derivative: leave out create_graph, or set logits_in_train"):

@@ -201,6 +201,10 @@ BAD_SOURCES = {
         lambda folder: edit_config(folder, eos_token_id=9999),
         ["config.json", "9999", "148 tokens"],
     ),
+    "an architecture of another type": (
+        lambda folder: edit_config(folder, architectures=["BertForMaskedLM"]),
+        ["BertForMaskedLM", "none of Transformers' for xlm-roberta"],
+    ),
     "an architecture of nobody": (
         lambda folder: edit_config(folder, architectures=["XLMRobertaForEverything"]),
         ["config.json", "XLMRobertaForEverything", "XLMRobertaForMaskedLM"],
