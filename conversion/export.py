@@ -9,7 +9,8 @@ from pathlib import Path
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .checkpoint import ConversionError, check_output, whole_folder
-from .push import load_model, read_folder_config
+from .loading import load_model, load_tokenizer
+from .push import read_folder_config
 
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
@@ -61,7 +62,8 @@ def export(
     check_output(output, overwrite, folder)
     if type(read_folder_config(folder)) is not XLMSWCMConfig:
         raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
-    model, tokenizer = load_model(folder)
+    model = load_model(folder)
+    tokenizer = load_tokenizer(folder, model.config.vocab_size)
     if model.config.hidden_act not in ACTIVATIONS:
         raise ConversionError(
             f'config.json of {folder} has hidden_act "{model.config.hidden_act}"; an export knows only '

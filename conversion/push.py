@@ -5,18 +5,17 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils import logging
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .card import card_for, read_report, require_license
-from .checkpoint import ConversionError, load_pretrained, read_config
+from .checkpoint import ConversionError, read_config
 from .encoder import read_license
 from .hub import check_repo_id, check_token, upload
 from .inspection import read_model_config
+from .loading import load_model, load_tokenizer
 
 
 # what belongs to a model; checkpoints, optimizer states and whatever else lies in a folder stay there
@@ -79,42 +78,20 @@ def check_destination(repo_id: str, encoder: str, revision: str | None = None, l
 
 def check_model(folder: Path):
     """Load what would be sent: every key in its place, the tokenizer, and the code that the configs name."""
-    read_folder_config(folder)
+    config = read_folder_config(folder)
     if not any(folder.glob("model*.safetensors")):
         raise ConversionError(f"{folder} has no weights in safetensors; write them with save_pretrained.")
     for name in named_files(folder):
         if not (folder / name).is_file():
             raise ConversionError(f"{folder} lacks {name}; write model and tokenizer again with save_pretrained.")
     load_model(folder)
+    load_tokenizer(folder, config.vocab_size)
 
 
 def read_folder_config(folder: Path) -> XLMSWCMConfig:
     if not folder.is_dir():
         raise ConversionError(f"The folder {folder} does not exist.")
     return read_model_config(str(folder))
-
-
-def load_model(folder: Path) -> tuple[XLMSWCMForConditionalGeneration, XLMSWCMTokenizer]:
-    """Model and tokenizer of a folder, with every key in its place."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, info = load_pretrained(AutoModelForSeq2SeqLM, folder, output_loading_info=True)
-        tokenizer = load_pretrained(AutoTokenizer, folder)
-    finally:
-        logging.set_verbosity(verbosity)
-    for kind, keys in info.items():
-        if keys:
-            key = str(sorted(map(str, keys))[0])
-            raise ConversionError(f"The weights in {folder} do not fit its config: {kind.replace('_', ' ')}, {key}.")
-    if not isinstance(tokenizer, XLMSWCMTokenizer):
-        raise ConversionError(f"The tokenizer in {folder} is a {type(tokenizer).__name__}, not an XLMSWCMTokenizer.")
-    if len(tokenizer) > model.config.vocab_size:
-        raise ConversionError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model {model.config.vocab_size} rows; "
-            "they do not belong together."
-        )
-    return model, tokenizer
 
 
 def named_files(folder: Path) -> list[str]:

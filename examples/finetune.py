@@ -21,12 +21,13 @@ from pathlib import Path
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
+from transformers import DataCollatorForSeq2Seq, set_seed
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.conversion import loading
 from modeling_xlm_swcm.conversion.card import require_license
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, load_pretrained, read_json
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, read_json
 from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
 from modeling_xlm_swcm.conversion.inspection import read_model_config
 from modeling_xlm_swcm.conversion.push import push
@@ -214,13 +215,14 @@ def load_tokenizer(model_args: ModelArguments, args: DataArguments) -> XLMSWCMTo
     Raises:
         DataError: what `args` ask for is more than the model has.
     """
-    limit = read_model_config(model_args.model_name_or_path).longest_input
+    config = read_model_config(model_args.model_name_or_path)
+    limit = config.longest_input
     for name in ("max_source_length", "max_target_length"):
         if getattr(args, name) > limit:
             raise DataError(
                 f"--{name} is {getattr(args, name)}, and the model has room for {limit} tokens; give that or less."
             )
-    tokenizer = load_pretrained(AutoTokenizer, model_args.model_name_or_path)
+    tokenizer = loading.load_tokenizer(model_args.model_name_or_path, config.vocab_size)
     for code in filter(None, [args.source_lang, *(args.target_lang or ())]):
         if code not in tokenizer.languages:
             raise DataError(f'The model has no language "{code}"; it has: {", ".join(tokenizer.languages)}.')
@@ -245,7 +247,7 @@ def run(
     args.generation_num_beams = data_args.num_beams
     args.generation_max_length = data_args.max_target_length + 1  # the start token is no part of a label
     if "train" in pairs:
-        checkpoint = find_checkpoint(args)
+        checkpoint = find_checkpoint(args, model_args.model_name_or_path)
     else:
         check_output_dir(args)
     set_seed(args.seed)
@@ -258,7 +260,7 @@ def run(
     if empty := [split for split in examples if not examples[split]]:
         raise DataError(f"The {empty[0]} data has no row that can be used.")
     datasets = {split: Dataset.from_list(rows) for split, rows in examples.items()}
-    model = load_pretrained(AutoModelForSeq2SeqLM, model_args.model_name_or_path)
+    model = loading.load_model(model_args.model_name_or_path)
     trainer = XLMSWCMTrainer(
         prepare_model(model, model_args),
         args,

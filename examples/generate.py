@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser, PreTrainedModel
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import first_line, load_pretrained, whole_file
+from modeling_xlm_swcm.conversion.checkpoint import first_line, whole_file
 from modeling_xlm_swcm.conversion.inspection import read_model_config
+from modeling_xlm_swcm.conversion.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.training.arguments import check_counts, check_words
 from modeling_xlm_swcm.training.data import AS_TEXT, TO_UTF8
 
@@ -48,6 +49,8 @@ def read_lines(path: str) -> list[str]:
         raise ValueError(f"There are no lines in {name}; give a text per line.")
     texts = []
     for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
+        if b"\0" in line:
+            raise ValueError(f"Line {number} of {name} holds NUL bytes; convert the text with {TO_UTF8}.")
         try:
             texts.append(line.decode("utf-8").strip())
         except UnicodeDecodeError as error:
@@ -114,13 +117,14 @@ def run(args: GenerateArguments):
         raise ValueError(f"The output {args.output} is a folder; give a file.")
     if "-" not in (args.input, args.output) and Path(args.input).resolve() == Path(args.output).resolve():
         raise ValueError(f"The output {args.output} is the input, which would be lost; give another file.")
-    limit = read_model_config(args.model_name_or_path).longest_input
+    config = read_model_config(args.model_name_or_path)
+    limit = config.longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
-    tokenizer = load_pretrained(AutoTokenizer, args.model_name_or_path)
+    tokenizer = load_tokenizer(args.model_name_or_path, config.vocab_size)
     tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang
     texts = read_lines(args.input)
     rows = encode(texts, tokenizer, limit, "stdin" if args.input == "-" else args.input)
-    model = load_pretrained(AutoModelForSeq2SeqLM, args.model_name_or_path, dtype="auto").eval()
+    model = load_model(args.model_name_or_path, dtype="auto").eval()
     written = generate(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, rows, args)
     write_lines([written.get(index, "") for index in range(len(texts))], args.output)
 

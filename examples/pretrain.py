@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
+from modeling_xlm_swcm.conversion.checkpoint import ConversionError
 from modeling_xlm_swcm.conversion.inspection import read_model_config
+from modeling_xlm_swcm.conversion.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
@@ -121,14 +122,14 @@ def main(argv: list[str] | None = None):
     # the stream is cut into shares by the Trainer, so that each process gets its own
     training.accelerator_config.dispatch_batches = False
     set_seed(training.seed)
-    checkpoint = find_checkpoint(training)
-    read_model_config(model_args.model_name_or_path)
-    tokenizer = load_pretrained(AutoTokenizer, model_args.model_name_or_path)
+    checkpoint = find_checkpoint(training, model_args.model_name_or_path)
+    config = read_model_config(model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, config.vocab_size)
     try:
         collator = DataCollatorForDenoising(tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed)
     except ValueError as error:
         raise DataError(str(error)) from error
-    model = load_pretrained(AutoModelForSeq2SeqLM, model_args.model_name_or_path)
+    model = load_model(model_args.model_name_or_path)
     check(data_args, training, model.config)
     corpora = load_corpora(data_args.data)
     mixture = make_mixture(data_args, training, corpora["train"], tokenizer)

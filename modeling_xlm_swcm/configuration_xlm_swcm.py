@@ -120,6 +120,16 @@ class XLMSWCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})."
             )
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "type_vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id must be from 0 to {self.vocab_size - 1}; got {self.pad_token_id}.")
+        if self.longest_input < 1:
+            raise ValueError(
+                f"max_position_embeddings must be at least {self.pad_token_id + 2}, since positions are counted from "
+                f"pad_token_id + 1; got {self.max_position_embeddings}."
+            )
         unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
         if unknown or not self.decoder_blocks:
             known = '" and "'.join(self.block_types)

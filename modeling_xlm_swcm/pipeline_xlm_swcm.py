@@ -1,6 +1,7 @@
 """Translation, summarization and question answering with `transformers.pipeline`, which no longer has them."""
 
 from transformers import Pipeline
+from transformers.utils import ModelOutput
 
 
 # task -> name of the written text in an answer, as it was in Transformers 4
@@ -42,7 +43,7 @@ class XLMSWCMPipeline(Pipeline):
         super().__init__(*args, task=task, **kwargs)
 
     def __call__(self, inputs=None, *args, question=None, context=None, **kwargs):
-        if inputs is None:
+        if inputs is None and self.task == "question-answering":
             several = isinstance(question, list) and isinstance(context, list) and len(question) == len(context)
             if not several and not (isinstance(question, str) and isinstance(context, str)):
                 raise ValueError("Give question and context, both a text or both a list of the same length.")
@@ -64,11 +65,11 @@ class XLMSWCMPipeline(Pipeline):
 
     def preprocess(self, inputs, src_lang=None, truncation=False):
         if self.task == "question-answering":
-            if not isinstance(inputs, dict) or not {"question", "context"} <= inputs.keys():
+            texts = tuple(map(inputs.get, ("question", "context"))) if isinstance(inputs, dict) else (inputs,)
+            if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
                 raise ValueError(
-                    f"An input of question answering is a dict with question and context; got {inputs!r}."
+                    f"An input of question answering is a dict of two texts, question and context; got {inputs!r}."
                 )
-            texts = inputs["question"], inputs["context"]
         elif isinstance(inputs, str):
             texts = (inputs,)
         else:
@@ -99,6 +100,7 @@ class XLMSWCMPipeline(Pipeline):
         elif forced is None and self.tokenizer.languages and self.model.generation_config.forced_bos_token_id is None:
             raise ValueError(f"tgt_lang is not set; give one of: {', '.join(self.tokenizer.languages)}.")
         written = self.model.generate(**inputs, **generate_kwargs)
+        written = written.sequences if isinstance(written, ModelOutput) else written
         return {"written": written.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)
 
     def postprocess(self, outputs):

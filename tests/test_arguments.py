@@ -48,6 +48,7 @@ def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeyp
         ("3", "must hold a setting per line"),
         ("rate: 3", "has the unknown setting rate; --help lists them."),
         ("no: 3", "has the unknown setting False; --help lists them."),
+        ("seed: 3\nseed: 4", "cannot be read: seed is given twice"),
         ("max_stepz: 3", "has the unknown setting max_stepz; did you mean max_steps?"),
     ],
 )

@@ -1,6 +1,7 @@
 """mBART's noise: what is masked and what stays, how words and sentences are found, and that it can be repeated."""
 
 import copy
+import math
 from collections import Counter
 
 import numpy as np
@@ -246,7 +247,9 @@ class TestBatches:
     def test_a_text_of_no_words_stays(self, collator):
         assert collator.noise(with_specials([])).tolist() == with_specials([]).tolist()
 
-    @pytest.mark.parametrize("options", [{"mask_share": 1.1}, {"mask_share": -0.1}, {"span_length": 0}])
+    @pytest.mark.parametrize(
+        "options", [{"mask_share": 1.1}, {"mask_share": -0.1}, {"span_length": 0}, {"span_length": math.nan}]
+    )
     def test_impossible_options_are_refused(self, options):
         (name,) = options
         with pytest.raises(ValueError, match=name):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import cut_short, load, run_process
-from encoders import edit_config
+from encoders import edit_config, edit_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import WRITE, loopback_hub
@@ -289,6 +289,24 @@ class TestRuns:
         metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
         assert metrics["results"]["exact_match"]["zh"] == metrics["results"]["token_f1"]["all"] == 100
 
+    def test_a_model_that_is_not_whole_is_not_trained(self, main, translation, learner_folder, tmp_path):
+        broken = translation | {"model_name_or_path": str(shutil.copytree(learner_folder, tmp_path / "broken"))}
+        edit_tensors(tmp_path / "broken", lambda tensors: dict(list(tensors.items())[:-1]))
+        assert "do not fit its config: missing keys, " in main(finetune, **broken)
+        shutil.copy(learner_folder / "model.safetensors", tmp_path / "broken")
+        tokenizer = XLMSWCMTokenizer.from_pretrained(learner_folder)
+        tokenizer.add_tokens(["风车"])
+        tokenizer.save_pretrained(tmp_path / "broken")
+        assert "they do not belong together" in main(finetune, **broken)
+        assert not (tmp_path / "output").exists()
+
+    def test_a_model_is_not_written_over_by_its_training(self, main, translation, learner_folder, tmp_path):
+        own = str(shutil.copytree(learner_folder, tmp_path / "own"))
+        before = (tmp_path / "own" / "model.safetensors").read_bytes()
+        error = main(finetune, **translation | {"model_name_or_path": own, "output_dir": own})
+        assert error == f"error: --output_dir {own} is the model to start from; give another."
+        assert (tmp_path / "own" / "model.safetensors").read_bytes() == before
+
     def test_the_model_is_saved_before_an_evaluation_can_change_it(self, main, translation, tmp_path):
         assert main(finetune, **translation | {"max_steps": 1, "bf16_full_eval": True}) is None
         tensors = load_file(tmp_path / "output" / "model.safetensors")
@@ -308,6 +326,7 @@ class TestRuns:
             ({"lang_column": "lang"}, "not --lang_column"),
             ({"max_train_samples": -1}, "--max_train_samples must be at least 1; got -1"),
             ({"num_beams": 0}, "--num_beams must be at least 1"),
+            ({"output_dir": ""}, "--output_dir is empty; give a folder."),
             ({"generation_num_beams": 1}, "--generation_num_beams is --num_beams here"),
             ({"generation_max_length": 9}, "--generation_max_length is --max_target_length here"),
             ({"batch_eval_metrics": True}, "leave out --batch_eval_metrics"),

@@ -123,6 +123,7 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         ("a", {"output": "in.txt"}, r"The output in\.txt is the input, which would be lost"),
         ("", {}, r"There are no lines in .*in\.txt; give a text per line"),
         ("\ufeff", {}, r"There are no lines in"),
+        ("a\nb\0c", {}, r"Line 2 of .*in\.txt holds NUL bytes"),
         ("a", {"output": "nowhere/out.txt"}, "The folder of nowhere/out.txt does not exist"),
         ("a", {"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
     ],

@@ -87,6 +87,7 @@ def test_several_sequences_and_beams_are_returned(load, write):
     ]
     translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
     assert translate(TEXTS, **beams, batch_size=3) == expected
+    assert translate(TEXTS, **beams, return_dict_in_generate=True) == expected
     assert translate(TEXTS[0], **beams) == expected[0]
 
 
@@ -143,7 +144,10 @@ def test_a_pipeline_saves_a_model_that_a_pipeline_loads(load, tmp_path):
         ("translation", "The river", dict(src_lang="bo"), "tgt_lang is not set; give one of: zh, kk-Arab, bo"),
         ("translation", "The river", dict(src_lang="bo", tgt_lang="ug"), 'Unknown language "ug"'),
         ("translation", {"text": "The river"}, dict(src_lang="bo", tgt_lang="zh"), "is a text"),
+        ("translation", None, dict(src_lang="bo", tgt_lang="zh"), "is a text; got None"),
         ("question-answering", "Who?", dict(src_lang="bo"), "question and context"),
+        ("question-answering", {"question": "Who?", "context": None}, dict(src_lang="bo"), "dict of two texts"),
+        ("question-answering", {"question": "Who?", "context": ["a"]}, dict(src_lang="bo"), "dict of two texts"),
         ("question-answering", None, dict(question="Who?", src_lang="bo"), "question and context"),
         ("question-answering", None, dict(question=["a", "b"], context=["a"], src_lang="bo"), "same length"),
         ("summarization", SENTENCES[0], dict(src_lang="bo"), "49 tokens and may have 38: shorten it"),

@@ -176,6 +176,8 @@ BAD_ROWS = {
     "empty": ("a.txt", [""], 2, 'is empty in the column "text"'),
     "blank": ("a.txt", ["  "], 2, 'is empty in the column "text"'),
     "no UTF-8": ("a.txt", [b"caf\xe9"], 2, "is not UTF-8"),
+    "NUL bytes": ("a.txt", [b"a\0b"], 2, "holds NUL bytes"),
+    "JSON that never ends": ("a.jsonl", [b"[" * 100_000], 2, "is not a JSON object"),
     "no UTF-8 in a table": ("a.csv", [b"caf\xe9"], 3, "is not UTF-8"),
     "a quote inside": ("a.csv", ['"one" two'], 3, "ends a row that is not CSV (',' expected after '\"'"),
     "a carriage return inside": ("a.csv", ["one\rtwo"], 3, "ends a row that is not CSV (new-line character"),
@@ -539,6 +541,9 @@ class TestCorporaFile:
             ({"train": [{"path": "a", "language": "en", "weight": math.inf}]}, "cannot have inf as its weight"),
             ({"train": [{"path": "a", "language": "en", "examples": "3k"}]}, "cannot have '3k' as its examples"),
             ({"train": {"path": "a", "language": "en"}}, "must have a list under train"),
+            ("train: [{path: a, language: en, 3: x, foo: y}]", "unknown field 3"),
+            ("train: []\ntrain: [{path: a, language: en}]", "train is given twice"),
+            ("train: [{path: a, path: b, language: en}]", "path is given twice"),
             ({"train": [{"path": "a", "language": "en", "languages": ["en", "ug"]}]}, "either its language"),
         ],
     )

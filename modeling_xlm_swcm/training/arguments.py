@@ -52,6 +52,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"scheduled_sampling must be between 0 and 1; got {self.scheduled_sampling}.")
         if not self.learning_rate >= 0:
             raise ValueError(f"--learning_rate must not be below 0; got {self.learning_rate}.")
+        if self.output_dir == "":
+            raise ValueError("--output_dir is empty; give a folder.")
         super().__post_init__()
         # upstream does not list flyte
         if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
@@ -121,7 +123,7 @@ def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
         ValueError: it cannot be read, or has an unknown setting.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
@@ -130,6 +132,24 @@ def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
     if unknown := sorted(map(str, settings.keys() - known)):
         raise ValueError(f"{path} has the unknown setting {unknown[0]}; {suggest(unknown[0], known)}")
     return [word for name, value in settings.items() if value is not None for word in as_words(name, value)]
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str) -> Any:
+    """
+    What a YAML or JSON file holds.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: it cannot be read, or names something twice.
+    """
+    return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
 
 
 def as_words(name: str, value: Any) -> list[str]:

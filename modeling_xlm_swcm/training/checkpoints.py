@@ -205,12 +205,15 @@ def check_output_dir(args: TrainingArguments):
         raise TrainingError(f"--output_dir {args.output_dir} cannot be made or written to; give another.")
 
 
-def find_checkpoint(args: TrainingArguments) -> str | None:
+def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | None:
     """The checkpoint to resume from: `resume_from_checkpoint`, where `last` stands for the last one, if any.
+
+    Args:
+        start: the model that a new run begins with; no run writes over it.
 
     Raises:
         TrainingError: there are checkpoints, and nothing is said about them, or not the one that is asked for, or it
-            is damaged.
+            is damaged; the output folder is that of the model.
     """
     check_output_dir(args)
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
@@ -221,6 +224,8 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
             "or another --output_dir."
         )
     if (checkpoint := last if asked == "last" else asked) is None:
+        if start is not None and Path(start).resolve() == Path(args.output_dir).resolve():
+            raise TrainingError(f"--output_dir {args.output_dir} is the model to start from; give another.")
         return None
     if not (state := Path(checkpoint, TRAINER_STATE_NAME)).is_file():
         raise TrainingError(f"--resume_from_checkpoint {checkpoint} is no checkpoint; give its folder, or last.")

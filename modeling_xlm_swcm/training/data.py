@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
+from .arguments import read_yaml
 from .denoising import PieceTables
 
 
@@ -132,7 +133,7 @@ def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str 
         for place, text in read_lines(path, bad_rows):
             try:
                 yield place, read(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 bad_rows.reject(place, "is not a JSON object", f" ({error})")
 
 
@@ -171,6 +172,9 @@ def read_lines(path: str, bad_rows: BadRows) -> Iterator[tuple[str, str]]:
             text = decode(line)
         except UnicodeDecodeError:
             bad_rows.reject(f"{path}:{number}", "is not UTF-8")
+            continue
+        if "\0" in text:
+            bad_rows.reject(f"{path}:{number}", "holds NUL bytes")
         else:
             yield f"{path}:{number}", text
 
@@ -239,6 +243,8 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
 
 def find_fault(line: bytes) -> str | None:
     try:
+        if b"\0" in line:
+            return "holds NUL bytes"
         return None if decode(line).strip() else "is empty"
     except UnicodeDecodeError:
         return "is not UTF-8"
@@ -477,7 +483,7 @@ def are_texts(value, count: int | None = None) -> bool:
 def load_corpora(path: str) -> dict[str, list[Corpus]]:
     """The corpora of a YAML or JSON file: lists of entries under `train` and, if there is one, `validation`."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
     names = {"train", "validation"}
@@ -493,7 +499,7 @@ def make_corpus(path: str, entry: dict) -> Corpus:
     known = [option.name for option in fields(Corpus)]
     if not isinstance(entry, dict) or "path" not in entry:
         raise DataError(f"{path} has a corpus without a path: {entry}.")
-    if unknown := sorted(entry.keys() - known):
+    if unknown := sorted(map(str, entry.keys() - known)):
         raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}; known: {', '.join(known)}.")
     return Corpus(**entry)
 

@@ -4,6 +4,7 @@ Source: Liu et al., 2020 (mBART, arXiv 2001.08210), with the values that Su et a
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,7 +122,7 @@ class DataCollatorForDenoising:
     def __post_init__(self):
         if not 0 <= self.mask_share <= 1:
             raise ValueError(f"mask_share must be between 0 and 1; got {self.mask_share}.")
-        if self.span_length <= 0:
+        if not 0 < self.span_length < math.inf:
             raise ValueError(f"span_length must be above 0; got {self.span_length}.")
         self.mask = self.tokenizer.mask_token_id
         if self.mask is None:
