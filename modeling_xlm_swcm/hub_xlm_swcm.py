@@ -87,13 +87,11 @@ class XLMSWCMHubMixin:
                 if (path := self._find_beside_weights(name, token=place["token"])) is not None:
                     shutil.copyfile(path, folder / name)
         card = folder / "README.md"
-        can_fill = self.conversion_report is not None and self.fill_card is not None
         # adapters are saved without a config, and keep Transformers' card
-        if (
-            can_fill
-            and (folder / CONFIG_NAME).is_file()
-            and re.search(TRANSFORMERS_CARD, card.read_text(encoding="utf-8"))
-        ):
+        can_fill = (
+            self.conversion_report is not None and self.fill_card is not None and (folder / CONFIG_NAME).is_file()
+        )
+        if can_fill and re.search(TRANSFORMERS_CARD, card.read_text(encoding="utf-8")):
             card.write_text(self.fill_card(folder, repo_id, self.conversion_report), encoding="utf-8")
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
