@@ -625,7 +625,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
             return OneGradient(weight, [])
         # those of encoder and decoder are one and the same after a resize
-        embeddings = {part.embeddings.word_embeddings: None for part in (self.model.encoder, self.model.decoder)}
+        embeddings = {part.embeddings.word_embeddings for part in (self.model.encoder, self.model.decoder)}
         simple = (one for one in embeddings if type(one) is nn.Embedding and "forward" not in vars(one))
         return OneGradient(weight, [one for one in simple if one.weight is weight])
 

@@ -65,8 +65,9 @@ class XLMSWCMPipeline(Pipeline):
 
     def preprocess(self, inputs, src_lang=None, truncation=False):
         if self.task == "question-answering":
-            texts = tuple(map(inputs.get, ("question", "context"))) if isinstance(inputs, dict) else (inputs,)
-            if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+            given = inputs if isinstance(inputs, dict) else {}
+            texts = given.get("question"), given.get("context")
+            if not all(isinstance(text, str) for text in texts):
                 raise ValueError(
                     f"An input of question answering is a dict of two texts, question and context; got {inputs!r}."
                 )

@@ -122,10 +122,7 @@ def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
     Raises:
         ValueError: it cannot be read, or has an unknown setting.
     """
-    try:
-        settings = read_yaml(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a setting per line, such as learning_rate: 0.0001")
     known = {action.dest for action in parser._actions}
@@ -147,9 +144,12 @@ def read_yaml(path: str) -> Any:
     What a YAML or JSON file holds.
 
     Raises:
-        OSError, ValueError, yaml.YAMLError: it cannot be read, or names something twice.
+        ValueError: it cannot be read, or names something twice.
     """
-    return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
 
 
 def as_words(name: str, value: Any) -> list[str]:

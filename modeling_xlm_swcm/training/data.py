@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from datasets import load_dataset
 from transformers.utils import logging
 
@@ -163,18 +162,25 @@ def open_lines(path: str) -> Iterator[bytes]:
 
 
 def decode(line: bytes) -> str:
-    return line.decode("utf-8-sig").rstrip("\r\n")
+    """
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8") from error
+    if "\0" in text:
+        raise ValueError("holds NUL bytes")
+    return text.rstrip("\r\n")
 
 
 def read_lines(path: str, bad_rows: BadRows) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(open_lines(path), 1):
         try:
             text = decode(line)
-        except UnicodeDecodeError:
-            bad_rows.reject(f"{path}:{number}", "is not UTF-8")
-            continue
-        if "\0" in text:
-            bad_rows.reject(f"{path}:{number}", "holds NUL bytes")
+        except ValueError as error:
+            bad_rows.reject(f"{path}:{number}", str(error))
         else:
             yield f"{path}:{number}", text
 
@@ -243,11 +249,9 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
 
 def find_fault(line: bytes) -> str | None:
     try:
-        if b"\0" in line:
-            return "holds NUL bytes"
         return None if decode(line).strip() else "is empty"
-    except UnicodeDecodeError:
-        return "is not UTF-8"
+    except ValueError as error:
+        return str(error)
 
 
 def unnested(row: dict) -> dict:
@@ -484,8 +488,8 @@ def load_corpora(path: str) -> dict[str, list[Corpus]]:
     """The corpora of a YAML or JSON file: lists of entries under `train` and, if there is one, `validation`."""
     try:
         content = read_yaml(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
     names = {"train", "validation"}
     if not isinstance(content, dict) or "train" not in content or not content.keys() <= names or not content["train"]:
         raise DataError(f"{path} must have a list of corpora under train and may have one under validation.")
