@@ -3,17 +3,45 @@
 PYTHON ?= python3
 # `make demo TORCH=` keeps the torch that is installed, such as a CUDA build
 TORCH ?= torch==2.13.0
+# versions of Transformers for `make test-versions`
+VERSIONS ?= 5.20.2 5.22.2 5.24.0
+# what depends on the version of Transformers: model, generation, files, remote code, converter, pipeline, trainers
+VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,modeling generation saving registration conversion pipeline \
+	training trainer released export versions))
 # a Hub id or folder of a real encoder, for the demo
 BASE ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-versions test-lowest lint bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+test-versions: $(VERSIONS:%=test-version-%)
+
+test-version-%: .cache/versions/%/ready
+	OMP_NUM_THREADS=1 .cache/versions/$*/bin/python -m pytest -n 2 -q $(VERSION_TESTS)
+
+# the oldest versions that pyproject.toml admits
+test-lowest: .cache/versions/lowest/ready
+	OMP_NUM_THREADS=1 .cache/versions/lowest/bin/python -m pytest -n 2 -q $(VERSION_TESTS)
+
+.cache/versions/lowest/ready: pyproject.toml
+	$(PYTHON) -m venv .cache/versions/lowest
+	sed -n '/^dependencies/,/^dev = /p' pyproject.toml | grep -oE '[a-zA-Z0-9_-]+(\[[a-z]+\])?>=[0-9.]+' \
+		| sed -E 's/\[[a-z]+\]//; s/>=/==/' > .cache/versions/lowest/constraints.txt
+	.cache/versions/lowest/bin/pip install -q -c .cache/versions/lowest/constraints.txt -e '.[dev]'
+	touch $@
+
+.PRECIOUS: .cache/versions/%/ready
+.cache/versions/%/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .cache/versions/$*
+	grep -v '^transformers==' constraints.txt > .cache/versions/$*/constraints.txt
+	.cache/versions/$*/bin/pip install -q $(TORCH) transformers==$* -c .cache/versions/$*/constraints.txt -e '.[dev]'
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check .

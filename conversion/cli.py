@@ -14,13 +14,14 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from .checkpoint import ConversionError, first_line
+from .code import replace_code
 from .export import QUANTIZATIONS
 from .export import export as export_checkpoint
 from .from_encoder import convert as convert_checkpoint
 from .hub import upload
 from .inspection import inspect as inspect_checkpoint
 from .options import CHOICES
-from .push import check_destination, collect
+from .push import check_destination, collect, read_folder_config
 from .released import convert_released as convert_release
 from .vocabulary import INITS
 from .vocabulary import extend as extend_vocabulary
@@ -211,6 +212,18 @@ def inspect(
     """Show what a model is, without downloading its weights."""
     with one_sentence_errors(debug):
         inspect_checkpoint(source, revision).print(Console(soft_wrap=True))
+
+
+@main.command()
+def refresh(
+    folder: Annotated[Path, typer.Argument(help="Folder of an XLM-SWCM model.")],
+    debug: Debug = False,
+):
+    """Replace the code that travels with a saved model with the code of the installed package."""
+    with one_sentence_errors(debug):
+        changed = replace_code(folder, read_folder_config(folder))
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"Replaced in {folder}: {', '.join(changed)}." if changed else f"{folder} is up to date.")
 
 
 @main.command()

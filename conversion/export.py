@@ -9,7 +9,7 @@ from pathlib import Path
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .checkpoint import ConversionError, check_output, whole_folder
-from .loading import load_model, load_tokenizer
+from .loading import check_cache, load_model, load_tokenizer
 from .push import read_folder_config
 
 
@@ -63,6 +63,7 @@ def export(
     if type(read_folder_config(folder)) is not XLMSWCMConfig:
         raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
     model = load_model(folder)
+    check_cache(model, str(folder))
     tokenizer = load_tokenizer(folder, model.config.vocab_size)
     if model.config.hidden_act not in ACTIVATIONS:
         raise ConversionError(

@@ -12,10 +12,12 @@ from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.card import draw_plan
+from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .checkpoint import ConversionError, find_file, first_line, read_config, read_json, refused_config
+from .code import UNNAMED_VERSION, is_outdated, read_code_version
 from .hub import hub_errors
 
 
@@ -42,6 +44,7 @@ class Inspection:
         size: bytes of all tensors.
         files: the files of weights.
         report: `conversion_report.json`, or None.
+        code: version of xlm-swcm whose code lies beside the weights, or None.
     """
 
     source: str
@@ -52,6 +55,7 @@ class Inspection:
     size: int
     files: list[str]
     report: dict | None
+    code: str | None
 
     def print(self, console: Console):
         config, table = self.config, Table.grid(padding=(0, 2))
@@ -68,6 +72,7 @@ class Inspection:
             table.add_row("", f"{count:,} in {part}")
         table.add_row("size", f"{decimal(self.size)} in {', '.join(self.files)}")
         table.add_row("made from", self.origin())
+        table.add_row("code", self.describe_code())
         console.print(table, draw_plan(config), sep="\n", markup=False, highlight=False)
 
     def origin(self) -> str:
@@ -78,6 +83,18 @@ class Inspection:
             f"{self.report['source']}{f' (commit {commit})' if commit else ''}: {counts['copied']} tensors copied, "
             f"{counts['new']} new, {counts['dropped']} of the source dropped"
         )
+
+    def describe_code(self) -> str:
+        if self.code is None:
+            return "none: it loads only where xlm-swcm is installed"
+        if not is_outdated(self.code):
+            return f"xlm-swcm {self.code}"
+        if Path(self.source).is_dir():
+            remedy = f"Replace it: xlm-swcm refresh {self.source}"
+        else:
+            remedy = f"Replace it: hf download {self.source} --local-dir model && xlm-swcm push model {self.source}"
+        wrong = " It writes wrong text on Transformers 5.24 and newer." if self.code == UNNAMED_VERSION else ""
+        return f"xlm-swcm {self.code}, older than the installed {VERSION}.{wrong}\n{remedy}"
 
 
 def output_of(config: XLMSWCMConfig) -> str:
@@ -112,7 +129,8 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
         parameters[tensor.dtype] += tensor.parameter_count
     size = sum(end - start for start, end in (tensor.data_offsets for tensor in tensors.values()))
     languages = (tokenizer or {}).get("languages", [])
-    return Inspection(source, config, languages, parts, dict(parameters), size, sorted(headers), report)
+    code = read_code_version(source, revision)
+    return Inspection(source, config, languages, parts, dict(parameters), size, sorted(headers), report, code)
 
 
 def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig:

@@ -2,7 +2,8 @@
 
 from os import PathLike
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
@@ -41,3 +42,31 @@ def load_tokenizer(source: str | PathLike, vocab_size: int) -> XLMSWCMTokenizer:
         raise ConversionError(f"The tokenizer in {source} is a {type(tokenizer).__name__}, not an XLMSWCMTokenizer.")
     check_rows(str(source), tokenizer, vocab_size)
     return tokenizer
+
+
+@torch.no_grad()
+def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
+    """
+    Check on a short input that generation with a cache computes the logits that the model computes without one.
+
+    Raises:
+        ConversionError: if the logits differ, as they do when `generate` and `forward` do not fit together.
+    """
+    length = min(8, model.config.longest_input)
+    tokens = torch.linspace(0, model.config.vocab_size - 1, length).long()[None]
+    settings = GenerationConfig(
+        max_new_tokens=length, min_new_tokens=length, num_beams=1, do_sample=False, use_cache=True
+    )
+    settings.update(return_dict_in_generate=True, output_logits=True, num_return_sequences=1)
+    was_training = model.training
+    output = model.eval().generate(tokens, generation_config=settings)
+    cached = torch.stack(output.logits, dim=1).float()
+    plain = model(tokens, decoder_input_ids=output.sequences[:, :-1], use_cache=False).logits.float()
+    model.train(was_training)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not torch.allclose(cached, plain, rtol=0, atol=tolerance * plain.std().item()):
+        difference = (cached - plain).abs().max().item()
+        raise ConversionError(
+            f"Generation from {source} is wrong: with a cache, logits differ by {difference:.2g}. Check that "
+            "the installed version of Transformers is supported."
+        )

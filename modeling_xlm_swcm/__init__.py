@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from .card import fill_card
+from .compat_xlm_swcm import VERSION
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
 from .pipeline_xlm_swcm import XLMSWCMPipeline
@@ -14,7 +15,7 @@ from .released_xlm_swcm import (
 from .tokenization_xlm_swcm import XLMSWCMTokenizer
 
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "XLMSWCMConfig",
     "XLMSWCMForConditionalGeneration",

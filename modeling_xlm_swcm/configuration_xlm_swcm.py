@@ -1,5 +1,10 @@
 """Configuration of XLM-SWCM, an encoder-decoder whose decoder is built from the encoder's own weights."""
 
+# first, since it checks the version of Transformers
+from .compat_xlm_swcm import check_transformers  # noqa: F401
+
+
+# isort: split
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 

@@ -16,7 +16,7 @@ logger = logging.get_logger(f"transformers.{__name__}")
 
 REPORT = "conversion_report.json"
 REPORT_FIELDS = {"source": str, "options": dict, "counts": dict}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_swcm.py")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_swcm.py", "compat_xlm_swcm.py")
 # of the cards that Transformers writes: a model's or tokenizer's, and the Trainer's
 TRANSFORMERS_CARD = r"model card has been (automatically generated\.|generated automatically according to)"
 

@@ -6,6 +6,7 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,13 +22,14 @@ from transformers.modeling_outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder, slice_logits_to_keep
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
 from .loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
@@ -101,11 +103,11 @@ class XLMSWCMAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         key_value_states: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self._split_heads(project(self.q_proj, hidden_states))
-        key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
+        key, value = self._keys_and_values(hidden_states, key_value_states, cache)
 
         implementation = self.config._attn_implementation
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
@@ -136,22 +138,22 @@ class XLMSWCMAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None,
-        past_key_values: EncoderDecoderCache | None,
+        cache: EncoderDecoderCache | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         is_cross_attention = key_value_states is not None
-        if is_cross_attention and past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+        if is_cross_attention and cache is not None and cache.is_updated.get(self.layer_idx):
             # the source does not change while the target grows
-            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            cached = cache.cross_attention_cache.layers[self.layer_idx]
             return cached.keys, cached.values
 
         states = key_value_states if is_cross_attention else hidden_states
         key, value = (self._split_heads(project(linear, states)) for linear in (self.k_proj, self.v_proj))
-        if past_key_values is None:
+        if cache is None:
             return key, value
         if not is_cross_attention:
-            return past_key_values.self_attention_cache.update(key, value, self.layer_idx)
-        past_key_values.is_updated[self.layer_idx] = True
-        return past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            return cache.self_attention_cache.update(key, value, self.layer_idx)
+        cache.is_updated[self.layer_idx] = True
+        return cache.cross_attention_cache.update(key, value, self.layer_idx)
 
 
 class XLMSWCMFeedForward(nn.Module):
@@ -181,19 +183,20 @@ class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = self.attention_class(config, layer_idx, is_causal=True)
         self.cross_attn = self.attention_class(config, layer_idx, is_causal=False)
 
+    @checked_forward
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, past_key_values, **kwargs)
+        hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, cache, **kwargs)
         hidden_states = self.feed_forward_between(hidden_states)
         hidden_states, _ = self.cross_attn(
-            hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+            hidden_states, encoder_attention_mask, encoder_hidden_states, cache, **kwargs
         )
         return self.feed_forward_after(hidden_states)
 
@@ -238,7 +241,7 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, PreTrainedModel):
         "XLMSWCMCustomDecoderLayer",
         "XLMSWCMNormalDecoderLayer",
     ]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", OLD_CACHE]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -270,6 +273,8 @@ class XLMSWCMEncoder(XLMRobertaModel):
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config, add_pooling_layer=False)
 
+    # `generate` passes the keywords of the whole model on to the encoder
+    @partial(checked_forward, ignored=("labels", "logits_to_keep"))
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -296,7 +301,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
 
     layer_classes = {"custom": XLMSWCMCustomDecoderLayer, "normal": XLMSWCMNormalDecoderLayer}
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
+        "hidden_states": output_recorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
         "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
     }
@@ -330,6 +335,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
+    @checked_forward
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -337,7 +343,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -347,9 +353,9 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         if encoder_hidden_states is None:
             raise ValueError("The decoder needs the encoder's output: give encoder_hidden_states.")
 
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        past_length = cache.get_seq_length() if cache is not None else 0
         length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
         if isinstance(past_length, int):  # a tensor in static caches
             check_length("target", past_length + length, self.config)
@@ -363,7 +369,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
+            **{CACHE: cache.self_attention_cache if cache is not None else None},
         )
         encoder_attention_mask = create_bidirectional_mask(
             config=self.config,
@@ -377,12 +383,10 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
                 attention_mask,
                 encoder_hidden_states,  # positional, so that gradient checkpointing sees it
                 encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
+                **{CACHE: cache},
                 **kwargs,
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
 
     def _position_ids(
         self,
@@ -456,6 +460,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
     @can_return_tuple
     @auto_docstring
+    @checked_forward
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -464,7 +469,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -493,14 +498,14 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             position_ids=decoder_position_ids,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE: getattr(decoder_outputs, CACHE)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -542,6 +547,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
 
     @can_return_tuple
     @auto_docstring
+    @checked_forward
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -550,7 +556,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -581,7 +587,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
                 decoder_attention_mask=decoder_attention_mask,
                 decoder_position_ids=decoder_position_ids,
                 encoder_outputs=encoder_outputs,
-                past_key_values=past_key_values,
+                **{CACHE: cache},
                 inputs_embeds=inputs_embeds,
                 decoder_inputs_embeds=decoder_inputs_embeds,
                 use_cache=use_cache,
@@ -600,7 +606,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,
@@ -635,10 +641,10 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, GenerationMixin):
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
-    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
+    def _reorder_cache(self, cache: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
         # beams change places within their source alone, whose keys and values they all have
-        past_key_values.self_attention_cache.reorder_cache(beam_idx)
-        return past_key_values
+        cache.self_attention_cache.reorder_cache(beam_idx)
+        return cache
 
     def _prepare_text_encoder_decoder_kwargs_for_generation(self, inputs_tensor: torch.Tensor, **kwargs) -> dict:
         # generation calls the encoder by itself

@@ -13,6 +13,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .compat_xlm_swcm import checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import (
     XLMSWCMAttention,
@@ -80,19 +81,20 @@ class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
         self.norm4 = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    @checked_forward
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        hidden_states, _ = self.self_attn(self.norm1(hidden_states), attention_mask, None, past_key_values, **kwargs)
+        hidden_states, _ = self.self_attn(self.norm1(hidden_states), attention_mask, None, cache, **kwargs)
         hidden_states = hidden_states + self.dropout(self.ffn1(self.norm2(hidden_states)))
         attended, _ = self.cross_attn(
-            self.norm3(hidden_states), encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+            self.norm3(hidden_states), encoder_attention_mask, encoder_hidden_states, cache, **kwargs
         )
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.ffn2(self.norm4(hidden_states)))
@@ -110,21 +112,20 @@ class ReleasedNormalDecoderLayer(XLMSWCMDecoderLayer):
         self.norm2 = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    @checked_forward
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.norm1(hidden_states)
-        attended, _ = self.self_attn(hidden_states, attention_mask, None, past_key_values, **kwargs)
+        attended, _ = self.self_attn(hidden_states, attention_mask, None, cache, **kwargs)
         hidden_states = self.norm1(hidden_states + self.dropout(attended))
-        attended, _ = self.cross_attn(
-            hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
-        )
+        attended, _ = self.cross_attn(hidden_states, encoder_attention_mask, encoder_hidden_states, cache, **kwargs)
         hidden_states = self.norm2(hidden_states + self.dropout(attended))
         return hidden_states + self.dropout(self.ffn(hidden_states))
 

@@ -1,5 +1,10 @@
 """Tokenizer of XLM-SWCM: the encoder's own tokenizer plus one tag per language."""
 
+# first, since it checks the version of Transformers
+from .compat_xlm_swcm import check_transformers  # noqa: F401
+
+
+# isort: split
 from tokenizers import AddedToken, processors
 from transformers import TokenizersBackend
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from encoders import Tensors, make_encoder, make_masked_lm, save_encoder, wake, 
 from hub_client import Client, hub_client
 from hypothesis import settings
 from loopback_hub import Hub, loopback_hub
+from packaging.version import Version
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, XLMRobertaForMaskedLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
@@ -34,6 +37,12 @@ QUICK_TO_LEARN = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attenti
 HEAD_TRANSFORM = {"weight_sharing": "init", "tie_word_embeddings": True, "lm_head_transform": True}
 
 Batch = dict[str, torch.Tensor]
+
+# Transformers' own `add_adapter` refuses an older PEFT, and 5.24 wants 0.22, which is not released yet
+wants_peft = pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION),
+    reason=f"model.add_adapter of this Transformers needs peft>={MIN_PEFT_VERSION}",
+)
 
 
 def tiny_config(**options) -> XLMSWCMConfig:

@@ -277,8 +277,6 @@ BAD_FOLDERS = {
         ),
         ["152 tokens", "151 rows"],
     ),
-    "code missing": (unlink("pipeline_xlm_swcm.py"), ["lacks pipeline_xlm_swcm.py"]),
-    "imported code missing": (unlink("loss_xlm_swcm.py"), ["lacks loss_xlm_swcm.py"]),
     "no report": (unlink("conversion_report.json"), ["conversion_report.json", "copy it"]),
     "a report of something else": (write("conversion_report.json", "{}"), ["conversion_report.json", "source"]),
     "metrics that are a list": (write("metrics.json", "[]"), ["metrics.json"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_refused
+from conftest import assert_refused, wants_peft
 from encoders import edit_tensors
 from hub_client import SENT
 from huggingface_hub import ModelCard
@@ -228,6 +228,7 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 
+@wants_peft
 def test_adapters_of_a_model_are_pushed_with_transformers_card(hub, client, folder):
     code = f"""
 import modeling_xlm_swcm

@@ -11,6 +11,7 @@ from transformers.distributed import DistributedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
 
 
@@ -105,11 +106,11 @@ class TestCache:
                 **source,
                 decoder_input_ids=decoder_input_ids[:, start:stop],
                 decoder_attention_mask=None if decoder_attention_mask is None else decoder_attention_mask[:, :stop],
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
             )
             logits.append(output.logits)
-            cache, start = output.past_key_values, stop
+            cache, start = getattr(output, CACHE), stop
         assert start == decoder_input_ids.shape[1]
         return torch.cat(logits, dim=1)
 
@@ -138,9 +139,9 @@ class TestCache:
         model = tiny_model(attn_implementation=attention)
         logits, cache = [], None
         for chunk in model.get_input_embeddings()(target).split(chunks, dim=1):
-            output = model(**source, decoder_inputs_embeds=chunk, past_key_values=cache, use_cache=True)
+            output = model(**source, decoder_inputs_embeds=chunk, **{CACHE: cache}, use_cache=True)
             logits.append(output.logits)
-            cache = output.past_key_values
+            cache = getattr(output, CACHE)
         assert_close(torch.cat(logits, dim=1), logits_of(model, **source, decoder_input_ids=target))
 
     def test_a_cached_step_attends_to_every_earlier_token(self, model, source, target):
@@ -152,7 +153,7 @@ class TestCache:
             assert (last - logits[:, -1]).abs().amax(-1).min() > 1e-3
 
     def test_training_keeps_no_cache(self, model, batch):
-        assert model(**batch).past_key_values is None
+        assert getattr(model(**batch), CACHE) is None
 
 
 class TestMasks:

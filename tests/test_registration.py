@@ -16,7 +16,7 @@ import modeling_xlm_swcm
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMTokenizer
 
 
-KINDS = ("configuration", "hub", "loss", "modeling", "pipeline", "products", "tokenization")
+KINDS = ("compat", "configuration", "hub", "loss", "modeling", "pipeline", "products", "tokenization")
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 AUTO_MAP = {
     "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
@@ -108,7 +108,7 @@ class TestSavedCode:
 
     def test_a_saved_tokenizer_carries_its_code(self, tmp_path):
         tiny_tokenizer().save_pretrained(tmp_path)
-        self.check(tmp_path, {"tokenization_xlm_swcm.py"})
+        self.check(tmp_path, {"compat_xlm_swcm.py", "tokenization_xlm_swcm.py"})
         assert self.auto_map(tmp_path, "tokenizer_config.json")["AutoTokenizer"][0] == (
             "tokenization_xlm_swcm.XLMSWCMTokenizer"
         )

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel
 from typer.testing import CliRunner, Result
 
+from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 from modeling_xlm_swcm.conversion import ConversionError, convert_released
 from modeling_xlm_swcm.conversion.cli import main
 from modeling_xlm_swcm.released_xlm_swcm import (
@@ -185,10 +186,8 @@ class TestArithmetic:
         tokens = torch.randint(4, 90, (len(SENTENCES), 6), generator=torch.Generator().manual_seed(6))
         expected, cache = exact(**source, decoder_input_ids=tokens), None
         for step in range(6):
-            output = model(
-                **source, decoder_input_ids=tokens[:, step : step + 1], past_key_values=cache, use_cache=True
-            )
-            cache = output.past_key_values
+            output = model(**source, decoder_input_ids=tokens[:, step : step + 1], **{CACHE: cache}, use_cache=True)
+            cache = getattr(output, CACHE)
             torch.testing.assert_close(output.logits[:, 0], expected[:, step])
 
     @torch.no_grad()

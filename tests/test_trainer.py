@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import logits_of, tiny_model
+from conftest import logits_of, tiny_model, wants_peft
 from encoders import xlm_roberta_tokenizer
 from huggingface_hub import ModelCard
 from peft import LoraConfig
@@ -607,12 +607,19 @@ class TestCard:
             trainer.create_model_card(tasks="fill-mask")
         assert not (tmp_path / "README.md").exists()
 
+    def check_upstreams_card(self, trainer, folder):
+        trainer.create_model_card(model_name="mine", tasks="translation")
+        assert "according to the information the Trainer had access to" in (folder / "README.md").read_text()
+
     def test_adapters_and_models_without_a_report_have_upstreams(self, make_trainer, tokenizer, tmp_path):
         adapted = new_model(tokenizer)
         adapted.conversion_report = dict(self.REPORT)
-        own = new_model(tokenizer)
-        own.conversion_report = dict(self.REPORT)
-        own.add_adapter(LoraConfig(target_modules=["q_proj"]))
-        for model in (prepare_model(adapted, ModelArguments("", lora=True)), own, new_model(tokenizer)):
-            make_trainer(model).create_model_card(model_name="mine", tasks="translation")
-            assert "according to the information the Trainer had access to" in (tmp_path / "README.md").read_text()
+        for model in (prepare_model(adapted, ModelArguments("", lora=True)), new_model(tokenizer)):
+            self.check_upstreams_card(make_trainer(model), tmp_path)
+
+    @wants_peft
+    def test_a_model_with_adapters_of_transformers_own_has_upstreams(self, make_trainer, tokenizer, tmp_path):
+        model = new_model(tokenizer)
+        model.conversion_report = dict(self.REPORT)
+        model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+        self.check_upstreams_card(make_trainer(model), tmp_path)

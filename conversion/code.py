@@ -1,0 +1,90 @@
+"""The code that travels with a model: which files it is, which version it has, and how it is replaced."""
+
+import re
+from os import PathLike
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+from transformers.dynamic_module_utils import get_relative_imports
+
+from modeling_xlm_swcm import XLMSWCMConfig, compat_xlm_swcm
+from modeling_xlm_swcm.compat_xlm_swcm import VERSION
+
+from .checkpoint import ConversionError, find_file, whole_file
+
+
+PACKAGE = Path(compat_xlm_swcm.__file__).parent
+# the last version whose code does not say which version it is
+UNNAMED_VERSION = "0.1.0"
+
+
+def package_code(config: XLMSWCMConfig) -> dict[str, Path]:
+    """Return the files of this package that a model with `config` needs when the package is not installed."""
+    return find_code(
+        PACKAGE, ["tokenization_xlm_swcm", *(name.split(".")[0] for name in config.auto_classes.values())]
+    )
+
+
+def find_code(folder: Path, modules: list[str]) -> dict[str, Path]:
+    """Return the files of `modules` in `folder` and of all modules that they import, by file name."""
+    files, waiting = {}, list(modules)
+    while waiting:
+        path = folder / f"{waiting.pop()}.py"
+        if path.name not in files and path.is_file():
+            files[path.name] = path
+            waiting += get_relative_imports(path)
+    return dict(sorted(files.items()))
+
+
+def read_code_version(source: str, revision: str | None = None) -> str | None:
+    """Return the version of xlm-swcm whose code a folder or Hub repository holds, or `None` if it holds no code."""
+    path = find_file(source, "compat_xlm_swcm.py", revision)
+    if path is None:
+        return UNNAMED_VERSION if find_file(source, "configuration_xlm_swcm.py", revision) else None
+    found = re.search(r'^VERSION = "(.+)"$', path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    try:
+        return str(Version(found.group(1))) if found else UNNAMED_VERSION
+    except InvalidVersion:
+        return UNNAMED_VERSION
+
+
+def is_outdated(version: str | None) -> bool:
+    return version is not None and Version(version) < Version(VERSION)
+
+
+def check_code_version(folder: Path):
+    """Refuse to replace the code of a folder with older code."""
+    version = read_code_version(str(folder))
+    if version is not None and Version(version) > Version(VERSION):
+        raise ConversionError(
+            f"{folder} holds the code of xlm-swcm {version}, and xlm-swcm {VERSION} is installed. Install the newer "
+            "version first."
+        )
+
+
+def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
+    """
+    Replace the code in the folder of a saved model with the code of this package.
+
+    Args:
+        folder (`str` or `PathLike`): The folder of the model.
+        config (`XLMSWCMConfig`): The config of the model.
+
+    Returns:
+        `list[str]`: The names of the files that changed.
+
+    Raises:
+        ConversionError: if the folder holds the code of a newer version of xlm-swcm.
+    """
+    folder = Path(folder)
+    check_code_version(folder)
+    new = {name: path.read_bytes() for name, path in package_code(config).items()}
+    old = {name: path.read_bytes() for name, path in find_code(folder, [Path(name).stem for name in new]).items()}
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    for name in changed:
+        if name in new:
+            with whole_file(folder / name) as partial:
+                partial.write_bytes(new[name])
+    for name in old.keys() - new.keys():  # after the files that imported them are gone
+        (folder / name).unlink()
+    return changed

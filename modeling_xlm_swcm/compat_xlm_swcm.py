@@ -1,0 +1,100 @@
+"""What differs between the supported versions of Transformers.
+
+Each item names the version of Transformers at which it can go. The other travelling files import this one first, so
+that an unsupported version ends with the error of `check_transformers` and not with a missing name.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+
+import torch
+
+
+# the version of this code, which travels to the Hub with a model
+VERSION = "0.2.0"
+MINIMUM_TRANSFORMERS = "5.20"
+
+
+def check_transformers(installed: str):
+    """Raise an `ImportError` if `installed` is older than the oldest supported version of Transformers."""
+    oldest = tuple(int(part) for part in MINIMUM_TRANSFORMERS.split("."))
+    if tuple(int(part) for part in installed.split(".")[:2]) < oldest:
+        raise ImportError(
+            f"XLM-SWCM needs transformers>={MINIMUM_TRANSFORMERS}, but transformers {installed} is installed. "
+            f'Run: pip install "transformers>={MINIMUM_TRANSFORMERS},<6"'
+        )
+
+
+check_transformers(version("transformers"))
+
+from transformers.masking_utils import create_causal_mask  # noqa: E402
+from transformers.utils import TransformersKwargs  # noqa: E402
+from transformers.utils.deprecation import deprecate_kwarg  # noqa: E402
+from transformers.utils.output_capturing import OutputRecorder  # noqa: E402
+
+
+# Transformers 5.24 renamed the cache of every forward, mask helper and model output. Goes with 5.23.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+OLD_CACHE = "past_key_values"
+# `return_dict` is for decorators of Transformers, `label_smoothing` for our own loss
+KNOWN_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "label_smoothing"}
+
+
+def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
+    """
+    Decorate the `forward` of a module that takes its cache as `cache` and passes `**kwargs` on.
+
+    The cache is accepted as `cache` and as `past_key_values`. The signature has the name of the installed version of
+    Transformers, since `generate` reads it there. A keyword that neither `forward` nor Transformers' attention and
+    loss functions know raises an error. Without this check, a keyword that Transformers renames would be ignored.
+
+    Args:
+        forward (`Callable`): The method.
+        ignored (`Iterable[str]`, *optional*): Keywords that Transformers passes to this module on purpose.
+
+    Raises:
+        TypeError: an unknown keyword has a value other than `None`, or the cache is given twice.
+    """
+    signature = inspect.signature(forward)
+    known = signature.parameters.keys() | KNOWN_KEYWORDS
+
+    @functools.wraps(forward)
+    def checked(self, *args, **kwargs):
+        if OLD_CACHE in kwargs:
+            if "cache" in kwargs:
+                raise TypeError(f"Pass the cache as `cache` or as `{OLD_CACHE}`, not as both.")
+            kwargs["cache"] = kwargs.pop(OLD_CACHE)
+        for name in kwargs.keys() - known:
+            if kwargs.pop(name) is not None and name not in ignored:
+                raise TypeError(
+                    f"{type(self).__name__}.forward does not know the keyword `{name}`. Remove it, or check that "
+                    f"your version of Transformers is supported by xlm-swcm {VERSION}."
+                )
+        return forward(self, *args, **kwargs)
+
+    checked.__signature__ = signature.replace(
+        parameters=[
+            parameter.replace(name=CACHE) if parameter.name == "cache" else parameter
+            for parameter in signature.parameters.values()
+        ]
+    )
+    return checked if CACHE == OLD_CACHE else deprecate_kwarg(OLD_CACHE, "5.40.0", new_name="cache")(checked)
+
+
+def output_recorder(target_class: type, num_hidden_layers_key: str) -> OutputRecorder:
+    """Return a recorder of hidden states. `num_hidden_layers_key` came with 5.23. Goes with 5.22."""
+    if "num_hidden_layers_key" in inspect.signature(OutputRecorder).parameters:
+        return OutputRecorder(target_class, num_hidden_layers_key=num_hidden_layers_key)
+    return OutputRecorder(target_class)
+
+
+def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """Return the positions of `hidden_states` that the output projection needs. Came with 5.21. Goes with 5.20."""
+    if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.ndim == 2:
+        if logits_to_keep.dtype == torch.bool:
+            return hidden_states[logits_to_keep]
+        return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return hidden_states[:, kept]
