@@ -43,7 +43,7 @@ def make_encoder(folder: Path):
 def measure_conversion(source: Path, output: Path, options: list[str]) -> tuple[float, float]:
     """Seconds and peak resident gigabytes of one run of the command, start of Python included."""
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-c", "from modeling_xlm_swcm.conversion.cli import main; main()", "convert"]
+    command = [sys.executable, "-c", "from modeling_xlm_swcm.cli import main; main()", "convert"]
     start = time.perf_counter()
     process = subprocess.Popen([*command, str(source), str(output), *options], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

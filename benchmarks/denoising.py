@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLMRobertaToken
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training import DataCollatorForDenoising
-from modeling_xlm_swcm.training.data import Corpus, Mixture
+from modeling_xlm_swcm.training.mixture import Corpus, Mixture
 
 
 GOAL = 5000

@@ -35,8 +35,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from workloads import DECODING, make_model, random_tokens
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import export
-from modeling_xlm_swcm.conversion.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.export import export
+from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
 
 
 FOLDER = Path("outputs/benchmarks")

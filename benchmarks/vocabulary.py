@@ -28,7 +28,7 @@ from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 import modeling_xlm_swcm
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.conversion.vocabulary import extend, trim
+from modeling_xlm_swcm.vocabulary import extend, trim
 
 
 FOLDER = Path("outputs/benchmarks/vocabulary")

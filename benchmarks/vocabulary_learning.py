@@ -41,7 +41,7 @@ from transformers import (
 
 import modeling_xlm_swcm  # noqa: F401 - registers model and tokenizer
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.conversion.vocabulary import extend, trim
+from modeling_xlm_swcm.vocabulary import extend, trim
 
 
 matplotlib.use("agg")

@@ -1,11 +1,12 @@
-"""From an encoder checkpoint to an XLM-SWCM checkpoint."""
+"""Convert an encoder checkpoint to an XLM-SWCM checkpoint."""
 
-from .checkpoint import ConversionError
-from .export import export
+import warnings
+from importlib import import_module
+
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+
 from .from_encoder import convert, from_encoder
-from .inspection import inspect
 from .options import ConversionOptions
-from .push import push
 from .released import convert_released
 from .report import ConversionReport
 
@@ -16,8 +17,16 @@ __all__ = [
     "ConversionReport",
     "convert",
     "convert_released",
-    "export",
     "from_encoder",
-    "inspect",
-    "push",
 ]
+
+# names that 0.1.0 had here; they go with 0.3.0
+MOVED = {"export": "export", "inspect": "checkpoints", "push": "hub"}
+
+
+def __getattr__(name: str):
+    if name not in MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = f"modeling_xlm_swcm.{MOVED[name]}"
+    warnings.warn(f"Import {name} from {module}. {__name__} will drop it in 0.3.0.", FutureWarning, stacklevel=2)
+    return getattr(import_module(module), name)

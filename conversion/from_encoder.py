@@ -14,23 +14,14 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_rows, load_encoder, require_license
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, refused_config
+from modeling_xlm_swcm.checkpoints.reading import StoredTensor, as_bytes, blocks, read_weights, return_freed_memory
+from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 from modeling_xlm_swcm.hub_xlm_swcm import without_paths
 from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
-from .card import require_license
-from .checkpoint import (
-    ConversionError,
-    StoredTensor,
-    as_bytes,
-    blocks,
-    check_output,
-    read_weights,
-    refused_config,
-    return_freed_memory,
-    whole_folder,
-)
-from .encoder import Encoder, check_rows, load_encoder
 from .options import CHOICES, ConversionOptions, DecoderPlan
 from .report import ConversionReport
 

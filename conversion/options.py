@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
-
-from .checkpoint import ConversionError
 
 
 CHOICES = {

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
+from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config, check_tokenizer, load_tokenizer
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.reading import StoredTensor, check_weights, equal, load_file, read_config
+from modeling_xlm_swcm.checkpoints.writing import check_output
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
-from .checkpoint import ConversionError, StoredTensor, check_output, check_weights, equal, load_file, read_config
-from .encoder import Encoder, check_config, check_tokenizer, load_tokenizer
 from .from_encoder import (
     WEIGHT_MAP,
     add_language_tags,

@@ -25,26 +25,19 @@ from transformers import DataCollatorForSeq2Seq, set_seed
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import loading
-from modeling_xlm_swcm.conversion.card import require_license
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, find_file, read_json
-from modeling_xlm_swcm.conversion.hub import check_repo_id, check_token
-from modeling_xlm_swcm.conversion.inspection import read_model_config
-from modeling_xlm_swcm.conversion.push import push
+from modeling_xlm_swcm.checkpoints import loading
+from modeling_xlm_swcm.checkpoints.encoders import require_license
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import read_model_config
+from modeling_xlm_swcm.checkpoints.reading import find_file, read_json
+from modeling_xlm_swcm.hub import push
+from modeling_xlm_swcm.hub.upload import check_repo_id, check_token
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError, check_output_dir, find_checkpoint
-from modeling_xlm_swcm.training.data import (
-    BadRows,
-    DataError,
-    Pair,
-    check_columns,
-    cut_off,
-    encode_pairs,
-    get_text,
-    read_rows,
-)
+from modeling_xlm_swcm.training.examples import Pair, cut_off, encode_pairs
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.results import save_merged, write_results, write_whole
+from modeling_xlm_swcm.training.rows import BadRows, DataError, check_columns, get_text, read_rows
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 

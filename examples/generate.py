@@ -20,11 +20,12 @@ from rich.progress import track
 from transformers import HfArgumentParser, PreTrainedModel
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import first_line, whole_file
-from modeling_xlm_swcm.conversion.inspection import read_model_config
-from modeling_xlm_swcm.conversion.loading import load_model, load_tokenizer
+from modeling_xlm_swcm.checkpoints.errors import first_line
+from modeling_xlm_swcm.checkpoints.inspection import read_model_config
+from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
+from modeling_xlm_swcm.checkpoints.writing import whole_file
 from modeling_xlm_swcm.training.arguments import check_counts, check_words
-from modeling_xlm_swcm.training.data import AS_TEXT, TO_UTF8
+from modeling_xlm_swcm.training.rows import AS_TEXT, TO_UTF8
 
 
 @dataclass

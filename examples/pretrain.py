@@ -23,14 +23,15 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError
-from modeling_xlm_swcm.conversion.inspection import read_model_config
-from modeling_xlm_swcm.conversion.loading import load_model, load_tokenizer
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import read_model_config
+from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
-from modeling_xlm_swcm.training.data import BadRows, Corpus, DataError, Mixture, load_corpora
 from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
+from modeling_xlm_swcm.training.mixture import Corpus, Mixture, load_corpora
 from modeling_xlm_swcm.training.results import save_merged, write_results
+from modeling_xlm_swcm.training.rows import BadRows, DataError
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
 
 

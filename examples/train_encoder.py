@@ -26,12 +26,13 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
-from modeling_xlm_swcm.conversion.corpus import Corpus, read_corpora
-from modeling_xlm_swcm.conversion.pieces import learnt_pieces
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.reading import load_pretrained
 from modeling_xlm_swcm.training.arguments import check_counts, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import ResumableTrainer, TrainingError, find_checkpoint
 from modeling_xlm_swcm.training.results import plot_history
+from modeling_xlm_swcm.vocabulary.corpus import Corpus, read_corpora
+from modeling_xlm_swcm.vocabulary.pieces import learnt_pieces
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]

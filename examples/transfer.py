@@ -22,11 +22,12 @@ from finetune import SCORES, DataArguments, group_of, load_tokenizer, read_pairs
 from rich.console import Console
 from rich.markdown import Markdown
 
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
-from modeling_xlm_swcm.training.data import DataError, Pair
+from modeling_xlm_swcm.training.examples import Pair
 from modeling_xlm_swcm.training.results import save_figure, write_whole
+from modeling_xlm_swcm.training.rows import DataError
 
 
 matplotlib.use("agg")

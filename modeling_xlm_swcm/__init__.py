@@ -2,7 +2,6 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from .card import fill_card
 from .compat_xlm_swcm import VERSION
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
@@ -36,8 +35,15 @@ XLMSWCMModel.register_for_auto_class("AutoModel")
 XLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
 XLMSWCMTokenizer.register_for_auto_class("AutoTokenizer")
 
+
+def _fill_card(*args, **kwargs) -> str:
+    from .hub.card_template import fill_card
+
+    return fill_card(*args, **kwargs)
+
+
 # the card that a model pushes, which a machine with Transformers alone cannot fill
-XLMSWCMPreTrainedModel.fill_card = staticmethod(fill_card)
+XLMSWCMPreTrainedModel.fill_card = staticmethod(_fill_card)
 
 # the same for checkpoints made from the authors' release
 AutoConfig.register(ReleasedXLMSWCMConfig.model_type, ReleasedXLMSWCMConfig, exist_ok=True)

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .products_xlm_swcm import product_dtype
+from .linear_xlm_swcm import product_dtype
 
 
 IGNORED = -100

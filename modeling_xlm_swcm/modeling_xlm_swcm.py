@@ -32,9 +32,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder, slice_logits_to_keep
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
+from .linear_xlm_swcm import activate_and_project, drop, is_plain, product_dtype, project
 from .loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
-from .products_xlm_swcm import activate_and_project, drop, is_plain, product_dtype, project
 
 
 logger = logging.get_logger(f"transformers.{__name__}")

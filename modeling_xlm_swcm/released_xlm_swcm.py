@@ -15,6 +15,7 @@ from transformers.utils import TransformersKwargs
 
 from .compat_xlm_swcm import checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .linear_xlm_swcm import project
 from .modeling_xlm_swcm import (
     XLMSWCMAttention,
     XLMSWCMDecoder,
@@ -22,7 +23,6 @@ from .modeling_xlm_swcm import (
     XLMSWCMForConditionalGeneration,
     XLMSWCMModel,
 )
-from .products_xlm_swcm import project
 
 
 @strict

@@ -20,8 +20,8 @@ from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.conversion.cli import main
 
 
 # a machine that is busy with other things must not fail a test
@@ -33,6 +33,12 @@ SHARINGS = [
     {"weight_sharing": sharing, "tie_word_embeddings": tie}
     for sharing, tie in itertools.product(("init", "tied"), (True, False))
 ]
+# by its name in Transformers before 5.23
+CHECKPOINTING = (
+    "activation_checkpointing_enable"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing_enable"
+)
 QUICK_TO_LEARN = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HEAD_TRANSFORM = {"weight_sharing": "init", "tie_word_embeddings": True, "lm_head_transform": True}
 

@@ -18,7 +18,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from modeling_xlm_swcm.conversion.pieces import learnt_pieces
+from modeling_xlm_swcm.vocabulary.pieces import learnt_pieces
 
 
 SENTENCES = [

@@ -16,7 +16,7 @@ from loopback_hub import WRITE, Hub
 SENT = {
     *("README.md", "config.json", "generation_config.json", "conversion_report.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "configuration_xlm_swcm.py", "modeling_xlm_swcm.py"),
-    *("hub_xlm_swcm.py", "loss_xlm_swcm.py", "pipeline_xlm_swcm.py", "products_xlm_swcm.py"),
+    *("hub_xlm_swcm.py", "loss_xlm_swcm.py", "pipeline_xlm_swcm.py", "linear_xlm_swcm.py"),
     *("compat_xlm_swcm.py", "tokenization_xlm_swcm.py"),
 }
 
@@ -25,7 +25,7 @@ WORKER = """
 import contextlib, io, json, os, sys
 answers, sys.stdout = sys.stdout, sys.stderr
 from typer.testing import CliRunner
-from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm.cli import main
 
 for line in sys.stdin:
     request = json.loads(line)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import ConversionError
-from modeling_xlm_swcm.training.data import DataError
+from modeling_xlm_swcm.training.rows import DataError
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "ablation"))

@@ -14,7 +14,7 @@ from test_released import make_release
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm.conversion import ConversionError, convert, convert_released
-from modeling_xlm_swcm.conversion.card import card_of_folder
+from modeling_xlm_swcm.hub.card import card_of_folder
 
 
 SECTIONS = ["Use", "Intended use and limits", "How it was made", "Evaluation", "Citation"]

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import Result
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
-from modeling_xlm_swcm.conversion.checkpoint import whole_file
+from modeling_xlm_swcm.checkpoints.writing import whole_file
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -154,7 +154,7 @@ def test_a_branch_on_the_hub_is_converted_and_a_second_time_from_the_cache(hub, 
 SEVERAL_COMMANDS = """
 import json, sys
 from typer.testing import CliRunner
-from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm.cli import main
 
 results = [CliRunner().invoke(main, ["convert", *arguments]) for arguments in json.loads(sys.argv[1])]
 print(json.dumps([(result.exit_code, result.stderr) for result in results]))
@@ -204,7 +204,7 @@ def test_a_failure_while_saving_leaves_nothing(encoder_folder, output, monkeypat
 STOPPED_WHILE_SAVING = """
 import os, resource, signal
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
-from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm.cli import main
 
 def save_and_stop(model, folder, save_pretrained=XLMSWCMForConditionalGeneration.save_pretrained):
     save_pretrained(model, folder)
@@ -261,7 +261,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(encoder_folder, output):
 # files that grow beyond the limit fail as on a full disk; the tokenizer fits and the weights do not
 SMALL_DISK = """
 import resource
-from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm.cli import main
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 main()

@@ -7,9 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 from vocabularies import TEXTS, ids, reader_tokenizer
 
-from modeling_xlm_swcm.conversion import ConversionError, corpus, pieces
-from modeling_xlm_swcm.conversion.corpus import Corpus, Measure, compare, read_corpora
-from modeling_xlm_swcm.conversion.pieces import Pieces, count_pieces, sample_lines, script, scripts
+from modeling_xlm_swcm.conversion import ConversionError
+from modeling_xlm_swcm.vocabulary import corpus, pieces
+from modeling_xlm_swcm.vocabulary.corpus import Corpus, Measure, compare, read_corpora
+from modeling_xlm_swcm.vocabulary.pieces import Pieces, count_pieces, sample_lines, script, scripts
 
 
 @pytest.fixture(scope="module")

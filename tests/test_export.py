@@ -19,9 +19,10 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import ConversionError, export
-from modeling_xlm_swcm.conversion.cli import main
-from modeling_xlm_swcm.conversion.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.conversion import ConversionError
+from modeling_xlm_swcm.export import export
+from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 

@@ -16,7 +16,8 @@ from loopback_hub import WRITE, loopback_hub
 from safetensors.torch import load_file
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.training.data import BadRows, DataError, Pair
+from modeling_xlm_swcm.training.examples import Pair
+from modeling_xlm_swcm.training.rows import BadRows, DataError
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

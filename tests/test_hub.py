@@ -20,9 +20,9 @@ from loopback_hub import READ, WRITE
 from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
-from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import cli, convert
-from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm import XLMSWCMTokenizer, cli
+from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.conversion import convert
 
 
 def pushed(outcome) -> str:
@@ -150,7 +150,7 @@ def test_errors_and_dropped_connections_that_pass_are_overcome(hub, client, conv
     assert hub.count("PUT /lfs/") == 2
 
 
-PUSH = "from modeling_xlm_swcm.conversion.cli import main; main()"
+PUSH = "from modeling_xlm_swcm.cli import main; main()"
 
 
 def test_an_upload_that_is_killed_leaves_the_repository_as_it_was_and_succeeds_when_run_again(

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import HEAD_TRANSFORM, SHARINGS, Batch, assert_close, logits_of, tiny_model
+from conftest import CHECKPOINTING, HEAD_TRANSFORM, SHARINGS, Batch, assert_close, logits_of, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -276,7 +276,7 @@ class TestModel:
         """Loss and gradients of a model without dropout, and whether there were logits."""
         model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **fields).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            getattr(model, CHECKPOINTING)()
         forward = torch.compile(model, backend="aot_eager") if compiled else model
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             output = forward(**batch)
@@ -313,7 +313,7 @@ class TestModel:
     def test_going_back_makes_one_gradient_of_the_word_embeddings(self, long_batch, checkpointing):
         model = tiny_model(vocab_size=101).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            getattr(model, CHECKPOINTING)()
         loss = model(**long_batch).loss
         with computed_sizes() as sizes:
             loss.backward()

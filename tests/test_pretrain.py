@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.training.checkpoints import TrainingError
-from modeling_xlm_swcm.training.data import DataError
+from modeling_xlm_swcm.training.rows import DataError
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

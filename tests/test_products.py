@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.activations import ACT2FN
 
-from modeling_xlm_swcm.products_xlm_swcm import activate_and_project, drop, project
+from modeling_xlm_swcm.linear_xlm_swcm import activate_and_project, drop, project
 
 
 STATES = {

@@ -16,7 +16,7 @@ import modeling_xlm_swcm
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMTokenizer
 
 
-KINDS = ("compat", "configuration", "hub", "loss", "modeling", "pipeline", "products", "tokenization")
+KINDS = ("compat", "configuration", "hub", "linear", "loss", "modeling", "pipeline", "tokenization")
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 AUTO_MAP = {
     "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",

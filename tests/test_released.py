@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Batch, assert_close, assert_refused, bits, load, logits_of
+from conftest import CHECKPOINTING, Batch, assert_close, assert_refused, bits, load, logits_of
 from encoders import SENTENCES, Tensors, edit_config, make_encoder, save_encoder, xlm_roberta_tokenizer
 from test_registration import CODE, SOURCE, TARGET, python_files, run_without_the_package
 from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM, XLMRobertaModel
 from typer.testing import CliRunner, Result
 
+from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 from modeling_xlm_swcm.conversion import ConversionError, convert_released
-from modeling_xlm_swcm.conversion.cli import main
 from modeling_xlm_swcm.released_xlm_swcm import (
     ReleasedXLMSWCMConfig,
     ReleasedXLMSWCMForConditionalGeneration,
@@ -234,7 +234,7 @@ class TestArithmetic:
 
     def test_every_weight_is_trained(self, folder, source, target):
         model = load(folder).train()
-        model.activation_checkpointing_enable()
+        getattr(model, CHECKPOINTING)()
         loss = model(**source, labels=target.masked_fill(target == PAD, -100)).loss
         loss.backward()
         assert loss.isfinite()

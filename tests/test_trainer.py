@@ -15,7 +15,8 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer, card
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.hub import card_template as card
 from modeling_xlm_swcm.training import results
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments
 from modeling_xlm_swcm.training.checkpoints import UNFINISHED, TrainingError, find_checkpoint, logger

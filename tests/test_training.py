@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import ATTENTIONS, Batch, assert_close, logits_of, random_tokens, tiny_config, tiny_model
+from conftest import ATTENTIONS, CHECKPOINTING, Batch, assert_close, logits_of, random_tokens, tiny_config, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -115,7 +115,7 @@ class TestTraining:
     def test_activation_checkpointing_gives_the_same_gradients(self, batch, sharing):
         expected = self.gradients(tiny_model(weight_sharing=sharing), batch)
         model = tiny_model(weight_sharing=sharing)
-        model.activation_checkpointing_enable()
+        getattr(model, CHECKPOINTING)()
         calls = []
         layers = [*model.model.encoder.encoder.layer, *model.model.decoder.layers]
         for layer in layers:

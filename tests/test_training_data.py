@@ -21,19 +21,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.training import data
-from modeling_xlm_swcm.training.data import (
-    BadRows,
-    Corpus,
-    DataError,
-    Mixture,
-    Pair,
-    cut,
-    encode_pairs,
-    load_corpora,
-    read_rows,
-)
+from modeling_xlm_swcm.training import rows as data
 from modeling_xlm_swcm.training.denoising import PieceTables
+from modeling_xlm_swcm.training.examples import Pair, cut, encode_pairs
+from modeling_xlm_swcm.training.mixture import Corpus, Mixture, load_corpora
+from modeling_xlm_swcm.training.rows import BadRows, DataError, read_rows
 
 
 ZH = ["我们早上去了河边。", "没有风。", "河边没有我们。"]
@@ -132,7 +124,7 @@ class TestFormats:
         for split, part in {"train": rows, "validation": rows[:1]}.items():
             write_rows(tmp_path / f"{split}.jsonl", part)
         hub.add("somebody/corpus", tmp_path)
-        code = "from modeling_xlm_swcm.training.data import BadRows, read_rows\n"
+        code = "from modeling_xlm_swcm.training.rows import BadRows, read_rows\n"
         code += "print(list(read_rows('somebody/{}', BadRows(), split='{}')))"
         expected = [(f"somebody/corpus, row {number} of train,", row) for number, row in enumerate(rows, 1)]
         assert eval(client.run(code.format("corpus", "train"))["printed"]) == expected

@@ -40,8 +40,8 @@ from vocabularies import (
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import ConversionError, convert
-from modeling_xlm_swcm.conversion.vocabulary import extend, trim
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig, ReleasedXLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.vocabulary import extend, trim
 
 
 EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"

@@ -9,7 +9,7 @@ from conftest import contents
 from typer.testing import Result
 from vocabularies import TEXTS, ids, load_tokenizer, run_vocab, save_reader, write_texts
 
-from modeling_xlm_swcm.conversion.vocabulary_report import VocabularyReport
+from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 
 
 @pytest.fixture(scope="module")

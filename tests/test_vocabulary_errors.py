@@ -20,7 +20,7 @@ from transformers import RobertaForMaskedLM, XLMRobertaModel
 from typer.testing import Result
 from vocabularies import TEXTS, load_tokenizer, run_vocab
 
-from modeling_xlm_swcm.conversion import vocabulary
+from modeling_xlm_swcm.vocabulary import rewrite as vocabulary
 
 
 ACTIONS = {"extend": ["--size", 100], "trim": []}

@@ -9,7 +9,7 @@ from encoders import Tensors, make_encoder, read_tensors, save_encoder, unigram_
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLMRobertaForMaskedLM, XLMRobertaTokenizer
 from typer.testing import CliRunner, Result
 
-from modeling_xlm_swcm.conversion.cli import main
+from modeling_xlm_swcm.cli import main
 
 
 TEXTS = {

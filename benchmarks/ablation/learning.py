@@ -13,8 +13,9 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.arguments import TrainingArguments, has_fast_bf16
-from modeling_xlm_swcm.training.data import BadRows, Pair, cut_off, encode_pairs
+from modeling_xlm_swcm.training.examples import Pair, cut_off, encode_pairs
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
+from modeling_xlm_swcm.training.rows import BadRows
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 

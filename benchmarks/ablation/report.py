@@ -17,8 +17,8 @@ from decoders import RANDOM, VARIANTS, WARM_START
 from sacrebleu.metrics import CHRF
 from tasks import TASKS
 
-from modeling_xlm_swcm.training.data import DataError
 from modeling_xlm_swcm.training.results import save_figure, write_whole
+from modeling_xlm_swcm.training.rows import DataError
 
 
 matplotlib.use("agg")

@@ -38,8 +38,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.checkpoints import TrainingError
-from modeling_xlm_swcm.training.data import DataError
 from modeling_xlm_swcm.training.results import write_whole
+from modeling_xlm_swcm.training.rows import DataError
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_xlm_swcm.training.data import BadRows, DataError, Pair, read_rows
+from modeling_xlm_swcm.training.examples import Pair
+from modeling_xlm_swcm.training.rows import BadRows, DataError, read_rows
 
 
 SOURCE, TARGETS = "zh", ["bo", "ug", "kk", "mn"]

@@ -15,8 +15,9 @@ from pathlib import Path
 from steps import EXAMPLES, FolderArguments, parse_folders, read_ntrex, run
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, load_pretrained
-from modeling_xlm_swcm.conversion.vocabulary import extend, trim
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.reading import load_pretrained
+from modeling_xlm_swcm.vocabulary import extend, trim
 
 
 LANGUAGES = ["bo", "ug", "kk", "mn", "zh", "en"]

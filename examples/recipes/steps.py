@@ -12,8 +12,9 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.reading import read_config
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.conversion.checkpoint import ConversionError, read_config
 from modeling_xlm_swcm.training.results import write_whole
 
 

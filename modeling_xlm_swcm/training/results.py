@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from modeling_xlm_swcm.conversion.checkpoint import whole_file
+from modeling_xlm_swcm.checkpoints.writing import whole_file
 
 from .arguments import ModelArguments
 from .trainer import XLMSWCMTrainer

@@ -15,8 +15,8 @@ from transformers.trainer_utils import HubStrategy, has_length
 from transformers.utils import CONFIG_NAME
 
 from modeling_xlm_swcm import __version__
-from modeling_xlm_swcm.card import fill_card
-from modeling_xlm_swcm.conversion.card import is_own_card, read_metrics
+from modeling_xlm_swcm.hub.card import is_own_card, read_metrics
+from modeling_xlm_swcm.hub.card_template import fill_card
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 

@@ -6,8 +6,7 @@ word change together, all others are kept bit by bit.
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,37 +17,33 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 import modeling_xlm_swcm
-
-from .checkpoint import (
-    ConversionError,
+from modeling_xlm_swcm.checkpoints.encoders import check_config, check_rows, load_tokenizer
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_conversion_report, read_optional
+from modeling_xlm_swcm.checkpoints.reading import (
     StoredTensor,
     as_bytes,
     blocks,
-    check_output,
     equal,
     read_config,
     read_weights,
     return_freed_memory,
-    whole_folder,
 )
-from .corpus import Corpus, compare
-from .encoder import check_config, check_rows, load_tokenizer
-from .inspection import CONFIG_CLASSES, read_conversion_report, read_optional
-from .pieces import SPACE, Pieces, choose_pieces, count_pieces, indispensable, learn_pieces, new_ids_of, script
-from .vocabulary_report import VocabularyReport
+from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
+from .corpus import Corpus
+from .pieces import new_ids_of
+from .report import VocabularyReport
 
-INITS = ("mean-of-pieces", "random")
 
 # tensors with a row per word, in encoders with any head and in XLM-SWCM
 VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weight|bias|decoder\.(weight|bias)))")
+
 # fields of config.json and generation_config.json that hold ids
 NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens|(bad|force)_words_ids")
+
 # those that hold them among other numbers
 MIXES_IDS = ("sequence_bias", "forced_decoder_ids")
-MAX_PIECES, MAX_MULTIPLE = 10_000_000, 65_536
-# rows without a token are never to be written: e**-100 is no probability
-PADDING_BIAS = -100.0
 
 
 @dataclass
@@ -66,145 +61,6 @@ class Checkpoint:
     @property
     def rows(self) -> int:
         return self.config["vocab_size"]
-
-
-def extend(
-    checkpoint: str | PathLike,
-    output: str | PathLike,
-    *,
-    corpus: list[str],
-    size: int,
-    init: str = "mean-of-pieces",
-    evaluate: list[str] = (),
-    revision: str | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> VocabularyReport:
-    """
-    Add pieces that are learnt from text. Old ids stay, and text in other scripts is cut as before.
-
-    Args:
-        checkpoint: Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
-        output: the folder to write, whole or not at all.
-        corpus: UTF-8 text files, each `language=path` or named by its language up to the first dot.
-        size: of the Unigram vocabulary that is learnt; the pieces of it that the checkpoint lacks are added.
-        init: of the new rows. "mean-of-pieces": the mean of the rows of the pieces that the new one was cut into,
-            where `<unk>` counts as the mean of its script's rows, or of all, and then with noise. "random": random
-            embeddings, at the mean bias.
-        evaluate: text to measure with instead of the corpus.
-        seed: of the sample to learn from, and of noise and random rows.
-
-    Raises:
-        ConversionError: checkpoint, corpus, size or output are not as they should be.
-    """
-    if init not in INITS:
-        raise ConversionError(f"init must be one of {', '.join(INITS)}; got {init}.")
-    if not 1 <= size <= MAX_PIECES:
-        raise ConversionError(f"--size must be from 1 to {MAX_PIECES:,}; got {size}.")
-    source, corpora, measured = prepare(checkpoint, output, corpus, evaluate, revision, overwrite)
-    pieces = Pieces(source.name, source.tokenizer)
-    new = learn_pieces(pieces, corpora, size, seed)
-    if not new:
-        raise ConversionError(f"{source.name} has every piece that was learnt; give a larger --size, or other text.")
-    old_ids = [*range(len(pieces.vocab)), *[-1] * len(new)]
-    tokenizer = pieces.with_vocab(pieces.vocab + new, old_ids)
-    report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
-    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, pieces.unknown, measured)
-
-    first, last = len(pieces.vocab), len(pieces.vocab) + len(new)
-    old_ids += range(last, source.rows)  # of rows that no token has; the new tokens take the first of them
-    origins = find_origins(pieces, [piece for piece, _ in new]) if init == "mean-of-pieces" else None
-    std = source.config.get("initializer_range", 0.02)
-
-    def change(tensor: torch.Tensor | StoredTensor) -> torch.Tensor:
-        changed = select_rows(tensor, old_ids)
-        noise = std * torch.randn(len(new), *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
-        if changed.ndim == 1:
-            noise.zero_()
-        mean = mean_row(changed[:first], pieces.added)
-        if origins is not None:
-            rows = mean_of_pieces(changed[:first], origins, mean, noise)
-        else:
-            rows = noise if changed.ndim > 1 else mean.expand(len(new))
-        changed[first:last] = rows
-        return changed
-
-    return write(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
-
-
-def trim(
-    checkpoint: str | PathLike,
-    output: str | PathLike,
-    *,
-    corpus: list[str],
-    min_count: int | None = None,
-    size: int | None = None,
-    coverage: float | None = None,
-    pad_to_multiple_of: int = 1,
-    evaluate: list[str] = (),
-    revision: str | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> VocabularyReport:
-    """
-    Keep the pieces that some languages need. `id_map.json` in the output has the new id of every old one that is kept.
-
-    Special tokens, tags, and every character that the languages are written with stay in any case, so that their text
-    can still be written, in more pieces where a rare one is gone.
-
-    Args:
-        checkpoint: Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
-        output: the folder to write, whole or not at all.
-        corpus: UTF-8 text files, each `language=path` or named by its language up to the first dot.
-        min_count: keep pieces that occur so often.
-        size: keep so many pieces, by their mean share in the languages.
-        coverage: keep the most frequent pieces that make up this share of the tokens of each language. The default,
-            with 0.9999, where none of the three is given.
-        pad_to_multiple_of: add rows that no token has, so that their number is a multiple.
-        evaluate: text to measure with instead of the corpus.
-
-    Raises:
-        ConversionError: checkpoint, corpus, size or output are not as they should be.
-    """
-    if sum(option is not None for option in (min_count, size, coverage)) > 1:
-        raise ConversionError("Give only one of --min-count, --size and --coverage.")
-    coverage = 0.9999 if min_count is size is coverage is None else coverage
-    if coverage is not None and not 0 < coverage <= 1:
-        raise ConversionError(f"--coverage must be above 0 and at most 1; got {coverage}.")
-    if min_count is not None and min_count < 1:
-        raise ConversionError(f"--min-count must be at least 1; got {min_count}.")
-    if not 1 <= pad_to_multiple_of <= MAX_MULTIPLE:
-        raise ConversionError(f"--pad-to-multiple-of must be from 1 to {MAX_MULTIPLE}; got {pad_to_multiple_of}.")
-    source, corpora, measured = prepare(checkpoint, output, corpus, evaluate, revision, overwrite)
-    if pad_to_multiple_of > 1 and not any(name.endswith("bias") for name in source.tensors if is_vocabulary(name)):
-        raise ConversionError(
-            f"{source.name} has no output bias, which keeps rows without a token from being written: leave out "
-            "--pad-to-multiple-of, or give it after the conversion."
-        )
-    if named := [name for name in MIXES_IDS if (source.generation_config or {}).get(name)]:
-        raise ConversionError(
-            f"generation_config.json of {source.name} sets {named[0]}, whose ids would name other pieces; take it out."
-        )
-    pieces = Pieces(source.name, source.tokenizer)
-    counts = count_pieces(pieces, corpora)
-    kept = indispensable(pieces, counts)
-    kept[[*named_ids(source.config), *named_ids(source.generation_config or {})]] = True
-    old_ids = choose_pieces(pieces, counts, kept, min_count, size, coverage).tolist()
-    tokenizer = pieces.with_vocab([pieces.vocab[old] for old in old_ids], old_ids)
-    options = {"min_count": min_count, "size": size, "coverage": coverage, "pad_to_multiple_of": pad_to_multiple_of}
-    report = VocabularyReport("trim", source.name, revision, options)
-    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, pieces.unknown, measured)
-
-    tokens = len(old_ids)
-    old_ids += [-1] * (-tokens % pad_to_multiple_of)
-
-    def change(tensor: torch.Tensor | StoredTensor) -> torch.Tensor:
-        changed = select_rows(tensor, old_ids)
-        changed[tokens:] = 0.0 if changed.ndim > 1 else PADDING_BIAS
-        return changed
-
-    return write(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
 
 
 def prepare(
@@ -300,59 +156,6 @@ def select_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torc
         of_block = (chosen >= rows.start) & (chosen < rows.stop)
         selected[of_block] = block[chosen[of_block] - rows.start]
     return selected
-
-
-def mean_row(tensor: torch.Tensor, added: Iterable[int]) -> torch.Tensor:
-    """Mean over the pieces: special tokens and tags are no words, and may have been added since."""
-    is_piece = torch.ones(len(tensor), dtype=torch.bool)
-    is_piece[list(added)] = False
-    return (sum(block[is_piece[rows]].double().sum(0) for rows, block in blocks(tensor)) / is_piece.sum()).float()
-
-
-@dataclass
-class Origins:
-    """What new pieces were cut into.
-
-    Attributes:
-        pieces: for each the ids of old pieces, and the scripts (or None) of the parts that were `<unk>`.
-        script_ids: the ids of the old pieces that are written in one of these scripts alone.
-    """
-
-    pieces: list[tuple[list[int], list[str | None]]]
-    script_ids: dict[str, list[int]]
-
-
-def find_origins(pieces: Pieces, new: list[str]) -> Origins:
-    origins, model = [], pieces.backend.model
-    for piece in new:
-        known, unknown = [], []
-        for token in model.tokenize(piece):
-            if token.id == pieces.unknown:
-                unknown += [next(filter(None, map(script, token.value)), None)]
-            elif token.value != SPACE or piece == SPACE:
-                known.append(token.id)
-        origins.append((known, unknown))
-    wanted = {of for _, unknown in origins for of in unknown} - {None}
-    script_ids = defaultdict(list)
-    for index, (piece, _) in enumerate(pieces.vocab):
-        of = {script(character) for character in piece.removeprefix(SPACE)}
-        if len(of) == 1 and of <= wanted and index not in pieces.added:
-            script_ids[of.pop()].append(index)
-    return Origins(origins, script_ids)
-
-
-def mean_of_pieces(old: torch.Tensor, origins: Origins, mean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A row per new piece: the mean over its old pieces, with `noise` where a part of it was `<unk>`.
-
-    Such a part counts as the mean of its script's rows, or as `mean` where the script has none.
-    """
-    of_script = {of: old[ids].float().mean(0) for of, ids in origins.script_ids.items()}
-    rows = []
-    for (known, unknown), own_noise in zip(origins.pieces, noise, strict=True):
-        parts = [*old[known].float(), *(of_script.get(of, mean) for of in unknown)]
-        row = torch.stack(parts).mean(0) if parts else mean
-        rows.append(row if parts and not unknown else row + own_noise)
-    return torch.stack(rows)
 
 
 def write(

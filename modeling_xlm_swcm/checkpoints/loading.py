@@ -8,8 +8,9 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
-from .checkpoint import ConversionError, load_pretrained
-from .encoder import check_rows
+from .encoders import check_rows
+from .errors import ConversionError
+from .reading import load_pretrained
 
 
 def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGeneration:

@@ -8,10 +8,11 @@ import regex
 from tokenizers import Tokenizer
 from transformers.utils import logging
 
-from .checkpoint import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
 
 
 MAX_LINE_BYTES = 2**20
+
 BATCH_BYTES = 2**20
 
 # a Chinese character, a Tibetan syllable (the tsheg between two is no letter), elsewhere a run of letters and marks

@@ -1,23 +1,16 @@
 """Talking to the Hub: one commit or none, and one sentence for whatever it will not do."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .checkpoint import ConversionError, first_line
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.hub_errors import hub_errors
 
 
 # what an older push may have left: whole or in shards, of any form
@@ -74,38 +67,3 @@ def check_token():
         raise ConversionError(
             "The token for the Hub holds a character that no token has; log in again or set HF_TOKEN."
         )
-
-
-@contextlib.contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """Say in one sentence what the Hub would not do."""
-    try:
-        yield
-    except ConversionError:
-        raise
-    except Exception as error:
-        message = explain(repo_id, error)
-        if message is None:
-            raise
-        raise ConversionError(message) from error
-
-
-def explain(repo_id: str, error: BaseException | None) -> str | None:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = getattr(error, "server_message", None) or f"status {status}"
-    if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, with the account of your token."
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision; give the name of a branch or tag, or a commit."
-    if status == 401 and re.search("credentials|password", said):
-        return "The Hub does not know your token: log in again with `hf auth login`, or set HF_TOKEN to a valid one."
-    if isinstance(error, RepositoryNotFoundError):
-        return f"The Hub has no repository {repo_id} that your account can see; check its name, and your token."
-    if status == 412:
-        return f"{repo_id} has been changed by somebody else since this push began; push again."
-    if status is not None:
-        return f"The Hub answered for {repo_id}: {said.splitlines()[0]}"
-    if isinstance(error, (HTTPError, OfflineModeIsEnabled)):
-        return f"The Hub at {constants.ENDPOINT} cannot be reached: {first_line(error)}"
-    # an upload fails with the reason behind it
-    return explain(repo_id, error.__cause__) if error is not None and error.__cause__ is not None else None

@@ -13,19 +13,25 @@ import numpy as np
 from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerBase
 
-from .checkpoint import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+
 from .corpus import Corpus, encode, read_corpora
 
 
 SPACE = "▁"
+
 # pieces are learnt from a random sample of about so many bytes: Unigram's training holds it, several times over
 SAMPLE_BYTES = 8 * 2**20
+
 # pieces that Unigram starts from, for each that it is to keep
 SEED_PIECES = 10
+
 # a script belongs to a text from this share of its letters on
 SHARE_TO_LEARN, SHARE_TO_KEEP = 0.1, 0.001
+
 # pieces that old and new vocabulary share, from which on their scores tell how the two compare
 SHARED_PIECES = 100
+
 # score of a token that is among the pieces only because ids have no gaps: text that spells it is not it
 NEVER = -1e4
 

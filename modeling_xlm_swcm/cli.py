@@ -13,38 +13,49 @@ from rich.filesize import decimal
 from rich.table import Table
 from typer.core import TyperCommand
 
-from .checkpoint import ConversionError, first_line
-from .code import replace_code
-from .export import QUANTIZATIONS
-from .export import export as export_checkpoint
-from .from_encoder import convert as convert_checkpoint
-from .hub import upload
-from .inspection import inspect as inspect_checkpoint
-from .options import CHOICES
-from .push import check_destination, collect, read_folder_config
-from .released import convert_released as convert_release
-from .vocabulary import INITS
-from .vocabulary import extend as extend_vocabulary
-from .vocabulary import trim as trim_vocabulary
-from .vocabulary_report import VocabularyReport, check_plot
+from modeling_xlm_swcm.checkpoints.code import replace_code
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
+from modeling_xlm_swcm.checkpoints.inspection import inspect as inspect_checkpoint
+from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
+from modeling_xlm_swcm.conversion.from_encoder import convert as convert_checkpoint
+from modeling_xlm_swcm.conversion.options import CHOICES
+from modeling_xlm_swcm.conversion.released import convert_released as convert_release
+from modeling_xlm_swcm.export.export import QUANTIZATIONS
+from modeling_xlm_swcm.export.export import export as export_checkpoint
+from modeling_xlm_swcm.hub.push import check_destination, collect
+from modeling_xlm_swcm.hub.upload import upload
+from modeling_xlm_swcm.vocabulary.extend import INITS
+from modeling_xlm_swcm.vocabulary.extend import extend as extend_vocabulary
+from modeling_xlm_swcm.vocabulary.report import VocabularyReport, check_plot
+from modeling_xlm_swcm.vocabulary.trim import trim as trim_vocabulary
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
+
 DecoderInit = StrEnum("DecoderInit", CHOICES["decoder_init"])
+
 NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
+
 WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
+
 Init = StrEnum("Init", INITS)
+
 Quantization = StrEnum("Quantization", QUANTIZATIONS)
+
 Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
+
 MAX_SEED = 2**32 - 1
 
 License = Annotated[str | None, typer.Option(help="Of the base model, where its own card names none.")]
+
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 main = typer.Typer(add_completion=False, no_args_is_help=True, help="Models that write, made from XLM-R encoders.")
 
 vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM checkpoint.")
+
 main.add_typer(vocab, name="vocab")
 
 
@@ -242,7 +253,9 @@ def export(
 
 
 Checkpoint = Annotated[str, typer.Argument(help="An encoder or XLM-SWCM model: Hub id or folder.")]
+
 Output = Annotated[Path, typer.Argument(help="The folder to write.")]
+
 TextFiles = Annotated[
     list[str],
     typer.Option(
@@ -252,12 +265,17 @@ TextFiles = Annotated[
         "Several; last, or before another option.",
     ),
 ]
+
 EvalFiles = Annotated[
     list[str], typer.Option("--eval", metavar="FILE...", help="Text to measure with; by default the corpus.")
 ]
+
 Plot = Annotated[Path | None, typer.Option(help="Draw tokens per word and <unk> before and after, as a PNG.")]
+
 Revision = Annotated[str | None, typer.Option(help="Revision of CHECKPOINT on the Hub.")]
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")]
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")]
 
 

@@ -1,5 +1,6 @@
 """The encoder that a conversion starts from: what may be one, and what is read of it."""
 
+import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,22 +12,15 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
-from .checkpoint import (
-    ConversionError,
-    StoredTensor,
-    equal,
-    find_file,
-    first_line,
-    read_config,
-    read_weights,
-    refused_config,
-)
+from .errors import ConversionError, first_line, refused_config
+from .reading import StoredTensor, equal, find_file, read_config, read_weights
 
 
 REQUIRED_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "pad_token_id"),
 )
+
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.json")
 
 
@@ -161,3 +155,16 @@ def without_prefix(
     if read is not None and (bias is None or not equal(bias, read)):  # of two it is this that Transformers reads
         tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
     return tensors
+
+
+def require_license(license: str | None, encoder: str) -> str:
+    if license is None:
+        raise ConversionError(
+            f"The licence of {encoder} is not known, and the model card must name it: give --license, such as "
+            "apache-2.0 or mit."
+        )
+    if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
+        raise ConversionError(
+            f'The Hub knows no licence "{license}": give --license an id such as apache-2.0, cc-by-4.0 or other.'
+        )
+    return license

@@ -8,16 +8,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from .configuration_xlm_swcm import XLMSWCMConfig
-from .released_xlm_swcm import ReleasedXLMSWCMConfig
+from modeling_xlm_swcm.checkpoints.inspection import draw_plan
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 
 # one of Transformers' loggers, so that its verbosity holds
 logger = logging.get_logger(f"transformers.{__name__}")
 
 # in the package, or at the top level of a clone
-TEMPLATE = next(path for place in Path(__file__).parents[:2] if (path := place / "model_card.md").is_file())
-CUSTOM, NORMAL = "■", "□"
+TEMPLATE = next(path for place in Path(__file__).parents[1:3] if (path := place / "model_card.md").is_file())
 
 
 def fill_card(
@@ -126,18 +125,3 @@ def eval_results(task: str, dataset: str, results: dict) -> list[EvalResult]:
         for metric, values in results.items()
         for language, value in (values if isinstance(values, dict) else {None: values}).items()
     ]
-
-
-def draw_plan(config: XLMSWCMConfig) -> str:
-    """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
-    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
-    custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
-    aligned = custom == config.num_hidden_layers
-    encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]
-    encoder = encoder if aligned else [CUSTOM] * config.num_hidden_layers
-    return (
-        f"encoder  {' '.join(encoder)}  {config.num_hidden_layers} layers\n"
-        f"decoder  {' '.join(decoder)}  {custom} custom, {normal} normal\n"
-        f"{CUSTOM} encoder layer, or custom layer: self-attention, FFN, cross-attention, FFN\n"
-        f"{NORMAL} normal layer: self-attention, cross-attention, FFN"
-    )

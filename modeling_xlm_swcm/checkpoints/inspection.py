@@ -11,17 +11,18 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMConfig
-from modeling_xlm_swcm.card import draw_plan
 from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
-from .checkpoint import ConversionError, find_file, first_line, read_config, read_json, refused_config
 from .code import UNNAMED_VERSION, is_outdated, read_code_version
-from .hub import hub_errors
+from .errors import ConversionError, first_line, refused_config
+from .hub_errors import hub_errors
+from .reading import find_file, read_config, read_json
 
 
 CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
+
 # beginning of a tensor's name -> the part of the model that it belongs to
 PARTS = {
     "model.encoder.embeddings.": "embeddings",
@@ -174,3 +175,27 @@ def read_headers(source: str, revision: str | None) -> dict:
         raise ConversionError(f"{source} has no weights in safetensors.") from error
     except SafetensorsParsingError as error:
         raise ConversionError(f"The weights of {source} cannot be read: {first_line(error)}") from error
+
+
+CUSTOM, NORMAL = "■", "□"
+
+
+def draw_plan(config: XLMSWCMConfig) -> str:
+    """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
+    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
+    custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
+    aligned = custom == config.num_hidden_layers
+    encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]
+    encoder = encoder if aligned else [CUSTOM] * config.num_hidden_layers
+    return (
+        f"encoder  {' '.join(encoder)}  {config.num_hidden_layers} layers\n"
+        f"decoder  {' '.join(decoder)}  {custom} custom, {normal} normal\n"
+        f"{CUSTOM} encoder layer, or custom layer: self-attention, FFN, cross-attention, FFN\n"
+        f"{NORMAL} normal layer: self-attention, cross-attention, FFN"
+    )
+
+
+def read_folder_config(folder: Path) -> XLMSWCMConfig:
+    if not folder.is_dir():
+        raise ConversionError(f"The folder {folder} does not exist.")
+    return read_model_config(str(folder))

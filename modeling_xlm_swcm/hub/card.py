@@ -1,21 +1,23 @@
 """The model card of a folder: filled from what lies there, or checked where somebody wrote one."""
 
-import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 from yaml import YAMLError
 
-from modeling_xlm_swcm.card import fill_card
+from modeling_xlm_swcm.checkpoints.encoders import require_license
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import read_conversion_report
+from modeling_xlm_swcm.checkpoints.reading import read_json
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, without_paths
 from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
-from .checkpoint import ConversionError, read_json
-from .inspection import read_conversion_report
+from .card_template import fill_card
 
 
 GENERATED = "<!-- This model card has been generated automatically"
+
 # what `metrics.json` may hold, and nothing else
 METRICS_FIELDS = {"task": str, "dataset": str, "results": dict, "training": dict, "example": dict}
 
@@ -64,19 +66,6 @@ def check_card(path: Path, card: str):
         raise ConversionError(
             f"The metadata of {path} lacks {', '.join(missing)}; add it, or remove the file to have a card filled."
         )
-
-
-def require_license(license: str | None, encoder: str) -> str:
-    if license is None:
-        raise ConversionError(
-            f"The licence of {encoder} is not known, and the model card must name it: give --license, such as "
-            "apache-2.0 or mit."
-        )
-    if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
-        raise ConversionError(
-            f'The Hub knows no licence "{license}": give --license an id such as apache-2.0, cc-by-4.0 or other.'
-        )
-    return license
 
 
 def read_report(folder: Path) -> dict:

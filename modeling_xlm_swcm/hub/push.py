@@ -5,15 +5,16 @@ from os import PathLike
 from pathlib import Path
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.checkpoints.code import check_code_version, package_code
+from modeling_xlm_swcm.checkpoints.encoders import read_license, require_license
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
+from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
+from modeling_xlm_swcm.checkpoints.reading import read_config
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
-from .card import card_for, read_report, require_license
-from .checkpoint import ConversionError, read_config
-from .code import check_code_version, package_code
-from .encoder import read_license
-from .hub import check_repo_id, check_token, upload
-from .inspection import read_model_config
-from .loading import check_cache, load_model, load_tokenizer
+from .card import card_for, read_report
+from .upload import check_repo_id, check_token, upload
 
 
 # what belongs to a model beside its code; checkpoints, optimizer states and whatever else lies in a folder stay there
@@ -21,6 +22,7 @@ FILES = (
     *("config.json", "generation_config.json", REPORT, "vocabulary_report.json", "metrics.json"),
     *("model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
 )
+
 REQUIRED_FILES = ("tokenizer_config.json", "tokenizer.json", "generation_config.json")
 
 
@@ -86,9 +88,3 @@ def check_model(folder: Path) -> XLMSWCMConfig:
     check_cache(load_model(folder), str(folder))
     load_tokenizer(folder, config.vocab_size)
     return config
-
-
-def read_folder_config(folder: Path) -> XLMSWCMConfig:
-    if not folder.is_dir():
-        raise ConversionError(f"The folder {folder} does not exist.")
-    return read_model_config(str(folder))

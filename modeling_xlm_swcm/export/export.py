@@ -7,26 +7,30 @@ from os import PathLike
 from pathlib import Path
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-
-from .checkpoint import ConversionError, check_output, whole_folder
-from .loading import check_cache, load_model, load_tokenizer
-from .push import read_folder_config
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
+from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
+from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
+
 QUANTIZATIONS = ("none", "int8")
+
 # what generation_config.json may set: what the runtime follows, what greedy decoding and beam search do not look at,
 # and what changes nothing at 1
 FOLLOWED_SETTINGS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
     *("max_length", "max_new_tokens", "num_beams", "length_penalty"),
 }
+
 IDLE_SETTINGS = {
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
     *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
     *("low_memory", "prefill_chunk_size", "renormalize_logits", "transformers_version", "_from_model_config"),
 }
+
 FACTORS = {
     *("num_return_sequences", "num_beam_groups"),
     *("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"),
@@ -56,7 +60,7 @@ def export(
         raise ConversionError(f"quantize must be one of {', '.join(QUANTIZATIONS)}; got {quantize}.")
     if find_spec("openvino") is None:
         raise ConversionError("The export needs OpenVINO: pip install openvino.")
-    from .openvino_graph import ACTIVATIONS, write_graph
+    from .graph import ACTIVATIONS, write_graph
 
     folder, output = Path(folder), Path(output)
     check_output(output, overwrite, folder)

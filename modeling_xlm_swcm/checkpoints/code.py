@@ -10,10 +10,13 @@ from transformers.dynamic_module_utils import get_relative_imports
 from modeling_xlm_swcm import XLMSWCMConfig, compat_xlm_swcm
 from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 
-from .checkpoint import ConversionError, find_file, whole_file
+from .errors import ConversionError
+from .reading import find_file
+from .writing import whole_file
 
 
 PACKAGE = Path(compat_xlm_swcm.__file__).parent
+
 # the last version whose code does not say which version it is
 UNNAMED_VERSION = "0.1.0"
 

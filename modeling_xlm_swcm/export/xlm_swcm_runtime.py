@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 # one that stays: when one of several goes, OpenVINO may leave signals a stack that is no longer there
 CORE = ov.Core()
+
 # far below any score, as Transformers has it
 NEVER = np.float32(-1e9)
 
