@@ -12,7 +12,7 @@ VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,modeling generation sav
 BASE ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-versions test-lowest lint bench clean
+.PHONY: demo test test-versions test-lowest lint docs bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
@@ -39,13 +39,22 @@ test-lowest: .cache/versions/lowest/ready
 .PRECIOUS: .cache/versions/%/ready
 .cache/versions/%/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .cache/versions/$*
-	grep -v '^transformers==' constraints.txt > .cache/versions/$*/constraints.txt
+	grep -v '^\(transformers\|torch\)==' constraints.txt > .cache/versions/$*/constraints.txt
 	.cache/versions/$*/bin/pip install -q $(TORCH) transformers==$* -c .cache/versions/$*/constraints.txt -e '.[dev]'
 	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install -q -c .venv/constraints.txt -e '.[docs]'
+	touch $@
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/conversion.py

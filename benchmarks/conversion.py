@@ -1,12 +1,11 @@
-"""Time and peak memory of `xlm-swcm convert` at the size of XLM-R base, with random weights.
+"""Measure time and peak memory of `xlm-swcm convert` at the size of XLM-R base, with random weights.
 
     python benchmarks/conversion.py [--rounds 3]
 
-Writes outputs/benchmarks/conversion.json. The encoder (1.1 GB) is made once and kept beside it.
+The script writes outputs/benchmarks/conversion.json. The encoder (1.1 GB) is made once and kept in the same folder.
 """
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -22,13 +21,15 @@ import torch
 import transformers
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
 
+from modeling_xlm_swcm.training.files import write_json
+
 
 FOLDER = Path("outputs/benchmarks")
 VOCAB_SIZE = 250002
 
 
 def make_encoder(folder: Path):
-    """XLM-R base with random weights, and a tokenizer with as many pieces."""
+    """Save an XLM-R base with random weights, and a tokenizer of the same vocabulary size."""
     torch.manual_seed(0)
     config = XLMRobertaConfig(
         vocab_size=VOCAB_SIZE, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5
@@ -36,12 +37,12 @@ def make_encoder(folder: Path):
     XLMRobertaForMaskedLM(config).save_pretrained(folder)
     specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     words = islice(product("▁abcdefghijklmnopqrstuvwxyz", repeat=5), VOCAB_SIZE - 5)
-    pieces = [("".join(letters), -10.0 - index / VOCAB_SIZE) for index, letters in enumerate(words)]
-    XLMRobertaTokenizer(vocab=[*specials, *pieces, ("<mask>", 0.0)]).save_pretrained(folder)
+    tokens = [("".join(letters), -10.0 - index / VOCAB_SIZE) for index, letters in enumerate(words)]
+    XLMRobertaTokenizer(vocab=[*specials, *tokens, ("<mask>", 0.0)]).save_pretrained(folder)
 
 
 def measure_conversion(source: Path, output: Path, options: list[str]) -> tuple[float, float]:
-    """Seconds and peak resident gigabytes of one run of the command, start of Python included."""
+    """Measure seconds and peak resident gigabytes of one run of the command, including the start of Python."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-c", "from modeling_xlm_swcm.cli import main; main()", "convert"]
     start = time.perf_counter()
@@ -49,13 +50,13 @@ def measure_conversion(source: Path, output: Path, options: list[str]) -> tuple[
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status != 0:
-        raise SystemExit("the conversion failed")
+        raise SystemExit("The conversion failed. See the error above.")
     return seconds, usage.ru_maxrss * 1024 / 1e9
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
     args = parser.parse_args()
     source, output = FOLDER / "encoder", FOLDER / "converted"
     if not (source / "tokenizer.json").exists():
@@ -85,7 +86,7 @@ def main():
         print(
             f"{name:9} {seconds:5.1f} s (spread {spread:.1f})  peak {memory:.2f} GB, {memory / size:.2f} x the source"
         )
-    (FOLDER / "conversion.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(FOLDER / "conversion.json", results)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Lines of 256 tokens a second that one core prepares with `DataCollatorForDenoising`, and all the way from a file.
+"""Measure how many lines of 256 tokens per second one core denoises, from token ids and from a text file.
 
     python benchmarks/denoising.py [--tokenizer FOLDER]
 
-Without a tokenizer: a vocabulary of XLM-R's size, of random words and full stops. The file is read, tokenised, mixed
-and collated as in `examples/pretrain.py`; its words are pieces of the vocabulary, as frequent as Zipf's law says.
+Without a tokenizer the vocabulary has the size of XLM-R's, with random words and full stops. The file is read,
+tokenized, mixed and collated as in `examples/pretrain.py`. Its words are tokens with frequencies after Zipf's law.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLMRobertaToken
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training import DataCollatorForDenoising
-from modeling_xlm_swcm.training.mixture import Corpus, Mixture
+from modeling_xlm_swcm.training.mixture import CorpusConfig, Mixture
 
 
 GOAL = 5000
@@ -29,14 +29,15 @@ LENGTH = 256
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
+    """Return a tokenizer with 250,000 random tokens."""
     marks = np.random.default_rng(0).choice(["▁", ""], 250_000)
-    pieces = [f"{mark}{number}{'.' if number % 20 == 0 else ''}" for number, mark in enumerate(marks)]
-    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -9.0) for piece in pieces)]
+    tokens = [f"{mark}{number}{'.' if number % 20 == 0 else ''}" for number, mark in enumerate(marks)]
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((token, -9.0) for token in tokens)]
     return XLMRobertaTokenizer(vocab=[*vocab, ("<mask>", 0.0)])
 
 
 def add_language(tokenizer: PreTrainedTokenizerBase) -> XLMSWCMTokenizer:
-    """The tokenizer itself, or with a tag where it has none."""
+    """Return the tokenizer, with a language tag if it has none."""
     if isinstance(tokenizer, XLMSWCMTokenizer):
         return tokenizer
     return XLMSWCMTokenizer(
@@ -45,25 +46,26 @@ def add_language(tokenizer: PreTrainedTokenizerBase) -> XLMSWCMTokenizer:
 
 
 def write_lines(path: Path, tokenizer: XLMSWCMTokenizer, count: int):
-    """Lines that are `LENGTH` tokens long with start, tag and end."""
+    """Write lines of `LENGTH` tokens, including start, tag and end."""
     rng = np.random.default_rng(0)
-    pieces = rng.permutation(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    words = [piece[1:] for piece in pieces.tolist() if piece.startswith("▁") and len(piece) > 1]
+    tokens = rng.permutation(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    words = [token[1:] for token in tokens.tolist() if token.startswith("▁") and len(token) > 1]
     ids = tokenizer(words, add_special_tokens=False)["input_ids"]
-    words = [word for word, pieces in zip(words, ids, strict=True) if len(pieces) == 1]
+    words = [word for word, tokens in zip(words, ids, strict=True) if len(tokens) == 1]
     shares = 1 / np.arange(1, len(words) + 1)
-    drawn = rng.choice(len(words), (count, LENGTH - 3), p=shares / shares.sum())
-    path.write_text("".join(" ".join(words[i] for i in row) + "\n" for row in drawn.tolist()), encoding="utf-8")
+    sampled = rng.choice(len(words), (count, LENGTH - 3), p=shares / shares.sum())
+    path.write_text("".join(" ".join(words[i] for i in row) + "\n" for row in sampled.tolist()), encoding="utf-8")
 
 
 def measure_stream(collator: DataCollatorForDenoising, batch_size: int) -> list[float]:
-    """Lines a second from a file to batches, in three readings of it."""
+    """Measure lines per second from a file to batches, in three readings."""
     tokenizer = collator.tokenizer
-    count = Mixture.batches_sorted_together * batch_size  # the mixture reads so many at once
+    # The mixture reads this many lines at once.
+    count = Mixture.batches_sorted_together * batch_size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lines.txt"
         write_lines(path, tokenizer, count)
-        corpus = Corpus(str(path), language=tokenizer.languages[0], examples=count)
+        corpus = CorpusConfig(str(path), language=tokenizer.languages[0], examples=count)
         mixture = Mixture([corpus], tokenizer, max_length=LENGTH, batch_size=batch_size)
         speeds = []
         for _ in range(3):
@@ -77,10 +79,11 @@ def measure_stream(collator: DataCollatorForDenoising, batch_size: int) -> list[
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokenizer", help="folder or Hub id; by default a made-up vocabulary")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--tokenizer", help="Tokenizer: a folder or Hub id. Default: a random vocabulary.")
+    parser.add_argument("--batch-size", type=int, default=64, help="Lines per batch. Default: 64.")
     args = parser.parse_args()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core
+    # The measurement is for one core.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = make_tokenizer() if args.tokenizer is None else AutoTokenizer.from_pretrained(args.tokenizer)
     tokenizer = add_language(tokenizer)
     start = time.perf_counter()
@@ -98,12 +101,12 @@ def main():
         speeds.append(ids.shape[0] * args.batch_size / (time.perf_counter() - start))
     console = Console()
     console.print(
-        f"{statistics.median(speeds):.0f} lines of {LENGTH} tokens a second (median of {len(speeds)}, from "
-        f"{min(speeds):.0f} to {max(speeds):.0f}; goal {GOAL}), tables over {len(tokenizer)} pieces in {tables:.1f} s."
+        f"{statistics.median(speeds):.0f} lines of {LENGTH} tokens per second (median of {len(speeds)}, from "
+        f"{min(speeds):.0f} to {max(speeds):.0f}; goal {GOAL}). Tables of {len(tokenizer)} tokens took {tables:.1f} s."
     )
     speeds = measure_stream(collator, args.batch_size)
     console.print(
-        f"{statistics.median(speeds):.0f} lines a second all the way from a text file (median of {len(speeds)}, from "
+        f"{statistics.median(speeds):.0f} lines per second from a text file (median of {len(speeds)}, from "
         f"{min(speeds):.0f} to {max(speeds):.0f})."
     )
 

@@ -1,11 +1,12 @@
-"""Exported models beside PyTorch and beside CTranslate2, which cannot run XLM-SWCM but a model of nearly its size.
+"""Measure exported models beside PyTorch, and beside an MBart of similar size in CTranslate2.
 
     python benchmarks/serving.py [--rounds 3] [--quick] [--checkpoint FOLDER --data DATA --languages zh bo]
 
-Tokens a second at the size of XLM-R base, random weights, 250,002 words, source of 128 tokens, 64 new ones. Every
-measurement is a process of its own, and they take turns. With a trained checkpoint also what an export changes in
-what it writes for 200 lines of ntrex.tsv in DATA. Prints medians with their spread, and writes
-outputs/benchmarks/serving.json. `--quick` is for seeing it run: two layers, 5,000 words, short texts, one round.
+CTranslate2 cannot run XLM-SWCM. The script measures tokens per second at the size of XLM-R base, with random weights,
+250,002 words, a source of 128 tokens and 64 new tokens. Each measurement runs in its own process, and the systems take
+turns. With a trained checkpoint the script also compares the outputs for 200 lines of ntrex.tsv in DATA. It prints
+medians with their spread, and writes outputs/benchmarks/serving.json. `--quick` is a trial run with small models,
+short texts and one round.
 """
 
 import argparse
@@ -27,16 +28,17 @@ import openvino
 import torch
 import transformers
 from ctranslate2.converters.transformers import MBartLoader
+from measuring import describe_machine, summarise
+from peers import DECODING, make_model, random_tokens
 from rich.console import Console
 from rich.table import Table
-from speed import machine, summarise
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from workloads import DECODING, make_model, random_tokens
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.export import export
 from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.training.files import write_json
 
 
 FOLDER = Path("outputs/benchmarks")
@@ -52,14 +54,16 @@ LINES, BATCH = 200, 8
 
 
 def make_models(folder: Path, quick: bool):
-    """All that is measured, each in a folder of its own; one after the other, for they are large."""
+    """Make all models, each in its own folder and in its own process, because they are large."""
     for task in (make_exports, make_mbart):
-        run(task, folder=str(folder), quick=quick)
+        run_task(task, folder=str(folder), quick=quick)
 
 
 def make_exports(folder: str, quick: bool):
+    """Save an XLM-SWCM and its exports."""
     model = make_model("init", quick)
-    model.lm_head.bias.data[model.config.eos_token_id] = -1e4  # never written
+    # The model must never generate the end token.
+    model.lm_head.bias.data[model.config.eos_token_id] = -1e4
     words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     tokenizer = XLMSWCMTokenizer(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
@@ -73,8 +77,9 @@ def make_exports(folder: str, quick: bool):
 
 
 def make_mbart(folder: str, quick: bool):
+    """Save an MBart for CTranslate2."""
     model = make_model("MBart", quick)
-    # the converter reads these from the config of released MBarts
+    # The converter needs these fields of released MBart configs.
     model.config.normalize_before = model.config.normalize_embedding = True
     for quantization in ("float32", "int8"):
         spec = MBartLoader().get_model_spec(model)
@@ -90,12 +95,16 @@ def make_mbart(folder: str, quick: bool):
         spec.save(str(output))
 
 
-def load(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
-    """What writes for sources so many new tokens with so many beams, and says how many it wrote for each."""
+def load_generator(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
+    """
+    Load a system as a function of sources, number of new tokens and number of beams.
+
+    The function returns the number of tokens that were generated for each source.
+    """
     if folder.name == "pytorch":
         model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
-        def write(source, new, beams):
+        def generate(source, new, beams):
             options = dict(do_sample=False, num_beams=beams, max_new_tokens=new)
             with torch.inference_mode():
                 return model.generate(source, attention_mask=torch.ones_like(source), **options).shape[1] - 1
@@ -103,7 +112,7 @@ def load(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
     elif folder.name.startswith("exported"):
         runtime = ExportedModel(folder)
 
-        def write(source, new, beams):
+        def generate(source, new, beams):
             return runtime.generate(source.numpy(), num_beams=beams, max_new_tokens=new).shape[1] - 1
 
     else:
@@ -111,36 +120,37 @@ def load(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
         kind = folder.name.removeprefix("ctranslate2-")
         translator = ctranslate2.Translator(str(folder), compute_type=kind, **threads)
 
-        def write(source, new, beams):
+        def generate(source, new, beams):
             texts = [[f"t{token}" for token in row] for row in source.tolist()]
             lengths = dict(min_decoding_length=new, max_decoding_length=new)
             results = translator.translate_batch(texts, beam_size=beams, **lengths)
             return min(len(result.hypotheses[0]) for result in results)
 
-    return write
+    return generate
 
 
 def decode(folder: str, quick: bool) -> dict:
-    """Tokens a second, for each setting, and the peak memory of the process."""
-    write = load(Path(folder))
+    """Measure tokens per second for each setting, and the peak memory of the process."""
+    generate = load_generator(Path(folder))
     length, new = (16, 4) if quick else (128, 64)
     result = {}
     for name, (batch, beams) in DECODING.items():
         source = random_tokens(batch, length)
-        write(source, 3, beams)
+        generate(source, 3, beams)
         start = time.perf_counter()
-        assert write(source, new, beams) == new
+        assert generate(source, new, beams) == new
         result[name] = batch * new / (time.perf_counter() - start)
     return result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
-def compare(checkpoint: str, folder: str, data: str, languages: list[str]) -> dict:
-    """Greedy tokens of lines that are the same as PyTorch's, and next tokens that are the same after the same ones."""
+def compare_outputs(checkpoint: str, folder: str, data: str, languages: list[str]) -> dict:
+    """Count the greedy lines of an export that equal PyTorch's, and the next tokens that equal after equal tokens."""
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).float().eval()
     source, target = languages
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, src_lang=source)
     options = {"forced_bos_token_id": tokenizer.get_lang_id(target), "max_new_tokens": 64, "num_beams": 1}
-    model.generation_config.max_length = None  # or Transformers warns at every call that it does not count
+    # Transformers would warn at every call that max_length has no effect.
+    model.generation_config.max_length = None
     with open(Path(data) / "ntrex.tsv", encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         texts = [row[source] for row in rows if row["split"] == "test"][:LINES]
@@ -172,6 +182,7 @@ def compare(checkpoint: str, folder: str, data: str, languages: list[str]) -> di
 
 
 def same_lines(written: np.ndarray, expected: np.ndarray) -> list[bool]:
+    """Return which rows of token ids are equal, up to padding."""
     shape = (len(expected), max(written.shape[1], expected.shape[1]))
     first, second = np.ones(shape, int), np.ones(shape, int)
     first[:, : written.shape[1]], second[:, : expected.shape[1]] = written, expected
@@ -179,7 +190,7 @@ def same_lines(written: np.ndarray, expected: np.ndarray) -> list[bool]:
 
 
 def same_next_tokens(runtime: ExportedModel, input_ids: np.ndarray, expected: np.ndarray) -> list[bool]:
-    """Behind the start token and the tag, up to the end token, each given the expected tokens before it."""
+    """Return which next tokens equal the expected ones, given the expected tokens before, without start and tag."""
     runtime._read(input_ids)
     same = []
     for place in range(expected.shape[1] - 1):
@@ -190,15 +201,16 @@ def same_next_tokens(runtime: ExportedModel, input_ids: np.ndarray, expected: np
     return same
 
 
-def run(task: Callable, **arguments) -> dict | None:
-    """A function of this file in a process of its own."""
+def run_task(task: Callable, **arguments) -> dict | None:
+    """Call a function of this file in its own process."""
     worker = [sys.executable, __file__, "--worker", json.dumps([task.__name__, arguments])]
     output = subprocess.run(worker, stdout=subprocess.PIPE, check=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def speeds_table(speeds: dict[str, dict], sizes: dict[str, float]) -> Table:
-    table = Table("", "", title="Decoding, tokens a second")
+    """Return a table of tokens per second, sizes and memory."""
+    table = Table("", "", title="Decoding, tokens per second")
     for heading in ("median (spread)", f"/ {GOAL}", "files, GB", "peak GB"):
         table.add_column(heading, justify="right")
     for name, result in speeds.items():
@@ -212,7 +224,8 @@ def speeds_table(speeds: dict[str, dict], sizes: dict[str, float]) -> Table:
 
 
 def agreement_table(result: dict) -> Table:
-    title = f"What is written for {result['lines']} lines of NTREX-128, beside PyTorch in float32"
+    """Return a table of the outputs that equal PyTorch's."""
+    title = f"Outputs for {result['lines']} lines of NTREX-128 that equal PyTorch in float32"
     table = Table("", "GB", "same greedy lines", "same next tokens", title=title)
     table.add_row("checkpoint", f"{result['checkpoint']['gigabytes']:.3f}")
     for quantize in ("none", "int8"):
@@ -224,18 +237,23 @@ def agreement_table(result: dict) -> Table:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small models, one round")
-    parser.add_argument("--checkpoint", help="a trained XLM-SWCM folder, for what an export changes")
-    parser.add_argument("--data", help="folder with ntrex.tsv: columns split and one per language")
-    parser.add_argument("--languages", nargs=2, default=["zh", "bo"], help="of --checkpoint, from and to")
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
+    parser.add_argument("--quick", action="store_true", help="Use small models and one round.")
+    parser.add_argument("--checkpoint", help="Folder of a trained XLM-SWCM, to compare outputs.")
+    parser.add_argument("--data", help="Folder with ntrex.tsv (columns split and one per language).")
+    parser.add_argument(
+        "--languages",
+        nargs=2,
+        default=["zh", "bo"],
+        help="Source and target language of --checkpoint. Default: zh bo.",
+    )
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         task, arguments = args.worker
         return print(json.dumps(globals()[task](**arguments)))
     if bool(args.checkpoint) != bool(args.data):
-        parser.error("--checkpoint and --data go together")
+        parser.error("--checkpoint and --data need each other. Pass both.")
 
     folder = FOLDER / "serving"
     shutil.rmtree(folder, ignore_errors=True)
@@ -248,30 +266,31 @@ def main():
     runs = {name: [] for name in SYSTEMS}
     for _ in range(1 if args.quick else args.rounds):
         for name, system in SYSTEMS.items():
-            runs[name].append(run(decode, folder=str(folder / system), quick=args.quick))
+            runs[name].append(run_task(decode, folder=str(folder / system), quick=args.quick))
     speeds = {name: summarise(measured) for name, measured in runs.items()}
     agreement = None
     if args.checkpoint:
         arguments = dict(checkpoint=args.checkpoint, data=args.data, languages=args.languages)
-        agreement = run(compare, folder=str(folder), **arguments)
+        agreement = run_task(compare_outputs, folder=str(folder), **arguments)
     shutil.rmtree(folder)
-    report(speeds, sizes, agreement, FOLDER / f"serving{'_quick' if args.quick else ''}.json")
+    write_report(speeds, sizes, agreement, FOLDER / f"serving{'_quick' if args.quick else ''}.json")
 
 
-def report(speeds: dict, sizes: dict[str, float], agreement: dict | None, path: Path):
+def write_report(speeds: dict, sizes: dict[str, float], agreement: dict | None, path: Path):
+    """Print the tables, and write all figures as JSON."""
     console = Console()
     console.print(speeds_table(speeds, sizes))
     if agreement is not None:
         console.print(agreement_table(agreement))
     results = {
         "date": date.today().isoformat(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "versions": {module.__name__: module.__version__ for module in (ctranslate2, openvino, torch, transformers)},
         "median, smallest and largest": speeds,
         "gigabytes": sizes,
         "agreement": agreement,
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(path, results)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Training, decoding and loading, side by side with Transformers' own encoder-decoders, at the size of XLM-R base.
+"""Measure training, decoding and loading beside Transformers' encoder-decoders, at the size of XLM-R base.
 
     python benchmarks/speed.py [--only PART ...] [--rounds 3] [--quick]
 
-Every measurement (workloads.py) is a process of its own, and the models take turns. Prints medians with their spread,
-and writes outputs/benchmarks/speed.json and speed.png; parts that are not run stay in both as they were. `--quick` is
-for seeing it run: two layers, 5,000 words, short texts, one round.
+Each measurement (workloads.py) runs in its own process, and the models take turns. The script prints medians with
+their spread, and writes outputs/benchmarks/speed.json and speed.png. Parts that do not run keep their old figures.
+`--quick` is a trial run with small models, short texts and one round.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,11 +18,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from measuring import describe_machine, summarise
+from peers import DECODING, GPU_BATCHES, make_model
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import is_liger_kernel_available
-from workloads import DECODING, GPU_BATCHES, make_model
+
+from modeling_xlm_swcm.training.files import load_json, write_json
+from modeling_xlm_swcm.training.plots import make_figure, save_figure
 
 
 FOLDER = Path("outputs/benchmarks")
@@ -53,13 +56,13 @@ LOSSES = ["logits", "chunks", *(["Liger"] if is_liger_kernel_available() else []
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))
 TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
 COMPILED = {"batch 1": "batch 1", "compiling": "seconds to compile"}
-# part -> task of workloads.py, runs, rounds at most, and the columns of its table
+# part -> task of workloads.py, runs, maximum number of rounds, and columns of its table
 PARTS = {
     "training": ("train", TRAINING, None, TIME_AND_MEMORY),
     "decoding": ("decode", DECODERS, None, SETTINGS),
     "loading": ("load", BOTH, None, TIME_AND_MEMORY | {"file_gb": "file GB"}),
     "lengths": ("decode_long", BOTH, 1, {}),
-    # not by default: minutes of compiling; and torchao, which Transformers imports wherever it is installed
+    # Not by default: compiling takes minutes, and Transformers imports torchao wherever it is installed.
     "compiled": ("decode_compiled", {"init": dict(model="init")}, 1, COMPILED),
     "torchao": ("decode", TORCHAO, 1, SETTINGS),
     "gpu-training": (
@@ -80,6 +83,7 @@ ALWAYS = ["training", "decoding", "loading", "lengths"]
 
 
 def measure(**options) -> dict:
+    """Run a measurement in its own process."""
     script = Path(__file__).with_name("workloads.py")
     run = subprocess.run([sys.executable, script, json.dumps(options)], stdout=subprocess.PIPE, text=True)
     if run.returncode:
@@ -88,12 +92,13 @@ def measure(**options) -> dict:
 
 
 def save_models(folder: Path, quick: bool):
-    """One of ours, and an MBart with as many decoder layers as make its file as large."""
+    """Save an XLM-SWCM, and an MBart with enough decoder layers for a file of the same size."""
     for name in ("MBart", "init"):
         make_model(name, quick, decoder_layers=None if quick else 21).save_pretrained(folder / name)
 
 
 def measure_part(part: str, rounds: int, quick: bool) -> dict[str, list[dict]]:
+    """Measure all runs of a part in turns, and return the figures of each round."""
     task, runs, most, _ = PARTS[part]
     results = {name: [] for name in runs}
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
@@ -106,16 +111,8 @@ def measure_part(part: str, rounds: int, quick: bool) -> dict[str, list[dict]]:
     return results
 
 
-def summarise(runs: list[dict]) -> dict:
-    """Median, smallest and largest of each measured value; what is a list or a table stays as it is."""
-    columns = {name: [run[name] for run in runs] for name in runs[0]}
-    return {
-        name: [statistics.median(values), min(values), max(values)] if isinstance(values[0], float) else values[0]
-        for name, values in columns.items()
-    }
-
-
-def table(title: str, results: dict, columns: dict[str, str]) -> Table:
+def make_table(title: str, results: dict, columns: dict[str, str]) -> Table:
+    """Return a table of medians with their spread, and their ratio to MBart."""
     table = Table(title=title)
     table.add_column("")
     for heading in columns.values():
@@ -131,7 +128,8 @@ def table(title: str, results: dict, columns: dict[str, str]) -> Table:
     return table
 
 
-def plot_bars(axis: plt.Axes, title: str, results: dict, columns: list[str]):
+def plot_bars(axis: Axes, title: str, results: dict, columns: list[str]):
+    """Plot medians as bars with their spread."""
     rows = [(name, column) for column in columns for name in results]
     medians = [results[name][column][0] for name, column in rows]
     ends = [[results[name][column][side] for name, column in rows] for side in (1, 2)]
@@ -147,8 +145,8 @@ def plot_bars(axis: plt.Axes, title: str, results: dict, columns: list[str]):
     axis.margins(x=0.1)
 
 
-def plot_lengths(lengths: plt.Axes, batches: plt.Axes, results: dict):
-    """Milliseconds of a step: over the length of the text so far, in medians of 32 steps, and over the batch size."""
+def plot_lengths(lengths: Axes, batches: Axes, results: dict):
+    """Plot the milliseconds of a step over the length of the text (medians of 32 steps) and over the batch size."""
     for name, result in results.items():
         steps, color = result["steps"], "tab:gray" if name.startswith(PEERS) else "tab:blue"
         middles = [statistics.median(steps[start : start + 32]) for start in range(0, len(steps), 32)]
@@ -161,7 +159,8 @@ def plot_lengths(lengths: plt.Axes, batches: plt.Axes, results: dict):
         axis.legend()
 
 
-def plot(results: dict, path: Path):
+def plot_results(results: dict, path: Path):
+    """Plot all parts that were measured."""
     panels = [
         ("training", "seconds per training step", ["seconds"]),
         ("training", "peak memory in training, GB", ["peak_gb"]),
@@ -172,44 +171,40 @@ def plot(results: dict, path: Path):
     rows = len(panels) + 2 * ("lengths" in results)
     if not rows:
         return
-    figure, axes = plt.subplots(rows, figsize=(9, 3 * rows), layout="constrained", squeeze=False)
+    figure, axes = make_figure(rows, size=(9, 3 * rows))
     for axis, (part, title, columns) in zip(axes[:, 0], panels, strict=False):
         plot_bars(axis, title, results[part], columns)
     if "lengths" in results:
         plot_lengths(*axes[-2:, 0], results["lengths"])
-    figure.savefig(path, dpi=120)
-
-
-def machine() -> str:
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{gpu}{models[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    save_figure(figure, path)
 
 
 def report(part: str, runs: dict[str, list[dict]], path: Path):
-    """Print what was measured, and write it to `path` with the endings .json and .png, beside what is there."""
-    before = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").exists() else {}
+    """Print the figures of a part, and add them to `path` with the endings .json and .png."""
+    before = load_json(path.with_suffix(".json")) if path.with_suffix(".json").exists() else {}
     origin = {
         "date": date.today().isoformat(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     parts = before.get("parts", {})
     results = {name: summarise(values) for name, values in runs.items()}
     parts[part] = origin | {"median, smallest and largest": results}
     if columns := PARTS[part][3]:
-        Console(width=119).print(table(part, results, columns))
-    path.with_suffix(".json").write_text(json.dumps({"parts": parts}, indent=2) + "\n")
-    plot({part: values["median, smallest and largest"] for part, values in parts.items()}, path.with_suffix(".png"))
+        Console(width=119).print(make_table(part, results, columns))
+    write_json(path.with_suffix(".json"), {"parts": parts})
+    plot_results(
+        {part: values["median, smallest and largest"] for part, values in parts.items()}, path.with_suffix(".png")
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=ALWAYS, help=f"default: {' '.join(ALWAYS)}")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small models, one round")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=ALWAYS, help=f"Parts to measure. Default: {' '.join(ALWAYS)}."
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
+    parser.add_argument("--quick", action="store_true", help="Use small models and one round.")
     args = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     rounds = 1 if args.quick else args.rounds

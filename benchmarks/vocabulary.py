@@ -1,11 +1,11 @@
-"""What `xlm-swcm vocab` does to real text, and to the size and speed of a model as large as XLM-R base.
+"""Measure `xlm-swcm vocab` on real text, and on size and speed of a model of the size of XLM-R base.
 
     python benchmarks/vocabulary.py DATA --tokenizer FOLDER [--rounds 3]
 
-DATA has `ntrex.tsv` (columns bo, ug, kk, mn, zh, en; a sentence a line) and `mono/LANGUAGE.*.txt`; FOLDER has XLM-R's
-tokenizer. Tibetan pieces are learnt from `mono` and measured on ntrex; the vocabulary is trimmed to the other five
-languages of `mono`, and encoder and converted model, with random weights, are compared before and after. Each decoding
-runs in a process of its own, rounds interleaved. Writes outputs/benchmarks/vocabulary.json.
+DATA has `ntrex.tsv` (columns bo, ug, kk, mn, zh, en, one sentence per line) and `mono/LANGUAGE.*.txt`. FOLDER has
+XLM-R's tokenizer. Tibetan tokens are learnt from `mono` and measured on ntrex. The vocabulary is trimmed to the other
+five languages of `mono`. Encoder and converted model have random weights and are compared before and after. Each
+decoding runs in its own process, and the models take turns. The script writes outputs/benchmarks/vocabulary.json.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 import modeling_xlm_swcm
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.files import write_json
 from modeling_xlm_swcm.vocabulary import extend, trim
 
 
@@ -45,14 +46,15 @@ model.generate(source, **options | dict(min_new_tokens=4, max_new_tokens=4))
 start = time.perf_counter()
 model.generate(source, **options)
 seconds = time.perf_counter() - start
-status = open("/proc/self/status").read()  # the peak that getrusage knows is that of the parent, if it was higher
+# getrusage would return the peak of the parent process if that is higher.
+status = open("/proc/self/status").read()
 peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 print(json.dumps([{BATCH_SIZE * NEW_TOKENS} / seconds, peak]))
 """
 
 
 def make_encoder(folder: Path, tokenizer_folder: Path):
-    """XLM-R base with random weights."""
+    """Save an XLM-R base with random weights."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     config = XLMRobertaConfig(
@@ -62,8 +64,8 @@ def make_encoder(folder: Path, tokenizer_folder: Path):
     tokenizer.save_pretrained(folder)
 
 
-def write_lines(data: Path) -> dict[str, Path]:
-    """The sentences of ntrex by language, a file each."""
+def write_sentences(data: Path) -> dict[str, Path]:
+    """Write the sentences of ntrex to a file for each language, and return the files."""
     with (data / "ntrex.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     paths = {language: FOLDER / f"{language}.ntrex.txt" for language in ("bo", *LANGUAGES)}
@@ -73,11 +75,12 @@ def write_lines(data: Path) -> dict[str, Path]:
 
 
 def size_in_gigabytes(folder: Path) -> float:
+    """Return the size of the weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
 
 
 def count_changed_texts(before: Path, after: Path, paths: dict[str, Path]) -> int:
-    """Lines that do not come back from the second tokenizer as they do from the first."""
+    """Count the lines that the second tokenizer decodes differently from the first."""
     first, second = AutoTokenizer.from_pretrained(before), AutoTokenizer.from_pretrained(after)
     changed = 0
     for language in LANGUAGES:
@@ -92,7 +95,7 @@ def count_changed_texts(before: Path, after: Path, paths: dict[str, Path]) -> in
 
 @torch.inference_mode()
 def largest_difference(before: Path, after: Path, paths: dict[str, Path], lines_each: int = 8) -> tuple[int, float]:
-    """Over lines that are cut as before: how many, and how far logits of kept ids lie apart."""
+    """Compare the logits of kept ids for lines with equal segmentation. Return their number and the difference."""
     id_map = {int(old): new for old, new in json.loads((after / "id_map.json").read_text()).items()}
     old_ids, new_ids = torch.tensor(list(id_map.items())).T
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (before, after)]
@@ -111,42 +114,40 @@ def largest_difference(before: Path, after: Path, paths: dict[str, Path], lines_
 
 
 def decode(folder: Path) -> tuple[float, float]:
-    """Tokens per second of greedy decoding, and the peak resident gigabytes of the process."""
+    """Measure tokens per second of greedy decoding, and peak resident gigabytes of the process."""
     run = subprocess.run([sys.executable, "-c", DECODE, str(folder)], capture_output=True, text=True, check=True)
     return tuple(json.loads(run.stdout.splitlines()[-1]))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    paths = write_lines(args.data)
-    monolingual = {language: sorted(map(str, (args.data / "mono").glob(f"{language}.*.txt"))) for language in paths}
-    full, trimmed = FOLDER / "full", FOLDER / "trimmed"
-    make_encoder(full, args.tokenizer)
-    start = time.perf_counter()
+def change_vocabulary(data: Path, paths: dict[str, Path], full: Path, trimmed: Path, console: Console) -> dict:
+    """Extend and trim the vocabulary of `full`, print both reports, and return their figures."""
+    monolingual = {language: sorted(map(str, (data / "mono").glob(f"{language}.*.txt"))) for language in paths}
     measured = [str(path) for path in paths.values()]
+    start = time.perf_counter()
     extended = extend(full, FOLDER / "extended", corpus=monolingual["bo"], size=8000, evaluate=measured, dry_run=True)
     seconds = {"extend": time.perf_counter() - start}
     start = time.perf_counter()
     corpus = [file for language in LANGUAGES for file in monolingual[language]]
     report = trim(full, trimmed, corpus=corpus, evaluate=measured[1:], overwrite=True)
     seconds["trim"] = time.perf_counter() - start
-    console = Console()
     extended.print(console)
     report.print(console)
+    return {
+        "seconds": seconds,
+        "extend": json.loads(extended.to_json())["languages"],
+        "trim": json.loads(report.to_json())["languages"],
+    }
 
-    results = {}
-    for folder in (full, trimmed):
+
+def measure_models(folders: list[Path], rounds: int) -> dict[str, dict]:
+    """Convert the encoders, decode with the models in turns, and return sizes and speeds."""
+    for folder in folders:
         convert(folder, FOLDER / f"{folder.name}-model", languages=LANGUAGES, overwrite=True)
-    runs = {folder.name: [] for folder in (full, trimmed)}
-    for _ in range(args.rounds):
+    runs = {folder.name: [] for folder in folders}
+    for _ in range(rounds):
         for name in runs:
             runs[name].append(decode(FOLDER / f"{name}-model"))
-    table = Table("", "vocabulary", "parameters", "encoder GB", "model GB", "tokens/s (spread)", "peak GB")
+    results = {}
     for name, measures in runs.items():
         config = modeling_xlm_swcm.XLMSWCMConfig.from_pretrained(FOLDER / f"{name}-model")
         with torch.device("meta"):
@@ -161,7 +162,14 @@ def main():
             "spread": max(speeds) - min(speeds),
             "peak_gigabytes": statistics.median(peaks),
         }
-        cells = list(results[name].values())
+    return results
+
+
+def models_table(results: dict[str, dict]) -> Table:
+    """Return a table of sizes and speeds."""
+    table = Table("", "vocabulary", "parameters", "encoder GB", "model GB", "tokens/s (spread)", "peak GB")
+    for name, result in results.items():
+        cells = list(result.values())
         table.add_row(
             name,
             f"{cells[0]:,}",
@@ -170,30 +178,42 @@ def main():
             f"{cells[4]:.1f} ({cells[5]:.1f})",
             f"{cells[6]:.2f}",
         )
-    console.print(table)
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="Folder with ntrex.tsv and mono/.")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="Folder with XLM-R's tokenizer.")
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
+    args = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    paths = write_sentences(args.data)
+    full, trimmed = FOLDER / "full", FOLDER / "trimmed"
+    make_encoder(full, args.tokenizer)
+    changes = change_vocabulary(args.data, paths, full, trimmed, console)
+    results = measure_models([full, trimmed], args.rounds)
+    console.print(models_table(results))
     changed = count_changed_texts(full, trimmed, paths)
     compared, difference = largest_difference(full, trimmed, paths)
+    seconds = changes["seconds"]
     console.print(
-        f"{changed} lines come back otherwise; logits of {compared} lines that are cut as before differ by at most "
+        f"{changed} lines decode differently. Logits of {compared} lines with equal segmentation differ by at most "
         f"{difference:g}. Extending took {seconds['extend']:.0f} s, trimming {seconds['trim']:.0f} s."
     )
-    results |= {
-        "seconds": seconds,
-        "changed_texts": changed,
-        "logits": {"lines": compared, "largest_difference": difference},
-        "extend": json.loads(extended.to_json())["languages"],
-        "trim": json.loads(report.to_json())["languages"],
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "date": date.today().isoformat(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+    results |= changes
+    results |= {"changed_texts": changed, "logits": {"lines": compared, "largest_difference": difference}}
+    results["machine"] = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
     path = FOLDER.parent / "vocabulary.json"
-    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, results)
     console.print(f"Written to {path}.")
 
 

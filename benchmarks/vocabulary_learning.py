@@ -1,18 +1,17 @@
-"""Does an extended vocabulary help to learn a language, and how should its new rows start?
+"""Compare models with and without an extended vocabulary, and two initialisations of the new embeddings.
 
     python benchmarks/vocabulary_learning.py DATA --tokenizer FOLDER [--work outputs/vocabulary_learning]
 
-A small XLM-R is trained by masked language modelling on Uyghur, Kazakh, Mongolian, Chinese and English. It is then
-extended with Tibetan pieces or not, converted, and trained by denoising Tibetan and translating Chinese - Tibetan
-pairs, each way for the same steps and with three seeds. DATA has `ntrex.tsv` (columns split, bo, ug, kk, mn, zh, en)
-and `mono/LANGUAGE.*.txt`. Every stage that has been done is not done again. Writes `results.json`, `results.md` and
+A small XLM-R is trained by masked language modelling on Uyghur, Kazakh, Mongolian, Chinese and English. It is extended
+with Tibetan tokens or not, converted, and trained on Tibetan denoising and Chinese - Tibetan translation. Each variant
+has the same number of steps and three seeds. DATA has `ntrex.tsv` (columns split, bo, ug, kk, mn, zh, en) and
+`mono/LANGUAGE.*.txt`. Finished stages are not repeated. The script writes `results.json`, `results.md` and
 `results.png`.
 """
 
 import argparse
 import csv
 import itertools
-import json
 import math
 import os
 import platform
@@ -23,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
-import matplotlib
 import torch
 import yaml
 from datasets import Dataset
@@ -33,24 +31,24 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
 
-import modeling_xlm_swcm  # noqa: F401 - registers model and tokenizer
+from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.files import load_json, write_json, write_whole
+from modeling_xlm_swcm.training.plots import make_figure, save_figure
 from modeling_xlm_swcm.vocabulary import extend, trim
-
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
 
 
 LANGUAGES = ("ug", "kk", "mn", "zh", "en")
 SEEDS = (0, 1, 2)
-ENCODER_SIZE, NEW_PIECES = 16_000, 4_000  # pieces
+# tokens of the trimmed vocabulary, and tokens to add
+ENCODER_SIZE, NEW_TOKENS = 16_000, 4_000
 ENCODER_STEPS, STEPS = 3_000, 600
 WAYS = {
     "not extended": None,
@@ -60,7 +58,7 @@ WAYS = {
 
 
 def write_texts(data: Path, folder: Path):
-    """The text of each language but for the test lines, and Chinese - Tibetan pairs by split."""
+    """Write the training text of each language, and the Chinese - Tibetan pairs of each split."""
     folder.mkdir(parents=True, exist_ok=True)
     with (data / "ntrex.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -68,22 +66,24 @@ def write_texts(data: Path, folder: Path):
         lines = [row[language] for row in rows if row["split"] == "train"]
         for path in sorted((data / "mono").glob(f"{language}.*.txt")):
             lines += path.read_text(encoding="utf-8").splitlines()
-        write_lines(folder / f"{language}.txt", lines)
+        write_nonempty_lines(folder / f"{language}.txt", lines)
     for split in ("train", "dev", "test"):
         pairs = [f"{row['zh']}\t{row['bo']}" for row in rows if row["split"] == split]
-        write_lines(folder / f"{split}.tsv", ["zh\tbo", *pairs])
+        write_nonempty_lines(folder / f"{split}.tsv", ["zh\tbo", *pairs])
 
 
-def write_lines(path: Path, lines: list[str]):
+def write_nonempty_lines(path: Path, lines: list[str]):
+    """Write the lines that hold text."""
     path.write_text("".join(line.strip() + "\n" for line in lines if line.strip()), encoding="utf-8")
 
 
-def read_pairs(path: Path) -> list[tuple[str, str]]:
+def read_table_pairs(path: Path) -> list[tuple[str, str]]:
+    """Return the pairs of a table with a header."""
     return [tuple(line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
 
 
-def train_encoder(tokenizer_folder: Path, texts: Path, work: Path):
-    """XLM-R's vocabulary trimmed to five languages, and a small encoder trained with it."""
+def train_trimmed_encoder(tokenizer_folder: Path, texts: Path, work: Path):
+    """Trim XLM-R's vocabulary to five languages, and train a small encoder with it."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     config = XLMRobertaConfig(
         vocab_size=len(tokenizer),
@@ -120,13 +120,13 @@ def train_encoder(tokenizer_folder: Path, texts: Path, work: Path):
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
     trainer = Trainer(model, training, train_dataset=rows, data_collator=collator)
     trainer.train()
-    (work / "encoder_log.json").write_text(json.dumps(trainer.state.log_history))
+    write_json(work / "encoder_log.json", trainer.state.log_history)
     model.save_pretrained(work / "encoder")
     tokenizer.save_pretrained(work / "encoder")
 
 
-def train(way: str, seed: int, texts: Path, work: Path):
-    """Extend, convert and train with `examples/pretrain.py`."""
+def train_model(way: str, seed: int, texts: Path, work: Path):
+    """Extend, convert, and train with `examples/pretrain.py`."""
     folder = work / way.replace(" ", "-") / str(seed)
     if (folder / "trained" / "metrics.json").exists():
         return
@@ -134,7 +134,7 @@ def train(way: str, seed: int, texts: Path, work: Path):
     if WAYS[way] is not None:
         encoder = folder / "extended"
         corpus, init = [f"{texts}/bo.txt"], WAYS[way]
-        extend(work / "encoder", encoder, corpus=corpus, size=NEW_PIECES, init=init, seed=seed, overwrite=True)
+        extend(work / "encoder", encoder, corpus=corpus, size=NEW_TOKENS, init=init, seed=seed, overwrite=True)
     convert(encoder, folder / "model", languages=["zh", "bo"], seed=seed, license="mit", overwrite=True)
     corpora = {
         "train": [
@@ -151,7 +151,8 @@ def train(way: str, seed: int, texts: Path, work: Path):
         "max_steps": STEPS,
         "max_length": 96,
         "per_device_train_batch_size": 16,
-        "skip_bad_rows": True,  # pairs that are longer
+        # Some pairs are longer than max_length.
+        "skip_bad_rows": True,
         "eval_steps": 100,
         "save_steps": STEPS,
         "bf16": True,
@@ -164,12 +165,26 @@ def train(way: str, seed: int, texts: Path, work: Path):
 
 
 @torch.inference_mode()
-def score(folder: Path, texts: Path) -> dict[str, float]:
-    """chrF on the test lines, and the loss on the development lines per character of the reference."""
+def score_model(folder: Path, texts: Path) -> dict[str, float]:
+    """Return chrF on the test lines, and the loss per character of the references on the development lines."""
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     tokenizer.src_lang, tokenizer.tgt_lang = "zh", "bo"
+    losses = measure_loss(model, tokenizer, read_table_pairs(texts / "dev.tsv"))
+    hypotheses, references = [], []
+    pairs = sorted(read_table_pairs(texts / "test.tsv"), key=lambda pair: len(pair[0]))
+    for start in range(0, len(pairs), 32):
+        sources, targets = zip(*pairs[start : start + 32], strict=True)
+        inputs = tokenizer(list(sources), padding=True, truncation=True, max_length=126, return_tensors="pt")
+        generated = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id("bo"), max_new_tokens=100)
+        hypotheses += tokenizer.batch_decode(generated, skip_special_tokens=True)
+        references += targets
+    write_whole(folder / "test.txt", "\n".join(hypotheses) + "\n")
+    return {"chrF": CHRF().corpus_score(hypotheses, [references]).score, **losses}
+
+
+def measure_loss(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, pairs: list[tuple[str, str]]) -> dict:
+    """Return the loss per character of the references, and the share of `<unk>` in them."""
     nats = characters = unknown = tokens = 0
-    pairs = read_pairs(texts / "dev.tsv")
     collator = DataCollatorForSeq2Seq(tokenizer, model)
     for start in range(0, len(pairs), 32):
         sources, targets = zip(*pairs[start : start + 32], strict=True)
@@ -183,17 +198,7 @@ def score(folder: Path, texts: Path) -> dict[str, float]:
         unknown += (batch["labels"] == tokenizer.unk_token_id).sum().item()
         tokens += counted
         characters += sum(map(len, targets))
-    hypotheses, references = [], []
-    pairs = sorted(read_pairs(texts / "test.tsv"), key=lambda pair: len(pair[0]))
-    for start in range(0, len(pairs), 32):
-        sources, targets = zip(*pairs[start : start + 32], strict=True)
-        inputs = tokenizer(list(sources), padding=True, truncation=True, max_length=126, return_tensors="pt")
-        written = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id("bo"), max_new_tokens=100)
-        hypotheses += tokenizer.batch_decode(written, skip_special_tokens=True)
-        references += targets
-    (folder / "test.txt").write_text("\n".join(hypotheses) + "\n", encoding="utf-8")
     return {
-        "chrF": CHRF().corpus_score(hypotheses, [references]).score,
         "loss per character": nats / characters,
         "bits per character": nats / characters / math.log(2),
         "unknown": unknown / tokens,
@@ -201,20 +206,20 @@ def score(folder: Path, texts: Path) -> dict[str, float]:
 
 
 def collect(work: Path) -> dict[str, list[dict]]:
-    """What every run came to, with its development losses by step."""
+    """Return the scores of every run, with its development losses by step."""
     results = {}
     for way in WAYS:
         results[way] = []
         for seed in SEEDS:
             folder = work / way.replace(" ", "-") / str(seed) / "trained"
-            state = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+            state = load_json(folder / f"checkpoint-{STEPS}" / "trainer_state.json")
             curve = [(entry["step"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
-            results[way].append({"seed": seed, **json.loads((folder / "scores.json").read_text()), "curve": curve})
+            results[way].append({"seed": seed, **load_json(folder / "scores.json"), "curve": curve})
     return results
 
 
-def summary(results: dict[str, list[dict]]) -> str:
-    """A Markdown table, mean and spread over the seeds."""
+def make_table(results: dict[str, list[dict]]) -> str:
+    """Return a Markdown table of mean and spread over the seeds."""
     columns = ("chrF", "bits per character", "unknown")
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for way, runs in results.items():
@@ -227,9 +232,10 @@ def summary(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(results: dict[str, list[dict]], path: Path):
-    """Development loss per character by step, for the ways whose references have no `<unk>`, and chrF of all."""
-    figure, (losses, scores) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+def plot_results(results: dict[str, list[dict]], path: Path):
+    """Plot the development loss per character, for variants without `<unk>` in the references, and chrF."""
+    figure, axes = make_figure(1, 2, size=(10, 4))
+    losses, scores = axes[0]
     for number, (way, runs) in enumerate(results.items()):
         colour = f"C{number}"
         scores.scatter([number] * len(runs), [run["chrF"] for run in runs], color=colour)
@@ -245,38 +251,44 @@ def plot(results: dict[str, list[dict]], path: Path):
     scores.set(xticks=range(len(results)), xticklabels=results, ylabel="chrF", title="test lines, a dot for each seed")
     for axis in (losses, scores):
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with XLM-R's tokenizer")
-    parser.add_argument("--work", type=Path, default=Path("outputs/vocabulary_learning"))
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a core each")
+    parser.add_argument("data", type=Path, help="Folder with ntrex.tsv and mono/.")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="Folder with XLM-R's tokenizer.")
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/vocabulary_learning"), help="Folder for all output."
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="Number of runs at a time, with one core each. Default: 2."
+    )
     args = parser.parse_args()
     texts = args.work / "texts"
-    torch.set_num_threads(1)  # of a model this small, threads wait for each other more than they work
+    # A model this small is slower with several threads.
+    torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     if not (texts / "test.tsv").exists():
         write_texts(args.data, texts)
     if not (args.work / "encoder" / "model.safetensors").exists():
-        train_encoder(args.tokenizer, texts, args.work)
+        train_trimmed_encoder(args.tokenizer, texts, args.work)
     with ThreadPoolExecutor(args.jobs) as pool:
-        # seeds in the outer loop: what is there when time runs out compares
-        list(pool.map(lambda run: train(*run, texts, args.work), [(way, seed) for seed in SEEDS for way in WAYS]))
+        # With seeds in the outer loop, a run that is stopped leaves comparable results.
+        list(
+            pool.map(lambda run: train_model(*run, texts, args.work), [(way, seed) for seed in SEEDS for way in WAYS])
+        )
     for way, seed in itertools.product(WAYS, SEEDS):
         folder = args.work / way.replace(" ", "-") / str(seed) / "trained"
         if not (folder / "scores.json").exists():
-            (folder / "scores.json").write_text(json.dumps(score(folder, texts)))
+            write_json(folder / "scores.json", score_model(folder, texts))
     results = collect(args.work)
-    table = summary(results)
-    plot(results, args.work / "results.png")
-    (args.work / "results.md").write_text(table, encoding="utf-8")
+    table = make_table(results)
+    plot_results(results, args.work / "results.png")
+    write_whole(args.work / "results.md", table)
     machine = {"cpu": platform.processor() or platform.machine(), "date": date.today().isoformat()}
-    settings = {"encoder_steps": ENCODER_STEPS, "steps": STEPS, "new_pieces": NEW_PIECES, "machine": machine}
-    content = json.dumps({"settings": settings, "runs": results}, indent=1)
-    (args.work / "results.json").write_text(content + "\n", encoding="utf-8")
+    settings = {"encoder_steps": ENCODER_STEPS, "steps": STEPS, "new_pieces": NEW_TOKENS, "machine": machine}
+    write_json(args.work / "results.json", {"settings": settings, "runs": results})
     print(table)
 
 

@@ -1,6 +1,8 @@
-"""What speed.py measures, each time in a process of its own, on models of the size of XLM-R base and random weights.
+"""Run one measurement of speed.py in this process, on a model with random weights and the size of XLM-R base.
 
-python benchmarks/workloads.py '{"task": "decode", "model": "init", "quick": true}'    # prints figures as JSON
+python benchmarks/workloads.py '{"task": "decode", "model": "init", "quick": true}'
+
+The script prints its figures as JSON.
 """
 
 import json
@@ -12,63 +14,26 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from peers import DECODING, GPU_BATCHES, WORDS, make_model, random_tokens
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    EncoderDecoderConfig,
-    EncoderDecoderModel,
-    MBartConfig,
-    MBartForConditionalGeneration,
-    PreTrainedModel,
-    XLMRobertaConfig,
-)
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy, linear_cross_entropy
 
 
-WORDS = 250002
-# batch size and beams
-DECODING = {"batch 1": (1, 1), "batch 8": (8, 1), "beam 5": (1, 5)}
 BATCHES = [1, 2, 4, 8, 16]
-GPU_BATCHES = {"batch 1": 1, "batch 8": 8, "batch 64": 64}
-
-
-def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> PreTrainedModel:
-    """All without dropout of attention weights, which MBart has not by default: it costs memory, and fast kernels."""
-    torch.manual_seed(0)
-    layers, words = (2, 5000) if quick else (12, WORDS)
-    ids = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=0)
-    if name == "MBart":
-        sizes = dict(d_model=768, encoder_layers=layers, decoder_layers=decoder_layers or layers)
-        sizes |= dict(encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=3072)
-        config = MBartConfig(vocab_size=words, decoder_ffn_dim=3072, forced_eos_token_id=None, **sizes, **ids)
-        return MBartForConditionalGeneration(config)
-    if name == "EncoderDecoder":
-        half = XLMRobertaConfig(
-            vocab_size=words, num_hidden_layers=layers, max_position_embeddings=514, attention_probs_dropout_prob=0.0
-        )
-        return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(half, half, **ids))
-    config = XLMSWCMConfig(
-        vocab_size=words, num_hidden_layers=layers, weight_sharing=name, attention_probs_dropout_prob=0.0
-    )
-    return XLMSWCMForConditionalGeneration(config)
-
-
-def random_tokens(*shape: int) -> torch.Tensor:
-    return torch.randint(10, 4990, shape, generator=torch.Generator().manual_seed(0))
 
 
 def now() -> float:
-    """The time, with all work done that was given to a GPU."""
+    """Return the time after the GPU has finished its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds_of(work: Callable[[], object], times: int) -> float:
-    """Once to warm up, then the mean."""
+    """Return the mean time of `work` after one call to warm up."""
     work()
     start = now()
     for _ in range(times):
@@ -77,14 +42,14 @@ def seconds_of(work: Callable[[], object], times: int) -> float:
 
 
 def peak_memory() -> int:
-    """In bytes: what was allocated on the GPU, or the resident memory of a process that uses none."""
+    """Return the peak memory in bytes: allocated on the GPU, or resident in a process without GPU."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make_step(model: PreTrainedModel, batch: int, length: int, optimizer: Callable, bf16: bool) -> Callable[[], None]:
-    """A step of training with `batch` sources and targets of `length` tokens."""
+    """Return a function that does a training step with `batch` sources and targets of `length` tokens."""
     source, labels = (random_tokens(batch, length).to(model.device) for _ in range(2))
     optimizer = optimizer(model.parameters())
 
@@ -99,7 +64,7 @@ def make_step(model: PreTrainedModel, batch: int, length: int, optimizer: Callab
 
 
 def train(model: str, quick: bool, checkpointing: bool = False, bf16: bool = False) -> dict:
-    """Seconds of a step with SGD after one to warm up, in float32 or in autocast to bfloat16."""
+    """Measure the seconds of a training step with SGD, in float32 or with autocast to bfloat16."""
     model = make_model(model, quick).train()
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -108,6 +73,7 @@ def train(model: str, quick: bool, checkpointing: bool = False, bf16: bool = Fal
 
 
 def make_decoder(name: str, quick: bool, weights: str = "float32") -> PreTrainedModel:
+    """Return a model in evaluation mode with weights in float32, bfloat16 or int8."""
     model = make_model(name, quick).eval()
     if weights == "bfloat16":
         return model.bfloat16()
@@ -120,7 +86,8 @@ def make_decoder(name: str, quick: bool, weights: str = "float32") -> PreTrained
     return model
 
 
-def write(model: PreTrainedModel, batch: int, length: int, new: int, beams: int = 1, **options):
+def generate_tokens(model: PreTrainedModel, batch: int, length: int, new: int, beams: int = 1, **options):
+    """Generate exactly `new` tokens for each source."""
     source = random_tokens(batch, length).to(model.device)
     inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
     fixed = dict(do_sample=False, num_beams=beams, max_new_tokens=new, min_new_tokens=new)
@@ -130,12 +97,12 @@ def write(model: PreTrainedModel, batch: int, length: int, new: int, beams: int 
 
 @torch.no_grad()
 def decode(model: str, quick: bool, new: int = 64, **options) -> dict:
-    """Tokens a second, for each setting."""
+    """Measure generated tokens per second for each setting."""
     model = make_decoder(model, quick, **options)
     length, new = (16, 4) if quick else (128, new)
     speeds = {}
     for name, (batch, beams) in DECODING.items():
-        again = partial(write, model, batch, length, beams=beams)
+        again = partial(generate_tokens, model, batch, length, beams=beams)
         again(new=3)
         start = time.perf_counter()
         again(new=new)
@@ -145,21 +112,21 @@ def decode(model: str, quick: bool, new: int = 64, **options) -> dict:
 
 @torch.no_grad()
 def decode_compiled(model: str, quick: bool) -> dict:
-    """Tokens a second at batch 1 with a static cache and a compiled step, and what compiling took."""
+    """Measure tokens per second at batch 1 with a static cache and a compiled step, and the time to compile."""
     model = make_decoder(model, quick)
     length, new = (16, 4) if quick else (128, 64)
     model.forward = torch.compile(model.forward, fullgraph=True)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        write(model, 1, length, new, cache_implementation="static")
+        generate_tokens(model, 1, length, new, cache_implementation="static")
         seconds.append(time.perf_counter() - start)
     return {"batch 1": new / seconds[1], "compiling": seconds[0] - seconds[1]}
 
 
 @torch.no_grad()
 def decode_long(model: str, quick: bool) -> dict:
-    """Milliseconds of each step of a long text, and of a step by batch size."""
+    """Measure the milliseconds of each step of a long text, and of a step by batch size."""
     model = make_decoder(model, quick)
     length, new, batches = (16, 20, BATCHES[:2]) if quick else (128, 511, BATCHES)
     starts = []
@@ -167,7 +134,7 @@ def decode_long(model: str, quick: bool) -> dict:
 
     def steps(batch: int, new: int) -> list[float]:
         starts.clear()
-        write(model, batch, length, new)
+        generate_tokens(model, batch, length, new)
         return [1000 * (later - earlier) for earlier, later in zip(starts[1:], starts[2:], strict=False)]
 
     steps(1, 3)
@@ -175,18 +142,21 @@ def decode_long(model: str, quick: bool) -> dict:
 
 
 def find_gpu(quick: bool) -> str:
+    """Return the device. Exit without a GPU, unless the run is quick."""
     if torch.cuda.is_available():
         return "cuda"
     if not quick:
-        sys.exit("No GPU is here; --quick shows the same steps on a CPU.")
-    print("No GPU is here: these are steps and figures of the CPU.", file=sys.stderr)
+        sys.exit("No GPU is available. Use --quick to run the same steps on the CPU.")
+    print("No GPU is available. These figures are from the CPU.", file=sys.stderr)
     return "cpu"
 
 
 def train_gpu(model: str, quick: bool) -> dict:
     """
-    Source and target tokens a second, with AdamW in autocast to bfloat16, and how well the GPU is used: operations in
-    the products of a step, as PyTorch counts them, a second, by those that one large product reaches.
+    Measure source and target tokens per second, with AdamW and autocast to bfloat16, and the utilisation of the GPU.
+
+    Utilisation is the rate of operations in the matrix products of a step, as PyTorch counts them, divided by the rate
+    of one large product.
     """
     device = find_gpu(quick)
     model = make_model(model, quick).to(device).train()
@@ -207,17 +177,19 @@ def train_gpu(model: str, quick: bool) -> dict:
 
 @torch.inference_mode()
 def decode_gpu(model: str, quick: bool, **options) -> dict:
-    """Greedy tokens a second in bfloat16; with a static cache Transformers compiles the step by itself on a GPU."""
+    """Measure greedy tokens per second in bfloat16. With a static cache Transformers compiles the step on a GPU."""
     model = make_decoder(model, quick, "bfloat16").to(find_gpu(quick))
     length, new = (16, 4) if quick else (128, 128)
     return {
-        name: batch * new / seconds_of(partial(write, model, batch, length, new, **options), 1 if quick else 3)
+        name: batch
+        * new
+        / seconds_of(partial(generate_tokens, model, batch, length, new, **options), 1 if quick else 3)
         for name, batch in GPU_BATCHES.items()
     }
 
 
 def loss_gpu(kind: str, quick: bool) -> dict:
-    """Milliseconds of the loss over the vocabulary and all its gradients, bfloat16, 4,096 tokens."""
+    """Measure the milliseconds of the loss and all its gradients in bfloat16 for 4,096 tokens."""
     device, (tokens, words) = find_gpu(quick), (8, 5000) if quick else (4096, WORDS)
     states = torch.randn(tokens, 768, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(words, 768, device=device, dtype=torch.bfloat16).mul_(0.02).requires_grad_()
@@ -237,6 +209,7 @@ def loss_gpu(kind: str, quick: bool) -> dict:
 
 
 def load(folder: str, **_) -> dict:
+    """Measure the seconds to load a model, and the size of its file."""
     start = time.perf_counter()
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Convert an encoder checkpoint to an XLM-SWCM checkpoint."""
+"""Convert an encoder to an XLM-SWCM model."""
 
 import warnings
 from importlib import import_module
@@ -20,7 +20,7 @@ __all__ = [
     "from_encoder",
 ]
 
-# names that 0.1.0 had here; they go with 0.3.0
+# Names that users of 0.1.0 import from here. Remove them in 0.3.0.
 MOVED = {"export": "export", "inspect": "checkpoints", "push": "hub"}
 
 

@@ -1,4 +1,4 @@
-"""The options of a conversion, and the decoder that they describe."""
+"""The options of a conversion and the decoder layers that they describe."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -16,30 +16,42 @@ CHOICES = {
     "weight_sharing": ("init", "tied"),
 }
 
-# for each decoder layer the encoder layers of its two halves, or None for a normal layer
+# For each decoder layer, the encoder layers of its two halves, or None for a normal layer.
 DecoderPlan = list[tuple[int, int] | None]
 
 
 @dataclass
 class ConversionOptions:
     """
+    Options of a conversion.
+
     Args:
-        languages: codes that get a tag; its embedding starts at the mean of all word embeddings plus noise.
-        normal_layer_interval: X of the paper, a normal layer after every X custom layers; None for none.
-        layer_map: "same": the k-th custom layer is made from the k-th encoder layer. "interleaved" (DeltaLM): half as
-            many, the k-th with self-attention and FFN1 from layer 2k, cross-attention and FFN2 from layer 2k + 1.
-        decoder_init: "silent": the decoder starts as the encoder is, and so as its masked LM where it has that head:
-            what the encoder does not have, which is cross-attention, second FFNs and normal layers, adds nothing yet.
-            "shared": all is copied, as in the paper. "random": the paper's ablation, the same shape without copies.
-            By default "silent", or "shared" with options that it does not go with.
-        normal_layers: "random"; "copy" puts a copy of the custom layer before it in its place (the paper's BASE-B);
-            "none" leaves it out (BASE-A).
-        weight_sharing: "init" or "tied", see [`XLMSWCMConfig`].
-        dtype: of the result, such as torch.bfloat16 or its name; by default the source's.
-        seed: of everything that starts random.
+        languages (`list[str]`, *optional*, defaults to `()`):
+            Language codes that get a tag. The embedding of a tag starts at the mean of all embeddings, plus noise.
+        normal_layer_interval (`int` or `None`, *optional*, defaults to 3):
+            Insert a normal layer after every N custom layers (X in the paper). `None` inserts no normal layers.
+        layer_map (`str`, *optional*, defaults to `"same"`):
+            Encoder layers of a custom layer. `"same"`: custom layer k is copied from encoder layer k. `"interleaved"`
+            (DeltaLM): self-attention and FFN1 of custom layer k are copied from encoder layer 2k, cross-attention and
+            FFN2 from encoder layer 2k + 1, so there are half as many custom layers.
+        decoder_init (`str`, *optional*):
+            How to initialise the decoder. `"silent"`: copied weights, and cross-attention, second FFNs and normal
+            layers start with an output of zero. The untrained decoder then computes the output of the encoder, and
+            the model computes the output of the masked LM if the encoder has its head. `"shared"`: copied weights as
+            in the paper. `"random"`: no copied weights, as in the paper's ablation. Default: `"silent"`, or
+            `"shared"` if another option does not allow `"silent"`.
+        normal_layers (`str`, *optional*, defaults to `"random"`):
+            Layers that are inserted. `"random"`: normal layers with new weights. `"copy"`: copies of the custom layer
+            before (BASE-B in the paper). `"none"`: no layers (BASE-A).
+        weight_sharing (`str`, *optional*, defaults to `"init"`):
+            `"init"` or `"tied"`, see [`XLMSWCMConfig`].
+        dtype (`torch.dtype` or `str`, *optional*):
+            Data type of the model, for example `torch.bfloat16` or its name. Default: the data type of the source.
+        seed (`int`, *optional*, defaults to 0):
+            Random seed for new weights.
 
     Raises:
-        ConversionError: a value, or two together, that describe no decoder.
+        ConversionError: if a value, or a combination of values, is not allowed.
     """
 
     languages: list[str] | tuple[str, ...] = ()
@@ -59,48 +71,51 @@ class ConversionOptions:
             self.decoder_init = "silent" if goes_silent else "shared"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConversionError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)}.")
+                raise ConversionError(f"{name} must be one of {', '.join(choices)} (got {getattr(self, name)}).")
         for code in self.languages:
             if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
                 raise ConversionError(
-                    f'"{code}" is not a language code such as bo, kk or kk-Arab; put spaces between codes.'
+                    f'"{code}" is not a language code. Use codes such as bo, kk or kk-Arab, with spaces between them.'
                 )
             if self.languages.count(code) > 1:
-                raise ConversionError(f'The language "{code}" is given twice.')
+                raise ConversionError(f'The language "{code}" is given twice. Remove one.')
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
-            raise ConversionError(f"normal_layer_interval must be at least 1; got {self.normal_layer_interval}.")
+            raise ConversionError(f"normal_layer_interval must be at least 1 (got {self.normal_layer_interval}).")
         if self.decoder_init == "silent" and not goes_silent:
             raise ConversionError(
-                'decoder_init "silent" starts as the encoder is, so it goes only with layer_map "same", normal_layers '
-                '"random" or "none", and weight_sharing "init".'
+                'decoder_init "silent" needs layer_map "same", normal_layers "random" or "none", and weight_sharing '
+                '"init". Change one of these options.'
             )
-        apart = self.layer_map, self.decoder_init, self.normal_layers == "copy"
-        if self.weight_sharing == "tied" and apart != ("same", "shared", False):
+        layers = self.layer_map, self.decoder_init, self.normal_layers == "copy"
+        if self.weight_sharing == "tied" and layers != ("same", "shared", False):
             raise ConversionError(
-                'weight_sharing "tied" gives each custom layer the tensors of one encoder layer, so it goes only with '
-                'layer_map "same", decoder_init "shared" and normal_layers "random" or "none".'
+                'weight_sharing "tied" needs layer_map "same", decoder_init "shared", and normal_layers "random" or '
+                '"none". Change one of these options.'
             )
 
     def to_dict(self) -> dict:
+        """Return the options as a dict."""
         return asdict(self)
 
     def resolve_dtype(self, default: torch.dtype) -> torch.dtype:
+        """Return the data type of the model, which is `default` if no data type is set."""
         dtype = default if self.dtype is None else getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ConversionError(
-                f"{self.dtype or dtype} is not a floating-point dtype such as float32, bfloat16 or float16."
+                f"{self.dtype or dtype} is not a floating-point dtype. Use float32, bfloat16 or float16."
             )
         return dtype
 
     def plan_decoder(self, num_layers: int) -> DecoderPlan:
-        """The decoder's layers for an encoder of `num_layers`."""
+        """Return the layers of the decoder for an encoder with `num_layers` layers."""
         if self.layer_map == "same":
             sources = [(index, index) for index in range(num_layers)]
         elif num_layers % 2 == 0:
             sources = [(index, index + 1) for index in range(0, num_layers, 2)]
         else:
             raise ConversionError(
-                f"The interleaved layer map needs an even number of encoder layers, not {num_layers}."
+                f'layer_map "interleaved" needs an even number of encoder layers, not {num_layers}. Use layer_map '
+                '"same".'
             )
         interval = None if self.normal_layers == "none" else self.normal_layer_interval
         plan, remaining = [], iter(sources)
@@ -111,7 +126,7 @@ class ConversionOptions:
                 plan.append(plan[-1] if self.normal_layers == "copy" else None)
         if self.normal_layers == "copy" and len(plan) == len(sources):
             raise ConversionError(
-                f"There is no normal layer to make a copy: normal_layer_interval is {interval}, and there are "
-                f"{len(sources)} custom layers."
+                f'normal_layers "copy" needs a normal layer to replace, but normal_layer_interval {interval} inserts '
+                f"no normal layer among {len(sources)} custom layers. Use a smaller normal_layer_interval."
             )
         return plan

@@ -1,4 +1,4 @@
-"""From the weights that the paper's authors released (KEVVVV/xlm-swcm) to a checkpoint that Transformers loads."""
+"""Convert the weights that the paper's authors released (KEVVVV/xlm-swcm) to a checkpoint for Transformers."""
 
 import re
 from os import PathLike
@@ -6,30 +6,24 @@ from pathlib import Path
 
 import torch
 
-from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config, check_tokenizer, load_tokenizer
+from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config, check_tokenizer, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, check_weights, equal, load_file, read_config
 from modeling_xlm_swcm.checkpoints.writing import check_output
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
-from .from_encoder import (
-    WEIGHT_MAP,
-    add_language_tags,
-    check_shapes,
-    count_parameters,
-    make_config,
-    write,
-)
+from .from_encoder import write_conversion
 from .options import ConversionOptions
+from .plan import WEIGHT_MAP, ConversionPlan, add_language_tags, check_shapes, count_parameters, make_model_config
 from .report import ConversionReport
 
 
-# tensor of the release -> tensor of the model; {} is the layer
+# Tensor of the release -> tensor of the model. {} is the layer.
 ENCODER_MAP = {f"encoder.{name}": f"model.encoder.{name}" for name in WEIGHT_MAP if "lm_head" not in name}
 OUTPUT_MAP = {"decoder.last_linear.weight": "lm_head.weight", "decoder.last_linear.bias": "lm_head.bias"}
 
-# the same within a decoder layer; [q], [k] and [v] are the thirds of a tensor
+# Tensor of a released decoder layer -> tensor of a decoder layer. [q], [k] and [v] are the thirds of a tensor.
 ATTENTION_MAP = {
     f"{attention}.{tensor}": f"{copy}.{target}"
     for attention, copy in {"self_attention": "self_attn", "cross_attention": "cross_attn"}.items()
@@ -56,23 +50,27 @@ LAYER_MAPS = {
     }.items()
 }
 
-# tensors of the release that are left out on purpose, and why
-REPEAT = r"(decoder\.)?embed_layer\.(?P<name>(word|position|token_type)_embeddings\.weight|LayerNorm\.(weight|bias))"
-DROPPED = {
-    r"(encoder\.embeddings|(decoder\.)?embed_layer)\.(position_ids|token_type_ids)": "a buffer, made anew",
-    r"encoder\.pooler\..+": "the pooler serves classification",
-    REPEAT: "equal to encoder.embeddings",
+# Embeddings that the release stores a second and third time.
+REPEATED_EMBEDDINGS = (
+    r"(decoder\.)?embed_layer\.(?P<name>(word|position|token_type)_embeddings\.weight|LayerNorm\.(weight|bias))"
+)
+
+# Pattern for tensors of the release that are not copied -> reason.
+DROPPED_RELEASED = {
+    r"(encoder\.embeddings|(decoder\.)?embed_layer)\.(position_ids|token_type_ids)": "a buffer that the model creates",
+    r"encoder\.pooler\..+": "used only for classification",
+    REPEATED_EMBEDDINGS: "equal to encoder.embeddings",
 }
 
-WORD_EMBEDDINGS = "encoder.embeddings.word_embeddings.weight"
+RELEASED_EMBEDDINGS = "encoder.embeddings.word_embeddings.weight"
 
 
 class Release(Encoder):
-    """Config and tokenizer of an encoder, and the released tensors by their own names, but for the thirds."""
+    """Config and tokenizer of an encoder, with the released tensors under their released names."""
 
     @property
     def word_embeddings(self) -> torch.Tensor | StoredTensor:
-        return self.tensors[WORD_EMBEDDINGS]
+        return self.tensors[RELEASED_EMBEDDINGS]
 
 
 def convert_released(
@@ -84,59 +82,65 @@ def convert_released(
     overwrite: bool = False,
 ) -> ConversionReport:
     """
-    Write a folder with the model of a released file of weights, as [`convert`] does with that of an encoder.
+    Convert the authors' released weights and write model, tokenizer and `conversion_report.json` to a folder.
 
-    The model is a [`ReleasedXLMSWCMForConditionalGeneration`], whose layers compute what the released ones do.
+    The model is a [`ReleasedXLMSWCMForConditionalGeneration`]. Its layers compute the same as the released layers.
 
     Args:
-        path: the released file, a pickle of which nothing is run: a state dict, in a wrapper or not, of a model in
-            `DataParallel` or not.
-        encoder: Hub id or folder of the encoder that the release was made from, for config and tokenizer.
-        output: the folder to write.
-        languages: codes of the languages that the release has tags for, in the order of their ids.
-        overwrite: replace `output` if it exists and is not empty.
+        path (`str` or `PathLike`):
+            Weight file of the release. Pickled code in it is never run.
+        encoder (`str` or `PathLike`):
+            Hub id or folder of the encoder of the release, for config and tokenizer.
+        output (`str` or `PathLike`):
+            Folder to write.
+        languages (`list[str]`, *optional*, defaults to `()`):
+            Language codes of the tags in the release, in the order of their ids.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace `output` if it holds a model.
+
+    Returns:
+        [`ConversionReport`]: what was copied and dropped.
 
     Raises:
-        ConversionError: a tensor is missing, left over, of another shape, or not the repeat that it should be; file,
-            encoder and languages do not belong together; or the output is not as it should be.
+        ConversionError: if a tensor is missing, unexpected or of another shape, if weights, encoder and languages do
+            not belong together, or if the output cannot be used.
     """
     path, output = Path(path), Path(output)
     check_output(output, overwrite, path, encoder)
-    source, config, report = prepare(path, str(encoder), ConversionOptions(languages=languages).languages)
-    write(source, config, report, output, overwrite)
-    return report
+    plan = plan_release_conversion(path, str(encoder), ConversionOptions(languages=languages).languages)
+    return write_conversion(plan, output, overwrite)
 
 
-def prepare(path: Path, encoder: str, languages: list[str]) -> tuple[Release, ReleasedXLMSWCMConfig, ConversionReport]:
-    """Everything that can go wrong before memory is taken: what is copied where, or why it cannot be."""
+def plan_release_conversion(path: Path, encoder: str, languages: list[str]) -> ConversionPlan:
+    """Plan the conversion of a release, and check everything that needs no memory for weights."""
     tensors = read_release(path)
     encoder_config = read_config(encoder)
     check_config(encoder, encoder_config)
-    source = Release(str(path), encoder_config, tensors, load_tokenizer(encoder))
+    source = Release(str(path), encoder_config, tensors, load_encoder_tokenizer(encoder))
     check_tokenizer(encoder, encoder_config, source.tokenizer)
     check_vocabulary(source, encoder, languages)
 
-    report = ConversionReport(source.name, None, {"encoder": encoder, "languages": languages})
-    report.tokenizer = add_language_tags(source, languages)
-    report.language_ids = {code: report.tokenizer.get_lang_id(code) for code in languages}
-    config = make_config(
+    tokenizer = add_language_tags(source, languages)
+    config = make_model_config(
         source,
-        report.tokenizer,
+        tokenizer,
         ReleasedXLMSWCMConfig,
-        decoder_blocks=find_blocks(tensors),
+        decoder_blocks=find_decoder_blocks(tensors),
         dtype=source.word_embeddings.dtype,
     )
-    report.parameters = count_parameters(config)
-    report.copied = plan_copies(config)
-    claim_tensors(source, report)
-    check_shapes(source, config, report)
-    return source, config, report
+    plan = ConversionPlan(source, config, {"encoder": encoder, "languages": languages}, tokenizer)
+    plan.language_ids = {code: tokenizer.get_lang_id(code) for code in languages}
+    plan.parameters = count_parameters(config)
+    plan.copied = plan_release_copies(config)
+    claim_release_tensors(plan)
+    check_shapes(plan)
+    return plan
 
 
 def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
-    """The released tensors without what training wrapped around them, projections in their thirds."""
+    """Return the released tensors without their wrappers, with Q, K and V projections as separate tensors."""
     if not path.is_file():
-        raise ConversionError(f"There is no file {path}; give the released file of weights.")
+        raise ConversionError(f"{path} does not exist. Pass the weight file of the release.")
     content = load_file(path)
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(content, dict) and wrapper in content:
@@ -144,13 +148,16 @@ def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
     weights = check_weights(path, content)
     if all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    for name in (WORD_EMBEDDINGS, "decoder.layers.0.norm1.weight"):
+    for name in (RELEASED_EMBEDDINGS, "decoder.layers.0.norm1.weight"):
         if name not in weights:
-            raise ConversionError(f"{path} has no tensor named {name}, so it is not a released XLM-SWCM.")
+            raise ConversionError(
+                f"{path} has no tensor {name}, so it is not a released XLM-SWCM. Pass the weight file of the release."
+            )
     tensors = {}
     for name, tensor in weights.items():
         if name.endswith((".in_proj_weight", ".in_proj_bias")):
-            thirds = zip("qkv", tensor[:].chunk(3), strict=False)  # too few are found missing
+            # A tensor with fewer than three chunks leaves a missing tensor, which the plan reports.
+            thirds = zip("qkv", tensor[:].chunk(3), strict=False)
             tensors |= {f"{name}[{part}]": third for part, third in thirds}
         else:
             tensors[name] = tensor
@@ -158,26 +165,27 @@ def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
 
 
 def check_vocabulary(source: Release, encoder: str, languages: list[str]):
+    """Check that the tokens of the encoder and the language tags fill the word embeddings of the release."""
     rows = source.word_embeddings.shape[0]
     tokens = len(source.tokenizer.get_vocab().keys() | {language_tag(code) for code in languages})
-    # an encoder may have spare rows
+    # An encoder can have more rows than tokens.
     if not tokens <= rows <= max(tokens, source.config.get("vocab_size", 0)):
         raise ConversionError(
-            f"{source.name} has embeddings of {rows} words, and the tokenizer of {encoder} has {tokens} with "
-            f"{len(languages)} language tags; give the encoder that the release was made from, and as --languages "
-            "those that the release has tags for, in the order of their ids."
+            f"{source.name} has {rows} word embeddings, but the tokenizer of {encoder} has {tokens} tokens with "
+            f"{len(languages)} language tags. Pass the encoder of the release, and pass its languages to --languages "
+            "in the order of their ids."
         )
 
 
-def find_blocks(tensors: dict[str, torch.Tensor | StoredTensor]) -> list[str]:
-    """The kinds of the decoder's layers: only normal ones have a single FFN."""
+def find_decoder_blocks(tensors: dict[str, torch.Tensor | StoredTensor]) -> list[str]:
+    """Return the kind of each decoder layer. Only normal layers have a single FFN."""
     layers = [int(layer[1]) for layer in map(re.compile(r"decoder\.layers\.(\d+)\.").match, tensors) if layer]
     is_normal = [f"decoder.layers.{index}.ffn.0.weight" in tensors for index in range(max(layers) + 1)]
     return ["released_normal" if normal else "released_custom" for normal in is_normal]
 
 
-def plan_copies(config: ReleasedXLMSWCMConfig) -> dict[str, str]:
-    """The maps written out: tensor of the model -> tensor of the release that it is a copy of."""
+def plan_release_copies(config: ReleasedXLMSWCMConfig) -> dict[str, str]:
+    """Return the maps for all layers, as tensor of the model -> tensor of the release."""
     copies = {
         copy.format(index): name.format(index)
         for name, copy in ENCODER_MAP.items()
@@ -189,26 +197,28 @@ def plan_copies(config: ReleasedXLMSWCMConfig) -> dict[str, str]:
     return copies | {copy: name for name, copy in OUTPUT_MAP.items()}
 
 
-def claim_tensors(source: Release, report: ConversionReport):
-    """Every tensor of the release is copied, or left out for a reason that holds; no other is passed over."""
-    copied = set(report.copied.values())
-    if missing := [name for name in report.copied.values() if name not in source.tensors]:
+def claim_release_tensors(plan: ConversionPlan):
+    """Check that every tensor of the release is copied or dropped for a known reason, and that none is missing."""
+    source, copied = plan.source, set(plan.copied.values())
+    if missing := [name for name in plan.copied.values() if name not in source.tensors]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConversionError(f"{source.name} lacks {missing[0]}{more}, which the model needs.")
+        raise ConversionError(
+            f"{source.name} lacks {missing[0]}{more}. Pass the complete weight file and the encoder of the release."
+        )
     for name, tensor in source.tensors.items():
         if name in copied:
             continue
-        pattern = next((pattern for pattern in DROPPED if re.fullmatch(pattern, name)), None)
+        pattern = next((pattern for pattern in DROPPED_RELEASED if re.fullmatch(pattern, name)), None)
         if pattern is None:
             raise ConversionError(
-                f"{source.name} has a tensor that no rule claims: {name}. It is not a released XLM-SWCM, or its "
-                "encoder has fewer layers."
+                f"{source.name} has a tensor that no rule claims: {name}. Pass a released XLM-SWCM and its encoder, "
+                "which must have as many layers."
             )
-        if pattern == REPEAT:
-            original = f"encoder.embeddings.{re.fullmatch(REPEAT, name)['name']}"
+        if pattern == REPEATED_EMBEDDINGS:
+            original = f"encoder.embeddings.{re.fullmatch(REPEATED_EMBEDDINGS, name)['name']}"
             if not equal(tensor, source.tensors[original]):
                 raise ConversionError(
-                    f"{name} of {source.name} is not equal to {original}, and an XLM-SWCM has one set of embeddings "
-                    "for encoder and decoder."
+                    f"{name} of {source.name} is not equal to {original}, but an XLM-SWCM has one set of embeddings "
+                    "for encoder and decoder. Pass a released XLM-SWCM."
                 )
-        report.dropped[name] = DROPPED[pattern]
+        plan.dropped[name] = DROPPED_RELEASED[pattern]

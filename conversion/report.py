@@ -1,4 +1,4 @@
-"""What a conversion did with every tensor, as JSON and as a table."""
+"""The report of a conversion, as JSON and as a table."""
 
 import json
 import re
@@ -11,24 +11,41 @@ from rich.table import Table
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
+from .plan import ConversionPlan
+
 
 @dataclass
 class ConversionReport:
     """
+    What a conversion did with every tensor.
+
     Attributes:
-        source (`str`): the encoder's folder, Hub id or class.
-        revision (`str` or `None`): the Hub revision that was asked for.
-        commit (`str` or `None`): the Hub commit that was read; None for a folder.
-        license (`str` or `None`): the encoder's licence, as given or as its own card names it.
-        options (`dict`): the options of the conversion, defaults filled in.
-        copied (`dict[str, str]`): tensor of the model -> tensor of the source that it is bit-equal to.
-        new (`dict[str, str]`): tensor of the model -> how it was initialised; a "fresh" LayerNorm changes no scale.
-        dropped (`dict[str, str]`): tensor of the source -> why it is not used.
-        language_ids (`dict[str, int]`): language -> id of its tag.
-        new_ids (`list[int]`): ids of the tags that the source did not have.
-        parameters (`dict[str, int]`): parameter counts of the model with `weight_sharing` "init" and "tied".
-        not_finite (`list[str]`): tensors of the source that hold NaN or infinity.
-        tokenizer: the source's tokenizer with its language tags, or None; not part of the JSON.
+        source (`str`):
+            Folder, Hub id or class of the encoder.
+        revision (`str` or `None`):
+            Hub revision of the encoder.
+        options (`dict`):
+            Options of the conversion with their defaults.
+        commit (`str` or `None`):
+            Hub commit of the encoder. It is `None` for a folder or model.
+        license (`str` or `None`):
+            Licence of the encoder.
+        copied (`dict[str, str]`):
+            Tensor of the model -> tensor of the source that it is bit-equal to.
+        new (`dict[str, str]`):
+            Tensor of the model -> how it was initialised.
+        dropped (`dict[str, str]`):
+            Tensor of the source -> why it was not copied.
+        language_ids (`dict[str, int]`):
+            Language -> id of its tag.
+        new_ids (`list[int]`):
+            Ids of the tags that the tokenizer of the encoder did not have.
+        parameters (`dict[str, int]`):
+            Number of parameters of the model with `weight_sharing` "init" and "tied".
+        not_finite (`list[str]`):
+            Tensors of the source that hold NaN or infinity.
+        tokenizer ([`XLMSWCMTokenizer`] or `None`):
+            Tokenizer of the encoder with the language tags. It is not in the JSON.
     """
 
     source: str
@@ -45,60 +62,94 @@ class ConversionReport:
     not_finite: list[str] = field(default_factory=list)
     tokenizer: XLMSWCMTokenizer | None = None
 
+    @classmethod
+    def from_plan(cls, plan: ConversionPlan, license: str | None = None) -> "ConversionReport":
+        """Return the report of a plan that was carried out. `license` replaces the licence of the source."""
+        return cls(
+            plan.source.name,
+            plan.revision,
+            plan.options,
+            plan.source.commit,
+            license or plan.source.license,
+            plan.copied,
+            plan.new,
+            plan.dropped,
+            plan.language_ids,
+            plan.new_ids,
+            plan.parameters,
+            plan.not_finite,
+            plan.tokenizer,
+        )
+
     def to_dict(self) -> dict:
+        """Return the content of `conversion_report.json`."""
         counts = {kind: len(getattr(self, kind)) for kind in ("copied", "new", "dropped")}
         return {"counts": counts} | {name: value for name, value in vars(self).items() if name != "tokenizer"}
 
     def to_json(self) -> str:
+        """Return the text of `conversion_report.json`."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def print(self, console: Console):
-        """A row per module of an encoder layer, and the totals."""
-        copied, new, dropped = defaultdict(list), defaultdict(list), defaultdict(list)
-        for target, source in self.copied.items():
-            copied[_module(source)].append(_place(target))
-        for target, how in self.new.items():
-            layer = re.match(r"model\.(decoder\.layers\.\d+)", target)
-            if layer is None:
-                new[how].append(target.removeprefix("model."))
-            elif f"{layer[0]}.ffn.fc1.weight" in self.new:
-                new[how].append(layer[1])
-            else:
-                new[how].append(_place(target))
-        for source, why in self.dropped.items():
-            dropped[why].append(_module(source))
-
+        """Print a table with one row for each module of an encoder layer, and the totals."""
         table = Table(title=f"{self.source} → XLM-SWCM", title_justify="left", box=box.SIMPLE)
         for column, justify in (("", "left"), ("tensors", "right"), ("from", "left"), ("to", "left")):
             table.add_column(column, justify=justify)
-        for source, targets in copied.items():
+        for source, targets in self._group_copied().items():
             source = source.removeprefix("encoder.layer.{}.")
             table.add_row("copied", str(len(targets)), source, ", ".join(dict.fromkeys(targets)))
         table.add_section()
-        for how, targets in new.items():
+        for how, targets in self._group_new().items():
             table.add_row("new", str(len(targets)), how, ", ".join(dict.fromkeys(targets)))
         table.add_section()
-        for why, sources in dropped.items():
+        for why, sources in self._group_dropped().items():
             table.add_row("dropped", str(len(sources)), ", ".join(dict.fromkeys(sources)), why)
         console.print(table)
 
-        written = self.options.get("weight_sharing")
+        this_model = self.options.get("weight_sharing")
         parameters = (
-            f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == written else ""}'
+            f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == this_model else ""}'
             for sharing, count in self.parameters.items()
         )
         console.print(
-            f"{len(self.copied)} tensors copied, each bit-equal to its source; {len(self.new)} new; "
-            f"{len(self.dropped)} of the source dropped.\nParameters: {', '.join(parameters)}."
+            f"{len(self.copied)} tensors copied, each bit-equal to its source. {len(self.new)} tensors new. "
+            f"{len(self.dropped)} tensors of the source dropped.\nParameters: {', '.join(parameters)}."
         )
 
+    def _group_copied(self) -> dict[str, list[str]]:
+        """Return module of the source -> modules of the model."""
+        groups = defaultdict(list)
+        for target, source in self.copied.items():
+            groups[_module_of(source)].append(_shorten(target))
+        return groups
 
-def _module(tensor: str) -> str:
-    """`encoder.layer.3.output.dense.weight` -> `encoder.layer.{}.output.dense`."""
+    def _group_new(self) -> dict[str, list[str]]:
+        """Return initialisation -> modules or whole layers of the model."""
+        groups = defaultdict(list)
+        for target, how in self.new.items():
+            layer = re.match(r"model\.(decoder\.layers\.\d+)", target)
+            if layer is None:
+                groups[how].append(target.removeprefix("model."))
+            elif f"{layer[0]}.ffn.fc1.weight" in self.new:
+                groups[how].append(layer[1])
+            else:
+                groups[how].append(_shorten(target))
+        return groups
+
+    def _group_dropped(self) -> dict[str, list[str]]:
+        """Return reason -> modules of the source."""
+        groups = defaultdict(list)
+        for source, why in self.dropped.items():
+            groups[why].append(_module_of(source))
+        return groups
+
+
+def _module_of(tensor: str) -> str:
+    """Turn `encoder.layer.3.output.dense.weight` into `encoder.layer.{}.output.dense`."""
     return re.sub(r"[._](weight|bias)(\[.\])?$", "", re.sub(r"\.\d+\.", ".{}.", tensor))
 
 
-def _place(tensor: str) -> str:
-    """`model.decoder.layers.3.ffn1.fc1.weight` -> `ffn1.fc1`, and what is not in the decoder by where it is."""
-    module = _module(tensor)
+def _shorten(tensor: str) -> str:
+    """Turn `model.decoder.layers.3.ffn1.fc1.weight` into `ffn1.fc1`, and a tensor of the encoder into `encoder`."""
+    module = _module_of(tensor)
     return "encoder" if module.startswith("model.encoder.") else module.removeprefix("model.decoder.layers.{}.")

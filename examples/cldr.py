@@ -1,6 +1,6 @@
-"""Real names in many languages, from the Unicode CLDR data that the `babel` package carries.
+"""Real names in many languages, from the Unicode CLDR data in the `babel` package.
 
-Names of languages, territories, scripts, currencies, months, days and units, paired over languages by CLDR key.
+Names of languages, territories, scripts, currencies, months, days and units are paired across languages by CLDR key.
 """
 
 import random
@@ -12,8 +12,8 @@ from babel.units import get_unit_name
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One name in two languages; `key` is what it names, such as `("territories", "CN")`."""
+class NamePair:
+    """One name in two languages. Its `key` is the CLDR key (example: `("territories", "CN")`)."""
 
     key: tuple[str, ...]
     language: str
@@ -22,7 +22,7 @@ class Pair:
 
 
 def read_names(language: str) -> dict[tuple[str, ...], str]:
-    """CLDR key -> name, without the names that CLDR leaves in Latin letters or figures."""
+    """Return the names of a language by CLDR key, without names in Latin letters or digits."""
     locale = Locale(language)
     names = {
         (kind, code): name
@@ -38,23 +38,34 @@ def read_names(language: str) -> dict[tuple[str, ...], str]:
     return {key: name.strip() for key, name in names.items() if not name.isascii()}
 
 
-def read_pairs(source: str, targets: list[str]) -> list[Pair]:
-    """Every name that CLDR has both in `source` and in one of `targets`."""
+def read_name_pairs(source: str, targets: list[str]) -> list[NamePair]:
+    """Return every name that CLDR has in `source` and in one of `targets`."""
     sources = read_names(source)
     return [
-        Pair(key, language, sources[key], name)
+        NamePair(key, language, sources[key], name)
         for language in targets
         for key, name in read_names(language).items()
         if key in sources
     ]
 
 
-def split_pairs(pairs: list[Pair], test_share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_pairs(pairs: list[NamePair], test_share: float, seed: int) -> tuple[list[NamePair], list[NamePair]]:
     """
-    Training and test pairs that have no CLDR key and no string in common, in any language.
+    Split pairs into training and test pairs that share no CLDR key and no string, in any language.
 
-    CLDR says many names twice (months in a date and alone, a language and its country): keys that share a source or a
-    target string, directly or over others, go to the same side.
+    CLDR has many names twice (a month in a date and alone, a language and its country). Keys that share a source or
+    target string, directly or through other keys, go to the same side.
+
+    Args:
+        pairs (`list[NamePair]`):
+            Pairs of all languages.
+        test_share (`float`):
+            Share of the keys for the test.
+        seed (`int`):
+            Random seed of the split.
+
+    Returns:
+        `tuple[list[NamePair], list[NamePair]]`: training pairs and test pairs.
     """
     keys_by_string = defaultdict(set)
     for pair in pairs:
@@ -69,7 +80,7 @@ def split_pairs(pairs: list[Pair], test_share: float, seed: int) -> tuple[list[P
     random.Random(seed).shuffle(groups)
     test_keys = set()
     for _, members in groups:
-        # a large group would be most of the test
+        # A large group would dominate the test.
         if len(members) <= 3 and len(test_keys) < test_share * len(group):
             test_keys |= members
     train = [pair for pair in pairs if pair.key not in test_keys]

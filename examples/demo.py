@@ -1,13 +1,13 @@
-"""The whole way on a small case: an encoder is trained, converted, taught to translate names, and compared.
+"""Run the whole method on a small case: train an encoder, convert it, fine-tune it to translate names, and compare.
 
     python examples/demo.py [--base HUB_ID_OR_FOLDER]
 
-Without `--base` a small XLM-R is trained first. Text: CLDR names (`cldr.py`), Chinese into Tibetan, Uyghur, Kazakh and
-Mongolian. The same encoder gets a decoder made of its own weights and one with random weights; both are trained on the
-same data in the same order with the same budget. Prints a table, and writes outputs, a loss plot and checkpoints.
+Without `--base` a small XLM-R is trained first. The text is names from CLDR, Chinese into Tibetan, Uyghur, Kazakh and
+Mongolian. The same encoder gets a decoder that is copied from its weights, and a random decoder. Both models are
+trained on the same data in the same order with the same budget. The script prints a table, and writes outputs, a loss
+plot and checkpoints.
 """
 
-import json
 import os
 import random
 import time
@@ -17,14 +17,13 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import matplotlib
 import torch
-from cldr import Pair, read_names, read_pairs, split_pairs
+from cldr import NamePair, read_name_pairs, read_names, split_pairs
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from sacrebleu.metrics import CHRF
-from train_encoder import train_tokenizer
+from small_tokenizer import train_tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -47,28 +46,29 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.training.arguments import has_fast_bf16
-
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the choice of backend
+from modeling_xlm_swcm.training.files import write_json
+from modeling_xlm_swcm.training.plots import make_figure, save_figure
 
 
 SOURCE = "zh"
 TARGETS = {"bo": "Tibetan", "ug": "Uyghur", "kk": "Kazakh", "mn": "Mongolian"}
-DECODERS = {"copied": None, "random": "random"}  # how each starts; None: as a conversion does by default
+# `decoder_init` of each model, where None is the default of the conversion
+DECODERS = {"copied": None, "random": "random"}
 
 
 @dataclass
 class DemoArguments:
     base: str | None = field(
-        default=None, metadata={"help": "a real encoder instead of the small one: Hub id or folder"}
+        default=None, metadata={"help": "Encoder to start from: a folder or Hub id. Default: train a small one."}
     )
-    output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "where everything is written"})
-    encoder_steps: int = field(default=600, metadata={"help": "masked-language-modelling steps of the small encoder"})
-    steps: int = field(default=1000, metadata={"help": "fine-tuning steps of each model"})
-    batch_size: int = field(default=64, metadata={"help": "names in a batch"})
-    learning_rate: float | None = field(default=None, metadata={"help": "peak; by default 1e-3, with --base 1e-4"})
-    seed: int = field(default=0, metadata={"help": "of split, weights and data order"})
+    output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder for all output."})
+    encoder_steps: int = field(default=600, metadata={"help": "Training steps of the small encoder."})
+    steps: int = field(default=1000, metadata={"help": "Fine-tuning steps of each model."})
+    batch_size: int = field(default=64, metadata={"help": "Names per batch."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: 1e-3, or 1e-4 with --base."}
+    )
+    seed: int = field(default=0, metadata={"help": "Random seed of data split, weights and data order."})
 
     def __post_init__(self):
         if self.learning_rate is None:
@@ -76,13 +76,13 @@ class DemoArguments:
 
 
 class ProgressBar(ProgressCallback):
-    """The Trainer's bar without a line for each logged step: the losses go into the plot."""
+    """A progress bar without a line for each logged step. The losses go into the plot."""
 
     def on_log(self, *args, **kwargs):
         pass
 
 
-def training_arguments(args: DemoArguments, name: str, steps: int, **options) -> dict:
+def training_options(args: DemoArguments, name: str, steps: int, **options) -> dict:
     return {
         "output_dir": str(args.output_dir / name),
         "per_device_train_batch_size": args.batch_size,
@@ -97,11 +97,13 @@ def training_arguments(args: DemoArguments, name: str, steps: int, **options) ->
         "save_strategy": "no",
         "report_to": "none",
         "seed": args.seed,
-        "disable_tqdm": name == "random",  # its twin, which runs beside it, has the progress bar
+        # The copied model runs at the same time and shows the progress bar.
+        "disable_tqdm": name == "random",
     } | options
 
 
 def run_trainer(trainer: Trainer) -> list[dict]:
+    """Train, and return the training log."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.pop_callback(callback)
     if not trainer.args.disable_tqdm:
@@ -110,8 +112,8 @@ def run_trainer(trainer: Trainer) -> list[dict]:
     return trainer.state.log_history
 
 
-def train_encoder(args: DemoArguments, texts: list[str], folder: Path) -> list[dict]:
-    """Train a small XLM-R on `texts` by masked language modelling and save it; its training log."""
+def train_small_encoder(args: DemoArguments, texts: list[str], folder: Path) -> list[dict]:
+    """Train a small XLM-R on `texts` by masked language modelling, save it, and return the training log."""
     tokenizer = train_tokenizer(texts, vocab_size=2000, max_length=126)
     config = XLMRobertaConfig(
         vocab_size=len(tokenizer),
@@ -126,7 +128,7 @@ def train_encoder(args: DemoArguments, texts: list[str], folder: Path) -> list[d
     model = XLMRobertaForMaskedLM(config)
     trainer = Trainer(
         model,
-        TrainingArguments(**training_arguments(args, "encoder", args.encoder_steps)),
+        TrainingArguments(**training_options(args, "encoder", args.encoder_steps)),
         train_dataset=Dataset.from_dict(tokenizer(texts)),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3),
     )
@@ -136,7 +138,8 @@ def train_encoder(args: DemoArguments, texts: list[str], folder: Path) -> list[d
     return log
 
 
-def make_dataset(pairs: list[Pair], tokenizer: XLMSWCMTokenizer) -> Dataset:
+def make_dataset(pairs: list[NamePair], tokenizer: XLMSWCMTokenizer) -> Dataset:
+    """Encode pairs with the tags of their languages."""
     tokenizer.src_lang = SOURCE
     rows = []
     for pair in pairs:
@@ -146,11 +149,11 @@ def make_dataset(pairs: list[Pair], tokenizer: XLMSWCMTokenizer) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def finetune(args: DemoArguments, folder: Path, train: list[Pair], test: list[Pair]) -> list[dict]:
-    """Teach the converted model in `folder` the training pairs, save it there; its training log."""
+def finetune_on_names(args: DemoArguments, folder: Path, train: list[NamePair], test: list[NamePair]) -> list[dict]:
+    """Fine-tune the converted model in `folder`, save it there, and return the training log."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = training_arguments(
+    options = training_options(
         args,
         folder.name,
         args.steps,
@@ -174,6 +177,7 @@ def finetune(args: DemoArguments, folder: Path, train: list[Pair], test: list[Pa
 
 @torch.inference_mode()
 def translate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, texts: list[str], language: str) -> list[str]:
+    """Translate texts into a language with beam search."""
     tokenizer.src_lang = SOURCE
     outputs = []
     for start in range(0, len(texts), 64):
@@ -185,8 +189,8 @@ def translate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, texts: list[s
     return outputs
 
 
-def evaluate(folder: Path, test: list[Pair]) -> tuple[dict[str, float], dict[Pair, str]]:
-    """chrF per language and over all, and what was written for each pair."""
+def evaluate(folder: Path, test: list[NamePair]) -> tuple[dict[str, float], dict[NamePair, str]]:
+    """Return chrF for each language and for all, and the output for each pair."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     written = {}
@@ -203,25 +207,29 @@ def evaluate(folder: Path, test: list[Pair]) -> tuple[dict[str, float], dict[Pai
 
 
 def train_and_score(
-    args: DemoArguments, encoder: str | Path, train: list[Pair], test: list[Pair], name: str
-) -> tuple[str, list[dict], dict[str, float], dict[Pair, str]]:
-    """Convert, fine-tune and evaluate: what was copied, the training log, the scores and the outputs."""
-    prepare_process(args)
+    args: DemoArguments, encoder: str | Path, train: list[NamePair], test: list[NamePair], name: str
+) -> tuple[str, list[dict], dict[str, float], dict[NamePair, str]]:
+    """Convert, fine-tune and evaluate. Return counts of tensors, the training log, the scores and the outputs."""
+    set_up_process(args)
     folder, languages = args.output_dir / name, [SOURCE, *TARGETS]
     report = convert(encoder, folder, overwrite=True, languages=languages, decoder_init=DECODERS[name], seed=args.seed)
-    log = finetune(args, folder, train, test)
+    log = finetune_on_names(args, folder, train, test)
     return f"{len(report.copied)} tensors copied from the encoder, {len(report.new)} new", log, *evaluate(folder, test)
 
 
-def prepare_process(args: DemoArguments):
+def set_up_process(args: DemoArguments):
+    """Set seed, threads and verbosity of this process."""
     logging.set_verbosity_error()
     set_seed(args.seed)
     if args.base is None:
-        torch.set_num_threads(1)  # on a model this small, threads wait for each other more than they work
+        # A model this small is slower with several threads.
+        torch.set_num_threads(1)
 
 
 def plot_losses(logs: dict[str, list[dict]], path: Path):
-    figure, (encoder, decoder) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    """Plot the losses of the encoder and of both decoders."""
+    figure, axes = make_figure(1, 2, size=(10, 4))
+    encoder, decoder = axes[0]
     for name, log in logs.items():
         axis = encoder if name == "encoder" else decoder
         training = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
@@ -239,10 +247,13 @@ def plot_losses(logs: dict[str, list[dict]], path: Path):
             axis.legend()
         else:
             axis.text(0.5, 0.5, "given with --base", ha="center", transform=axis.transAxes)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
-def print_results(console: Console, test: list[Pair], scores: dict[str, dict], written: dict[str, dict], seed: int):
+def print_results(
+    console: Console, test: list[NamePair], scores: dict[str, dict], written: dict[str, dict], seed: int
+):
+    """Print a table of scores, and ten outputs."""
     table = Table("language", "names", "copied decoder", "random decoder", title="chrF on held-out names")
     for language, name in (TARGETS | {"all": "all"}).items():
         count = sum(language in (pair.language, "all") for pair in test)
@@ -254,34 +265,46 @@ def print_results(console: Console, test: list[Pair], scores: dict[str, dict], w
     console.print(samples)
 
 
+def collect_texts(test: list[NamePair]) -> list[str]:
+    """Return all names for the encoder, without the names of the test."""
+    test_keys = {pair.key for pair in test}
+    return sorted(
+        {name for code in (SOURCE, *TARGETS) for key, name in read_names(code).items() if key not in test_keys}
+        - {text for pair in test for text in (pair.source, pair.target)}
+    )
+
+
+def write_outputs(test: list[NamePair], scores: dict, written: dict[str, dict], seconds: float, path: Path):
+    """Write scores and outputs as JSON."""
+    outputs = [
+        {"key": list(pair.key), "language": pair.language, "source": pair.source, "reference": pair.target}
+        | {name: texts[pair] for name, texts in written.items()}
+        for pair in test
+    ]
+    write_json(path, {"chrF": scores, "seconds": round(seconds), "outputs": outputs})
+
+
 def main():
     (args,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()
     start = time.time()
     console = Console()
-    prepare_process(args)
+    set_up_process(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    pairs = read_pairs(SOURCE, list(TARGETS))
-    train, test = split_pairs(pairs, test_share=0.1, seed=args.seed)
-    console.print(
-        f"{len(train)} training pairs and {len(test)} held-out ones, Chinese into {', '.join(TARGETS.values())}."
-    )
+    train, test = split_pairs(read_name_pairs(SOURCE, list(TARGETS)), test_share=0.1, seed=args.seed)
+    languages = ", ".join(TARGETS.values())
+    console.print(f"{len(train)} training pairs and {len(test)} held-out pairs, Chinese into {languages}.")
 
     logs, scores, written = {}, {}, {}
     encoder = args.base
     if encoder is None:
         console.rule("1. A small XLM-R")
-        test_keys = {pair.key for pair in test}
-        texts = sorted(
-            {name for code in (SOURCE, *TARGETS) for key, name in read_names(code).items() if key not in test_keys}
-            - {text for pair in test for text in (pair.source, pair.target)}
-        )
         encoder = args.output_dir / "encoder"
-        logs["encoder"] = train_encoder(args, texts, encoder)
+        logs["encoder"] = train_small_encoder(args, collect_texts(test), encoder)
 
     console.rule("2. The same encoder with a copied and with a random decoder")
-    # threads that wait must not spin: on two cores that made steps ten times slower
+    # Threads that wait must not spin: on two cores that makes a step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # small models one to a core; real ones one after the other, with all cores or the GPU
+    # Small models train at the same time, one per core. Larger models train one after the other.
     with ProcessPoolExecutor(max_workers=2 if args.base is None else 1, mp_context=get_context("spawn")) as pool:
         run = partial(train_and_score, args, encoder, train, test)
         for name, result in zip(DECODERS, pool.map(run, DECODERS), strict=True):
@@ -291,13 +314,7 @@ def main():
     console.rule("3. Results")
     print_results(console, test, scores, written, args.seed)
     plot_losses(logs, args.output_dir / "loss.png")
-    outputs = [
-        {"key": list(pair.key), "language": pair.language, "source": pair.source, "reference": pair.target}
-        | {name: texts[pair] for name, texts in written.items()}
-        for pair in test
-    ]
-    results = {"chrF": scores, "seconds": round(time.time() - start), "outputs": outputs}
-    (args.output_dir / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_outputs(test, scores, written, time.time() - start, args.output_dir / "results.json")
     console.print(
         f"Checkpoints (copied/, random/), loss.png and results.json are in {args.output_dir}/. "
         f"Took {time.time() - start:.0f} seconds."

@@ -1,4 +1,4 @@
-"""XLM-SWCM for Transformers: importing this package registers config, model and tokenizer with the Auto classes."""
+"""XLM-SWCM for Transformers. Importing this package registers its classes with the Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -29,7 +29,7 @@ AutoModel.register(XLMSWCMConfig, XLMSWCMModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(XLMSWCMConfig, XLMSWCMForConditionalGeneration, exist_ok=True)
 AutoTokenizer.register(XLMSWCMConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
 
-# saved checkpoints carry these files, for machines that have Transformers alone
+# A saved checkpoint contains the code of these classes, so that it loads without this package.
 XLMSWCMConfig.register_for_auto_class()
 XLMSWCMModel.register_for_auto_class("AutoModel")
 XLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
@@ -42,10 +42,10 @@ def _fill_card(*args, **kwargs) -> str:
     return fill_card(*args, **kwargs)
 
 
-# the card that a model pushes, which a machine with Transformers alone cannot fill
+# Only the package can fill the model card, so remote code pushes Transformers' own card.
 XLMSWCMPreTrainedModel.fill_card = staticmethod(_fill_card)
 
-# the same for checkpoints made from the authors' release
+# Register the classes for checkpoints that are converted from the authors' release.
 AutoConfig.register(ReleasedXLMSWCMConfig.model_type, ReleasedXLMSWCMConfig, exist_ok=True)
 AutoModel.register(ReleasedXLMSWCMConfig, ReleasedXLMSWCMModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(ReleasedXLMSWCMConfig, ReleasedXLMSWCMForConditionalGeneration, exist_ok=True)

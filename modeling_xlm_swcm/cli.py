@@ -1,4 +1,4 @@
-"""The command line, `xlm-swcm`: parses, calls, prints."""
+"""The command line, `xlm-swcm`: parse options, call the library, print reports."""
 
 import contextlib
 import traceback
@@ -15,52 +15,121 @@ from typer.core import TyperCommand
 
 from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
-from modeling_xlm_swcm.checkpoints.inspection import inspect as inspect_checkpoint
-from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
-from modeling_xlm_swcm.conversion.from_encoder import convert as convert_checkpoint
+from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
+from modeling_xlm_swcm.checkpoints.plots import check_plot_path
+from modeling_xlm_swcm.conversion.from_encoder import convert
 from modeling_xlm_swcm.conversion.options import CHOICES
-from modeling_xlm_swcm.conversion.released import convert_released as convert_release
-from modeling_xlm_swcm.export.export import QUANTIZATIONS
-from modeling_xlm_swcm.export.export import export as export_checkpoint
-from modeling_xlm_swcm.hub.push import check_destination, collect
+from modeling_xlm_swcm.conversion.released import convert_released
+from modeling_xlm_swcm.export.export import QUANTIZATIONS, export
+from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
-from modeling_xlm_swcm.vocabulary.extend import INITS
-from modeling_xlm_swcm.vocabulary.extend import extend as extend_vocabulary
-from modeling_xlm_swcm.vocabulary.report import VocabularyReport, check_plot
-from modeling_xlm_swcm.vocabulary.trim import trim as trim_vocabulary
+from modeling_xlm_swcm.vocabulary.extend import INITS, extend
+from modeling_xlm_swcm.vocabulary.report import VocabularyReport
+from modeling_xlm_swcm.vocabulary.trim import trim
 
 
 LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
-
 DecoderInit = StrEnum("DecoderInit", CHOICES["decoder_init"])
-
 NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
-
 WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
-
-Init = StrEnum("Init", INITS)
-
+EmbeddingInit = StrEnum("EmbeddingInit", INITS)
 Quantization = StrEnum("Quantization", QUANTIZATIONS)
-
 Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
 
 MAX_SEED = 2**32 - 1
 
-License = Annotated[str | None, typer.Option(help="Of the base model, where its own card names none.")]
-
-Private = Annotated[bool, typer.Option("--private", help="Make the repository private.")]
-
+Output = Annotated[Path, typer.Argument(help="Folder to write.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder with model and tokenizer.")]
+Checkpoint = Annotated[str, typer.Argument(help="Encoder or XLM-SWCM model: Hub id or folder.")]
+License = Annotated[
+    str | None,
+    typer.Option(help="Licence of the encoder, for example apache-2.0. Default: the licence in its model card."),
+]
+Private = Annotated[bool, typer.Option("--private", help="Make the Hub repository private.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything except write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it holds a model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+SourceRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of SOURCE on the Hub. Default: the main branch.")
+]
+CheckpointRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of CHECKPOINT on the Hub. Default: the main branch.")
+]
+TextFiles = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        metavar="FILE...",
+        help="Text files with one sentence or paragraph a line. Write bo=FILE, or start the file name with the "
+        "language, for example bo.news.txt. Put this option last or before another option.",
+    ),
+]
+EvalFiles = Annotated[
+    list[str],
+    typer.Option("--eval", metavar="FILE...", help="Text files to measure the tokenizer on. Default: the corpus."),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="PNG file for a plot of tokens per word and <unk> before and after. Default: no plot."
+    ),
+]
 
-main = typer.Typer(add_completion=False, no_args_is_help=True, help="Models that write, made from XLM-R encoders.")
+Languages = Annotated[
+    list[str],
+    typer.Option(
+        metavar="CODE...",
+        help="Languages that get a tag. Put this option last or before another option. Default: none.",
+    ),
+]
+NormalLayerInterval = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Insert a randomly initialised layer after every N copied layers (X in the paper)."
+    ),
+]
+LayerMapOption = Annotated[
+    LayerMap,
+    typer.Option(
+        help="Encoder layers of each decoder layer. `same`: one encoder layer. `interleaved`: two encoder layers, so "
+        "that the decoder has half as many copied layers."
+    ),
+]
+DecoderInitOption = Annotated[
+    DecoderInit | None,
+    typer.Option(
+        help="How to initialise the decoder. `silent`: copied weights, new sublayers start at zero. `shared`: copied "
+        "weights as in the paper. `random`: no copied weights. Default: `silent`, or `shared` with `--weight-sharing "
+        "tied`, `--layer-map interleaved` or `--normal-layers copy`."
+    ),
+]
+NormalLayersOption = Annotated[
+    NormalLayers,
+    typer.Option(
+        help="Layers to insert. `random`: new layers. `copy`: copies of the layer before. `none`: no layers."
+    ),
+]
+WeightSharingOption = Annotated[
+    WeightSharing,
+    typer.Option(help="How the decoder uses the encoder's weights. `init`: separate copies. `tied`: same tensors."),
+]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(help="Data type of the new weights. Default: the data type of SOURCE.")
+]
+PushToHub = Annotated[
+    str | None, typer.Option(metavar="REPO", help="Upload OUTPUT to this Hub repository, as owner/name.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed for new weights.")]
 
-vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM checkpoint.")
-
+main = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Convert XLM-R encoders to encoder-decoder models."
+)
+vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM model.")
 main.add_typer(vocab, name="vocab")
 
 
 class SeveralValues(TyperCommand):
-    """Lets `--languages bo ug kk` take several words, as argparse users write it."""
+    """A command whose list options accept several words, such as `--languages bo ug kk`."""
 
     options = ("--languages", "--corpus", "--eval")
 
@@ -77,8 +146,8 @@ class SeveralValues(TyperCommand):
 
 
 @contextlib.contextmanager
-def one_sentence_errors(debug: bool, when_interrupted: str = "nothing was written.") -> Iterator[None]:
-    """Say what went wrong in one sentence and exit with 1, with the traceback before it under --debug."""
+def report_errors(debug: bool, when_interrupted: str = "nothing was written.") -> Iterator[None]:
+    """Print an error on one line and exit with code 1. With `debug`, print the traceback first."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -91,58 +160,45 @@ def one_sentence_errors(debug: bool, when_interrupted: str = "nothing was writte
         raise typer.Exit(1) from error
 
 
-def state_of(output: Path, dry_run: bool) -> str:
+def describe_output(output: Path, dry_run: bool) -> str:
+    """Return whether the output exists, for the message of an interrupted command."""
     return "nothing was written." if dry_run else f"{output} is written."
 
 
-@main.command(cls=SeveralValues)
-def convert(
-    source: Annotated[str, typer.Argument(help="The encoder: Hub id or folder.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.")],
-    revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
-    languages: Annotated[
-        list[str], typer.Option(metavar="CODE...", help="Languages that get a tag; last, or before another option.")
-    ] = (),
-    normal_layer_interval: Annotated[
-        int, typer.Option(help="A normal layer after every so many custom ones but the last.")
-    ] = 3,
-    layer_map: Annotated[LayerMap, typer.Option(help="Which encoder layers a custom layer is made from.")] = "same",
-    decoder_init: Annotated[
-        DecoderInit | None,
-        typer.Option(
-            help="Silent: the decoder starts as the encoder is. Shared: as in the paper. Random: no copies. Default: "
-            "silent, or shared with tied, interleaved or copy."
-        ),
-    ] = None,
-    normal_layers: Annotated[
-        NormalLayers, typer.Option(help="Copy: of the custom layer before it. None: no normal layers.")
-    ] = "random",
-    weight_sharing: Annotated[
-        WeightSharing, typer.Option(help="Tied: custom layers are the encoder's layers, trained as one.")
-    ] = "init",
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the result; by default the source's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of what starts random.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Push OUTPUT to owner/name.")] = None,
+@main.command("convert", cls=SeveralValues)
+def convert_command(
+    source: Annotated[str, typer.Argument(help="Encoder to convert: Hub id or folder.")],
+    output: Output,
+    revision: SourceRevision = None,
+    languages: Languages = (),
+    normal_layer_interval: NormalLayerInterval = 3,
+    layer_map: LayerMapOption = "same",
+    decoder_init: DecoderInitOption = None,
+    normal_layers: NormalLayersOption = "random",
+    weight_sharing: WeightSharingOption = "init",
+    dtype: DtypeOption = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    push_to_hub: PushToHub = None,
     license: License = None,
     private: Private = False,
     debug: Debug = False,
 ):
-    """Make an encoder-decoder from an XLM-R-shaped encoder."""
-    with one_sentence_errors(debug):
+    """Convert an encoder to an encoder-decoder model."""
+    with report_errors(debug):
         if private and push_to_hub is None:
-            raise ConversionError("--private is of the repository that --push-to-hub names; give that, too.")
+            raise ConversionError("`--private` needs `--push-to-hub REPO`.")
         if push_to_hub is not None:
             check_destination(push_to_hub, source, revision, license)
-        report = convert_checkpoint(
+        report = convert(
             source,
             output,
             overwrite=overwrite,
             dry_run=dry_run,
             license=license,
             revision=revision,
-            languages=" ".join(languages).split(),
+            languages=split_codes(languages),
             normal_layer_interval=normal_layer_interval,
             layer_map=layer_map.value,
             decoder_init=decoder_init.value if decoder_init else None,
@@ -151,40 +207,49 @@ def convert(
             dtype=dtype.value if dtype else None,
             seed=seed,
         )
-    with one_sentence_errors(debug, state_of(output, dry_run)):
+    with report_errors(debug, describe_output(output, dry_run)):
         console = Console()
         report.print(console)
         if not languages:
-            console.print("No language has a tag; --languages bo zh, for two, would give them one each.")
+            console.print("No language has a tag. To add tags, pass --languages, for example --languages bo zh.")
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
         if push_to_hub is not None and not dry_run:
             files = list_files(console, output, push_to_hub, license)
             console.print(f"Pushed: {upload(files, push_to_hub, private)}", soft_wrap=True)
 
 
-@main.command(cls=SeveralValues)
-def convert_released(
-    path: Annotated[Path, typer.Argument(help="The released file of weights.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.")],
-    encoder: Annotated[str, typer.Option(help="Hub id or folder of its encoder, for config and tokenizer.")],
+@main.command("convert-released", cls=SeveralValues)
+def convert_released_command(
+    path: Annotated[Path, typer.Argument(help="Weight file of the release.")],
+    output: Output,
+    encoder: Annotated[str, typer.Option(help="Encoder of the release, for config and tokenizer: Hub id or folder.")],
     languages: Annotated[
         list[str],
-        typer.Option(metavar="CODE...", help="Languages that it has tags for; last, or before another option."),
+        typer.Option(
+            metavar="CODE...",
+            help="Languages of the tags in the file, in the order of their ids. Put this option last or before "
+            "another option. Default: none.",
+        ),
     ] = (),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ):
-    """Make a checkpoint of the weights that the paper's authors released."""
-    with one_sentence_errors(debug):
-        codes = " ".join(languages).split()
-        report = convert_release(path, encoder, output, languages=codes, overwrite=overwrite)
+    """Convert the weights that the paper's authors released."""
+    with report_errors(debug):
+        report = convert_released(path, encoder, output, languages=split_codes(languages), overwrite=overwrite)
         console = Console()
         report.print(console)
         console.print(f"Written to {output}.")
 
 
+def split_codes(languages: list[str]) -> list[str]:
+    """Return language codes that are separate words or words of one argument, such as "bo ug kk"."""
+    return " ".join(languages).split()
+
+
 def list_files(console: Console, folder: Path, repo_id: str, license: str | None) -> dict[str, Path | bytes]:
-    files = collect(folder, repo_id, license)
+    """Check a model and print the files that a push sends. Return the files by name."""
+    files = collect_files(folder, repo_id, license)
     table = Table("file", "size", title=f"{folder} → {repo_id}", title_justify="left", box=None)
     for name, content in files.items():
         table.add_row(name, decimal(len(content) if isinstance(content, bytes) else content.stat().st_size))
@@ -192,20 +257,28 @@ def list_files(console: Console, folder: Path, repo_id: str, license: str | None
     return files
 
 
-@main.command()
-def push(
-    folder: Annotated[Path, typer.Argument(help="The folder with model and tokenizer.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="owner/name; made if it does not exist.")],
+@main.command("push")
+def push_command(
+    folder: ModelFolder,
+    repo_id: Annotated[
+        str,
+        typer.Argument(metavar="REPO", help="Hub repository, as owner/name. It is created if it does not exist."),
+    ],
     license: License = None,
     private: Private = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch to push to. It is created if it does not exist. Default: the main branch."),
+    ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
-    commit_message: Annotated[str, typer.Option(help="First line of the commit.")] = "Upload XLM-SWCM model",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list, and send nothing.")] = False,
+    commit_message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload XLM-SWCM model",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the model and list the files, but upload nothing.")
+    ] = False,
     debug: Debug = False,
 ):
-    """Check a model and send it to the Hub, with a filled model card, in one commit."""
-    with one_sentence_errors(debug, "push again: what has arrived is not sent twice."):
+    """Check a model and upload it to the Hub in one commit, with a model card."""
+    with report_errors(debug, "push again. Files that have arrived are not sent twice."):
         console = Console(soft_wrap=True, highlight=False)
         files = list_files(console, folder, repo_id, license)
         if dry_run:
@@ -214,93 +287,74 @@ def push(
             console.print(f"Pushed: {upload(files, repo_id, private, revision, create_pr, commit_message)}")
 
 
-@main.command()
-def inspect(
-    source: Annotated[str, typer.Argument(help="Hub id or folder of an XLM-SWCM model.")],
-    revision: Annotated[str | None, typer.Option(help="Revision of SOURCE on the Hub.")] = None,
+@main.command("inspect")
+def inspect_command(
+    source: Annotated[str, typer.Argument(help="XLM-SWCM model: Hub id or folder.")],
+    revision: SourceRevision = None,
     debug: Debug = False,
 ):
-    """Show what a model is, without downloading its weights."""
-    with one_sentence_errors(debug):
-        inspect_checkpoint(source, revision).print(Console(soft_wrap=True))
+    """Show layers, parameters and origin of a model without downloading its weights."""
+    with report_errors(debug):
+        inspect(source, revision).print(Console(soft_wrap=True))
 
 
-@main.command()
-def refresh(
-    folder: Annotated[Path, typer.Argument(help="Folder of an XLM-SWCM model.")],
-    debug: Debug = False,
-):
-    """Replace the code that travels with a saved model with the code of the installed package."""
-    with one_sentence_errors(debug):
+@main.command("refresh")
+def refresh_command(folder: ModelFolder, debug: Debug = False):
+    """Replace the code that is saved with a model by the code of the installed package."""
+    with report_errors(debug):
         changed = replace_code(folder, read_folder_config(folder))
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"Replaced in {folder}: {', '.join(changed)}." if changed else f"{folder} is up to date.")
 
 
-@main.command()
-def export(
-    folder: Annotated[Path, typer.Argument(help="The folder with model and tokenizer.")],
-    output: Annotated[Path, typer.Argument(help="The folder to write.")],
-    quantize: Annotated[Quantization, typer.Option(help="Int8: smaller and faster, with other roundings.")] = "none",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")] = False,
+@main.command("export")
+def export_command(
+    folder: ModelFolder,
+    output: Output,
+    quantize: Annotated[
+        Quantization,
+        typer.Option(help="Quantisation of the weights. `int8`: smaller and faster, but outputs can differ."),
+    ] = "none",
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ):
-    """Write a model that runs on a CPU with OpenVINO, without PyTorch."""
-    with one_sentence_errors(debug):
-        files = export_checkpoint(folder, output, quantize=quantize.value, overwrite=overwrite)
+    """Export a model that runs on a CPU with OpenVINO, without PyTorch."""
+    with report_errors(debug):
+        files = export(folder, output, quantize=quantize.value, overwrite=overwrite)
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"Written to {output}: {', '.join(f'{name} ({decimal(size)})' for name, size in files.items())}")
 
 
-Checkpoint = Annotated[str, typer.Argument(help="An encoder or XLM-SWCM model: Hub id or folder.")]
-
-Output = Annotated[Path, typer.Argument(help="The folder to write.")]
-
-TextFiles = Annotated[
-    list[str],
-    typer.Option(
-        "--corpus",
-        metavar="FILE...",
-        help="Text, a sentence or paragraph a line: bo=FILE, or a file named by its language up to the first dot. "
-        "Several; last, or before another option.",
-    ),
-]
-
-EvalFiles = Annotated[
-    list[str], typer.Option("--eval", metavar="FILE...", help="Text to measure with; by default the corpus.")
-]
-
-Plot = Annotated[Path | None, typer.Option(help="Draw tokens per word and <unk> before and after, as a PNG.")]
-
-Revision = Annotated[str | None, typer.Option(help="Revision of CHECKPOINT on the Hub.")]
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write.")]
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it is there.")]
-
-
-@vocab.command(cls=SeveralValues)
-def extend(
+@vocab.command("extend", cls=SeveralValues)
+def extend_command(
     checkpoint: Checkpoint,
     output: Output,
     corpus: TextFiles,
-    size: Annotated[int, typer.Option(help="Pieces to learn; those that the vocabulary lacks are added.")],
-    init: Annotated[Init, typer.Option(help="How the rows of new pieces start.")] = "mean-of-pieces",
+    size: Annotated[
+        int, typer.Option(metavar="N", help="Number of tokens to learn. Tokens that the vocabulary lacks are added.")
+    ],
+    init: Annotated[
+        EmbeddingInit,
+        typer.Option(
+            help="How to initialise the embeddings of new tokens. `mean-of-pieces`: the mean of the embeddings of the "
+            "old tokens. `random`: random embeddings."
+        ),
+    ] = "mean-of-pieces",
     evaluate: EvalFiles = (),
     plot: Plot = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Of the sample to learn from, and of random rows.")
+        int, typer.Option(min=0, max=MAX_SEED, help="Random seed for the text sample and new embeddings.")
     ] = 0,
-    revision: Revision = None,
+    revision: CheckpointRevision = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
-    """Learn new pieces from text: scripts that XLM-R cannot read, words that it cuts too small."""
-    with one_sentence_errors(debug):
+    """Add tokens that are learned from text, for scripts and words that the tokenizer splits badly."""
+    with report_errors(debug):
         if plot is not None:
-            check_plot(plot)
-        report = extend_vocabulary(
+            check_plot_path(plot)
+        report = extend(
             checkpoint,
             output,
             corpus=corpus,
@@ -312,35 +366,45 @@ def extend(
             overwrite=overwrite,
             dry_run=dry_run,
         )
-    show(report, output, plot, dry_run, debug)
+    print_vocabulary_report(report, output, plot, dry_run, debug)
 
 
-@vocab.command(cls=SeveralValues)
-def trim(
+@vocab.command("trim", cls=SeveralValues)
+def trim_command(
     checkpoint: Checkpoint,
     output: Output,
     corpus: TextFiles,
-    min_count: Annotated[int | None, typer.Option(help="Keep pieces that occur so often.")] = None,
-    size: Annotated[int | None, typer.Option(help="Keep so many pieces.")] = None,
+    min_count: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep tokens that occur at least N times in the corpus. Default: not used."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(metavar="N", help="Number of tokens to keep. Default: not used.")] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
-            help="Keep what makes up this share of each language's tokens; 0.9999 if none of the three is given."
+            help="Keep the tokens that make up this share of each language's text (above 0, at most 1). Default: "
+            "0.9999, if neither `--min-count` nor `--size` is set."
         ),
     ] = None,
-    pad_to_multiple_of: Annotated[int, typer.Option(help="Of the rows; those added are never written.")] = 1,
+    pad_to_multiple_of: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Round the number of embeddings up to a multiple of N. The extra embeddings are never generated.",
+        ),
+    ] = 1,
     evaluate: EvalFiles = (),
     plot: Plot = None,
-    revision: Revision = None,
+    revision: CheckpointRevision = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
-    """Keep the pieces that the languages of some text need, and every character that they are written with."""
-    with one_sentence_errors(debug):
+    """Keep the tokens that the languages of a corpus need, and all characters of the corpus."""
+    with report_errors(debug):
         if plot is not None:
-            check_plot(plot)
-        report = trim_vocabulary(
+            check_plot_path(plot)
+        report = trim(
             checkpoint,
             output,
             corpus=corpus,
@@ -353,11 +417,12 @@ def trim(
             overwrite=overwrite,
             dry_run=dry_run,
         )
-    show(report, output, plot, dry_run, debug)
+    print_vocabulary_report(report, output, plot, dry_run, debug)
 
 
-def show(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool, debug: bool):
-    with one_sentence_errors(debug, state_of(output, dry_run)):
+def print_vocabulary_report(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool, debug: bool):
+    """Print the report of a vocabulary change and draw its plot."""
+    with report_errors(debug, describe_output(output, dry_run)):
         console = Console(highlight=False)
         report.print(console)
         if plot is not None:

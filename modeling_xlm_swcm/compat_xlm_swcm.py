@@ -12,7 +12,7 @@ from importlib.metadata import version
 import torch
 
 
-# the version of this code, which travels to the Hub with a model
+# Version of this code. A model on the Hub contains a copy of it.
 VERSION = "0.2.0"
 MINIMUM_TRANSFORMERS = "5.20"
 
@@ -38,7 +38,7 @@ from transformers.utils.output_capturing import OutputRecorder  # noqa: E402
 # Transformers 5.24 renamed the cache of every forward, mask helper and model output. Goes with 5.23.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 OLD_CACHE = "past_key_values"
-# `return_dict` is for decorators of Transformers, `label_smoothing` for our own loss
+# Decorators of Transformers read `return_dict`. The loss of XLM-SWCM reads `label_smoothing`.
 KNOWN_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "label_smoothing"}
 
 
@@ -51,11 +51,16 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
     loss functions know raises an error. Without this check, a keyword that Transformers renames would be ignored.
 
     Args:
-        forward (`Callable`): The method.
-        ignored (`Iterable[str]`, *optional*): Keywords that Transformers passes to this module on purpose.
+        forward (`Callable`):
+            Method to decorate.
+        ignored (`Iterable[str]`, *optional*):
+            Unknown keywords that Transformers passes to this module. The module ignores them.
+
+    Returns:
+        `Callable`: the decorated method.
 
     Raises:
-        TypeError: an unknown keyword has a value other than `None`, or the cache is given twice.
+        TypeError: if an unknown keyword has a value other than `None`, or if the cache is given twice.
     """
     signature = inspect.signature(forward)
     known = signature.parameters.keys() | KNOWN_KEYWORDS

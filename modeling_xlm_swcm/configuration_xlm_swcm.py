@@ -1,6 +1,6 @@
 """Configuration of XLM-SWCM, an encoder-decoder whose decoder is built from the encoder's own weights."""
 
-# first, since it checks the version of Transformers
+# This import checks the version of Transformers, so it comes first.
 from .compat_xlm_swcm import check_transformers  # noqa: F401
 
 
@@ -10,7 +10,20 @@ from transformers import PreTrainedConfig
 
 
 def plan_decoder_blocks(num_custom_layers: int, normal_layer_interval: int | None) -> list[str]:
-    """The order of decoder layers: one normal layer after every `normal_layer_interval` custom ones, none at the end.
+    """
+    Return the types of the decoder layers, in order.
+
+    Args:
+        num_custom_layers (`int`):
+            Number of custom layers.
+        normal_layer_interval (`int` or `None`):
+            Number of custom layers before each normal layer. No normal layer follows the last custom layer. `None`
+            means no normal layers.
+
+    Returns:
+        `list[str]`: `"custom"` or `"normal"` for each layer.
+
+    Example:
 
     >>> plan_decoder_blocks(4, 2)
     ['custom', 'custom', 'normal', 'custom', 'custom']
@@ -28,38 +41,82 @@ class XLMSWCMConfig(PreTrainedConfig):
     r"""
     Configuration of [`XLMSWCMModel`] and [`XLMSWCMForConditionalGeneration`] (Su et al., ACL 2025, arXiv 2502.10852).
 
-    The encoder's fields carry XLM-R's names and meanings; the decoder has the same hidden size, heads and FFN size.
+    The fields of the encoder have XLM-R's names. The decoder has the hidden size, attention heads and FFN size of the
+    encoder.
 
     Args:
-        num_hidden_layers (`int`, defaults to 12): layers of the encoder.
-        max_position_embeddings (`int`, defaults to 514):
-            rows of the position table; `pad_token_id + 1` of them are reserved, so 514 rows serve 512 tokens.
-        normal_layer_interval (`int` or `None`, defaults to 3):
-            X of the paper: a normal layer follows every X custom layers, none after the last. `None` for no normal
-            layers. Only read where `decoder_blocks` is not given.
+        vocab_size (`int`, *optional*, defaults to 250002):
+            Size of the vocabulary, language tags included.
+        hidden_size (`int`, *optional*, defaults to 768):
+            Size of the hidden states.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Number of encoder layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Number of attention heads in each layer. Must divide `hidden_size`.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Inner size of each feed-forward network.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation function of the feed-forward networks, as a key of `transformers.activations.ACT2FN`.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout probability of the embeddings and of the output of each sublayer.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout probability of the attention weights.
+        max_position_embeddings (`int`, *optional*, defaults to 514):
+            Number of position embeddings. XLM-R reserves the first `pad_token_id + 1`, so 514 position embeddings
+            allow 512 tokens.
+        type_vocab_size (`int`, *optional*, defaults to 1):
+            Number of token types. XLM-R has one.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of new weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-05):
+            Epsilon of the LayerNorms.
+        normal_layer_interval (`int`, *optional*, defaults to 3):
+            Insert a normal layer after this many custom layers (X in the paper), but not after the last one. `None`
+            means no normal layers. Ignored if `decoder_blocks` is given.
         decoder_blocks (`list[str]`, *optional*):
-            The decoder's layers in order, each `"custom"` or `"normal"`. Derived if absent: one custom layer per
-            encoder layer, with normal layers put in between.
-        decoder_layers (`int`, *optional*): the length of `decoder_blocks`; caches are sized from it.
-        weight_sharing (`str`, defaults to `"init"`):
-            `"init"`: custom layers start as copies of encoder layers and are trained apart. `"tied"`: the k-th custom
-            layer uses the tensors of the k-th encoder layer, so that gradients add up and files hold them once.
-            LoRA and quantisers want `"init"`: they take a shared tensor for several, or skip it.
-        lm_head_transform (`bool`, defaults to `False`):
-            Whether a dense layer, GELU and LayerNorm come before the output projection, as in XLM-R's masked-LM head.
-        tie_word_embeddings (`bool`, defaults to `True`): the output projection is the word embedding matrix.
-        logits_in_training (`bool`, defaults to `False`):
-            Whether a model in training mode that is given labels returns `logits` beside the loss. By default it
-            does not: the loss is computed in chunks of tokens, and the logits of a batch are never held. Without
-            labels, and in evaluation mode, there are always logits.
+            Type of each decoder layer, in order: `"custom"` or `"normal"`. By default one custom layer for each
+            encoder layer, and normal layers as `normal_layer_interval` says.
+        decoder_layers (`int`, *optional*):
+            Number of decoder layers, which Transformers reads to size caches. By default the length of
+            `decoder_blocks`.
+        weight_sharing (`str`, *optional*, defaults to `"init"`):
+            How custom layers share weights with the encoder. `"init"`: custom layers start as copies of encoder
+            layers, and train independently. `"tied"`: a custom layer and its encoder layer use the same parameters,
+            which are saved once. Use `"init"` with LoRA and quantization, which do not support tied layers.
+        lm_head_transform (`bool`, *optional*, defaults to `False`):
+            Whether to apply a dense layer, GELU and LayerNorm before the output projection, as in the masked-LM head
+            of XLM-R.
+        tie_word_embeddings (`bool`, *optional*, defaults to `True`):
+            Whether the output projection uses the word embedding matrix.
+        logits_in_training (`bool`, *optional*, defaults to `False`):
+            Whether the model also returns logits in training mode when labels are given. By default it returns only
+            the loss, and computes the loss in chunks of tokens to save memory. In evaluation mode and without labels
+            the model always returns logits.
+        use_cache (`bool`, *optional*, defaults to `True`):
+            Whether the decoder returns its cache of keys and values.
+        is_encoder_decoder (`bool`, *optional*, defaults to `True`):
+            Always `True`.
+        is_decoder (`bool`, *optional*, defaults to `False`):
+            Always `False`. Transformers' XLM-R encoder reads this field.
+        add_cross_attention (`bool`, *optional*, defaults to `False`):
+            Always `False`. Transformers' XLM-R encoder reads this field.
+        pad_token_id (`int`, *optional*, defaults to 1):
+            Id of the padding token.
+        bos_token_id (`int`, *optional*, defaults to 0):
+            Id of the first token of a source.
+        eos_token_id (`int` or `list[int]`, *optional*, defaults to 2):
+            Id of the last token of a source or target. Generation stops at this token.
+        decoder_start_token_id (`int`, *optional*, defaults to 0):
+            Id of the first token of the decoder's input.
 
     Raises:
-        A validation error that names the field, for values that describe no model.
+        StrictDataclassError: if a value has the wrong type, or if the values do not fit together.
+        ValueError: if `normal_layer_interval` is below 1.
     """
 
     model_type = "xlm_swcm"
     block_types = ("custom", "normal")
-    # every class that a checkpoint can be loaded with, whichever of them is saved
+    # Every saved config names all classes, so that any of them can load the checkpoint.
     auto_classes = {
         "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
         "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
@@ -99,7 +156,7 @@ class XLMSWCMConfig(PreTrainedConfig):
         interval = self.normal_layer_interval
         if interval is not None and interval < 1:
             raise ValueError(
-                f"normal_layer_interval must be at least 1, or null for no normal layers; got {interval}."
+                f"normal_layer_interval must be at least 1 (got {interval}). Use null for no normal layers."
             )
         if self.decoder_blocks is None:
             custom, normal = self.block_types
@@ -116,41 +173,48 @@ class XLMSWCMConfig(PreTrainedConfig):
 
     @property
     def longest_input(self) -> int:
-        """Tokens of a source or a target, special ones included; XLM-R counts positions from `pad_token_id + 1`."""
+        """`int`: Maximum length of a source or target in tokens, special tokens included."""
+        # XLM-R's first position is `pad_token_id + 1`.
         return self.max_position_embeddings - self.pad_token_id - 1
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation, run at creation and before saving."""
+        """Raise a `ValueError` if the values do not fit together. `@strict` calls this method."""
+        self._validate_sizes()
+        self._validate_decoder()
+
+    def _validate_sizes(self):
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})."
+                f"num_attention_heads must divide hidden_size {self.hidden_size} (got {self.num_attention_heads})."
             )
         for name in ("vocab_size", "hidden_size", "intermediate_size", "type_vocab_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)}).")
         if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id must be from 0 to {self.vocab_size - 1}; got {self.pad_token_id}.")
+            raise ValueError(f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}).")
         if self.longest_input < 1:
             raise ValueError(
-                f"max_position_embeddings must be at least {self.pad_token_id + 2}, since positions are counted from "
-                f"pad_token_id + 1; got {self.max_position_embeddings}."
+                f"max_position_embeddings must be at least {self.pad_token_id + 2}, because the first position is "
+                f"pad_token_id + 1 (got {self.max_position_embeddings})."
             )
+
+    def _validate_decoder(self):
         unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
         if unknown or not self.decoder_blocks:
             known = '" and "'.join(self.block_types)
-            raise ValueError(f'decoder_blocks must be a list of "{known}"; got {unknown or "no layer"}.')
+            raise ValueError(f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}).')
         if self.decoder_layers != len(self.decoder_blocks):
             raise ValueError(
-                f"decoder_layers ({self.decoder_layers}) must be the length of decoder_blocks "
-                f"({len(self.decoder_blocks)})."
+                f"decoder_layers must be the length of decoder_blocks, {len(self.decoder_blocks)} "
+                f"(got {self.decoder_layers}). Leave out decoder_layers."
             )
         if self.weight_sharing not in ("init", "tied"):
-            raise ValueError(f'weight_sharing must be "init" or "tied"; got "{self.weight_sharing}".')
+            raise ValueError(f'weight_sharing must be "init" or "tied" (got "{self.weight_sharing}").')
         num_custom_layers = self.decoder_blocks.count("custom")
         if self.weight_sharing == "tied" and num_custom_layers != self.num_hidden_layers:
             raise ValueError(
-                f'weight_sharing "tied" needs one custom layer in decoder_blocks per encoder layer; got '
-                f"{num_custom_layers} for {self.num_hidden_layers}."
+                f'weight_sharing="tied" needs {self.num_hidden_layers} custom layers, one for each encoder layer '
+                f'(got {num_custom_layers}). Change decoder_blocks, or use weight_sharing="init".'
             )
 
 

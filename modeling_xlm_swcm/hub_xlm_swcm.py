@@ -1,4 +1,4 @@
-"""What goes with a model beside its weights: its conversion report and, where it pushes itself, tokenizer and card."""
+"""Save, load and push the files that accompany the weights: conversion report, tokenizer and model card."""
 
 import json
 import re
@@ -11,32 +11,36 @@ from huggingface_hub import file_exists
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 
-# one of Transformers' loggers, so that its verbosity holds
+# The name puts the logger under Transformers' verbosity settings.
 logger = logging.get_logger(f"transformers.{__name__}")
 
 REPORT = "conversion_report.json"
 REPORT_FIELDS = {"source": str, "options": dict, "counts": dict}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_swcm.py", "compat_xlm_swcm.py")
-# of the cards that Transformers writes: a model's or tokenizer's, and the Trainer's
+# This text stands in the cards that Transformers and its Trainer write.
 TRANSFORMERS_CARD = r"model card has been (automatically generated\.|generated automatically according to)"
 
 
 class XLMSWCMHubMixin:
     """
+    Add the conversion report, tokenizer and model card to `from_pretrained`, `save_pretrained` and `push_to_hub`.
+
     Attributes:
-        conversion_report (`dict` or `None`): what the model was made from; it is saved and pushed with the model.
-        fill_card: (folder, repository id, report) -> a model card. The package sets it; without the package a push
-            has Transformers' own card.
+        conversion_report (`dict`, *optional*):
+            Source, options and tensor counts of the conversion. Saved and pushed with the model.
+        fill_card (`Callable`, *optional*):
+            Function of folder, repository id and report that returns a model card. The package `modeling_xlm_swcm`
+            sets it. Without the package, a push writes Transformers' own card.
     """
 
     conversion_report: dict | None = None
     fill_card: Callable[[Path, str, dict], str] | None = None
-    # repository, and what it was loaded with; or folder, wherever the process may stand by then
+    # Repository id and loading options, or the absolute path of a folder.
     _loaded_from: tuple[str, dict] | Path | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *model_args, **kwargs):
-        # never the token, which would be saved with a model that is pickled
+        # The token stays out, because a pickled model would contain it.
         options = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if kwargs.get(name)}
         access = {name: kwargs[name] for name in ("token", "local_files_only") if kwargs.get(name)}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -50,7 +54,7 @@ class XLMSWCMHubMixin:
         return loaded
 
     def _find_beside_weights(self, name: str, **access) -> str | Path | None:
-        """A file of the folder or repository that the model was loaded from, if there is one."""
+        """Return the path of a file in the folder or repository that the model was loaded from, or None."""
         if self._loaded_from is None:
             return None
         if isinstance(self._loaded_from, Path):
@@ -78,7 +82,7 @@ class XLMSWCMHubMixin:
             (folder / REPORT).write_text(text, encoding="utf-8")
 
     def _upload_modified_files(self, working_dir: str | PathLike, repo_id: str, *args, **kwargs):
-        # both `push_to_hub` and `save_pretrained(push_to_hub=True)` come here
+        # `push_to_hub` and `save_pretrained(push_to_hub=True)` both call this method.
         folder = Path(working_dir)
         self._save_report(folder)
         place = {name: kwargs.get(name) for name in ("revision", "token")}
@@ -87,7 +91,7 @@ class XLMSWCMHubMixin:
                 if (path := self._find_beside_weights(name, token=place["token"])) is not None:
                     shutil.copyfile(path, folder / name)
         card = folder / "README.md"
-        # adapters are saved without a config, and keep Transformers' card
+        # A folder without a config holds an adapter, which keeps Transformers' card.
         can_fill = (
             self.conversion_report is not None and self.fill_card is not None and (folder / CONFIG_NAME).is_file()
         )
@@ -97,32 +101,41 @@ class XLMSWCMHubMixin:
 
 
 def read_report(path: str | PathLike) -> dict | None:
-    """A conversion report as everybody may see it, or None and a warning if the file is damaged."""
+    """Return a conversion report without local paths, or warn and return None if the file is damaged."""
     try:
         return without_paths(parse_report(path))
     except ValueError as error:
-        logger.warning(f"{path} is no conversion report ({error}); the model goes on without one.")
+        logger.warning(f"{path} is not a conversion report: {error}. The model is loaded without a report.")
         return None
 
 
 def parse_report(path: str | PathLike) -> dict:
     """
+    Read a conversion report and check its fields.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            JSON file.
+
+    Returns:
+        `dict`: the report.
+
     Raises:
-        ValueError: it is no JSON, or no conversion report.
+        ValueError: if the file is not JSON, or lacks a field of a conversion report.
     """
     report = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(report, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("the file is not a JSON object")
     for name, kind in REPORT_FIELDS.items():
         if not isinstance(report.get(name), kind):
-            raise ValueError(f"it lacks {name}")
+            raise ValueError(f"the field {name} is missing or has the wrong type")
     if missing := {"copied", "new", "dropped"} - report["counts"].keys():
-        raise ValueError(f"its counts lack {sorted(missing)[0]}")
+        raise ValueError(f"the counts lack {sorted(missing)[0]}")
     return report
 
 
 def without_paths(report: dict) -> dict:
-    """The report with the names alone of files and folders: where they lie on this machine is nobody's business."""
+    """Return the report with each absolute path shortened to its last part, so that local paths stay private."""
     shortened = {}
     for name, value in report.items():
         if isinstance(value, dict):

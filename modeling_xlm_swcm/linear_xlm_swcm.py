@@ -1,72 +1,96 @@
-"""Products with the weights of a model and what stands between them, fast, and with little left for the way back."""
+"""Linear layers, activations and dropout that need less time or memory than PyTorch's modules, with equal results."""
 
 import torch
 from torch import nn
 from transformers.activations import GELUActivation
 
 
-def product_dtype(states: torch.Tensor) -> torch.dtype:
+def compute_dtype(states: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which a linear layer computes: the dtype of autocast if enabled, or else of `states`."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-def is_plain(linear: nn.Module) -> bool:
-    """Whether a projection is a product and nothing else; with adapters, quantisers and hooks it is more."""
-    return type(linear) is nn.Linear and is_unhooked(linear)
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return True if `module` is an `nn.Linear` without adapters, quantization, hooks or a patched method."""
+    return type(module) is nn.Linear and is_unhooked(module)
 
 
 def is_unhooked(module: nn.Module) -> bool:
-    """Whether to call a module is to call the `forward` of its class, and nothing else."""
+    """Return True if calling `module` runs only its class's `forward`: no hooks, no patched method."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not any(hooks) and "forward" not in vars(module)
 
 
-def project(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+def fast_linear(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     """
-    `linear(states)`, of shape (..., in_features) -> (..., out_features).
+    Return `linear(states)`, with oneDNN for float32 inference on a CPU.
 
-    In float32 inference on a CPU the product is oneDNN's: with the few rows of a decoding step it reads the weights up
-    to twice as fast as what `nn.Linear` calls. `torch.backends.mkldnn.flags(enabled=False)` turns it off.
+    For the few rows of a decoding step oneDNN reads the weights up to twice as fast as `nn.Linear`. Turn it off with
+    `torch.backends.mkldnn.flags(enabled=False)`.
+
+    Args:
+        linear (`nn.Linear`):
+            Layer. A layer with hooks, an adapter or quantized weights is called as usual.
+        states (`torch.Tensor` of shape `(..., in_features)`):
+            Input of the layer.
+
+    Returns:
+        `torch.Tensor` of shape `(..., out_features)`: output of the layer.
     """
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if is_traced or linear.training or torch.is_grad_enabled() or not _suits_onednn(linear, states):
+    if is_traced or linear.training or torch.is_grad_enabled() or not _supports_onednn(linear, states):
         return linear(states)
     return torch.ops.mkldnn._linear_pointwise(states, linear.weight, linear.bias, "none", [], "")
 
 
-def _suits_onednn(linear: nn.Linear, states: torch.Tensor) -> bool:
+def _supports_onednn(linear: nn.Linear, states: torch.Tensor) -> bool:
     return (
-        is_plain(linear)
-        and type(linear.weight) is nn.Parameter  # quantised and sharded weights are of other types
+        is_plain_linear(linear)
+        # Quantized and sharded weights have other types.
+        and type(linear.weight) is nn.Parameter
         and linear.weight.device.type == "cpu"
-        and linear.weight.dtype == product_dtype(states) == torch.float32
+        and linear.weight.dtype == compute_dtype(states) == torch.float32
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )
 
 
-def drop(dropout: nn.Dropout, states: torch.Tensor) -> torch.Tensor:
-    """`dropout(states)`, the same elements dropped; which they are takes a byte each, on a CPU otherwise a float."""
-    is_simple = type(dropout) is nn.Dropout and is_unhooked(dropout) and dropout.training and dropout.p > 0
-    if is_simple and states.device.type == "cpu" and not torch.compiler.is_compiling():
+def byte_mask_dropout(dropout: nn.Dropout, states: torch.Tensor) -> torch.Tensor:
+    """
+    Return `dropout(states)`, with a mask of one byte per element in training on a CPU.
+
+    PyTorch's mask takes the dtype of `states`, so four bytes in float32. Both masks drop the same elements.
+    """
+    is_plain = type(dropout) is nn.Dropout and is_unhooked(dropout) and dropout.training and dropout.p > 0
+    if is_plain and states.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.native_dropout(states, dropout.p, True)[0]
     return dropout(states)
 
 
-def activate_and_project(activation: nn.Module, linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+def activation_linear(activation: nn.Module, linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     """
-    `linear(activation(states))`, of shape (..., in_features) -> (..., out_features).
+    Return `linear(activation(states))`. For GELU, backward recomputes the activation instead of keeping it in memory.
 
-    For the way back only `states` are kept, and their GELU, which the product needs, is computed again.
+    Args:
+        activation (`nn.Module`):
+            Activation function. Functions other than GELU are called as usual.
+        linear (`nn.Linear`):
+            Layer after the activation.
+        states (`torch.Tensor` of shape `(..., in_features)`):
+            Input of the activation.
+
+    Returns:
+        `torch.Tensor` of shape `(..., out_features)`: output of the layer.
     """
     is_gelu = type(activation) is GELUActivation and is_unhooked(activation)
-    is_simple = is_gelu and is_plain(linear) and type(linear.weight) is nn.Parameter
-    if torch.is_grad_enabled() and is_simple and not torch.compiler.is_compiling():
-        return _GeluProduct.apply(states, linear.weight, linear.bias)
-    return project(linear, activation(states))
+    is_plain = is_gelu and is_plain_linear(linear) and type(linear.weight) is nn.Parameter
+    if torch.is_grad_enabled() and is_plain and not torch.compiler.is_compiling():
+        return _GeluLinear.apply(states, linear.weight, linear.bias)
+    return fast_linear(linear, activation(states))
 
 
-class _GeluProduct(torch.autograd.Function):
+class _GeluLinear(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod

@@ -1,16 +1,19 @@
-"""Cross-entropy over a large vocabulary, with and without holding the logits."""
+"""Cross-entropy over a large vocabulary, in chunks of tokens, so that the logits of a batch are never in memory."""
 
+import copy
 from functools import partial
 
 import torch
 from torch import nn
 
-from .linear_xlm_swcm import product_dtype
+from .linear_xlm_swcm import compute_dtype
 
 
-IGNORED = -100
-MAX_LOGITS = 2**25  # in one chunk: 128 MiB in float32
-ROWS = 2**10  # of the weight's gradient that are added to at once
+IGNORE_INDEX = -100
+# Number of logits in a chunk: 128 MiB in float32.
+MAX_LOGITS = 2**25
+# Number of rows of the weight's gradient in a block of `ChunkBuffer.add_product`.
+ROWS_PER_BLOCK = 2**10
 
 
 def cross_entropy(
@@ -21,12 +24,29 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     **kwargs,
 ) -> torch.Tensor:
-    """The loss of logits that are there: the sum over all labels but -100, divided as in `linear_cross_entropy`."""
+    """
+    Return the cross-entropy of logits.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, target_length, vocab_size)`):
+            Logits.
+        labels (`torch.LongTensor` of shape `(batch_size, target_length)`):
+            Token ids. The label -100 is ignored.
+        vocab_size (`int`):
+            Size of the vocabulary.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            Divisor of the summed loss. By default the number of labels that are not ignored.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Share of each label that is spread over the whole vocabulary.
+
+    Returns:
+        `torch.Tensor`: the loss, a scalar.
+    """
     labels = labels.to(logits.device)
     total = nn.functional.cross_entropy(
         logits.float().view(-1, vocab_size),
         labels.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="sum",
         label_smoothing=label_smoothing,
     )
@@ -44,68 +64,104 @@ def linear_cross_entropy(
     **kwargs,
 ) -> torch.Tensor:
     r"""
-    `cross_entropy(linear(hidden_states, weight, bias), labels)`, holding `max_logits` logits, or one token's, at once.
+    Return `cross_entropy(linear(hidden_states, weight, bias), labels)`, computed in chunks of tokens.
 
-    The tokens go through in chunks. While a chunk's logits are there, its share of all gradients is computed too, so
-    that no product is done twice; backward has only to hand them on.
+    Forward also computes the gradients of each chunk, while the logits of the chunk are in memory. So no matrix
+    product is computed twice, and backward only returns the gradients.
 
     Args:
-        hidden_states: of shape (batch, target_len, hidden_size).
-        weight, bias: of shape (vocab_size, hidden_size) and (vocab_size,). What needs no gradient costs none.
-        labels: of shape (batch, target_len); -100 where no loss is wanted.
-        num_items_in_batch: what the sum is divided by; by default the number of labels but -100.
-        label_smoothing: share of each label that is spread over the whole vocabulary.
+        hidden_states (`torch.Tensor` of shape `(batch_size, target_length, hidden_size)`):
+            Input of the output projection.
+        weight (`torch.Tensor` of shape `(vocab_size, hidden_size)`):
+            Weight of the output projection.
+        bias (`torch.Tensor` of shape `(vocab_size,)`):
+            Bias of the output projection.
+        labels (`torch.LongTensor` of shape `(batch_size, target_length)`):
+            Token ids. The label -100 is ignored.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            Divisor of the summed loss. By default the number of labels that are not ignored.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Share of each label that is spread over the whole vocabulary.
+        max_logits (`int`, *optional*, defaults to 33554432):
+            Maximum number of logits in a chunk. A chunk has at least one token.
+
+    Returns:
+        `torch.Tensor`: the loss, a scalar.
 
     Raises:
-        RuntimeError: a gradient of its gradient is wanted.
+        RuntimeError: if backward runs twice, or with `create_graph=True`.
     """
     device = hidden_states.device
     labels = labels.to(device)
     scale = 1 / _divisor(labels, num_items_in_batch)
-    dtype = product_dtype(hidden_states)
+    dtype = compute_dtype(hidden_states)
     hidden_states, labels = hidden_states.flatten(0, -2), labels.flatten()
-    if not torch.compiler.is_compiling():  # which knows no shapes that depend on values
-        kept = labels != IGNORED
+    # torch.compile does not support shapes that depend on values.
+    if not torch.compiler.is_compiling():
+        kept = labels != IGNORE_INDEX
         hidden_states, labels = hidden_states[kept], labels[kept]
     if not torch.is_grad_enabled():
         weight, bias = weight.detach(), bias.detach()
-    most = max(1, max_logits // len(weight))
-    num_chunks = max(1, -(-len(labels) // most))
+    chunk_size = max(1, max_logits // len(weight))
+    num_chunks = max(1, -(-len(labels) // chunk_size))
     with torch.autocast(device.type, enabled=False):
         return _LinearCrossEntropy.apply(
             hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype
         )
 
 
-class OneGradient:
+class SharedEmbedding:
     """
-    Within this context `embeddings`, which all have `weight`, have but one gradient, in common with the loss.
+    Word embeddings that share one gradient with the output projection, to save memory in training.
 
-    Every use of a word embedding matrix has a gradient of the matrix's size, and autograd adds them up. Here the rows'
-    gradients are added into that of `self.weight`, which is to be multiplied with afterwards, outside of the context.
-    Hooks of the embeddings are called as ever. What is computed in this way can be gone back through once.
+    By default each use of the word embedding matrix gets a gradient of the size of the matrix, and autograd adds these
+    gradients up. Here each lookup returns rows, and also replaces `self.weight` by an alias. The loss uses the last
+    alias, so backward starts at the loss and visits the lookups in turn. Each lookup adds the gradient of its rows to
+    the gradient of the loss, in place. Backward can therefore run only once.
+
+    Use a new object for each forward. First look up all embeddings, then compute the loss with `self.weight`:
+
+    ```python
+    shared_embedding = SharedEmbedding(lm_head.weight)
+    inputs_embeds = shared_embedding.look_up(word_embeddings, input_ids)
+    ...
+    loss = linear_cross_entropy(hidden_states, shared_embedding.weight, lm_head.bias, labels)
+    ```
+
+    Args:
+        weight (`nn.Parameter` of shape `(vocab_size, hidden_size)`):
+            Weight of the output projection.
     """
 
-    def __init__(self, weight: nn.Parameter, embeddings: list[nn.Embedding]):
+    def __init__(self, weight: nn.Parameter):
+        self.parameter = weight
         self.weight = weight
-        self.embeddings = embeddings
 
-    def __enter__(self) -> "OneGradient":
-        for embedding in self.embeddings:
-            embedding.forward = partial(self._look_up, embedding.padding_idx)
-        return self
+    def supports(self, embedding: nn.Module) -> bool:
+        """Return True if `embedding` is an `nn.Embedding` of the same weight, without adapters or extra options."""
+        return (
+            type(embedding) is nn.Embedding
+            and "forward" not in vars(embedding)
+            and embedding.weight is self.parameter
+            and embedding.max_norm is None
+            and not embedding.scale_grad_by_freq
+            and not embedding.sparse
+        )
 
-    def __exit__(self, *exception):
-        for embedding in self.embeddings:
-            del embedding.forward
+    def look_up(self, embedding: nn.Embedding, tokens: torch.LongTensor) -> torch.Tensor:
+        """Return `embedding(tokens)`, and run its hooks. The gradient is added to the gradient of `self.weight`."""
+        # The hooks run on a shallow copy, because other threads may use the module at the same time.
+        module = copy.copy(embedding)
+        module.forward = partial(self._look_up, padding_idx=embedding.padding_idx)
+        return module(tokens)
 
-    def _look_up(self, padding_idx: int | None, tokens: torch.LongTensor) -> torch.Tensor:
+    def _look_up(self, tokens: torch.LongTensor, padding_idx: int | None) -> torch.Tensor:
         self.weight, rows = _LookUp.apply(self.weight, tokens, padding_idx)
         return rows
 
 
 class _LookUp(torch.autograd.Function):
-    """The weight, and rows of it."""
+    """Return an alias of the weight, and the rows of `tokens`."""
 
     @staticmethod
     def forward(ctx, weight, tokens, padding_idx):
@@ -124,36 +180,35 @@ class _LookUp(torch.autograd.Function):
 
 def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
     if num_items_in_batch is None:
-        return (labels != IGNORED).sum()
+        return (labels != IGNORE_INDEX).sum()
     return torch.as_tensor(num_items_in_batch, device=labels.device)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype):
-        """`dtype` is that of the products; sums are float32 at least."""
+        """Compute loss and gradients. Products have the dtype `dtype`, sums at least float32."""
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         sum_dtype = torch.promote_types(dtype, torch.float32)
         loss = torch.zeros((), dtype=sum_dtype, device=weight.device)
         d_hidden = []
         d_weight = torch.zeros_like(weight, dtype=sum_dtype) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=sum_dtype) if needs_bias else None
-        matrix, offset = weight.to(dtype), bias.to(dtype)
+        compute_weight, compute_bias = weight.to(dtype), bias.to(dtype)
         chunks = hidden_states.to(dtype).chunk(num_chunks)
-        # for all chunks the same room: memory that is new to the process costs time
-        room = _Room(len(chunks[0]), weight, dtype, sum_dtype)
+        buffer = ChunkBuffer(len(chunks[0]), weight, dtype, sum_dtype)
         for states, targets in zip(chunks, labels.chunk(num_chunks), strict=True):
             targets = targets[:, None]
-            kept = targets != IGNORED
+            kept = targets != IGNORE_INDEX
             targets = targets.masked_fill(~kept, 0)
-            logits = room.logits(states, matrix, offset)
+            logits = buffer.logits(states, compute_weight, compute_bias)
             logits -= logits.amax(-1, keepdim=True)
-            aimed_at = (1 - label_smoothing) * logits.gather(1, targets)
+            target_logits = (1 - label_smoothing) * logits.gather(1, targets)
             if label_smoothing:
-                aimed_at += label_smoothing * logits.mean(-1, keepdim=True)
+                target_logits += label_smoothing * logits.mean(-1, keepdim=True)
             exponentials = logits.exp_()
             total = exponentials.sum(-1, keepdim=True)
-            loss += (total.log() - aimed_at).masked_fill(~kept, 0).sum()
+            loss += (total.log() - target_logits).masked_fill(~kept, 0).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
 
@@ -164,11 +219,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_logits.scatter_add_(1, targets, factor * (label_smoothing - 1))
             if needs_bias:
                 d_bias += d_logits.sum(0)
-            d_logits = room.narrow_logits(d_logits)
+            d_logits = buffer.to_compute_dtype(d_logits)
             if needs_hidden:
-                d_hidden.append(d_logits @ matrix)
+                d_hidden.append(d_logits @ compute_weight)
             if needs_weight:
-                room.add_product(d_weight, d_logits, states)
+                buffer.add_product(d_weight, d_logits, states)
         ctx.save_for_backward(
             torch.cat(d_hidden).to(hidden_states.dtype) if needs_hidden else None,
             d_weight.to(weight.dtype) if needs_weight else None,
@@ -180,46 +235,68 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_loss):
         try:
             gradients = ctx.saved_tensors
-        except RuntimeError as error:  # `OneGradient` has added to them, or they are gone
+        except RuntimeError as error:
+            # An earlier backward freed the gradients, or `SharedEmbedding` added to them.
             raise RuntimeError(
-                "The loss in chunks goes back only once: leave out retain_graph, or set logits_in_training."
+                "backward can run only once for the loss in chunks. Remove retain_graph, or set "
+                "config.logits_in_training."
             ) from error
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 raise RuntimeError(
-                    "The loss in chunks has no second derivative: leave out create_graph, or set logits_in_training."
+                    "The loss in chunks has no second derivative. Remove create_graph, or set "
+                    "config.logits_in_training."
                 )
-            if d_loss.device.type == "cpu" and d_loss == 1:  # a copy of the large ones less
+            # Avoid a copy of the gradients. Other devices would have to synchronize to compare.
+            if d_loss.device.type == "cpu" and d_loss == 1:
                 return *gradients, None, None, None, None, None
         scaled = (gradient if gradient is None else gradient * d_loss for gradient in gradients)
         return *scaled, None, None, None, None, None
 
 
-class _Room:
-    """Memory for the logits of a chunk, and for the parts of a product that is added to the gradient of the weight."""
+class ChunkBuffer:
+    """
+    Memory for the logits of one chunk, and for one block of the product of `add_product`.
 
-    def __init__(self, tokens: int, weight: torch.Tensor, dtype: torch.dtype, sum_dtype: torch.dtype):
-        self.is_wide = dtype == sum_dtype
-        kinds = (sum_dtype,) if self.is_wide else (dtype, sum_dtype)
-        self.chunk = [torch.empty(tokens, len(weight), dtype=kind, device=weight.device) for kind in kinds]
-        self.product = [torch.empty_like(weight[:ROWS], dtype=kind) for kind in kinds] if not self.is_wide else []
+    Allocating fresh memory is slow (page faults), so all chunks reuse one buffer.
 
-    def logits(self, states: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        logits = torch.addmm(offset, states, matrix.T, out=self.chunk[0][: len(states)])
-        return logits if self.is_wide else self.chunk[1][: len(states)].copy_(logits)
+    Args:
+        num_tokens (`int`):
+            Number of tokens in the largest chunk.
+        weight (`torch.Tensor` of shape `(vocab_size, hidden_size)`):
+            Weight of the output projection.
+        dtype (`torch.dtype`):
+            Dtype of matrix products.
+        sum_dtype (`torch.dtype`):
+            Dtype of the softmax and of sums.
+    """
 
-    def narrow_logits(self, d_logits: torch.Tensor) -> torch.Tensor:
-        return d_logits if self.is_wide else self.chunk[0][: len(d_logits)].copy_(d_logits)
+    def __init__(self, num_tokens: int, weight: torch.Tensor, dtype: torch.dtype, sum_dtype: torch.dtype):
+        self.has_one_dtype = dtype == sum_dtype
+        dtypes = (sum_dtype,) if self.has_one_dtype else (dtype, sum_dtype)
+        self.chunk = [torch.empty(num_tokens, len(weight), dtype=kind, device=weight.device) for kind in dtypes]
+        self.block = []
+        if not self.has_one_dtype:
+            self.block = [torch.empty_like(weight[:ROWS_PER_BLOCK], dtype=kind) for kind in dtypes]
+
+    def logits(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return `linear(states, weight, bias)` in `sum_dtype`."""
+        logits = torch.addmm(bias, states, weight.T, out=self.chunk[0][: len(states)])
+        return logits if self.has_one_dtype else self.chunk[1][: len(states)].copy_(logits)
+
+    def to_compute_dtype(self, d_logits: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the logits in `dtype`."""
+        return d_logits if self.has_one_dtype else self.chunk[0][: len(d_logits)].copy_(d_logits)
 
     def add_product(self, d_weight: torch.Tensor, d_logits: torch.Tensor, states: torch.Tensor):
-        """Add `d_logits.T @ states` to `d_weight`, of shape (vocab_size, hidden_size)."""
-        if self.is_wide:
+        """Add `d_logits.T @ states` to `d_weight`, of shape `(vocab_size, hidden_size)`."""
+        if self.has_one_dtype:
             d_weight.addmm_(d_logits.T, states)
             return
         if d_weight.device.type != "cpu":
             d_weight += d_logits.T @ states
             return
-        # so few rows at once that their products stay in the processor's cache
-        for rows, columns in zip(d_weight.split(ROWS), d_logits.T.split(ROWS), strict=True):
-            narrow, wide = (room[: len(rows)] for room in self.product)
-            rows += wide.copy_(torch.mm(columns, states, out=narrow))
+        # A block is small enough to stay in the processor's cache.
+        for rows, columns in zip(d_weight.split(ROWS_PER_BLOCK), d_logits.T.split(ROWS_PER_BLOCK), strict=True):
+            product, summand = (block[: len(rows)] for block in self.block)
+            rows += summand.copy_(torch.mm(columns, states, out=product))

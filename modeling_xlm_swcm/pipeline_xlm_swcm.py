@@ -1,37 +1,45 @@
-"""Translation, summarization and question answering with `transformers.pipeline`, which no longer has them."""
+"""Pipelines for translation, summarization and question answering, which Transformers 5 no longer has."""
 
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
 
-# task -> name of the written text in an answer, as it was in Transformers 4
+# Each task has the output key that it had in Transformers 4.
 TASKS = {"translation": "translation_text", "summarization": "summary_text", "question-answering": "answer"}
 
 
 class XLMSWCMPipeline(Pipeline):
     r"""
-    `pipeline(task, model=..., trust_remote_code=True)`, or with the plugin `pipeline_class=XLMSWCMPipeline`.
+    Pipeline for translation, summarization and question answering.
 
-    Inputs: a text, or a list of texts; for `"question-answering"` a dict with `question` and `context`, or a list of
-    such dicts, or the two as keyword arguments, each a text or a list. The question is the first part of the source
-    and the context the second.
+    Load it with `pipeline(task, model=..., trust_remote_code=True)`. If this package is imported, you can use
+    `pipeline(task, model=..., pipeline_class=XLMSWCMPipeline)` instead.
 
-    Args, of the pipeline or of a call:
-        src_lang (`str`, *optional*): language of the inputs; by default the tokenizer's `src_lang`.
+    The input is a text or a list of texts. For `"question-answering"` it is a dict with `question` and `context`, or a
+    list of such dicts. You can also pass `question=` and `context=`, each a text or each a list. The source is the
+    question, then the context.
+
+    Set these arguments when you make the pipeline, or in a call. Other arguments go to `generate`.
+
+    Args:
+        src_lang (`str`, *optional*):
+            Language of the inputs. By default `tokenizer.src_lang`.
         tgt_lang (`str`, *optional*):
-            language to write; by default that of a given `forced_bos_token_id`, or else the tokenizer's `tgt_lang`,
-            and without one, for tasks other than translation, that of the inputs.
-        truncation (`bool` or `str`, *optional*): as for the tokenizer, such as `True` or `"only_second"`.
-        batch_size (`int`, *optional*): inputs that are written at once.
-        Everything else goes to `generate`.
+            Language of the outputs. By default the language of `forced_bos_token_id` if you set it, or else
+            `tokenizer.tgt_lang`. If neither is set, tasks other than translation use the language of the inputs.
+        truncation (`bool` or `str`, *optional*, defaults to `False`):
+            Whether to truncate long inputs. Also accepts a truncation strategy of the tokenizer, for example
+            `"only_second"`.
+        batch_size (`int`, *optional*, defaults to 1):
+            Number of inputs in a batch.
 
     Returns:
-        For each input a list of `{"translation_text": ...}` or `{"summary_text": ...}`, one for each sequence returned
-        by `generate`; a list of inputs with one sequence each gives one flat list. For `"question-answering"`
-        `{"answer": ...}` per input, or a list of them.
+        `list`: for each input, a list of dicts, one for each returned sequence. The key is `translation_text`,
+        `summary_text` or `answer`. A list of inputs with one sequence each gives one flat list. One question with one
+        sequence gives a dict.
 
     Raises:
-        `ValueError`: a language not known or not given, inputs that are not those of the task, or too long ones.
+        ValueError: if the input does not fit the task, is too long, or has an unknown language or none.
     """
 
     _load_tokenizer = True
@@ -39,14 +47,14 @@ class XLMSWCMPipeline(Pipeline):
 
     def __init__(self, *args, task: str = "translation", **kwargs):
         if task not in TASKS:
-            raise ValueError(f'Unknown task "{task}"; the known ones are: {", ".join(TASKS)}.')
+            raise ValueError(f'Unknown task "{task}". Choose one of: {", ".join(TASKS)}.')
         super().__init__(*args, task=task, **kwargs)
 
     def __call__(self, inputs=None, *args, question=None, context=None, **kwargs):
         if inputs is None and self.task == "question-answering":
             several = isinstance(question, list) and isinstance(context, list) and len(question) == len(context)
             if not several and not (isinstance(question, str) and isinstance(context, str)):
-                raise ValueError("Give question and context, both a text or both a list of the same length.")
+                raise ValueError("question and context do not match. Pass two texts, or two lists of the same length.")
             pairs = zip(question, context, strict=True) if several else [(question, context)]
             inputs = [{"question": question, "context": context} for question, context in pairs]
             inputs = inputs if several else inputs[0]
@@ -60,7 +68,7 @@ class XLMSWCMPipeline(Pipeline):
     def _sanitize_parameters(self, src_lang=None, tgt_lang=None, truncation=None, **generate_kwargs):
         source = {"src_lang": src_lang, "truncation": truncation}
         target = {"src_lang": src_lang, "tgt_lang": tgt_lang} | generate_kwargs
-        # what a call does not give must not replace what the pipeline was made with
+        # An argument that a call leaves out must not replace the argument of the pipeline.
         return *({name: value for name, value in part.items() if value is not None} for part in (source, target)), {}
 
     def preprocess(self, inputs, src_lang=None, truncation=False):
@@ -68,13 +76,11 @@ class XLMSWCMPipeline(Pipeline):
             given = inputs if isinstance(inputs, dict) else {}
             texts = given.get("question"), given.get("context")
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError(
-                    f"An input of question answering is a dict of two texts, question and context; got {inputs!r}."
-                )
+                raise ValueError(f"Cannot read the input {inputs!r}. Pass a dict of two texts, question and context.")
         elif isinstance(inputs, str):
             texts = (inputs,)
         else:
-            raise ValueError(f"An input of {self.task} is a text; got {inputs!r}.")
+            raise ValueError(f"Cannot read the input {inputs!r}. Pass a text or a list of texts.")
         before = self.tokenizer.src_lang
         self.tokenizer.src_lang = before if src_lang is None else src_lang
         try:
@@ -84,7 +90,7 @@ class XLMSWCMPipeline(Pipeline):
         length, limit = source["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > limit:
             raise ValueError(
-                f"An input has {length} tokens and may have {limit}: shorten it, or give truncation=True."
+                f"The input has {length} tokens, but the maximum is {limit}. Shorten it, or set truncation=True."
             )
         return source
 
@@ -99,13 +105,13 @@ class XLMSWCMPipeline(Pipeline):
         if language is not None:
             generate_kwargs["forced_bos_token_id"] = self.tokenizer.get_lang_id(language)
         elif forced is None and self.tokenizer.languages and self.model.generation_config.forced_bos_token_id is None:
-            raise ValueError(f"tgt_lang is not set; give one of: {', '.join(self.tokenizer.languages)}.")
-        written = self.model.generate(**inputs, **generate_kwargs)
-        written = written.sequences if isinstance(written, ModelOutput) else written
-        return {"written": written.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)
+            raise ValueError(f"tgt_lang is not set. Set it to one of: {', '.join(self.tokenizer.languages)}.")
+        generated = self.model.generate(**inputs, **generate_kwargs)
+        generated = generated.sequences if isinstance(generated, ModelOutput) else generated
+        return {"generated": generated.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)
 
     def postprocess(self, outputs):
-        texts = self.tokenizer.batch_decode(outputs["written"][0], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(outputs["generated"][0], skip_special_tokens=True)
         return [{TASKS[self.task]: text.strip()} for text in texts]
 
 

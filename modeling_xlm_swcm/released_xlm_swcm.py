@@ -1,9 +1,9 @@
 """The decoder layers of the checkpoint that the paper's authors released (KEVVVV/xlm-swcm).
 
-They compute something else than XLM-SWCM's own layers: they normalise before their sublayers, a custom layer's
-self-attention has no residual, and a normal layer uses its first norm twice. The released code embeds its input anew
-in every layer, which cannot run, and its functions disagree about masks; here the input is embedded once, before the
-first layer, padding is masked everywhere, and no token sees a later one.
+They differ from the layers of XLM-SWCM. LayerNorms come before sublayers, the self-attention of a custom layer has no
+residual, and a normal layer uses its first LayerNorm twice. The released code embeds its input again in every layer,
+which cannot run, and its masks are inconsistent. Here the input is embedded once, padding is masked in all attentions,
+and self-attention is causal.
 """
 
 import torch
@@ -15,21 +15,18 @@ from transformers.utils import TransformersKwargs
 
 from .compat_xlm_swcm import checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
-from .linear_xlm_swcm import project
-from .modeling_xlm_swcm import (
-    XLMSWCMAttention,
-    XLMSWCMDecoder,
-    XLMSWCMDecoderLayer,
-    XLMSWCMForConditionalGeneration,
-    XLMSWCMModel,
-)
+from .layers_xlm_swcm import XLMSWCMAttention, XLMSWCMDecoderLayer
+from .linear_xlm_swcm import fast_linear
+from .modeling_xlm_swcm import XLMSWCMDecoder, XLMSWCMForConditionalGeneration, XLMSWCMModel
 
 
 @strict
 class ReleasedXLMSWCMConfig(XLMSWCMConfig):
     r"""
-    Configuration of [`ReleasedXLMSWCMForConditionalGeneration`]: that of [`XLMSWCMConfig`], with `decoder_blocks` of
-    `"released_custom"` and `"released_normal"`, and an output projection of its own.
+    Configuration of [`ReleasedXLMSWCMForConditionalGeneration`].
+
+    It has the fields of [`XLMSWCMConfig`], with two differences. `decoder_blocks` contains `"released_custom"` and
+    `"released_normal"`. `tie_word_embeddings` defaults to `False`.
     """
 
     model_type = "xlm_swcm_released"
@@ -44,7 +41,7 @@ class ReleasedXLMSWCMConfig(XLMSWCMConfig):
 
 
 class ReleasedAttention(XLMSWCMAttention):
-    """Attention alone: residual, norm and dropout are the layer's."""
+    """Attention without residual, LayerNorm and dropout, which the decoder layer applies."""
 
     def __init__(self, config: ReleasedXLMSWCMConfig, layer_idx: int, is_causal: bool):
         super().__init__(config, layer_idx, is_causal)
@@ -62,11 +59,11 @@ class ReleasedFeedForward(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return project(self.fc2, nn.functional.gelu(project(self.fc1, hidden_states)))
+        return fast_linear(self.fc2, nn.functional.gelu(fast_linear(self.fc1, hidden_states)))
 
 
 class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
-    """Self-attention, FFN, cross-attention, FFN, each behind its norm and all but the first with a residual."""
+    """Self-attention, FFN, cross-attention, FFN, each after a LayerNorm. All but self-attention have a residual."""
 
     attention_class = ReleasedAttention
 
@@ -74,7 +71,7 @@ class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
         super().__init__(config, layer_idx)
         self.ffn1 = ReleasedFeedForward(config)
         self.ffn2 = ReleasedFeedForward(config)
-        # the norms have PyTorch's epsilon, whatever the encoder's is
+        # The LayerNorms have PyTorch's default epsilon, as in the released code.
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.norm2 = nn.LayerNorm(config.hidden_size)
         self.norm3 = nn.LayerNorm(config.hidden_size)
@@ -101,7 +98,7 @@ class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
 
 
 class ReleasedNormalDecoderLayer(XLMSWCMDecoderLayer):
-    """Self-attention, cross-attention, FFN, each behind a norm, from whose output its residual comes."""
+    """Self-attention, cross-attention, FFN, each after a LayerNorm. The residual adds the output of the LayerNorm."""
 
     attention_class = ReleasedAttention
 

@@ -1,6 +1,6 @@
-"""Tokenizer of XLM-SWCM: the encoder's own tokenizer plus one tag per language."""
+"""Tokenizer of XLM-SWCM: the tokenizer of the encoder, with one tag for each language."""
 
-# first, since it checks the version of Transformers
+# This import checks the version of Transformers, so it comes first.
 from .compat_xlm_swcm import check_transformers  # noqa: F401
 
 
@@ -10,26 +10,29 @@ from transformers import TokenizersBackend
 
 
 def language_tag(code: str) -> str:
-    """The token that marks a language: `bo` -> `<bo>`, `kk-Arab` -> `<kk-Arab>`."""
+    """Return the tag of a language, for example `<kk-Arab>` for `kk-Arab`."""
     return f"<{code}>"
 
 
 class XLMSWCMTokenizer(TokenizersBackend):
     r"""
-    Reads an encoder's `tokenizer.json` as it is (Unigram of XLM-R and CamemBERT, byte-level BPE of RoBERTa) and adds
-    a tag per language. A source is `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`: the model
-    shifts it right behind its start token `<s>`, so that at generation `forced_bos_token_id` stands where training
-    saw the tag.
+    Tokenizer that loads the `tokenizer.json` of an encoder and adds one tag for each language.
 
-    Without any `languages` it is the encoder's tokenizer: `<s> ... </s>` and, for targets, `... </s>`.
+    It supports the Unigram model of XLM-R and CamemBERT, and the byte-level BPE of RoBERTa. A source is
+    `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`. The model shifts the target right behind its
+    start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in generation. Without
+    `languages`, a source is `<s> ... </s>` and a target is `... </s>`.
 
     Args:
-        languages (`list[str]`, *optional*): BCP-47 codes, such as `bo` or `kk-Arab`, each of which gets a tag.
-        src_lang (`str`, *optional*): language of the texts; may be set later, `tokenizer.src_lang = "zh"`.
-        tgt_lang (`str`, *optional*): language of `text_target`; may be set later.
+        languages (`list[str]`, *optional*):
+            BCP-47 codes, for example `bo` or `kk-Arab`. Each code gets a tag.
+        src_lang (`str`, *optional*):
+            Language of the sources. You can also set `tokenizer.src_lang` later.
+        tgt_lang (`str`, *optional*):
+            Language of the targets. You can also set `tokenizer.tgt_lang` later.
 
     Raises:
-        `ValueError`: a language that is not in `languages`, or text to encode before its language is set.
+        ValueError: if a language is not in `languages`, or if you tokenize a text before you set its language.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -45,23 +48,25 @@ class XLMSWCMTokenizer(TokenizersBackend):
         reserved = {str(token) for token in self._special_tokens_map.values() if token is not None}
         if clash := [code for code in self._languages if language_tag(code) in reserved]:
             raise ValueError(
-                f"{language_tag(clash[0])} is a special token of this tokenizer and cannot mark the language "
-                f'"{clash[0]}"; use a longer code, such as "{clash[0]}-Latn".'
+                f"Cannot add the language {clash[0]}: {language_tag(clash[0])} is already a special token of this "
+                f"tokenizer. Use a longer code, for example {clash[0]}-Latn."
             )
         self.src_lang = src_lang
         self.tgt_lang = tgt_lang
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code=False, **kwargs):
-        # `tokenizer.json` is complete: nothing is rebuilt from a vocabulary
+        # `tokenizer.json` is complete, so Transformers must not rebuild the tokenizer from a vocabulary.
         return kwargs
 
     @property
     def languages(self) -> list[str]:
+        """`list[str]`: Codes of the languages that have a tag."""
         return list(self._languages)
 
     @property
     def src_lang(self) -> str | None:
+        """`str` or `None`: Language of the sources."""
         return self._src_lang
 
     @src_lang.setter
@@ -71,6 +76,7 @@ class XLMSWCMTokenizer(TokenizersBackend):
 
     @property
     def tgt_lang(self) -> str | None:
+        """`str` or `None`: Language of the targets."""
         return self._tgt_lang
 
     @tgt_lang.setter
@@ -78,18 +84,30 @@ class XLMSWCMTokenizer(TokenizersBackend):
         self._tgt_lang = self._check_language(code)
 
     def get_lang_id(self, code: str) -> int:
-        """The id of a language's tag, for `generate(forced_bos_token_id=...)`."""
+        """
+        Return the id of the tag of a language, for `generate(forced_bos_token_id=...)`.
+
+        Args:
+            code (`str`):
+                Code of the language.
+
+        Returns:
+            `int`: the id.
+
+        Raises:
+            ValueError: if the language is not in `languages`.
+        """
         if code is None:
-            raise ValueError(f"No language given; the known ones are: {self._known_languages()}.")
+            raise ValueError(f"The language is None. Choose one of: {self._known_languages()}.")
         return self.convert_tokens_to_ids(language_tag(self._check_language(code)))
 
     def _check_language(self, code: str | None) -> str | None:
         if code is not None and code not in self._languages:
-            raise ValueError(f'Unknown language "{code}"; the known ones are: {self._known_languages()}.')
+            raise ValueError(f'Unknown language "{code}". Choose one of: {self._known_languages()}.')
         return code
 
     def _known_languages(self) -> str:
-        return ", ".join(self._languages) or "none (convert with --languages to add some)"
+        return ", ".join(self._languages) or "none (use --languages to add languages when you convert)"
 
     def _switch_to_input_mode(self):
         self._set_template([self.bos_token], self._src_lang)
@@ -112,12 +130,12 @@ class XLMSWCMTokenizer(TokenizersBackend):
         try:
             if add_special_tokens and self._unset_language:
                 raise ValueError(
-                    f"{self._unset_language} is not set: the text needs the tag of its language. Set "
+                    f"{self._unset_language} is not set, so the text has no language tag. Set "
                     f"tokenizer.{self._unset_language} to one of: {self._known_languages()}."
                 )
             return super()._encode_plus(text, text_pair=text_pair, add_special_tokens=add_special_tokens, **kwargs)
         except Exception:
-            # a target that was refused must not leave its template to the next source
+            # After an error in a target, the next source must not use the template of targets.
             self._switch_to_input_mode()
             raise
 

@@ -1,6 +1,6 @@
-"""Two processes: a model wrapped as examples/presets/fsdp.yaml says makes the step that the whole model makes.
+"""One training step in two processes, sharded as in examples/presets/fsdp.yaml, equals the step of the whole model.
 
-Accelerate itself shards on accelerators alone, so the wrapping is done here, with its policy, over gloo.
+Accelerate shards only on accelerators, so this script wraps the model itself, with the policy of Accelerate over gloo.
 """
 
 import sys

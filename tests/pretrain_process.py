@@ -1,23 +1,19 @@
-"""examples/pretrain.py in a process that notes what it trains on and that dies when it is told to.
+"""Pretraining in a process that records its examples and kills itself on request.
 
-RECORD: a file per process, with the clean text of each example that it trains on.
-KILL: "step N" or "save N", where the process kills itself: before step N, or in the middle of checkpoint N.
+RECORD: prefix of a file per process, which gets the epoch and clean text of each training example.
+KILL: "step N" kills the process before step N, "save N" while it writes checkpoint N.
 """
 
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 from transformers import TrainerCallback
 
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import pretrain  # noqa: E402 - examples/ is no package
-
-from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising  # noqa: E402
-from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer  # noqa: E402
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
+from modeling_xlm_swcm.training.pretraining import PretrainDataArguments, pretrain
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 
 def record(path: str):
@@ -25,7 +21,8 @@ def record(path: str):
 
     def recording(self, examples):
         batch = collate(self, examples)
-        if "epoch" in examples[0]:  # not of the evaluation
+        # Examples of the evaluation have no epoch.
+        if "epoch" in examples[0]:
             with open(f"{path}.{os.environ.get('RANK', 0)}", "a") as file:
                 for example, labels in zip(examples, batch["labels"].tolist(), strict=True):
                     file.write(json.dumps([example["epoch"], labels]) + "\n")
@@ -61,4 +58,4 @@ if __name__ == "__main__":
         record(path)
     if plan := os.environ.get("KILL"):
         kill(*plan.split())
-    pretrain.main()
+    pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments))

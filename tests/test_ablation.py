@@ -1,4 +1,4 @@
-"""benchmarks/ablation: how each decoder starts, and a whole plan from its first run to the report."""
+"""benchmarks/ablation: how each decoder starts, and a whole plan from the first run to the report."""
 
 import argparse
 import json
@@ -8,24 +8,22 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import comparison
+import learning
 import numpy as np
 import pytest
+import run
 import torch
 import yaml
+from decoders import VARIANTS, build, custom_layers
 from encoders import SENTENCES, edit_tensors
+from plan import Plan
+from tasks import TARGETS, TASKS
 from transformers import TrainerCallback
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.rows import DataError
-
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "ablation"))
-import learning  # noqa: E402 - scripts, found by their folder
-import report  # noqa: E402
-import run  # noqa: E402
-from decoders import VARIANTS, build, custom_layers  # noqa: E402
-from tasks import TARGETS, TASKS  # noqa: E402
 
 
 TEXT = {"bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол", "zh": SENTENCES[8]}
@@ -184,7 +182,7 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def command(data, encoder_folder, tmp_path, monkeypatch):
-    """Runs a plan, and says where; `trained` are the batches of each run."""
+    """Return a function that runs a plan and returns its folder. `trained` has the batches of each run."""
     trained = {}
     step = learning.AblationTrainer.training_step
 
@@ -237,12 +235,12 @@ def test_a_plan_from_first_run_to_report(command, data):
     assert "- random_only_translation_6_direct_1e+30_0: The loss is nan" in table
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
 
-    # the same batches for every decoder, others for another seed
+    # Every decoder gets the same batches, and each seed other batches.
     batches = {seed: [b for t, b in command.trained.items() if t.args.seed == seed and len(b) == 6] for seed in (0, 1)}
     assert len(batches[0]) == len(batches[1]) == 3
     assert all(other == own[0] for own in batches.values() for other in own) and batches[0][0] != batches[1][0]
 
-    # only what was broken off is done again
+    # Only the run that was stopped runs again.
     broken = output / "runs" / "random_only_translation_6_direct_0.001_1.json"
     broken.write_text(json.dumps({"settings": runs[broken.stem]["settings"], "status": "started"}))
     command()
@@ -253,19 +251,19 @@ def test_a_plan_from_first_run_to_report(command, data):
 
     references = json.loads((output / "test" / "translation.json").read_text(encoding="utf-8"))
     assert len(references) == 4 * 4
-    with pytest.raises(SystemExit, match="is of another plan"):
+    with pytest.raises(SystemExit, match="belongs to another plan"):
         command(steps=3, test_lines=2)
-    with pytest.raises(SystemExit, match="is no plan: .*'sizes'"):
+    with pytest.raises(SystemExit, match="is not a plan: .*'sizes'"):
         command(sizes=3)
-    with pytest.raises(SystemExit, match="is no plan: .*'stages'"):
+    with pytest.raises(SystemExit, match="is not a plan: .*'stages'"):
         command(experiments=[{"variants": ["x3"]}])
     assert json.loads((output / "test" / "translation.json").read_text(encoding="utf-8")) == references
     broken.write_text(json.dumps(runs[broken.stem] | {"settings": runs[broken.stem]["settings"] | {"steps": 3}}))
-    with pytest.raises(DataError, match=r"of several plans, .*: steps, .* are \[3, 4, .*\] and \[6, 4, "):
-        report.write(output)
+    with pytest.raises(DataError, match=r"has runs of several plans: steps, .* are \[3, 4, .*\] and \[6, 4, "):
+        comparison.write_report(output)
     text = (data / "ntrex.tsv").read_text(encoding="utf-8")
     (data / "ntrex.tsv").write_text(text.replace("train", "dev", 1), encoding="utf-8")
-    with pytest.raises(SystemExit, match="is of another plan, encoder or data"):
+    with pytest.raises(SystemExit, match="belongs to another plan, encoder or data"):
         command()
 
 
@@ -277,14 +275,14 @@ def test_after_pretraining(command):
     assert [corpus.get("language") or corpus["languages"][1] for corpus in corpora] == ["zh", *TARGETS, *TARGETS]
     assert (folder / "bo.tsv").read_text(encoding="utf-8").count("\n") == 1 + 6
     diverging = PRETRAINED["pretraining"] | {"learning_rate": 1.0e30, "max_steps": 6}
-    with pytest.raises(SystemExit, match="is of another plan"):
+    with pytest.raises(SystemExit, match="belongs to another plan"):
         command(**PRETRAINED | {"pretraining": diverging})
     shutil.rmtree(output)
     command(**PRETRAINED | {"pretraining": diverging})
     assert "Pretraining: The loss is nan" in results(output)["x3_only_translation_6_pretrained_0.001_0"]["reason"]
     with pytest.raises(SystemExit, match="cannot be pretrained"):
         command(**PRETRAINED | {"experiments": [PRETRAINED["experiments"][0] | {"variants": ["warm-start"]}]})
-    with pytest.raises(SystemExit, match="no options under pretraining"):
+    with pytest.raises(SystemExit, match="but no options under pretraining"):
         command(**PRETRAINED | {"pretraining": {}})
 
 
@@ -301,7 +299,8 @@ def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
     for name in ("titles_3_direct", "titles_3_pretrained"):
         ended = runs[f"x3_only_{name}_0.001_0"]
         assert ended["status"] == "done" and ended["scores"].keys() == {"all", "kk"} and len(ended["outputs"]) == 4
-        assert ended["left_out"] == {"train": 0, "dev": 0}  # sources that are too long are cut off
+        # Long sources are truncated.
+        assert ended["left_out"] == {"train": 0, "dev": 0}
     corpora = json.loads((output / "pretrained" / "x3_only_titles_3_0" / "corpora.json").read_text())["train"]
     assert [corpus["language"] for corpus in corpora] == ["zh", "kk"]
     table = (output / "results.md").read_text(encoding="utf-8")
@@ -309,9 +308,9 @@ def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
         "Encoder only, 6 pairs a language, direct" in table
         and "Encoder only, titles, 3 of them Kazakh, direct" in table
     )
-    with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 8 training lines; the plan has 9."):
+    with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 8 training lines, and the plan needs 9."):
         command(**plan | {"experiments": [titles | {"pairs": [9]}]})
-    with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 4 lines of the split; the plan has 5."):
+    with pytest.raises(SystemExit, match="kk.kazqad.jsonl has 4 lines of the split, and the plan needs 5."):
         command(**plan | {"experiments": [titles | {"pairs": [2]}], "test_lines": 5})
 
 
@@ -320,7 +319,7 @@ def test_a_plan_may_have_a_dropout_that_is_not_the_encoders(encoder_folder, tmp_
     settings = {"variant": variant, "encoder": ".", "task": "titles", "seed": 0}
     args = argparse.Namespace(encoder=encoder_folder)
     for dropout in (None, 0.25):
-        model = run.load(settings | {"dropout": dropout}, args).model
+        model = run.load_start(settings | {"dropout": dropout}, args).model
         parts = [model.config] if variant == "x3" else [model.config.encoder, model.config.decoder]
         expected = json.loads((encoder_folder / "config.json").read_text()).get("hidden_dropout_prob", 0.1)
         for config in parts:
@@ -348,8 +347,8 @@ class TestCopies:
     def make_trainer(self, start, data, tmp_path):
         def make(name) -> learning.AblationTrainer:
             begun = start(name, languages=["zh", *TARGETS])
-            examples, characters = learning.encode(
-                TASKS["translation"].read_train(data, 5), begun.tokenizer, 38, cut_sources=False
+            examples, characters = learning.encode_short_pairs(
+                TASKS["translation"].read_train(data, 5), begun.tokenizer, 38, truncate_sources=False
             )
             settings = {"learning_rate": 1e-2, "steps": 10, "batch_size": 2, "max_length": 38, "eval_steps": 10}
             trainer = learning.make_trainer(begun, settings | {"variant": name, "seed": 0}, examples, [], tmp_path)
@@ -359,7 +358,7 @@ class TestCopies:
         return make
 
     def weights(self, trainer) -> tuple[torch.Tensor, torch.Tensor]:
-        """One that is copied and one that is fresh."""
+        """Return a copied weight and a new weight."""
         layers = trainer.model.model.decoder.layers
         return layers[0].cross_attn.q_proj.weight, layers[3].ffn.fc1.weight
 
@@ -375,39 +374,39 @@ class TestCopies:
         note = lambda: before.append([weight.clone() for weight in self.weights(trainer)])  # noqa: E731
         trainer.add_callback(type("Note", (TrainerCallback,), {"on_step_begin": lambda *args, **kwargs: note()})())
         trainer.train()
-        # the rate of the first step of the warm-up is 0
+        # The learning rate of the first warm-up step is 0.
         changed = [[not torch.equal(*pair) for pair in zip(*steps, strict=True)] for steps in pairwise(before)]
         assert changed[:3] == [[False, False], [False, True], [True, True]]
 
 
 def test_steps_and_intervals_of_the_report():
     points = [{"step": step, "dev_loss": loss} for step, loss in ((0, 5.0), (10, 3.0), (20, 2.0), (30, 2.5))]
-    assert [report.steps_to({"curve": points}, loss) for loss in (3.0, 2.2, 1.0)] == [10, 20, None]
+    assert [comparison.steps_to({"curve": points}, loss) for loss in (3.0, 2.2, 1.0)] == [10, 20, None]
     references = ["мен бардым", "сен келдің ғой", "жел жоқ еді"] * 4
     good = {"outputs": references, "scores": {"all": {"chrf++": 100.0}}, "curve": points[:3]}
     bad = {"outputs": ["жел"] * 12, "scores": {"all": {"chrf++": 20.0}}, "curve": points}
     for system in (good, bad):
-        system["resampled"] = report.resample(system, references, together=4)
+        system["resampled"] = comparison.resample(system, references, together=4)
     assert good["resampled"].min() > 99.9 and bad["resampled"].std() > 0
-    # of what heeds its source little is left with the references of others, of a constant all
+    # Outputs that follow their sources lose their score with shifted references. A constant output keeps it.
     lines = ["мен бардым", "сен келдің ғой", "жел жоқ еді"]
-    assert report.score_misplaced({"outputs": lines}, lines, together=1) < 50
-    assert report.score_misplaced({"outputs": lines[1:] + lines[:1]}, lines, together=1) == pytest.approx(100.0)
-    own = report.CHRFPP.corpus_score(bad["outputs"], [references]).score
-    assert report.score_misplaced(bad, references, together=1) == pytest.approx(own)
-    compared = report.compare({0: bad, 1: bad}, {0: good, 1: good, 2: good})
+    assert comparison.score_misplaced({"outputs": lines}, lines, together=1) < 50
+    assert comparison.score_misplaced({"outputs": lines[1:] + lines[:1]}, lines, together=1) == pytest.approx(100.0)
+    own = comparison.CHRFPP.corpus_score(bad["outputs"], [references]).score
+    assert comparison.score_misplaced(bad, references, together=1) == pytest.approx(own)
+    compared = comparison.compare({0: bad, 1: bad}, {0: good, 1: good, 2: good})
     assert compared["chrf++"] == -80.0 and compared["interval"][0] < compared["interval"][1] < -50
     assert compared["dev_loss"] == [-0.5, -0.5]
-    # seeds that differ widen the interval, as their variance does: n / (n - 1) of that of the draws
-    one, other = ({"resampled": np.full(report.RESAMPLES, score)} for score in (50.0, 60.0))
-    low, high = report.compare({0: good | one, 1: good | other}, {0: good | one, 1: good | one})["interval"]
+    # Seeds that differ widen the interval. Their variance is n / (n - 1) of the variance of the samples.
+    one, other = ({"resampled": np.full(comparison.RESAMPLES, score)} for score in (50.0, 60.0))
+    low, high = comparison.compare({0: good | one, 1: good | other}, {0: good | one, 1: good | one})["interval"]
     assert (low, high) == pytest.approx((5 - 5 * 2**0.5, 5 + 5 * 2**0.5))
-    assert report.compare({0: good}, {0: good})["interval"] == [0.0, 0.0]
-    assert report.compare({0: good}, {1: good}) is None
+    assert comparison.compare({0: good}, {0: good})["interval"] == [0.0, 0.0]
+    assert comparison.compare({0: good}, {1: good}) is None
 
 
 def test_every_decoder_has_a_line_of_its_own():
-    styles = report.styles()
+    styles = comparison.styles()
     assert styles.keys() == VARIANTS.keys()
     assert len({tuple(style.values()) for style in styles.values()}) == len(styles)
 
@@ -418,5 +417,5 @@ def test_every_decoder_has_a_line_of_its_own():
     + [("gpu", [132, 54, 21, 18])],
 )
 def test_the_plans_can_be_read(name, sizes):
-    plan = run.Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
-    assert len(plan.seeds) == 3 and list(map(len, plan.chosen())) == sizes
+    plan = Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
+    assert len(plan.seeds) == 3 and list(map(len, plan.experiment_lists())) == sizes

@@ -1,16 +1,14 @@
-"""Arguments of the training scripts: files, command lines, presets, and what is refused."""
+"""Arguments of the training scripts: settings files, command lines, presets and errors."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.pretraining import PretrainDataArguments
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-from pretrain import DataArguments  # noqa: E402 - examples/ is no package
 
 
 def parse(*argv) -> tuple[ModelArguments, TrainingArguments]:
@@ -45,11 +43,11 @@ def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeyp
     [
         (None, "cannot be read: "),
         ("[", "cannot be read: "),
-        ("3", "must hold a setting per line"),
-        ("rate: 3", "has the unknown setting rate; --help lists them."),
-        ("no: 3", "has the unknown setting False; --help lists them."),
+        ("3", "must contain one setting per line (example: learning_rate: 0.0001)."),
+        ("rate: 3", "has the unknown setting rate. Run with --help to list the options."),
+        ("no: 3", "has the unknown setting False. Run with --help to list the options."),
         ("seed: 3\nseed: 4", "cannot be read: seed is given twice"),
-        ("max_stepz: 3", "has the unknown setting max_stepz; did you mean max_steps?"),
+        ("max_stepz: 3", "has the unknown setting max_stepz. Did you mean max_steps?"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, capsys, content, message):
@@ -65,9 +63,9 @@ def test_a_bad_file_is_refused(tmp_path, capsys, content, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--max_stepz", 3], "Unknown option --max_stepz; did you mean --max_steps?"),
-        (["--fire"], "Unknown option --fire; --help lists them."),
-        (["settings.yaml"], "The word settings.yaml belongs to no option; --help lists them."),
+        (["--max_stepz", 3], "Unknown option --max_stepz. Did you mean --max_steps?"),
+        (["--fire"], "Unknown option --fire. Run with --help to list the options."),
+        (["settings.yaml"], "Unexpected argument settings.yaml. Run with --help to list the options."),
     ],
 )
 def test_words_that_are_no_options_are_named(tmp_path, words, message):
@@ -89,18 +87,19 @@ def test_a_file_is_read_like_a_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(path, "--model_name_or_path", "m")
     error = capsys.readouterr().err
-    assert "invalid int value: '1.5'" in error and error.count("\n") == 2  # not all options there are
+    # The usage does not list all options.
+    assert "invalid int value: '1.5'" in error and error.count("\n") == 2
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max_lenght", "3"], "--max_lenght"),
-        (["--scheduled_sampling", "2"], "scheduled_sampling must be between 0 and 1; got 2.0"),
-        (["--lora_rank", "0"], "--lora_rank must be at least 1; got 0"),
-        (["--learning_rate", "-1"], "--learning_rate must not be below 0; got -1.0"),
+        (["--scheduled_sampling", "2"], "--scheduled_sampling must be between 0 and 1 (got 2.0)."),
+        (["--lora_rank", "0"], "--lora_rank must be at least 1 (got 0)."),
+        (["--learning_rate", "-1"], "--learning_rate must not be negative (got -1.0)."),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
-        (["--report_to", "nobodys"], "--report_to nobodys needs the package of that name"),
+        (["--report_to", "nobodys"], "--report_to nobodys needs the package nobodys. Install it first."),
     ],
 )
 def test_impossible_arguments_are_one_sentence(tmp_path, words, message):
@@ -119,7 +118,7 @@ def test_float16_takes_the_place_of_bfloat16(tmp_path, monkeypatch):
 def test_presets_are_understood(preset, tmp_path):
     path = EXAMPLES / "presets" / f"{preset}.yaml"
     command = [str(path), "--model_name_or_path", "m", "--data", "d", "--output_dir", str(tmp_path), "--use_cpu"]
-    _, data, training = parse_arguments(ModelArguments, DataArguments, TrainingArguments, argv=command)
+    _, data, training = parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=command)
     assert data.sampling_exponent == 0.3 and training.learning_rate in (1e-4, 1e-3)
     if preset == "paper":
         assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 2 == 600

@@ -1,4 +1,4 @@
-"""The model card: complete, true, and its usage runs as printed."""
+"""The model card: it is complete and correct, and its example code runs."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from test_released import make_release
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm.conversion import ConversionError, convert, convert_released
-from modeling_xlm_swcm.hub.card import card_of_folder
+from modeling_xlm_swcm.hub.card import generate_card
 
 
 SECTIONS = ["Use", "Intended use and limits", "How it was made", "Evaluation", "Citation"]
@@ -29,7 +29,7 @@ QUESTION = {"question": "no wind?", "context": "A quiet morning", "src_lang": "z
 
 
 def filled(folder, **options) -> ModelCard:
-    (folder / "README.md").write_text(card_of_folder(folder, "someone/model", **options), encoding="utf-8")
+    (folder / "README.md").write_text(generate_card(folder, "someone/model", **options), encoding="utf-8")
     return ModelCard.load(folder / "README.md")
 
 
@@ -57,7 +57,9 @@ def check_pattern(card: ModelCard):
 def test_a_card_of_a_random_decoder_claims_no_copies(encoder_folder, tmp_path):
     convert(encoder_folder, tmp_path / "model", languages=["bo"], decoder_init="random", license="mit")
     card = str(filled(tmp_path / "model"))
-    assert "a decoder of its shape that starts from random weights" in card and "built from" not in card
+    assert (
+        "The decoder has the shape of the encoder and starts from random weights" in card and "built from" not in card
+    )
 
 
 def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trained(folder):
@@ -74,8 +76,8 @@ def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trai
     for words in (
         "No training is recorded",
         "No evaluation is recorded",
-        "whose licence is mit: 170 tensors were copied, 60 are new, 0 were left out",
-        "built from the layers of the encoder, `xlm-r0` (not on the Hub)",
+        "Its licence is mit. Of the tensors, 170 were copied, 60 are new and 0 were dropped.",
+        "built from the layers of the encoder `xlm-r0` (not on the Hub), with new layers in between.",
         "| normal_layer_interval | 3 |",
         "decoder  ■ ■ ■ □ ■  4 custom, 1 normal",
         "at most 38 tokens",
@@ -153,7 +155,7 @@ def test_a_report_that_is_damaged_stops_no_model_from_loading(folder, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "conversion_report.json").exists()
     with pytest.raises(ConversionError, match="conversion_report.json"):
-        card_of_folder(tmp_path / "saved", "someone/model")
+        generate_card(tmp_path / "saved", "someone/model")
 
 
 def test_an_encoder_of_the_hub_is_named_with_its_commit_and_licence(hub, client, tmp_path):

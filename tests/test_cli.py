@@ -1,4 +1,4 @@
-"""The command line: options reach the conversion, and what is written appears whole or not at all."""
+"""The command line: options reach the conversion, and a failed run leaves no partial output."""
 
 import json
 import os
@@ -14,10 +14,13 @@ from conftest import assert_refused, contents, run, run_process, run_script
 from encoders import read_tensors, write_shards
 from loopback_hub import loopback_hub
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 from typer.testing import Result
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.checkpoints.writing import whole_file
+from modeling_xlm_swcm.cli import main
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"
@@ -38,17 +41,14 @@ def old_output(output) -> Path:
     return output
 
 
-# what a command does
-
-
 def test_a_conversion_prints_its_counts_and_where_it_wrote(encoder_folder, output):
     result = run(encoder_folder, output, "--languages", "bo")
     assert_converted(result, output)
     counts = json.loads((output / "conversion_report.json").read_text())["counts"]
-    # without the line breaks, which depend on the terminal
+    # Line breaks depend on the width of the terminal.
     printed = "".join(result.stdout.split())
     assert f"{counts['copied']}tensorscopied" in printed
-    assert f"{counts['new']}new;{counts['dropped']}ofthesourcedropped" in printed
+    assert f"{counts['new']}tensorsnew.{counts['dropped']}tensorsofthesourcedropped." in printed
     assert f"Writtento{output}." in printed
 
 
@@ -87,6 +87,20 @@ def test_languages_are_several_words_or_one(encoder_folder, output, arguments):
     assert AutoTokenizer.from_pretrained(output).languages == ["bo", "ug", "kk-Arab"]
 
 
+def find_commands(command: TyperGroup | TyperCommand) -> list[TyperCommand]:
+    if not isinstance(command, TyperGroup):
+        return [command]
+    return [found for part in command.commands.values() for found in find_commands(part)]
+
+
+@pytest.mark.parametrize("command", find_commands(get_command(main)), ids=lambda command: command.name)
+def test_every_command_and_option_has_a_help_text(command):
+    assert command.help.endswith(".")
+    for parameter in command.params:
+        if parameter.name != "help":
+            assert parameter.help[0].isupper() and parameter.help.endswith("."), parameter.name
+
+
 def test_a_dry_run_says_so_and_writes_nothing(encoder_folder, output):
     result = run(encoder_folder, output, "--dry-run")
     assert result.exit_code == 0
@@ -121,12 +135,9 @@ def test_a_usage_error_exits_with_two(arguments):
     assert result.stdout == ""
 
 
-# from the Hub
-
-
 @pytest.fixture(scope="module")
 def hub(encoder_folder, tmp_path_factory):
-    """A repository with weights and tokenizer on the branch "trial" only."""
+    """Return a Hub with a repository whose weights and tokenizer are only on the branch "trial"."""
     folder = tmp_path_factory.mktemp("hub")
     for name in ("trial", "empty"):
         shutil.copytree(encoder_folder, folder / name)
@@ -182,9 +193,6 @@ def test_a_hub_that_cannot_be_reached_is_not_taken_for_an_empty_one(output, monk
     assert "has no config.json" not in result.stderr
 
 
-# whole or not at all
-
-
 def fail_while_saving(monkeypatch, error: BaseException):
     def save_and_fail(model, folder, save_pretrained=XLMSWCMForConditionalGeneration.save_pretrained):
         save_pretrained(model, folder)
@@ -211,7 +219,7 @@ def save_and_stop(model, folder, save_pretrained=XLMSWCMForConditionalGeneration
     os.kill(os.getpid(), signal.{signal})
 
 XLMSWCMForConditionalGeneration.save_pretrained = save_and_stop
-# a process that was started in the background may ignore it
+# A background process can ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main()
 """
@@ -228,7 +236,7 @@ def test_a_killed_run_leaves_no_output_and_the_next_run_tidies_up(encoder_folder
 
 
 def test_the_leftover_of_a_run_with_the_same_process_id_is_no_obstacle(encoder_folder, output):
-    # in a container that is started again, process ids repeat
+    # Process ids repeat in a restarted container.
     output = output.with_name("model [1]")
     leftover = output.parent / f".{output.name}.partial-{socket.gethostname()}-{os.getpid()}"
     leftover.mkdir(parents=True)
@@ -258,7 +266,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(encoder_folder, output):
     assert contents(output.parent) == {}
 
 
-# files that grow beyond the limit fail as on a full disk; the tokenizer fits and the weights do not
+# A limit for the file size acts like a full disk. The tokenizer is below the limit and the weights are above it.
 SMALL_DISK = """
 import resource
 from modeling_xlm_swcm.cli import main
@@ -279,8 +287,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(encoder_folder, output):
 def test_too_little_space_is_said_before_anything_is_written(encoder_folder, output, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 50_000, 50_000))
-    fail_while_saving(monkeypatch, AssertionError("this was to be noticed earlier"))
-    assert_refused(run(encoder_folder, output), str(output), "GB free")
+    fail_while_saving(monkeypatch, AssertionError("the check of the free space came too late"))
+    assert_refused(run(encoder_folder, output), str(output), "GB free", "choose another folder")
     assert contents(output.parent) == {}
 
 
@@ -348,7 +356,9 @@ def test_an_empty_folder_is_a_fine_output(encoder_folder, output):
 def test_the_current_folder_is_no_output(encoder_folder, output, monkeypatch, place):
     output.mkdir(parents=True)
     monkeypatch.chdir(output)
-    assert_refused(run(encoder_folder, place, "--overwrite"), place, "you are in it")
+    relation = {".": "is", "..": "contains"}[place]
+    message = f"Cannot overwrite {Path(place)}: it {relation} the current directory. Choose another folder."
+    assert_refused(run(encoder_folder, place, "--overwrite"), message)
     assert Path.cwd() == output and not list(output.iterdir())
 
 

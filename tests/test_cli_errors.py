@@ -1,4 +1,4 @@
-"""The command line: what is wrong is said in one sentence."""
+"""The command line: an error is one line that names the problem."""
 
 import os
 import pickle
@@ -22,9 +22,6 @@ from encoders import (
 from transformers import AutoTokenizer, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm.conversion import convert
-
-
-# what is wrong with a source
 
 
 def remove(*names: str) -> Callable[[Path], None]:
@@ -52,7 +49,7 @@ def without_layer_three(tensors: Tensors) -> Tensors:
 
 
 def cut(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
-    """The only file of weights loses its second half."""
+    """Return a change that cuts the weight file in half after other changes."""
 
     def change(folder: Path):
         for step in steps:
@@ -119,7 +116,7 @@ def replace_tokenizer(folder: Path):
     (folder / "sentencepiece.bpe.model").write_text(LFS_POINTER)
 
 
-# what is changed in a folder that could be converted, and words that the message must have
+# Change of a valid encoder folder, and words of the error message.
 BAD_SOURCES = {
     "no config": (remove("config.json"), ["config.json"]),
     "a config that is not JSON": (write("config.json", '{"model_type": '), ["config.json", "not valid JSON"]),
@@ -136,7 +133,7 @@ BAD_SOURCES = {
     "a damaged tokenizer": (write("tokenizer.json", '{"version": '), ["tokenizer"]),
     "a tokenizer that is a pointer": (replace_tokenizer, ["tokenizer"]),
     "a tokenizer larger than the embedding": (add_tokens, ["149 tokens", "148 rows"]),
-    "a tokenizer with another pad": (move_pad, ["pad_token_id is 1", "147"]),
+    "a tokenizer with another pad": (move_pad, ["pad_token_id is 1", "147 in its tokenizer"]),
     "a config with another pad": (config(pad_token_id=5), ["pad_token_id is 5"]),
     "a missing layer": (tensors(without_layer_three), ["lack encoder.layer.3.attention.self.query.weight"]),
     "a missing embedding": (
@@ -184,9 +181,12 @@ BAD_SOURCES = {
     "an index that is not JSON": (break_the_index('{"weight_map": '), ["model.safetensors.index.json"]),
     "an index without a map": (break_the_index("{}"), ["model.safetensors.index.json"]),
     "a shard without its tensors": (lose_a_tensor_of_a_shard, ["lack", "and 2"]),
-    "an XL model": (config(model_type="xlm-roberta-xl"), ["xlm-roberta-xl", "normalises before"]),
-    "a pre-LayerNorm model": (config(model_type="roberta-prelayernorm"), ["prelayernorm", "normalises before"]),
-    "another kind of model": (config(model_type="bert"), ["bert", "xlm-roberta, roberta and camembert"]),
+    "an XL model": (config(model_type="xlm-roberta-xl"), ["xlm-roberta-xl", "pre-LayerNorm"]),
+    "a pre-LayerNorm model": (
+        config(model_type="roberta-prelayernorm"),
+        ["prelayernorm", "pre-LayerNorm", "post-LayerNorm"],
+    ),
+    "another kind of model": (config(model_type="bert"), ["bert", "xlm-roberta, roberta or camembert"]),
     "a decoder": (config(is_decoder=True), ["configured as a decoder"]),
     "a decoder's cross-attention": (config(add_cross_attention=True), ["configured as a decoder"]),
     "quantised weights": (config(quantization_config={"quant_method": "gptq", "bits": 4}), ["quantised"]),
@@ -213,7 +213,7 @@ def test_a_file_is_no_source(own_encoder, output):
 
 def test_a_converted_checkpoint_is_no_source(encoder_folder, tmp_path, output):
     convert(encoder_folder, tmp_path / "converted")
-    assert_refused(run(tmp_path / "converted", output), str(tmp_path / "converted"), "XLM-SWCM checkpoint already")
+    assert_refused(run(tmp_path / "converted", output), str(tmp_path / "converted"), "already an XLM-SWCM checkpoint")
 
 
 class Payload:
@@ -235,11 +235,9 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
     (own_encoder / "model.safetensors").unlink()
     result = run(own_encoder, output)
     assert_refused(result, str(file), "never run")
-    assert "weights_only" not in result.stderr  # upstream's advice to run it
+    # PyTorch's message suggests to run the code with weights_only=False.
+    assert "weights_only" not in result.stderr
     assert not (tmp_path / "made by the payload").exists()
-
-
-# what is wrong with the options
 
 
 @pytest.mark.parametrize(
@@ -253,13 +251,16 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
         (["--languages", "bo ug bo"], ['"bo"', "twice"]),
         (["--languages", "pad"], ["<pad>", "special token"]),
         (["--languages", "bo unk"], ["<unk>", "special token"]),
-        (["--normal-layer-interval", "0"], ["normal_layer_interval", "at least 1", "got 0"]),
+        (["--normal-layer-interval", "0"], ["normal_layer_interval must be at least 1", "got 0"]),
         (["--normal-layer-interval", "-3"], ["normal_layer_interval", "got -3"]),
         (["--weight-sharing", "tied", "--layer-map", "interleaved"], ["weight_sharing", "layer_map"]),
         (["--weight-sharing", "tied", "--decoder-init", "random"], ["weight_sharing", "decoder_init"]),
         (["--revision", "main"], ["is a folder"]),
         (["--private"], ["--private", "--push-to-hub"]),
-        (["--normal-layers", "copy", "--normal-layer-interval", "9"], ["no normal layer", "9"]),
+        (
+            ["--normal-layers", "copy", "--normal-layer-interval", "9"],
+            ["inserts no normal layer", "normal_layer_interval 9"],
+        ),
         (["--weight-sharing", "tied", "--normal-layers", "copy"], ["weight_sharing", "normal_layers"]),
     ],
     ids=lambda value: " ".join(value),
@@ -281,7 +282,9 @@ def test_debug_shows_the_traceback_before_the_sentence(encoder_folder, output):
     result = run(encoder_folder, output, "--languages", "pad", "--debug")
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last)")
-    assert result.stderr.splitlines()[-1].startswith("error: <pad> is a special token")
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: Cannot add the language pad: <pad> is already a special token"
+    )
 
 
 def test_the_console_script_refuses_in_one_line_too(own_encoder, output):

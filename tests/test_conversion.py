@@ -1,4 +1,4 @@
-"""The conversion: every tensor of the result is the one it should be, whatever the options."""
+"""The conversion: every tensor of the model is copied or initialised as the options say."""
 
 import json
 import re
@@ -28,12 +28,12 @@ from modeling_xlm_swcm.conversion import ConversionError, ConversionReport, conv
 from modeling_xlm_swcm.conversion.options import ConversionOptions, DecoderPlan
 
 
-# the package has a function of the same name
+# The package exports a function with the name of the module.
 module = sys.modules["modeling_xlm_swcm.conversion.from_encoder"]
 
 WORD_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
 
-# the method's table: each attention of a custom layer is the encoder's, and so is each feed-forward network
+# The paper's method: both attentions and both FFNs of a custom layer are copies of the encoder layer.
 ATTENTION = {
     "q_proj": "attention.self.query",
     "k_proj": "attention.self.key",
@@ -44,7 +44,7 @@ ATTENTION = {
 FEED_FORWARD = {"fc1": "intermediate.dense", "fc2": "output.dense", "layer_norm": "output.LayerNorm"}
 HALVES = [{"self_attn": ATTENTION, "ffn1": FEED_FORWARD}, {"cross_attn": ATTENTION, "ffn2": FEED_FORWARD}]
 
-# encoder layers, options, and which encoder layers the halves of each custom decoder layer are made from
+# Number of encoder layers, options, and custom layer -> encoder layers of its two halves.
 CASES = {
     "same map, X = 1": (4, {"normal_layer_interval": 1}, {0: (0, 0), 2: (1, 1), 4: (2, 2), 6: (3, 3)}),
     "same map, X = 3": (4, {"normal_layer_interval": 3}, {0: (0, 0), 1: (1, 1), 2: (2, 2), 4: (3, 3)}),
@@ -104,7 +104,7 @@ def conversion(request) -> Conversion:
 
 
 def expected_copies(conversion: Conversion) -> dict[str, str]:
-    """Tensor of the model -> tensor of the masked LM, written from the method's table."""
+    """Return tensor of the model -> tensor of the masked LM, as the paper's method defines it."""
     copies = {"lm_head.bias": "lm_head.bias"}
     for name, _ in conversion.encoder.roberta.named_parameters():
         copies[f"model.encoder.{name}"] = f"roberta.{name}"
@@ -116,9 +116,6 @@ def expected_copies(conversion: Conversion) -> dict[str, str]:
                         name = f"model.decoder.layers.{index}.{sublayer}.{target}.{kind}"
                         copies[name] = f"roberta.encoder.layer.{layer}.{source}.{kind}"
     return copies
-
-
-# what is copied
 
 
 def test_every_tensor_that_the_method_names_is_bit_equal_to_its_source(conversion):
@@ -166,7 +163,8 @@ def test_a_normal_layer_is_a_copy_of_nothing(conversion):
     assert len(names) == 26 * len(normal)
     for name in names:
         others = [tensor for other, tensor in result.items() if other != name and tensor.shape == result[name].shape]
-        if result[name].ndim == 2:  # biases and LayerNorms start at zero and one
+        # Biases and LayerNorms start at zero and one, so only matrices can differ.
+        if result[name].ndim == 2:
             assert not any(torch.equal(result[name], other) for other in others), name
 
 
@@ -192,20 +190,17 @@ def test_the_encoder_encodes_as_before(masked_lm):
         assert torch.equal(encoded, masked_lm.roberta(input_ids).last_hidden_state)
 
 
-# the converter's own proof
-
-
 def off_by_a_bit(tensor: torch.Tensor):
     tensor.view(torch.int32)[-1] ^= 1
 
 
 def test_a_copy_in_memory_that_is_off_by_a_bit_is_noticed(masked_lm, monkeypatch):
-    def load_wrongly(config, state_dict, report, load_model=module.load_model):
-        model = load_model(config, state_dict, report)
+    def load_wrongly(plan, state_dict, instantiate_model=module.instantiate_model):
+        model = instantiate_model(plan, state_dict)
         off_by_a_bit(model.model.decoder.layers[1].ffn2.fc1.bias.data)
         return model
 
-    monkeypatch.setattr(module, "load_model", load_wrongly)
+    monkeypatch.setattr(module, "instantiate_model", load_wrongly)
     with pytest.raises(RuntimeError, match=r"decoder\.layers\.1\.ffn2\.fc1\.bias is not bit-equal"):
         from_encoder(masked_lm)
 
@@ -219,9 +214,6 @@ def test_a_copy_in_the_file_that_is_off_by_a_bit_is_noticed(encoder_folder, tmp_
     with pytest.raises(RuntimeError, match=r"layers\.1\.cross_attn\.k_proj\.weight is not bit-equal"):
         convert(encoder_folder, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
-
-
-# the order of layers
 
 
 def plan_decoder(num_layers: int, options: dict) -> DecoderPlan:
@@ -251,7 +243,9 @@ def test_copies_stand_where_normal_layers_would_and_repeat_the_layer_before(half
     options = {"layer_map": layer_map, "normal_layer_interval": interval}
     plain = plan_decoder(2 * half_as_many, options | {"normal_layers": "random"})
     if None not in plain:
-        with pytest.raises(ConversionError, match="no normal layer to make a copy"):
+        with pytest.raises(
+            ConversionError, match='"copy" needs a normal layer to replace, but .* inserts no normal layer'
+        ):
             plan_decoder(2 * half_as_many, options | {"normal_layers": "copy"})
         return
     copied = plan_decoder(2 * half_as_many, options | {"normal_layers": "copy"})
@@ -259,7 +253,7 @@ def test_copies_stand_where_normal_layers_would_and_repeat_the_layer_before(half
 
 
 def check_normal_layers(plan: list, interval: int | None):
-    """X custom layers before every normal one, at least one behind it, and no more normal layers than that makes."""
+    """Check that X custom layers precede each normal layer and that the last layer is a custom layer."""
     runs = [len(run) for run in "".join("c" if layers else "n" for layers in plan).split("n")]
     assert all(run == interval for run in runs[:-1])
     assert 1 <= runs[-1] <= (interval or runs[-1])
@@ -270,8 +264,6 @@ def test_twelve_layers_make_fifteen_as_in_the_paper():
     assert [index for index, layers in enumerate(plan) if layers is None] == [3, 7, 11]
     assert len(plan) == 15
 
-
-# languages
 
 FIVE = ["bo", "kk", "mn", "ug", "zh"]
 
@@ -359,9 +351,6 @@ def test_a_model_in_memory_takes_tags_with_a_tokenizer_only(masked_lm):
         from_encoder(masked_lm, languages=["bo"])
     _, report = from_encoder(masked_lm, languages=["bo"], tokenizer=xlm_roberta_tokenizer())
     assert report.new_ids == [masked_lm.config.vocab_size]
-
-
-# options
 
 
 def test_a_random_decoder_has_the_shapes_but_nothing_of_the_encoder(masked_lm):
@@ -489,8 +478,7 @@ def test_an_option_that_does_not_exist_is_a_type_error(encoder_folder, tmp_path)
 def test_no_interval_means_no_normal_layers_in_the_config_too(encoder_folder, tmp_path):
     convert(encoder_folder, tmp_path / "model", normal_layer_interval=None)
     config = XLMSWCMConfig.from_pretrained(tmp_path / "model")
-    assert config.normal_layer_interval is None
-    assert config.decoder_blocks == ["custom"] * 4
+    assert (config.normal_layer_interval, config.decoder_blocks) == (None, 4 * ["custom"])
 
 
 def test_a_value_that_an_option_does_not_have_is_refused(masked_lm):

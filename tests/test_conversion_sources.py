@@ -1,4 +1,4 @@
-"""The conversion: the result is the same, whatever form and kind the encoder came in."""
+"""The conversion: all file formats and kinds of encoders give the same model."""
 
 import json
 from dataclasses import dataclass
@@ -44,9 +44,6 @@ from modeling_xlm_swcm.conversion import convert, from_encoder
 def storages(model: PreTrainedModel) -> set[int]:
     tensors = (*model.parameters(), *model.buffers())
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-
-# forms of the source
 
 
 def without_prefix(tensors: Tensors) -> Tensors:
@@ -176,7 +173,7 @@ def test_special_tokens_of_the_source_stay_special(tmp_path):
 def test_a_sentencepiece_file_alone_is_a_tokenizer(tmp_path):
     proto = sentencepiece_model()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
-    # XLM-R puts `<pad>` before the pieces and `<mask>` behind them
+    # XLM-R adds `<pad>` before the SentencePiece tokens and `<mask>` after them.
     vocab_size = pieces.get_piece_size() + 2
     make_masked_lm(vocab_size=vocab_size).save_pretrained(tmp_path / "encoder")
     (tmp_path / "encoder" / "sentencepiece.bpe.model").write_bytes(proto)
@@ -199,9 +196,6 @@ def test_a_vocabulary_and_merges_are_a_tokenizer(tmp_path):
     for text in SENTENCES:
         start, *pieces = tokenizer(text).input_ids
         assert report.tokenizer(text).input_ids == [start, len(tokenizer), *pieces]
-
-
-# kinds of source
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""mBART's noise: what is masked and what stays, how words and sentences are found, and that it can be repeated."""
+"""mBART's noise: masked spans, permuted sentences, word and sentence boundaries, and repeatability."""
 
 import copy
 import math
@@ -17,27 +17,27 @@ from modeling_xlm_swcm.training import DataCollatorForDenoising
 
 
 LANGUAGES = ["bo", "en", "zh"]
-# every third piece continues a word, one word in ten ends a sentence
-PIECES = [
+# Every third token continues a word, and one word in ten ends a sentence.
+TOKENS = [
     f"{'' if number % 3 == 2 else '▁'}w{number}{'.' if number % 30 in (10, 21) else ''}" for number in range(1000)
 ]
 
 
-def make_tokenizer(*pieces: str) -> XLMSWCMTokenizer:
-    vocab = special("<s>", "<pad>", "</s>", "<unk>") + [(piece, -9.0) for piece in pieces] + special("<mask>")
+def make_tokenizer(*tokens: str) -> XLMSWCMTokenizer:
+    vocab = special("<s>", "<pad>", "</s>", "<unk>") + [(token, -9.0) for token in tokens] + special("<mask>")
     encoder = XLMRobertaTokenizer(vocab=vocab)
     return XLMSWCMTokenizer(
         tokenizer_object=encoder.backend_tokenizer, languages=LANGUAGES, **encoder.special_tokens_map
     )
 
 
-TOKENIZER = make_tokenizer(*PIECES)
+TOKENIZER = make_tokenizer(*TOKENS)
 MASK = TOKENIZER.mask_token_id
 COLLATOR = DataCollatorForDenoising(TOKENIZER)
-FIRST = TOKENIZER.convert_tokens_to_ids(PIECES[0])
+FIRST = TOKENIZER.convert_tokens_to_ids(TOKENS[0])
 
-# the pieces of a text of which no two are the same, so that it can be seen which of them are gone
-texts = st.lists(st.integers(FIRST, FIRST + len(PIECES) - 1), min_size=0, max_size=254, unique=True)
+# The tokens of a text all differ, so that missing tokens can be identified.
+texts = st.lists(st.integers(FIRST, FIRST + len(TOKENS) - 1), min_size=0, max_size=254, unique=True)
 epochs = st.integers(0, 2**32)
 
 
@@ -46,7 +46,7 @@ def with_specials(text: list[int], language: str = "en") -> np.ndarray:
 
 
 def words_of(text: list[int]) -> list[tuple[int, ...]]:
-    """By the vocabulary's plan, not by the collator."""
+    """Find words by the numbers of the tokens, without the collator."""
     words = []
     for token in text:
         if words and (token - FIRST) % 3 == 2:
@@ -69,11 +69,11 @@ def sentences_of(text: list[int]) -> list[tuple[int, ...]]:
 
 def random_texts(count: int, length: int, seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
-    return [(FIRST + rng.permutation(len(PIECES))[:length]).tolist() for _ in range(count)]
+    return [(FIRST + rng.permutation(len(TOKENS))[:length]).tolist() for _ in range(count)]
 
 
 def changed(**options) -> DataCollatorForDenoising:
-    """COLLATOR with other options, without making its tables again."""
+    """Return a copy of COLLATOR with other options and the same tables."""
     collator = copy.copy(COLLATOR)
     for name, value in options.items():
         setattr(collator, name, value)
@@ -105,7 +105,7 @@ class TestMasking:
 
     @given(texts, epochs)
     def test_every_gap_has_its_mask(self, text, epoch):
-        """Between two tokens that stand apart in the clean text there is at least one `<mask>`."""
+        """Two tokens that are not neighbours in the clean text have at least one `<mask>` between them."""
         noised = changed(permute_sentences=False).noise(with_specials(text), epoch).tolist()
         clean = with_specials(text).tolist()
         places = [None if token == MASK else clean.index(token) for token in noised]
@@ -129,11 +129,11 @@ class TestMasking:
                     masked += count
             words += total
             assert share / total == pytest.approx(0.35, abs=0.025 if length < 250 else 0.002)
-        # the last span of a text is cut short, so that the mean lies a little below 3.5
+        # The last span of a text is shortened, so the mean is slightly below 3.5.
         assert 3.2 < masked / masks < 3.5
 
     def test_every_place_is_masked_at_times(self):
-        """Less at the two ends, which only a span that starts or ends there reaches, as in mBART's noise."""
+        """The ends of a text are masked less often, as in mBART, because fewer spans reach them."""
         collator = DataCollatorForDenoising(TOKENIZER, permute_sentences=False)
         text = [FIRST + 3 * number for number in range(40)]
         gone = np.zeros(40)
@@ -177,7 +177,7 @@ class TestSentences:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "words", "sentences"),
+    ("tokens", "words", "sentences"),
     [
         (["▁The", "▁fer", "ry", ".", "▁It", "▁left", "!"], ["▁The", "▁ferry.", "▁It", "▁left!"], [0, 2]),
         (["▁At", "▁3", ".", "5", "▁km"], ["▁At", "▁3.5", "▁km"], [0]),
@@ -193,12 +193,12 @@ class TestSentences:
         (["▁ab", "<unk>", "cd", "▁ef"], ["▁ab", "<unk>cd", "▁ef"], [0]),
     ],
 )
-def test_words_and_sentences_are_found(pieces, words, sentences):
-    tokenizer = make_tokenizer(*dict.fromkeys(piece for piece in pieces if piece != "<unk>"))
+def test_words_and_sentences_are_found(tokens, words, sentences):
+    tokenizer = make_tokenizer(*dict.fromkeys(token for token in tokens if token != "<unk>"))
     tables = DataCollatorForDenoising(tokenizer).tables
-    ids = np.array(tokenizer.convert_tokens_to_ids(pieces))
+    ids = np.array(tokenizer.convert_tokens_to_ids(tokens))
     starts = tables.word_starts(ids)
-    assert ["".join(word) for word in np.split(np.array(pieces, dtype=object), starts[1:])] == words
+    assert ["".join(word) for word in np.split(np.array(tokens, dtype=object), starts[1:])] == words
     assert tables.sentence_starts(ids, starts).tolist() == sentences
 
 

@@ -1,4 +1,4 @@
-"""Exported models: what they write, what they need, and what is refused."""
+"""Exported models generate the same text as PyTorch, run without it, and refuse unsupported input."""
 
 import json
 import os
@@ -32,7 +32,7 @@ UNSEEN = ["The ferry stays", "no wind", "two herons, one boat", "བདེ་ལ
 
 @dataclass
 class Learner:
-    """A model that has learnt to write the next text of TEXTS for `<bo>`, and the one after it for `<kk>`."""
+    """A model that generates the next text of TEXTS for `<bo>`, and the text after the next for `<kk>`."""
 
     folder: Path
     model: XLMSWCMForConditionalGeneration
@@ -50,7 +50,7 @@ class Learner:
         dict(weight_sharing="init", lm_head_transform=True),
         dict(weight_sharing="tied", lm_head_transform=False, tie_word_embeddings=False),
     ],
-    ids=["init, with a transform", "tied, output of its own"],
+    ids=["init, with a transform", "tied, with an untied output"],
 )
 def learner(request, learner_folder, tmp_path_factory) -> Learner:
     tokenizer = AutoTokenizer.from_pretrained(learner_folder, src_lang="zh")
@@ -82,8 +82,8 @@ def exported(learner, tmp_path_factory) -> Path:
     ],
     ids=str,
 )
-def test_tokens_are_those_of_pytorch(learner, exported, options):
-    """Of sources that differ in length, learnt ones and others; and with what the generation config says."""
+def test_tokens_are_equal_to_pytorch(learner, exported, options):
+    """Compare on trained and unseen sources of different lengths, with a tag and with the generation config."""
     runtime = ExportedModel(exported, threads=1)
     input_ids = learner.tokenizer(TEXTS + UNSEEN, padding=True, return_tensors="np")["input_ids"]
     for language in ("bo", "kk"):
@@ -96,8 +96,8 @@ def test_tokens_are_those_of_pytorch(learner, exported, options):
     np.testing.assert_array_equal(runtime.generate(input_ids, **options), expected)
 
 
-def test_the_options_change_what_is_written(learner):
-    """So that the test above compares more than one search."""
+def test_the_options_change_the_generated_tokens(learner):
+    """Check that the test above compares different searches."""
     greedy, beams, short = (
         [learner.write(TEXTS + UNSEEN, language, **options).tolist() for language in ("bo", "kk")]
         for options in ({}, {"num_beams": 4}, {"num_beams": 4, "length_penalty": -2.0})
@@ -105,19 +105,19 @@ def test_the_options_change_what_is_written(learner):
     assert beams != short and greedy != short
 
 
-def test_texts_are_written_in_the_language_that_is_asked_for(learner, exported):
+def test_texts_are_generated_in_the_target_language(learner, exported):
     runtime = ExportedModel(exported, threads=1)
     for language in ("bo", "kk"):
         expected = learner.tokenizer.batch_decode(learner.write(TEXTS, language), skip_special_tokens=True)
         assert runtime(TEXTS, src_lang="zh", tgt_lang=language) == expected
     assert runtime([], src_lang="zh", tgt_lang="bo") == []
-    # a text may spell the padding token, which the model reads then
+    # A padding token that a text spells out is an input token.
     spelt = ["no <pad> wind", "<pad>ང་ཚོས་དཔེ", *(f"<pad>{text}" for text in TEXTS)]
     expected = learner.tokenizer.batch_decode(learner.write(spelt, "bo"), skip_special_tokens=True)
     assert runtime(spelt, src_lang="zh", tgt_lang="bo") == expected
 
 
-def test_int8_is_smaller_and_writes_what_was_learnt(learner, exported, tmp_path):
+def test_int8_is_smaller_and_generates_the_trained_texts(learner, exported, tmp_path):
     export(learner.folder, tmp_path / "int8", quantize="int8")
     runtime = ExportedModel(tmp_path / "int8", threads=1)
     input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
@@ -127,7 +127,7 @@ def test_int8_is_smaller_and_writes_what_was_learnt(learner, exported, tmp_path)
         written = runtime.generate(input_ids, forced_bos_token_id=tag, max_new_tokens=12, **options)
         assert (written == expected).mean() > 0.98
     sizes = [(folder / "model.bin").stat().st_size for folder in (tmp_path / "int8", exported)]
-    # a scale for every row is a lot in a model of 32 columns
+    # The scales of the rows take much of the space, because a row has only 32 columns.
     assert sizes[0] < 0.5 * sizes[1]
 
 
@@ -140,7 +140,7 @@ def test_the_folder_runs_without_pytorch(learner, exported):
     code = """if True:
         import sys
         for name in ("torch", "transformers", "modeling_xlm_swcm"):
-            sys.modules[name] = None  # an import of it fails
+            sys.modules[name] = None
         from xlm_swcm_runtime import ExportedModel
         print(ExportedModel(threads=1)(sys.argv[1:], src_lang="zh", tgt_lang="bo", num_beams=2))
     """
@@ -154,12 +154,13 @@ def test_the_folder_runs_without_pytorch(learner, exported):
 def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     folder = Path(shutil.copytree(learner.folder, tmp_path / "model"))
     tag = learner.tokenizer.get_lang_id("kk")
-    # upstream's trainer writes all its defaults down
+    # Transformers' trainer writes all settings with their defaults.
     defaults = GenerationConfig._get_default_generation_params()
     settings = {name: value for name, value in defaults.items() if value is not None}
     settings |= json.loads((folder / "generation_config.json").read_text())
     settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
-    settings |= {"temperature": 0.7, "repetition_penalty": 1.0, "early_stopping": False}  # these change nothing
+    # These settings do not change greedy decoding and beam search.
+    settings |= {"temperature": 0.7, "repetition_penalty": 1.0, "early_stopping": False}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     export(folder, tmp_path / "exported")
     runtime = ExportedModel(tmp_path / "exported", threads=1)
@@ -195,15 +196,21 @@ def no_bars():
         (shutil.rmtree, ["does not exist"]),
         (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
         (lambda folder: edit_config(folder, model_type="xlm-roberta"), ["xlm-roberta", "xlm-swcm convert"]),
-        (make_released, ["the authors' own layers"]),
-        (lambda folder: edit_config(folder, hidden_act="silu"), ["config.json", "hidden_act", "silu", "gelu"]),
-        (change_settings(no_repeat_ngram_size=3), ["generation_config.json", "no_repeat_ngram_size"]),
-        (change_settings(max_time=9.5), ["generation_config.json", "max_time"]),
+        (make_released, ["uses the authors' original layers, which cannot be exported."]),
+        (
+            lambda folder: edit_config(folder, hidden_act="silu"),
+            ["hidden_act in config.json", 'is "silu", which cannot be exported.', "gelu"],
+        ),
+        (
+            change_settings(no_repeat_ngram_size=3),
+            ["generation_config.json", "sets no_repeat_ngram_size to 3,", "Remove this"],
+        ),
+        (change_settings(max_time=9.5), ["generation_config.json", "sets max_time to 9.5,", "Remove this setting."]),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["cannot be loaded"]),
     ],
     ids=["no folder", "no config", "an encoder", "released", "activation", "settings", "time", "tokenizer"],
 )
-def test_what_cannot_be_exported_is_refused(folder, tmp_path, change, words):
+def test_models_that_cannot_be_exported_are_refused(folder, tmp_path, change, words):
     change(folder)
     result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
     assert_refused(result, str(folder), *words)
@@ -213,21 +220,21 @@ def test_what_cannot_be_exported_is_refused(folder, tmp_path, change, words):
 def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[export.__module__], "find_spec", lambda name: None)
     result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
-    assert_refused(result, "OpenVINO", "pip install openvino")
+    assert_refused(result, "The export needs OpenVINO. Install it with pip install openvino.")
 
 
-def test_nothing_is_lost(folder, tmp_path):
+def test_the_source_is_not_overwritten(folder, tmp_path):
     before = contents(folder)
     with pytest.raises(ConversionError, match="is not empty"):
         export(folder, folder)
     with pytest.raises(ConversionError, match="would be lost"):
         export(folder, folder, overwrite=True)
-    with pytest.raises(ConversionError, match="quantize must be one of none, int8"):
+    with pytest.raises(ConversionError, match='Unknown quantization "int4". Use one of: none, int8.'):
         export(folder, tmp_path / "exported", quantize="int4")
     assert contents(folder) == before and not (tmp_path / "exported").exists()
 
 
-def test_the_command_says_what_it_wrote(folder, tmp_path):
+def test_the_command_lists_the_written_files(folder, tmp_path):
     output = tmp_path / "exported"
     for options in ((), ("--overwrite",)):
         result = CliRunner().invoke(main, ["export", str(folder), str(output), "--quantize", "int8", *options])
@@ -243,27 +250,29 @@ def test_a_damaged_export_is_named(exported, tmp_path, file):
     folder = shutil.copytree(exported, tmp_path / "model")
     for damage in (cut_short, Path.unlink, lambda _: shutil.rmtree(folder)):
         damage(folder / file)
-        with pytest.raises(ValueError, match=f"^{folder} holds no exported model, or a damaged one; make it with"):
+        with pytest.raises(
+            ValueError, match=f"^Cannot load an exported model from {folder}: .* Write the folder again"
+        ):
             ExportedModel(folder)
 
 
-def test_the_runtime_refuses_what_it_cannot_do(learner, exported):
-    with pytest.raises(ValueError, match="holds no exported model"):
+def test_the_runtime_refuses_unsupported_input(learner, exported):
+    with pytest.raises(ValueError, match="Cannot load an exported model"):
         ExportedModel(learner.folder)
     runtime = ExportedModel(exported, threads=1)
-    with pytest.raises(ValueError, match='Unknown language "en"; the known ones are: zh, kk, bo'):
+    with pytest.raises(ValueError, match='Unknown language "en" for src_lang. Use one of: zh, kk, bo'):
         runtime(TEXTS, src_lang="en", tgt_lang="bo")
     for given, missing in (("tgt_lang", "src_lang"), ("src_lang", "tgt_lang")):
-        with pytest.raises(ValueError, match=f"{missing} is not set; give one of: zh, kk, bo"):
+        with pytest.raises(ValueError, match=f"{missing} is not set. Use one of: zh, kk, bo"):
             runtime(TEXTS, **{given: "bo"})
-    with pytest.raises(TypeError, match="texts must be a list of texts"):
+    with pytest.raises(TypeError, match="texts must be a list of strings .got one string.. Put the string in a list"):
         runtime(TEXTS[0], src_lang="zh", tgt_lang="bo")
-    with pytest.raises(ValueError, match="Text 2 has .* tokens, and the model reads at most 38"):
+    with pytest.raises(ValueError, match="Text 2 has .* tokens, but the model reads at most 38. Split the text."):
         runtime(["no wind", "no wind " * 40], src_lang="zh", tgt_lang="bo")
     input_ids = np.full((1, 3), 5)
     for options in ({"max_new_tokens": 0}, {"max_new_tokens": 39}, {"num_beams": 0}):
-        with pytest.raises(ValueError, match=next(iter(options))):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
             runtime.generate(input_ids, **options)
     for wrong in (np.full((1, 39), 5), np.full(3, 5)):
-        with pytest.raises(ValueError, match="input_ids must be"):
+        with pytest.raises(ValueError, match="input_ids must have shape"):
             runtime.generate(wrong)

@@ -1,12 +1,14 @@
-"""examples/finetune.py and transfer.py: rows become what the task asks, each text is written in its own language."""
+"""Fine-tuning and transfer, with their scripts: rows, examples, and runs in several languages."""
 
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import finetune
 import pytest
 import torch
+import transfer
 import yaml
 from conftest import cut_short, load, run_process
 from encoders import edit_config, edit_tensors
@@ -17,15 +19,18 @@ from safetensors.torch import load_file
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.examples import Pair
+from modeling_xlm_swcm.training.finetuning_data import (
+    FinetuneDataArguments,
+    PairEncoder,
+    encode_for_evaluation,
+    pairs_of_row,
+    read_pairs,
+)
 from modeling_xlm_swcm.training.rows import BadRows, DataError
+from modeling_xlm_swcm.training.transfer import choose_pairs
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-import finetune  # noqa: E402 - a script, found by its folder
-import transfer  # noqa: E402
-
-
 ROWS = [
     {"zh": "我们", "kk": "жел жоқ", "bo": "ང་ཚོ"},
     {"zh": "河边没有风", "kk": "өзен", "bo": "ཁྱེད་རང"},
@@ -59,7 +64,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
 
 
 def flags(options: dict) -> list[str]:
-    """Options as they are typed."""
+    """Return options as words of a command line."""
     words = []
     for name, value in options.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -68,7 +73,7 @@ def flags(options: dict) -> list[str]:
 
 @pytest.fixture
 def main(monkeypatch):
-    """Runs a script in this process; its error message, or None."""
+    """Return a function that runs a script in this process and returns its error message, or None."""
 
     def run(script, *words: str, **options) -> str | None:
         monkeypatch.setattr(sys, "argv", ["script", *words, *flags(options)])
@@ -83,7 +88,7 @@ def main(monkeypatch):
 
 @pytest.fixture
 def translation(learner_folder, tmp_path) -> dict:
-    """Options of a run that learns `ROWS` by heart."""
+    """Return the options of a run that learns `ROWS` by heart."""
     table = write_table(tmp_path / "rows.tsv", ROWS)
     languages = {"task": "translation", "source_lang": "zh", "target_lang": ["kk", "bo"]}
     steps = {"do_train": True, "do_predict": True, "predict_with_generate": True, "max_steps": 90}
@@ -91,13 +96,13 @@ def translation(learner_folder, tmp_path) -> dict:
     return QUICK | languages | steps | folders | {"train_file": table, "test_file": table}
 
 
-def data_arguments(task: str, **options) -> finetune.DataArguments:
-    return finetune.DataArguments(task, **({"source_lang": "zh"} | options))
+def data_arguments(task: str, **options) -> FinetuneDataArguments:
+    return FinetuneDataArguments(task, **({"source_lang": "zh"} | options))
 
 
-def pairs_of(row: dict, args: finetune.DataArguments) -> list[Pair]:
+def pairs_of(row: dict, args: FinetuneDataArguments) -> list[Pair]:
     bad_rows = BadRows()
-    pairs = list(finetune.row_pairs("data.jsonl:7", row, args, bad_rows))
+    pairs = list(pairs_of_row("data.jsonl:7", row, args, bad_rows))
     bad_rows.report()
     return pairs
 
@@ -154,7 +159,7 @@ class TestEncoding:
     def test_question_and_context_are_a_pair_of_texts(self, tokenizer):
         args = data_arguments("question-answering")
         pair = Pair("x:1", ("风？", "河边没有风"), "没有", "zh", "zh")
-        (example,) = finetune.Encoder(tokenizer, args, BadRows())([pair], 20)
+        (example,) = PairEncoder(tokenizer, args, BadRows())([pair], 20)
         tokenizer.src_lang = tokenizer.tgt_lang = "zh"
         assert example["input_ids"] == tokenizer("风？", "河边没有风")["input_ids"]
         assert example["labels"] == tokenizer(text_target="没有")["input_ids"]
@@ -162,15 +167,15 @@ class TestEncoding:
     def test_long_sources_are_cut_off_only_where_asked_and_counted(self, tokenizer):
         pairs = [Pair("x:1", "河" * 40, "风", "zh", "zh"), Pair("x:2", "河", "风", "zh", "zh")]
         args = data_arguments("summarization", max_source_length=12, truncate_sources=True)
-        encoder = finetune.Encoder(tokenizer, args, BadRows())
+        encoder = PairEncoder(tokenizer, args, BadRows())
         long, short = encoder(pairs, 20)
         tokenizer.src_lang = "zh"
         whole = tokenizer("河" * 40)["input_ids"]
         assert long["input_ids"] == [*whole[:11], tokenizer.eos_token_id] and len(short["input_ids"]) < 12
-        assert encoder.num_cut == 1
+        assert encoder.num_truncated == 1
         args.truncate_sources = False
         with pytest.raises(DataError, match="x:1 has a source of more than 12 tokens"):
-            encoder = finetune.Encoder(tokenizer, args, BadRows())
+            encoder = PairEncoder(tokenizer, args, BadRows())
             assert len(list(encoder(pairs, 20))) == 1
             encoder.report()
 
@@ -178,7 +183,7 @@ class TestEncoding:
         args = data_arguments("translation", target_lang=["kk"], max_source_length=12)
         sources, target = ["我们", "河" * 40, "风"], "өзен " * 100
         pairs = [Pair(f"x:{n}", source, f"{n} {target}", "zh", "kk") for n, source in enumerate(sources)]
-        examples, metrics = finetune.encode_for_evaluation(pairs, finetune.Encoder(tokenizer, args, BadRows(True)))
+        examples, metrics = encode_for_evaluation(pairs, PairEncoder(tokenizer, args, BadRows(True)))
         assert metrics.references == [f"0 {target}", f"2 {target}"]
         assert [len(example["labels"]) for example in examples] == [128, 128]
         assert metrics.groups == ["zh-kk", "zh-kk"]
@@ -186,9 +191,9 @@ class TestEncoding:
 
 class TestRuns:
     def test_every_text_is_written_in_its_own_language_and_scored_for_it(self, main, translation, tmp_path, capsys):
-        # the test set has other neighbours than the training set, so that a batch has both languages
+        # The rows of the test set have another order, so that a batch has both languages.
         translation["test_file"] = write_table(tmp_path / "test.tsv", [ROWS[2], ROWS[0], ROWS[1]])
-        # and training batches of like length leave it in its order
+        # Training batches of similar length must not change the order of the test set.
         assert main(finetune, **translation, train_sampling_strategy="group_by_length") is None
         output = tmp_path / "output"
         written = (output / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()
@@ -218,7 +223,7 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_two_processes_write_what_one_writes(self, main, translation, tmp_path):
-        # nine texts in batches of two: neither the batches nor the processes come out even
+        # The texts fill neither the batches of two nor the processes evenly.
         translation["test_file"] = write_table(tmp_path / "test.tsv", ROWS)
         options = translation | {"do_train": False, "target_lang": ["kk", "bo"], "per_device_eval_batch_size": 2}
         options |= {"max_predict_samples": 3, "both_directions": True, "max_target_length": 6}
@@ -230,7 +235,7 @@ class TestRuns:
             assert (tmp_path / "again" / name).read_text() == (tmp_path / "output" / name).read_text()
 
     def test_two_processes_learn_what_one_learns_and_no_row_twice(self, main, translation, tmp_path):
-        # twelve rows in batches of ten: the second has two rows for the first process, and none for the second
+        # Twelve rows in batches of ten: the second batch has two rows for the first process, and none for the second.
         model = Path(shutil.copytree(translation["model_name_or_path"], tmp_path / "still"))
         edit_config(model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         options = translation | {"model_name_or_path": str(model), "do_predict": False, "both_directions": True}
@@ -298,14 +303,14 @@ class TestRuns:
         tokenizer = XLMSWCMTokenizer.from_pretrained(learner_folder)
         tokenizer.add_tokens(["风车"])
         tokenizer.save_pretrained(tmp_path / "broken")
-        assert "they do not belong together" in main(finetune, **broken)
+        assert "Use the tokenizer that belongs to the weights." in main(finetune, **broken)
         assert not (tmp_path / "output").exists()
 
     def test_a_model_is_not_written_over_by_its_training(self, main, translation, learner_folder, tmp_path):
         own = str(shutil.copytree(learner_folder, tmp_path / "own"))
         before = (tmp_path / "own" / "model.safetensors").read_bytes()
         error = main(finetune, **translation | {"model_name_or_path": own, "output_dir": own})
-        assert error == f"error: --output_dir {own} is the model to start from; give another."
+        assert error == f"error: --output_dir {own} is the folder of the model to start from. Choose another folder."
         assert (tmp_path / "own" / "model.safetensors").read_bytes() == before
 
     def test_the_model_is_saved_before_an_evaluation_can_change_it(self, main, translation, tmp_path):
@@ -316,29 +321,41 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"do_train": False, "do_predict": False}, "Nothing to do: give --do_train"),
-            ({"predict_with_generate": False}, "--predict_with_generate"),
-            ({"target_lang": ["ug"]}, 'The model has no language "ug"; it has: zh, kk, bo'),
-            ({"max_source_length": 50}, "--max_source_length is 50, and the model has room for 38 tokens"),
-            ({"test_file": "nowhere.tsv"}, "There is no file nowhere.tsv"),
-            ({"do_eval": True}, "There is no validation data: give --validation_file"),
-            ({"task": "summarization"}, "have one target each"),
-            ({"task": "summarization", "target_lang": ["kk"], "both_directions": True}, "Only a translation can go"),
-            ({"lang_column": "lang"}, "not --lang_column"),
-            ({"max_train_samples": -1}, "--max_train_samples must be at least 1; got -1"),
+            ({"do_train": False, "do_predict": False}, "There is nothing to do. Pass --do_train"),
+            ({"predict_with_generate": False}, "--do_predict needs --predict_with_generate."),
+            ({"target_lang": ["ug"]}, 'The model has no language tag for "ug". Known languages: zh, kk, bo.'),
+            ({"max_source_length": 50}, "--max_source_length must be at most 38 for this model (got 50)."),
+            ({"test_file": "nowhere.tsv"}, "nowhere.tsv does not exist. Check the path."),
+            ({"do_eval": True}, "There is no validation data. Pass --validation_file"),
+            (
+                {"task": "summarization"},
+                "A row for summarization has one target. Pass its language with --lang_column.",
+            ),
+            (
+                {"task": "summarization", "target_lang": ["kk"], "both_directions": True},
+                "--both_directions is for translation only.",
+            ),
+            ({"lang_column": "lang"}, "Translation takes --source_lang and --target_lang, not --lang_column."),
+            ({"max_train_samples": -1}, "--max_train_samples must be at least 1 (got -1)."),
             ({"num_beams": 0}, "--num_beams must be at least 1"),
-            ({"output_dir": ""}, "--output_dir is empty; give a folder."),
-            ({"generation_num_beams": 1}, "--generation_num_beams is --num_beams here"),
-            ({"generation_max_length": 9}, "--generation_max_length is --max_target_length here"),
-            ({"batch_eval_metrics": True}, "leave out --batch_eval_metrics"),
+            ({"output_dir": ""}, "--output_dir is empty. Name a folder."),
+            ({"generation_num_beams": 1}, "--generation_num_beams has no effect. Use --num_beams instead."),
+            ({"generation_max_length": 9}, "--generation_max_length has no effect. Use --max_target_length instead."),
+            ({"batch_eval_metrics": True}, "Remove --batch_eval_metrics"),
             ({"eval_do_concat_batches": False}, "and --eval_do_concat_batches"),
             ({"prediction_loss_only": True}, "--prediction_loss_only"),
-            ({"task": "summarization", "target_lang": ["kk"]}, "name another with --text_column."),
-            ({"source_lang": "kk", "target_lang": ["bo", "kk"]}, "kk cannot be in --target_lang"),
+            ({"task": "summarization", "target_lang": ["kk"]}, "Set the column with --text_column."),
+            (
+                {"source_lang": "kk", "target_lang": ["bo", "kk"]},
+                "--target_lang contains the source language kk. Remove it.",
+            ),
             ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
             ({"push_to_hub": True}, "--hub_model_id"),
-            ({"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"}, "A token is no argument"),
-            ({"max_source_length": 3, "skip_bad_rows": True}, "The train data has no row that can be used"),
+            (
+                {"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"},
+                "--hub_token shows the token to other users.",
+            ),
+            ({"max_source_length": 3, "skip_bad_rows": True}, "The train data has no usable row."),
         ],
     )
     def test_errors_are_one_sentence_before_any_training(self, main, translation, tmp_path, options, message):
@@ -360,8 +377,8 @@ class TestRuns:
         options = {"target_lang": ["kk"]} if task == "translation" else {"lang_column": "lang"}
         file = write_table(tmp_path / "rows.tsv", [row])
         args = data_arguments(task, train_file=file, skip_bad_rows=True, **options)
-        with pytest.raises(DataError, match=rf"has no column .* \(it has: {', '.join(row)}\); .* with {option}\.$"):
-            finetune.read_pairs(args, ["train"])
+        with pytest.raises(DataError, match=rf"has no column .* \(columns: {', '.join(row)}\)\. .* with {option}\.$"):
+            read_pairs(args, ["train"])
 
     def test_a_dataset_has_configurations_and_splits_with_a_limit_each(self, tmp_path):
         for config in ("short", "long"):
@@ -380,7 +397,7 @@ class TestRuns:
             max_eval_samples=1,
             max_predict_samples=2,
         )
-        read = finetune.read_pairs(args, ["train", "validation", "test"])
+        read = read_pairs(args, ["train", "validation", "test"])
         assert {split: [pair.source for pair in pairs] for split, pairs in read.items()} == {
             "train": ["long train 1", "long train 2", "long train 3"],
             "validation": ["long validation 1"],
@@ -414,14 +431,14 @@ class TestTransfer:
     def test_samples_are_nested_and_of_the_asked_number(self, languages, samples, seed):
         pairs = [Pair(f"x:{n}", "s", "t", code, code) for n, code in enumerate(["zh", *languages])]
         try:
-            chosen = transfer.choose(pairs, "summarization", "zh", samples, seed)
+            chosen = choose_pairs(pairs, "summarization", "zh", samples, seed)
         except DataError:
             assert any(0 < languages.count(code) < samples for code in ("kk", "bo"))
             return
         counts = {code: sum(pair.tgt_lang == code for pair in chosen) for code in languages}
         assert counts == {code: languages.count("zh") + 1 if code == "zh" else samples for code in counts}
         assert [pair for pair in chosen if pair.tgt_lang == "zh"] == [pair for pair in pairs if pair.tgt_lang == "zh"]
-        fewer = transfer.choose(pairs, "summarization", "zh", max(samples - 1, 0), seed)
+        fewer = choose_pairs(pairs, "summarization", "zh", max(samples - 1, 0), seed)
         assert set(fewer) <= set(chosen) <= set(pairs)
 
     def test_a_run_for_each_number_of_samples_and_a_score_for_each_language(self, main, learner_folder, tmp_path):
@@ -445,10 +462,10 @@ class TestTransfer:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"samples": [0, -1]}, "--samples cannot be below 0"),
-            ({"high_resource": "ug"}, "The training data has nothing in ug; it has: bo, kk, zh"),
-            ({"samples": [0, 9]}, "The training data has 3 examples in bo, not the 9 asked for"),
-            ({"metric": "bleu"}, "--metric bleu is not one of rougeL_f"),
+            ({"samples": [0, -1]}, "--samples must not be negative (got -1)."),
+            ({"high_resource": "ug"}, "The training data has no examples in ug. It has bo, kk, zh."),
+            ({"samples": [0, 9]}, "The training data has 3 examples in bo, fewer than --samples 9."),
+            ({"metric": "bleu"}, "--metric must be one of rougeL_f, rouge1_f, rouge2_f, chrf++ (got bleu)."),
             ({"push_to_hub": True}, "xlm-swcm push"),
         ],
     )

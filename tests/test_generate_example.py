@@ -1,10 +1,11 @@
-"""examples/generate.py: lines in, lines out, in order, and nothing lost between."""
+"""examples/generate.py and `generation`: one line of output for each line of input, in order."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import generate
 import pytest
 from conftest import cut_short, teach
 from hypothesis import given
@@ -12,14 +13,12 @@ from hypothesis import strategies as st
 from transformers import DataCollatorForSeq2Seq
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.training import generation
+from modeling_xlm_swcm.training.generation import GenerateArguments, generate_file
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-import generate  # noqa: E402 - a script, found by its folder
-
-
-# what the model has learnt to write for a source, in Kazakh and Tibetan
+# The model learns these targets in Kazakh and Tibetan.
 PAIRS = {
     "我们": {"kk": "жел жоқ", "bo": "ང་ཚོ"},
     "河边没有风": {"kk": "өзен", "bo": "ཁྱེད་རང"},
@@ -29,7 +28,7 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def folder(learner_folder, tmp_path_factory) -> Path:
-    """A model that knows `PAIRS` by heart."""
+    """Return the folder of a model that knows `PAIRS` by heart."""
     output = shutil.copytree(learner_folder, tmp_path_factory.mktemp("generate") / "model")
     model = XLMSWCMForConditionalGeneration.from_pretrained(output)
     tokenizer = XLMSWCMTokenizer.from_pretrained(output, src_lang="zh")
@@ -41,8 +40,8 @@ def folder(learner_folder, tmp_path_factory) -> Path:
     return output
 
 
-def arguments(folder: Path, **options) -> generate.GenerateArguments:
-    return generate.GenerateArguments(
+def arguments(folder: Path, **options) -> GenerateArguments:
+    return GenerateArguments(
         str(folder), **{"source_lang": "zh", "target_lang": "bo", "num_beams": 2, "max_length": 12} | options
     )
 
@@ -53,7 +52,7 @@ def test_every_line_is_what_the_model_writes_for_it(folder, tmp_path, target, ba
     (tmp_path / "in.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     output = tmp_path / "out.txt"
     files = {"input": str(tmp_path / "in.txt"), "output": str(output)}
-    generate.run(arguments(folder, **files, target_lang=target, batch_tokens=batch_tokens))
+    generate_file(arguments(folder, **files, target_lang=target, batch_tokens=batch_tokens))
     expected = [PAIRS[line][target] if line.strip() else "" for line in lines]
     assert output.read_text(encoding="utf-8").split("\n") == [*expected, ""]
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt"}
@@ -67,17 +66,17 @@ def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.decode() == f"{PAIRS['我们']['bo']}\n\n{PAIRS['早上去河边']['bo']}\n"
-    assert b"Writing" in run.stderr
+    assert b"Generating" in run.stderr
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "in.txt").write_bytes("\ufeff我们\n\ufeff\n".encode())
-    assert generate.read_lines(str(tmp_path / "in.txt")) == ["我们", "\ufeff"]
+    assert generation.read_texts(str(tmp_path / "in.txt")) == ["我们", "\ufeff"]
 
 
 @pytest.mark.parametrize("name", ["num_beams", "max_length", "batch_tokens"])
 def test_numbers_below_one_are_refused(folder, name):
-    with pytest.raises(ValueError, match=f"--{name} must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=f"--{name} must be at least 1 .got 0."):
         arguments(folder, **{name: 0})
 
 
@@ -86,9 +85,9 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     path.write_bytes(b"ab\n\xe7\n")
     words = ["--model_name_or_path", folder, "--source_lang", "zh", "--target_lang", "bo", "--input", path]
     for expected in (
-        f"error: Line 2 of {path} is not UTF-8 (unexpected end of data); "
-        "convert the text with iconv -f ENCODING -t UTF-8.",
-        f"error: There is no file {path}.",
+        f"error: Line 2 of {path} is not UTF-8 (unexpected end of data). "
+        "Convert the text with iconv -f ENCODING -t UTF-8.",
+        f"error: {path} does not exist. Check the path.",
     ):
         monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, words)])
         with pytest.raises(SystemExit) as error:
@@ -100,9 +99,9 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--sorce_lang", "zh"], "Unknown option --sorce_lang; did you mean --source_lang?"),
-        (["--fire=1"], "Unknown option --fire; --help lists them."),
-        (["bo.txt"], "The word bo.txt belongs to no option; --help lists them."),
+        (["--sorce_lang", "zh"], "Unknown option --sorce_lang. Did you mean --source_lang?"),
+        (["--fire=1"], "Unknown option --fire. Run with --help to list the options."),
+        (["bo.txt"], "Unexpected argument bo.txt. Run with --help to list the options."),
     ],
 )
 def test_words_that_are_no_options_are_named(monkeypatch, words, message):
@@ -117,14 +116,22 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("a\n\n" + "河" * 200, {}, r"Line 3 of .*in.txt has 20\d tokens, and the model reads at most 38"),
-        ("a", {"output": "."}, r"The output \. is a folder"),
+        (
+            "a\n\n" + "河" * 200,
+            {},
+            r"Line 3 of .*in.txt has 20\d tokens, and the limit of the model is 38. Split the line.",
+        ),
+        ("a", {"output": "."}, r"--output \. is a folder. Name a file."),
         ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
-        ("a", {"output": "in.txt"}, r"The output in\.txt is the input, which would be lost"),
-        ("", {}, r"There are no lines in .*in\.txt; give a text per line"),
-        ("\ufeff", {}, r"There are no lines in"),
-        ("a\nb\0c", {}, r"Line 2 of .*in\.txt holds NUL bytes"),
-        ("a", {"output": "nowhere/out.txt"}, "The folder of nowhere/out.txt does not exist"),
+        ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite the input. Name another file."),
+        ("", {}, r"in\.txt is empty. Give one text per line."),
+        ("\ufeff", {}, r"in\.txt is empty."),
+        ("a\nb\0c", {}, r"Line 2 of .*in\.txt contains NUL bytes. Convert the text with iconv"),
+        (
+            "a",
+            {"output": "nowhere/out.txt"},
+            "The folder of --output nowhere/out.txt does not exist. Create it first.",
+        ),
         ("a", {"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
     ],
 )
@@ -135,15 +142,15 @@ def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, monkeypatch,
     for name, value in options.items():
         setattr(args, name, value)
     with pytest.raises(ValueError, match=message):
-        generate.run(args)
+        generate_file(args)
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
     assert (tmp_path / "in.txt").read_text(encoding="utf-8") == content
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_first(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-    with pytest.raises(ValueError, match="The folder of .*out.txt cannot be written to"):
-        generate.run(arguments(folder, input="nowhere.txt", output=str(tmp_path / "out.txt")))
+    with pytest.raises(ValueError, match="The folder of --output .*out.txt is not writable. Choose another folder."):
+        generate_file(arguments(folder, input="nowhere.txt", output=str(tmp_path / "out.txt")))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
@@ -152,17 +159,17 @@ def test_a_damaged_model_is_named(folder, tmp_path, file):
     damaged = shutil.copytree(folder, tmp_path / "model")
     cut_short(damaged / file)
     with pytest.raises(ValueError, match=f"^{damaged} cannot be loaded: .*[^.]; convert or download it again.$"):
-        generate.run(arguments(damaged, input=str(tmp_path / "in.txt"), output=str(tmp_path / "out.txt")))
+        generate_file(arguments(damaged, input=str(tmp_path / "in.txt"), output=str(tmp_path / "out.txt")))
     assert not (tmp_path / "out.txt").exists()
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
 def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, batch_tokens):
     rows = {index: [0] * length for index, length in enumerate(lengths)}
-    batches = list(generate.batches_by_length(rows, batch_tokens))
+    batches = list(generation.batches_by_length(rows, batch_tokens))
     assert sorted(index for batch in batches for index in batch) == list(rows)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
-    # no two neighbours would have fitted into one
+    # Two neighbouring batches do not fit into one.
     for first, second in zip(batches, batches[1:], strict=False):
         assert lengths[first[0]] * (len(first) + 1) > batch_tokens and second

@@ -13,13 +13,13 @@ START, PAD, END = 0, 1, 2
 
 @pytest.fixture
 def model(trained_model) -> XLMSWCMForConditionalGeneration:
-    """One that writes what depends on the source, the tag and the place; a copy, so that tests may change it."""
+    """Return a copy of a model whose output depends on source, tag and position. Tests may change the copy."""
     return copy.deepcopy(trained_model)
 
 
 @pytest.fixture
 def source(pairs) -> Batch:
-    """Eight right-padded sources that the model has learnt, and four that it has never seen."""
+    """Return eight right-padded sources from the training data, and four new sources."""
     unseen = torch.randint(8, 99, (4, 9), generator=torch.Generator().manual_seed(8))
     input_ids = torch.cat([pairs["input_ids"], unseen])
     return {"input_ids": input_ids, "attention_mask": input_ids.ne(PAD).long()}
@@ -27,7 +27,7 @@ def source(pairs) -> Batch:
 
 @pytest.fixture
 def prompts(pairs) -> Batch:
-    """Beginnings of the four sequences whose first tokens the model knows, left-padded, for the first four sources."""
+    """Return left-padded prompts for the first four sources: the first tokens of their targets."""
     beginnings = torch.cat([torch.full((4, 1), START), pairs["labels"][:4, :4]], dim=1)
     rows = [beginnings[row, :length] for row, length in enumerate((5, 3, 2, 4))]
     decoder_input_ids = torch.stack([torch.cat([torch.full((5 - len(row),), PAD), row]) for row in rows])
@@ -43,7 +43,7 @@ def write(model, inputs: Batch, **options):
 
 
 def until_end(row: torch.Tensor) -> list[int]:
-    """The tokens of a row without the padding on either side."""
+    """Return the tokens of a row without padding."""
     return [token for token in row.tolist() if token != PAD]
 
 
@@ -84,7 +84,8 @@ class TestCache:
         [
             ("inductor", False),
             ("aot_eager", True),
-            pytest.param("inductor", True, marks=pytest.mark.slow),  # as long again, for the same capture
+            # Inductor captures the same graph, and takes as long again.
+            pytest.param("inductor", True, marks=pytest.mark.slow),
         ],
     )
     def test_a_static_cache_compiles_whole_and_once(self, model, source, prompts, backend, prompted):
@@ -130,7 +131,7 @@ class TestSequences:
         limit = model.config.max_position_embeddings - model.config.pad_token_id - 1
         long = torch.full((1, limit + 1), 5)
         with pytest.raises(
-            ValueError, match=f"source has {limit + 1} tokens, and the model's positions end at {limit}"
+            ValueError, match=f"source has {limit + 1} tokens, but the model has only {limit} positions. Truncate"
         ):
             model.generate(long, max_new_tokens=2)
         model.generate(long[:, :limit], max_new_tokens=2)
@@ -152,7 +153,7 @@ class TestSequences:
             taken = logits.log_softmax(-1).gather(2, labels.clamp(0)[..., None])[..., 0]
             return taken.masked_fill(labels == -100, 0).sum(1)
 
-        # without a length penalty the score is the sum of log-probabilities
+        # Without a length penalty the score is the sum of log-probabilities.
         found, greedy = write(model, source, num_beams=4, length_penalty=0.0), write(model, source)
         assert not torch.equal(found, greedy)
         assert score(found).sum() >= score(greedy).sum()
@@ -229,7 +230,7 @@ class TestPadding:
 class TestAssistedDecoding:
     @pytest.fixture(params=["random", "itself"])
     def assistant(self, request, model) -> XLMSWCMForConditionalGeneration:
-        """A smaller model, nearly none of whose proposals is right, and one that is always right."""
+        """Return a smaller model with almost no correct proposals, and a model with only correct proposals."""
         if request.param == "itself":
             return copy.deepcopy(model)
         torch.manual_seed(1)
@@ -237,7 +238,8 @@ class TestAssistedDecoding:
 
     @pytest.mark.parametrize("tag", [None, 5])
     def test_an_assistant_changes_no_token(self, model, source, assistant, tag):
-        for row in range(6, 10):  # one at a time is all that Transformers offers
+        # Transformers supports assisted generation only for a batch of one.
+        for row in range(6, 10):
             inputs = rows_of(source, slice(row, row + 1))
             assisted = write(model, inputs, assistant_model=assistant, forced_bos_token_id=tag)
             assert torch.equal(assisted, write(model, inputs, forced_bos_token_id=tag))

@@ -1,4 +1,4 @@
-"""To the Hub and back, over HTTP on the loopback, with the real client."""
+"""Push to a Hub on the loopback interface with the real client."""
 
 import json
 import re
@@ -30,9 +30,6 @@ def pushed(outcome) -> str:
     return re.search(r"Pushed: (\S+)", outcome.stdout)[1]
 
 
-# what is sent
-
-
 def test_a_push_sends_the_whole_model_in_one_commit_and_nothing_else(hub, client, folder, encoder_folder):
     for stray in ("optimizer.pt", "trainer_state.json", "notes.txt", "secret.py", "adapter_model.safetensors"):
         (folder / stray).write_text("not for the Hub")
@@ -47,7 +44,7 @@ def test_a_push_sends_the_whole_model_in_one_commit_and_nothing_else(hub, client
     assert repository.commits[commit.parent].files == {}
     for name in SENT - {"README.md", "conversion_report.json"}:
         assert commit.files[name] == (folder / name).read_bytes()
-    # the report says what was copied, and not where the encoder lay
+    # The pushed report names the encoder without its local path.
     report, sent = ((folder / "conversion_report.json").read_text(), commit.files["conversion_report.json"].decode())
     assert json.loads(report)["source"] == str(encoder_folder)
     assert sent == report.replace(str(encoder_folder), encoder_folder.name)
@@ -109,7 +106,7 @@ def test_private_branch_and_message_are_what_was_asked_for(hub, client, converte
 def test_a_pull_request_leaves_the_branch_as_it_was(hub, client, converted):
     hub.add("someone/model", converted)
     before = hub.repositories["someone/model"].refs["main"]
-    # whoever may read may ask for a change
+    # A token with read access can open a pull request.
     url = pushed(client.command("push", converted, "someone/model", "--create-pr", token=READ))
     assert url == f"{hub.endpoint}/someone/model/discussions/1"
     repository = hub.repositories["someone/model"]
@@ -138,9 +135,6 @@ def test_the_token_shows_nowhere(hub, client, converted, tmp_path):
         assert WRITE.encode() not in content
 
 
-# what goes wrong on the way
-
-
 def test_errors_and_dropped_connections_that_pass_are_overcome(hub, client, converted):
     hub.fail("POST /api/models/.*/preupload", status=503, times=1)
     hub.fail("PUT /lfs/", drop=True, times=1)
@@ -164,7 +158,7 @@ def test_an_upload_that_is_killed_leaves_the_repository_as_it_was_and_succeeds_w
     environment = hub.environment | {"HF_TOKEN": WRITE, "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", PUSH, "push", str(converted), "someone/model"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert failure.seen.wait(200)  # on a machine that is busy
+        assert failure.seen.wait(200)
         process.send_signal(signal.SIGKILL)
     failure.hold.set()
     assert hub.repositories["someone/model"].refs == before
@@ -187,7 +181,7 @@ def test_a_commit_that_fails_leaves_the_repository_as_it_was_and_the_next_push_s
 
 
 def test_two_pushes_at_once_do_not_mix(hub, client, converted, folder, tmp_path):
-    """The second commits while the first still uploads: the first is told, and what is there is the second's."""
+    """If a second push commits during the upload of the first, the first fails and changes nothing."""
     edit_tensors(folder, lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
     (folder / "README.md").write_text(
         "---\nlicense: mit\nlibrary_name: x\npipeline_tag: y\nlanguage: [bo]\n---\n# Other\n"
@@ -196,12 +190,12 @@ def test_two_pushes_at_once_do_not_mix(hub, client, converted, folder, tmp_path)
     outcomes = []
     first = threading.Thread(target=lambda: outcomes.append(client.command("push", converted, "someone/model")))
     first.start()
-    assert failure.seen.wait(200)  # on a machine that is busy
+    assert failure.seen.wait(200)
     with hub_client(hub, tmp_path) as other:
         pushed(other.command("push", folder, "someone/model"))
     failure.hold.set()
     first.join()
-    assert_refused_after_list(outcomes[0], "someone/model", "changed by somebody else", "push again")
+    assert_refused_after_list(outcomes[0], "someone/model", "changed by somebody else", "Push again")
     files = hub.repositories["someone/model"].files
     for name in SENT - {"conversion_report.json"}:
         assert files[name] == (folder / name).read_bytes(), name
@@ -221,7 +215,7 @@ def test_a_full_quota_is_said_and_leaves_the_repository_as_it_was(hub, client, c
         (None, ["no token", "hf auth login", "HF_TOKEN"]),
         ("hf_wrong", ["does not know your token", "hf auth login", "HF_TOKEN"]),
         (READ, ["someone/model", "don't have the rights"]),
-        ("hf_with a blank", ["character that no token has"]),
+        ("hf_with a blank", ["invalid character", "hf auth login", "HF_TOKEN"]),
     ],
 )
 def test_a_token_that_may_not_push_is_said_in_one_sentence(hub, client, converted, token, words):
@@ -234,9 +228,6 @@ def assert_refused_after_list(outcome, *words):
     assert_refused(
         Outcome(outcome.exit_code, "", outcome.stderr.split("\n", outcome.stderr.count("\n") - 1)[-1]), *words
     )
-
-
-# what is not sent
 
 
 def drop_layer(tensors):
@@ -277,10 +268,13 @@ BAD_FOLDERS = {
         ),
         ["152 tokens", "151 rows"],
     ),
-    "no report": (unlink("conversion_report.json"), ["conversion_report.json", "copy it"]),
+    "no report": (unlink("conversion_report.json"), ["conversion_report.json", "Copy it"]),
     "a report of something else": (write("conversion_report.json", "{}"), ["conversion_report.json", "source"]),
     "metrics that are a list": (write("metrics.json", "[]"), ["metrics.json"]),
-    "metrics of another shape": (write("metrics.json", '{"results": 3}'), ["metrics.json", '"results"']),
+    "metrics of another shape": (
+        write("metrics.json", '{"results": 3}'),
+        ["metrics.json", '"results"', "must be a JSON object"],
+    ),
     "metrics of another task": (write("metrics.json", '{"task": "fill-mask"}'), ["metrics.json", '"fill-mask"']),
     "a card without a field": (write("README.md", CARD.replace("license: mit\n", "")), ["README.md", "lacks license"]),
     "a card without metadata": (write("README.md", "# Mine\n"), ["README.md", "lacks license, library_name"]),
@@ -334,13 +328,15 @@ def test_no_network_is_said_in_one_sentence(converted, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", WRITE)
     push, inspect = ["push", str(converted), "someone/model"], ["inspect", "someone/model"]
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nobody listens on it
+        # Nothing listens on this port.
+        taken.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nowhere)
         began = time.monotonic()
         for command in (inspect, ["convert", "no-folder", str(converted.parent / "other")]):
             assert_refused(CliRunner().invoke(main, command), f"There is no folder {command[1]}", "Hub")
-        assert time.monotonic() - began < 20  # the client alone would try for 23 seconds each
+        # The Hub client alone retries for 23 seconds for each command.
+        assert time.monotonic() - began < 20
         assert_refused_after_list(CliRunner().invoke(main, push), nowhere, "cannot be reached")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert_refused_after_list(CliRunner().invoke(main, push), nowhere, "cannot be reached", "offline")

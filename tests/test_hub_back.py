@@ -1,4 +1,4 @@
-"""Back from the Hub: with the plugin, with Transformers alone, pinned, offline, and looked at without the weights."""
+"""Load from the Hub with the package, with Transformers alone, pinned and offline, and inspect without weights."""
 
 import json
 import re
@@ -23,7 +23,7 @@ import importlib.util
 assert importlib.util.find_spec("modeling_xlm_swcm") is None
 """
 TEXTS = ["The river", "A quiet morning", "no wind"]
-# greedy and short: the texts of random weights, but not the same for every input
+# Greedy search without repetition, so that random weights generate a different text for every input.
 OPTIONS = dict(src_lang="zh", tgt_lang="bo", max_new_tokens=6, no_repeat_ngram_size=1)
 
 LOAD = f"""
@@ -44,11 +44,11 @@ def load_and_write(repo, texts, result, trust, **kwargs):
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory) -> Path:
-    """The Python of a virtual environment that has what this one has, but for the package."""
+    """Return the Python of a virtual environment that has all dependencies but not the package."""
     environment = tmp_path_factory.mktemp("elsewhere")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site_packages,) = environment.glob("lib/python*/site-packages")
-    # a folder that is named in a .pth file is searched for packages, and not for further .pth files, such as ours
+    # Python reads no .pth files in folders from a .pth file, so the editable install is not found.
     (site_packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     return environment / "bin" / "python"
 
@@ -97,7 +97,7 @@ load_and_write({REPO!r}, {TEXTS!r}, {str(tmp_path / "result.pt")!r}, {{}}, revis
 
 @pytest.fixture
 def run_alone(hub, elsewhere, tmp_path):
-    """Runs code in a process without the package, and with a cache of its own."""
+    """Return a function that runs code in a process without the package and with an empty cache."""
 
     def run(code: str, **environment):
         environment = hub.environment | {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITE} | environment
@@ -122,8 +122,6 @@ def test_transformers_alone_loads_what_was_pushed_and_again_without_network(
         assert written == expected(converted)[1]
         assert bool(hub.requests) == (offline == "0")
 
-
-# the four ways there
 
 TRAIN = """
 import modeling_xlm_swcm
@@ -224,7 +222,7 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert files.keys() == SENT - missing
         card = ModelCard(files["README.md"].decode())
         assert card.data.license is None and card.data.language == ["zh", "bo"]
-        assert "whose licence is not known: 170 tensors were copied" in card.text
+        assert "Its licence is not known. Of the tensors, 170 were copied" in card.text
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 
@@ -326,9 +324,6 @@ trainer.push_to_hub()
     assert 'repo = "someone/trained"' in files["README.md"].decode()
 
 
-# inspect
-
-
 def test_inspect_shows_what_a_model_is_without_its_weights(hub, client, repository, converted):
     outcome = client.command("inspect", REPO)
     assert outcome.exit_code == 0, outcome.output
@@ -343,7 +338,7 @@ def test_inspect_shows_what_a_model_is_without_its_weights(hub, client, reposito
     ):
         assert words in outcome.stdout
     here = client.command("inspect", converted)
-    # the encoder's folder is named in full only where it is
+    # Only the local report has the full path of the encoder.
     assert len(here.stdout.split()) == len(outcome.stdout.split())
     assert here.stdout.split("encoder  ")[1] == outcome.stdout.split("encoder  ")[1]
     spans = [

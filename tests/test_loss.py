@@ -1,6 +1,8 @@
-"""The loss in chunks against the plain one: value, gradients, and that the logits are never held."""
+"""The loss in chunks equals the plain loss in value and gradients, and never holds the logits."""
 
 import contextlib
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from modeling_xlm_swcm.loss_xlm_swcm import OneGradient, cross_entropy, linear_cross_entropy
+from modeling_xlm_swcm.loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
 
 
 Tensors = list[torch.Tensor]
-PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+# PEFT reads the deprecated attribute.
+PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def plain_loss(hidden_states, weight, bias, labels, **options) -> torch.Tensor:
@@ -27,7 +30,7 @@ def plain_loss(hidden_states, weight, bias, labels, **options) -> torch.Tensor:
 
 
 def random_inputs(batch=3, length=5, size=8, vocab=37, ignored=0.3, dtype=torch.float32, seed=0) -> Tensors:
-    """Hidden states, weight, bias, and labels of which a share is -100, though not the first."""
+    """Return hidden states, weight, bias and labels. A share of the labels is -100, but not the first label."""
     generator = torch.Generator().manual_seed(seed)
     shapes = (batch, length, size), (vocab, size), (vocab,)
     inputs = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
@@ -51,7 +54,7 @@ def assert_same(actual: Tensors, expected: Tensors, **tolerance):
 
 
 class Sizes(TorchDispatchMode):
-    """The numbers of elements of all tensors that are made inside of it, views left out."""
+    """Record the number of elements of each new tensor in this context, without views."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +118,7 @@ class TestFunction:
         assert_close(linear_cross_entropy(*tensors, labels, label_smoothing=label_smoothing), expected)
 
     @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2), (0, 1), (0, 1, 2)])
-    def test_what_is_frozen_gets_no_gradient_and_costs_none(self, frozen):
+    def test_frozen_tensors_get_no_gradient_and_cost_none(self, frozen):
         inputs = random_inputs(vocab=50, size=8)
         for index in frozen:
             inputs[index].requires_grad_(False)
@@ -127,7 +130,7 @@ class TestFunction:
             assert_same(loss_and_gradients(linear_cross_entropy, inputs, max_logits=100), expected)
         assert loss.requires_grad == (len(frozen) < 3)
 
-    def test_no_gradient_is_computed_where_none_can_be_asked_for(self):
+    def test_no_gradient_is_computed_without_grad_mode(self):
         inputs = random_inputs(vocab=50, size=8)
         with computed_sizes() as sizes, torch.no_grad():
             loss = linear_cross_entropy(*inputs, max_logits=100)
@@ -188,17 +191,18 @@ class TestFunction:
             assert (one - true).norm() <= 1.1 * (other - true).norm() + 1e-3 * true.norm()
 
     def test_autocast_leaves_no_copy_of_the_weight_behind(self):
-        """One without a history would keep gradients from later products in the same context."""
+        """Autocast would reuse a copy that was made without gradients in later products of the same context."""
         *tensors, labels = random_inputs()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             linear_cross_entropy(*tensors, labels)
             assert nn.functional.linear(tensors[0].detach(), *tensors[1:]).sum().requires_grad
 
-    def test_going_back_twice_gives_the_same(self):
+    def test_a_second_backward_gives_the_same_gradients(self):
         *tensors, labels = random_inputs()
         loss = linear_cross_entropy(*tensors, labels)
         first = [gradient.clone() for gradient in torch.autograd.grad(loss, tensors, retain_graph=True)]
-        loss.backward()  # into fields, which later gradients are added to in place
+        # Later gradients are added in place to the `grad` fields.
+        loss.backward()
         (3 * linear_cross_entropy(*tensors, labels)).backward()
         assert_same([tensor.grad for tensor in tensors], [4 * gradient for gradient in first])
 
@@ -211,24 +215,27 @@ class TestFunction:
 
     def test_second_derivatives_are_refused(self):
         *tensors, labels = random_inputs()
-        with pytest.raises(RuntimeError, match="no second derivative: leave out create_graph, or set logits_in_train"):
+        with pytest.raises(RuntimeError, match="no second derivative. Remove create_graph, or set config.logits_"):
             torch.autograd.grad(linear_cross_entropy(*tensors, labels), tensors, create_graph=True)
 
 
-class TestOneGradient:
-    """A matrix that is looked up twice and multiplied with once, as a model does it."""
+class TestSharedEmbedding:
+    """A matrix with two lookups and one product, as in a model."""
 
     @pytest.fixture
     def embedding(self) -> nn.Embedding:
         return nn.Embedding(11, 8, padding_idx=1)
 
-    def loss(self, embedding: nn.Embedding, together: bool = True) -> torch.Tensor:
-        """Few words, so that most come back, and some padding."""
+    def loss(self, embedding: nn.Embedding, shared: bool = True) -> torch.Tensor:
+        """Return the loss of a batch with many repeated tokens, and some padding."""
         source, target = torch.randint(11, (2, 4, 6), generator=torch.Generator().manual_seed(0))
-        with OneGradient(embedding.weight, [embedding] if together else []) as one_gradient:
-            states = embedding(source).tanh() * embedding(target).flip(1)
-        assert "forward" not in vars(embedding)
-        return linear_cross_entropy(states, one_gradient.weight, torch.zeros(11), target, max_logits=90)
+        shared_embedding = SharedEmbedding(embedding.weight)
+        look_up = embedding
+        if shared:
+            assert shared_embedding.supports(embedding)
+            look_up = partial(shared_embedding.look_up, embedding)
+        states = look_up(source).tanh() * look_up(target).flip(1)
+        return linear_cross_entropy(states, shared_embedding.weight, torch.zeros(11), target, max_logits=90)
 
     @pytest.mark.parametrize("factor", [1.0, 3.0])
     @pytest.mark.parametrize("padding_idx", [None, 1])
@@ -237,43 +244,65 @@ class TestOneGradient:
         embedding.padding_idx = padding_idx
         if hook:
             embedding.register_forward_hook(lambda module, inputs, output: 2 * output)
-        losses = [self.loss(embedding), self.loss(embedding, together=False)]
+        losses = [self.loss(embedding), self.loss(embedding, shared=False)]
         assert_same(*([loss, torch.autograd.grad(factor * loss, embedding.weight)[0]] for loss in losses))
 
-    @pytest.mark.parametrize("together", [True, False])
-    def test_going_back_makes_no_tensor_of_the_size_of_the_matrix(self, embedding, together):
-        loss = self.loss(embedding, together)
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_backward_makes_no_tensor_of_the_size_of_the_matrix(self, embedding, shared):
+        loss = self.loss(embedding, shared)
         with computed_sizes() as sizes:
             loss.backward()
-        assert (11 * 8 in sizes) == (not together)
+        assert (11 * 8 in sizes) == (not shared)
 
-    def test_gradients_gather_over_several_losses(self, embedding):
+    def test_gradients_accumulate_over_several_losses(self, embedding):
         self.loss(embedding).backward()
         once = embedding.weight.grad.clone()
         self.loss(embedding).backward()
         assert_close(embedding.weight.grad, 2 * once)
 
-    def test_going_back_twice_is_refused(self, embedding):
+    def test_a_second_backward_is_refused(self, embedding):
         loss = self.loss(embedding)
         loss.backward(retain_graph=True)
-        with pytest.raises(RuntimeError, match="goes back only once: leave out retain_graph, or set"):
+        with pytest.raises(RuntimeError, match="only once for the loss in chunks. Remove retain_graph, or set"):
             loss.backward()
 
-    def test_an_error_leaves_the_embedding_as_it_was(self, embedding):
-        with pytest.raises(IndexError), OneGradient(embedding.weight, [embedding]):
-            embedding(torch.tensor([11]))
-        assert "forward" not in vars(embedding)
+    @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+    def test_every_kind_of_hook_is_called_and_the_module_stays_as_it_was(self, embedding):
+        called, before = [], set(vars(embedding))
+        for kind in ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"):
+            getattr(embedding, f"register_{kind}")(lambda *_, kind=kind: called.append(kind))
+        self.loss(embedding).backward()
+        assert len(called) == 2 * len(set(called)) == 8
+        assert set(vars(embedding)) == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda embedding: setattr(embedding, "forward", lambda tokens: tokens),
+            lambda embedding: setattr(embedding, "weight", nn.Parameter(embedding.weight.detach())),
+            lambda embedding: setattr(embedding, "max_norm", 1.0),
+            lambda embedding: setattr(embedding, "scale_grad_by_freq", True),
+            lambda embedding: setattr(embedding, "sparse", True),
+            lambda embedding: setattr(embedding, "__class__", type("Adapted", (nn.Embedding,), {})),
+        ],
+        ids=["forward", "weight", "norm", "scale", "sparse", "subclass"],
+    )
+    def test_a_modified_embedding_is_not_supported(self, embedding, change):
+        shared_embedding = SharedEmbedding(embedding.weight)
+        assert shared_embedding.supports(embedding)
+        change(embedding)
+        assert not shared_embedding.supports(embedding)
 
 
 class TestModel:
     @pytest.fixture
     def long_batch(self) -> Batch:
-        """As many labels as make the logits larger than any other tensor; some are -100."""
+        """Return a batch whose logits are larger than any other tensor. Some labels are -100."""
         *_, labels = random_inputs(8, 40, vocab=99)
         return {"input_ids": labels.clamp(min=4), "labels": labels}
 
     def train_step(self, batch, checkpointing=False, autocast=False, compiled=False, **fields) -> tuple[Tensors, bool]:
-        """Loss and gradients of a model without dropout, and whether there were logits."""
+        """Return loss and gradients of a model without dropout, and whether it returned logits."""
         model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **fields).train()
         if checkpointing:
             getattr(model, CHECKPOINTING)()
@@ -297,7 +326,7 @@ class TestModel:
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("given", [True, False], ids=["mask", "no mask"])
     def test_a_step_with_padding_is_that_of_the_plain_loss(self, source, target, side, given):
-        """Positions are counted from the tokens, and padding gets no gradient, in either way to the loss."""
+        """Both losses count positions from the tokens, and give padding no gradient."""
         target[0, 4:] = 1
         batch = {"input_ids": source["input_ids"], "labels": target, "decoder_input_ids": target.clone()}
         if side == "left":
@@ -310,8 +339,11 @@ class TestModel:
         assert_same(actual, expected)
 
     @pytest.mark.parametrize("checkpointing", [False, True])
-    def test_going_back_makes_one_gradient_of_the_word_embeddings(self, long_batch, checkpointing):
-        model = tiny_model(vocab_size=101).train()
+    @pytest.mark.parametrize("resized", [False, True])
+    def test_backward_makes_one_gradient_of_the_word_embeddings(self, long_batch, checkpointing, resized):
+        model = tiny_model(vocab_size=99 if resized else 101).train()
+        if resized:
+            model.resize_token_embeddings(101)
         if checkpointing:
             getattr(model, CHECKPOINTING)()
         loss = model(**long_batch).loss
@@ -319,6 +351,34 @@ class TestModel:
             loss.backward()
         assert 101 * 32 not in sizes
         assert model.lm_head.weight.grad.shape == (101, 32)
+
+    def test_threads_that_share_a_model_get_the_gradients_of_their_own_batches(self, long_batch):
+        """Each forward waits for the other one between its encoder and its decoder."""
+        model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        batches = [{name: tokens[rows] for name, tokens in long_batch.items()} for rows in (slice(3), slice(3, 8))]
+        parameters, results = list(model.parameters()), [None, None]
+
+        def step(index: int):
+            results[index] = torch.autograd.grad(model(**batches[index]).loss, parameters)
+
+        expected = []
+        for index in (0, 1):
+            step(index)
+            expected.append(results[index])
+        results[:] = None, None
+        barrier = threading.Barrier(2, timeout=60)
+
+        def wait_for_the_other_thread(*_):
+            barrier.wait()
+
+        model.model.encoder.register_forward_hook(wait_for_the_other_thread)
+        threads = [threading.Thread(target=step, args=(index,)) for index in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for actual, wanted in zip(results, expected, strict=True):
+            assert_same(actual, wanted)
 
     @pytest.mark.parametrize("change", ["hook", "inputs_embeds", "encoder_outputs", "frozen"])
     def test_other_ways_to_the_embeddings_are_those_of_the_plain_loss(self, long_batch, change):
@@ -374,7 +434,7 @@ class TestModel:
 
     @PEFT
     @pytest.mark.parametrize("change", ["hook", "loss", "float16", "module"])
-    def test_what_is_more_than_a_product_gets_its_logits(self, model, batch, change):
+    def test_a_modified_head_or_loss_returns_logits(self, model, batch, change):
         model.train()
         options = contextlib.nullcontext()
         if change == "hook":
@@ -405,7 +465,7 @@ class TestModel:
 
 
 class TestTrainer:
-    """`Seq2SeqTrainer` as it is, with the model as it is."""
+    """`Seq2SeqTrainer` with an unchanged model."""
 
     def make(self, folder, batch, **options) -> Seq2SeqTrainer:
         rows = [{name: value[row] for name, value in batch.items()} for row in range(3)]

@@ -1,4 +1,4 @@
-"""Scores of generated text: a text scores 100 against itself and 0 against a disjoint one, in every script."""
+"""Metrics of generated text: equal texts score 100 and disjoint texts score 0, in every script."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from modeling_xlm_swcm.training.metrics import GenerationMetrics, score
 from modeling_xlm_swcm.training.segmentation import segment, words
 
 
-# two texts each that share no character but blanks and, in Tibetan, the tsheg
+# Two texts of each language, which share only spaces and, in Tibetan, the tsheg.
 TEXTS = {
     "bo": ("ང་དཔེ་ཆ་དང", "ཞིམ་ཤོག"),
     "ug": ("ھاۋا ئوچۇق", "بىز"),
@@ -80,7 +80,7 @@ class TestScores:
     def test_disjoint_texts_score_0(self, language):
         prediction, reference = TEXTS[language]
         scores = numbers(score([prediction], [reference]))
-        # to sacrebleu's own chrF++ the tsheg is a character like others
+        # sacrebleu's chrF++ counts the tsheg as a character.
         assert scores.pop("chrf++") <= (2 if language == "bo" else 0)
         assert set(scores.values()) == {0}
         without_tsheg = numbers(score([prediction.replace("་", " ")], [reference]))
@@ -100,7 +100,7 @@ class TestScores:
             assert scores[f"{kind}_f"] == pytest.approx(reverse[f"{kind}_f"])
 
     def test_rouge_by_hand(self):
-        # three of four syllables, two of three bigrams, the longest common subsequence has three
+        # Three of four syllables match, two of three bigrams, and the longest common subsequence has three.
         scores = score(["ང་དཔེ་ཆ་ཀློག"], ["ང་དཔེ་ཆ་བྲིས་སོང"])
         assert scores["rouge1_p"] == 75 and scores["rouge1_r"] == 60
         assert scores["rouge2_p"] == pytest.approx(200 / 3) and scores["rouge2_r"] == 50
@@ -121,9 +121,9 @@ class TestScores:
         assert "tok:uax29-nfkc-notsheg|" in scores["bleu_signature"] and "nw:2" in scores["chrf++_signature"]
 
     def test_unequal_or_no_texts_are_refused(self):
-        with pytest.raises(ValueError, match="0 predictions"):
+        with pytest.raises(ValueError, match="Cannot score 0 predictions against 0 references"):
             score([], [])
-        with pytest.raises(ValueError, match="1 predictions .* 2 references"):
+        with pytest.raises(ValueError, match="Cannot score 1 predictions against 2 references"):
             score(["a"], ["a", "b"])
 
 

@@ -1,4 +1,4 @@
-"""The model: its layers, cache, masks, inputs and outputs, computed in whatever way."""
+"""Layers, cache, masks, inputs and outputs of the model, with every attention implementation."""
 
 import itertools
 from pathlib import Path
@@ -18,13 +18,13 @@ from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
 
 
 def pad(tokens: torch.Tensor, length: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens with padding to `length` on one side, and their mask."""
+    """Pad the tokens to `length` on one side, and return them with their mask."""
     amount = (length - tokens.shape[1], 0) if side == "left" else (0, length - tokens.shape[1])
     return nn.functional.pad(tokens, amount, value=1), nn.functional.pad(torch.ones_like(tokens), amount)
 
 
 class TestCopiedSublayers:
-    """A sublayer that holds an encoder layer's weights computes what it computed in the encoder."""
+    """A sublayer with the weights of an encoder layer has the output of the encoder layer."""
 
     @pytest.fixture(params=ATTENTIONS)
     def layers(self, request) -> tuple[nn.Module, nn.Module]:
@@ -73,7 +73,7 @@ class TestCopiedSublayers:
 
 
 class TestLayers:
-    """The order of sublayers in the two kinds of decoder layer."""
+    """Order of the sublayers in both types of decoder layer."""
 
     @pytest.fixture
     def inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,8 +247,9 @@ class TestAttentionImplementations:
         model.set_attn_implementation("eager")
         assert torch.equal(logits_of(model, **source, **left_padded_target), eager_logits)
 
-    @pytest.mark.slow  # Transformers compiles it, which takes half a minute
-    @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # Transformers' own
+    # Transformers compiles flex attention, which takes half a minute and gives a warning.
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
     def test_flex_attention_equals_eager(self, eager_logits, source, left_padded_target):
         is_token = left_padded_target["decoder_attention_mask"].bool()
         logits = logits_of(tiny_model(attn_implementation="flex_attention"), **source, **left_padded_target)
@@ -376,7 +377,7 @@ class TestRecordedOutputs:
 
 
 def compute_in_parallel(rank: int, folders: list[Path], inputs: Batch, store: Path):
-    """One of two processes, each with half of every matrix; the first writes down the logits."""
+    """Run one of two processes, each with half of every matrix. The first process saves the logits."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     for folder in folders:
@@ -407,7 +408,8 @@ class TestTensorParallelism:
     def test_two_processes_compute_what_one_computes(self, batch, tmp_path):
         folders, expected = [], []
         for number, options in enumerate(SHARINGS):
-            model = tiny_model(vocab_size=100, **options)  # even, for two processes
+            # Two processes need an even vocabulary size.
+            model = tiny_model(vocab_size=100, **options)
             folders.append(tmp_path / str(number))
             model.save_pretrained(folders[-1])
             expected.append(logits_of(model, **batch))
@@ -435,7 +437,7 @@ class TestWhatOthersPassIn:
         assert len(outputs.encoder_attentions) == model.config.num_hidden_layers
 
     def test_cross_attention_takes_the_mask_that_flash_attention_gets(self, model):
-        """Two-dimensional; the library would unpad the queries with it, so it is not handed on."""
+        """Flash attention would unpad the queries with a 2D mask of the source, so it must not get this mask."""
         attention = model.model.decoder.layers[0].cross_attn
         hidden, encoded = torch.randn(2, 3, 32), torch.randn(2, 5, 32)
         mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])

@@ -1,6 +1,7 @@
-"""The wheel: what it puts into site-packages, and that it works from there."""
+"""The wheel: it holds the whole package and works after installation."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,19 +17,13 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        str(ROOT),
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        folder,
-    ]
+    folder, sources = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sources")
+    # A build in the checkout would pick up old files from its build folder.
+    for name in ("pyproject.toml", "README.md", "LICENSE", "model_card.md"):
+        shutil.copy(ROOT / name, sources)
+    for name in ("modeling_xlm_swcm", "conversion"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", sources, "--no-deps", "--no-build-isolation", "-q", "-w", folder]
     subprocess.run(command, check=True)
     return next(folder.glob("*.whl"))
 
@@ -47,12 +42,12 @@ def test_the_wheel_has_one_top_level_name_and_everything_in_it(wheel):
 
 
 def test_the_command_converts_from_the_installed_wheel(wheel, tmp_path):
-    """In an environment of its own, which has the dependencies but not the editable install."""
+    """A new environment has the dependencies but not the editable install."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
     site_packages = next(environment.glob("lib/python*/site-packages"))
-    # only the packages of this environment: its .pth files, and with them the editable install, are not read
+    # The path lists packages without reading .pth files, so the editable install is not found.
     (site_packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
     subprocess.run([python, "-m", "pip", "install", "--no-deps", "--force-reinstall", "-q", wheel], check=True)
     tokenizer = xlm_roberta_tokenizer()

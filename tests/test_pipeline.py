@@ -19,7 +19,7 @@ OPTIONS = dict(max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def converted(converted, tmp_path_factory) -> Path:
-    """The folder with weights that write something else for every text and language."""
+    """Return a checkpoint whose output differs for every text and language."""
     folder = Path(shutil.copytree(converted, tmp_path_factory.mktemp("translator") / "model"))
     tokenizer = AutoTokenizer.from_pretrained(folder, src_lang="zh")
     model = learn(XLMSWCMConfig.from_pretrained(folder), next_texts(tokenizer, TEXTS, ["bo", "kk-Arab", "zh"]))
@@ -30,7 +30,7 @@ def converted(converted, tmp_path_factory) -> Path:
 
 @pytest.fixture(params=["code of the folder", "the plugin's"])
 def load(request, converted):
-    """`pipeline` of a task on the folder."""
+    """Return a function that loads a pipeline for a task."""
     how = (
         dict(trust_remote_code=True) if request.param == "code of the folder" else dict(pipeline_class=XLMSWCMPipeline)
     )
@@ -39,7 +39,7 @@ def load(request, converted):
 
 @pytest.fixture
 def write(converted):
-    """What `generate` writes for a source, without a pipeline."""
+    """Return a function that calls `generate` for a source, without a pipeline."""
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(converted), AutoTokenizer.from_pretrained(converted)
 
     def write(*source: str, src: str, tgt: str, **options) -> list[str]:
@@ -141,16 +141,16 @@ def test_a_pipeline_saves_a_model_that_a_pipeline_loads(load, tmp_path):
     ("task", "inputs", "options", "words"),
     [
         ("translation", "The river", dict(tgt_lang="bo"), "src_lang is not set"),
-        ("translation", "The river", dict(src_lang="bo"), "tgt_lang is not set; give one of: zh, kk-Arab, bo"),
+        ("translation", "The river", dict(src_lang="bo"), "tgt_lang is not set. Set it to one of: zh, kk-Arab, bo"),
         ("translation", "The river", dict(src_lang="bo", tgt_lang="ug"), 'Unknown language "ug"'),
-        ("translation", {"text": "The river"}, dict(src_lang="bo", tgt_lang="zh"), "is a text"),
-        ("translation", None, dict(src_lang="bo", tgt_lang="zh"), "is a text; got None"),
+        ("translation", {"text": "The river"}, dict(src_lang="bo", tgt_lang="zh"), "Pass a text or a list"),
+        ("translation", None, dict(src_lang="bo", tgt_lang="zh"), "Cannot read the input None. Pass a text"),
         ("question-answering", "Who?", dict(src_lang="bo"), "question and context"),
         ("question-answering", {"question": "Who?", "context": None}, dict(src_lang="bo"), "dict of two texts"),
         ("question-answering", {"question": "Who?", "context": ["a"]}, dict(src_lang="bo"), "dict of two texts"),
         ("question-answering", None, dict(question="Who?", src_lang="bo"), "question and context"),
         ("question-answering", None, dict(question=["a", "b"], context=["a"], src_lang="bo"), "same length"),
-        ("summarization", SENTENCES[0], dict(src_lang="bo"), "49 tokens and may have 38: shorten it"),
+        ("summarization", SENTENCES[0], dict(src_lang="bo"), "49 tokens, but the maximum is 38. Shorten it"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(load, task, inputs, options, words):
@@ -164,7 +164,7 @@ def test_a_long_text_is_cut_where_that_is_asked_for(load):
 
 def test_another_task_is_refused_by_name(converted):
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(converted), AutoTokenizer.from_pretrained(converted)
-    with pytest.raises(ValueError, match='Unknown task "paraphrase"; the known ones are: translation, summarization'):
+    with pytest.raises(ValueError, match='Unknown task "paraphrase". Choose one of: translation, summarization'):
         XLMSWCMPipeline(model, tokenizer, task="paraphrase")
 
 

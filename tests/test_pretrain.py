@@ -17,15 +17,13 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
+from modeling_xlm_swcm.training.pretraining import PretrainDataArguments, pretrain
 from modeling_xlm_swcm.training.rows import DataError
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from pretrain import __file__ as pretrain_file  # noqa: E402 - examples/ is no package
-from pretrain import main  # noqa: E402
-
-
+PRETRAIN = Path(__file__).parent.parent / "examples" / "pretrain.py"
 SCRIPT = Path(__file__).with_name("pretrain_process.py")
 LANGUAGES = ["en", "ug", "zh"]
 
@@ -39,7 +37,7 @@ def model_folder(encoder_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Texts of which no two are the same, pairs, and some that are held out."""
+    """Return a folder with different texts, pairs and held-out text."""
     folder = tmp_path_factory.mktemp("data")
     words = " ".join(SENTENCES[:2]).split()
     draw = random.Random(0)
@@ -89,20 +87,18 @@ def run(command: list[str], **environment) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def pretrain(*arguments, **environment) -> subprocess.CompletedProcess:
+def run_pretraining(*arguments, **environment) -> subprocess.CompletedProcess:
     return run([sys.executable, str(SCRIPT), *options(*arguments)], **environment)
 
 
 def pretrain_here(*arguments):
-    """In this process, which has the imports done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pretrain.py", *options(*arguments)])
-        main()
+    """Pretrain in this process, which has the imports done."""
+    pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=options(*arguments)))
 
 
 def launch(*arguments, **environment) -> subprocess.CompletedProcess:
-    """In two processes that talk through gloo."""
-    # --multi_gpu, because with --cpu accelerate starts one process and leaves more to MPI
+    """Run the script in two processes that communicate through gloo."""
+    # With --cpu instead of --multi_gpu, Accelerate starts one process and needs MPI for more.
     settings = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings.split(), "--main_process_port", "0"]
     return run([*launcher, str(SCRIPT), *options(*arguments)], **environment)
@@ -115,7 +111,7 @@ def history(folder: Path) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def loss_of(model_folder: Path, data: Path) -> float:
-    """Of copying the English texts."""
+    """Return the loss of copying the English texts."""
     model = XLMSWCMForConditionalGeneration.from_pretrained(model_folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder, src_lang="en", tgt_lang="en")
     texts = (data / "en.txt").read_text().splitlines()
@@ -132,14 +128,14 @@ def read_record(path: Path) -> list[list]:
 @pytest.fixture(scope="module")
 def uninterrupted(model_folder, data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole")
-    process = pretrain(model_folder, data, output)
+    process = run_pretraining(model_folder, data, output)
     assert process.returncode == 0, process.stderr
     return output
 
 
 @pytest.fixture(scope="module")
 def still_model(model_folder, tmp_path_factory) -> Path:
-    """Without dropout, of which each process has its own."""
+    """Return a model without dropout, because each process draws its own dropout masks."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("still") / "model"))
     edit_config(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     return folder
@@ -149,10 +145,11 @@ class TestResume:
     @pytest.mark.parametrize("moment", ["step", "save"])
     def test_killed_and_resumed_is_the_same(self, uninterrupted, model_folder, data, tmp_path, moment):
         kill = f"{moment} {random.choice([4, 6])}" if moment == "save" else f"step {random.randint(2, 8)}"
-        loader = ["--dataloader_num_workers", 1]  # the uninterrupted one has none
-        process = pretrain(model_folder, data, tmp_path, *loader, KILL=kill)
+        # The uninterrupted run has no loader workers.
+        loader = ["--dataloader_num_workers", 1]
+        process = run_pretraining(model_folder, data, tmp_path, *loader, KILL=kill)
         assert process.returncode == -9, f"{kill}: {process.stderr}"
-        process = pretrain(model_folder, data, tmp_path, *loader, "--resume_from_checkpoint", "last")
+        process = run_pretraining(model_folder, data, tmp_path, *loader, "--resume_from_checkpoint", "last")
         assert process.returncode == 0, f"{kill}: {process.stderr}"
         for file in ("model.safetensors", "checkpoint-8/model.safetensors"):
             assert (tmp_path / file).read_bytes() == (uninterrupted / file).read_bytes(), kill
@@ -166,11 +163,11 @@ class TestResume:
 
     def test_it_has_learnt_and_left_its_results(self, uninterrupted, model_folder, data):
         assert len(history(uninterrupted)["loss"]) == 8
-        # each step has other texts, whose losses do not compare
+        # Losses of different steps do not compare, because each step has other texts.
         assert loss_of(uninterrupted, data) < loss_of(model_folder, data) - 0.1
         metrics = json.loads((uninterrupted / "metrics.json").read_text())
         assert metrics["results"]["loss"] > 0 and metrics["training"]["steps"] == 8
-        expected = "en.txt (en, 98 examples, 43.6% of those drawn); ug.txt (ug, 26 examples, 29.3% of those drawn)"
+        expected = "en.txt (en, 98 examples, sampled 43.6%); ug.txt (ug, 26 examples, sampled 29.3%)"
         assert metrics["training"]["training data"].startswith(expected)
         assert metrics["training"]["mask_share"] == 0.35
         card = (uninterrupted / "README.md").read_text()
@@ -198,7 +195,7 @@ class TestProcesses:
             [(epoch, *(token for token in labels if token != -100)) for epoch, labels in read_record(path)]
             for path in sorted(tmp_path.glob("seen.*"))
         )
-        # each loader is one batch ahead
+        # Each loader is one batch ahead.
         assert len(first) == len(second) == 9 * 4
         assert len({*first, *second}) == len(first + second)
 
@@ -224,15 +221,15 @@ class TestOptions:
 
     def test_epochs_become_steps(self, model_folder, data, tmp_path):
         pretrain_here(model_folder, data, tmp_path, "--max_steps", -1, "--num_train_epochs", 0.5)
-        # half of 98 + 26 + 20 examples in batches of 4
+        # Half of 98 + 26 + 20 examples in batches of 4.
         assert json.loads((tmp_path / "metrics.json").read_text())["training"]["steps"] == 18
 
     @pytest.mark.parametrize(
         ("text", "more", "message"),
         [
-            (None, {}, r"There is no file [^ ]*/bad\.txt\."),
-            # which the worker of the loader finds out
-            ("\n\n", {"examples": 9}, r"2 rows cannot be used: .*/bad\.txt:1 is empty .*, or give --skip_bad_rows\."),
+            (None, {}, r"[^ ]*/bad\.txt does not exist\. Check the path\."),
+            # The worker of the data loader raises this error.
+            ("\n\n", {"examples": 9}, r"2 rows cannot be used: .*/bad\.txt:1 is empty .*, or pass --skip_bad_rows\."),
         ],
     )
     def test_errors_are_one_sentence(self, model_folder, data, tmp_path, monkeypatch, text, more, message):
@@ -243,7 +240,7 @@ class TestOptions:
         bad = options(model_folder, data, tmp_path, "--data", tmp_path / "bad.json", "--dataloader_num_workers", 1)
         monkeypatch.setattr(sys, "argv", ["pretrain.py", *bad])
         with pytest.raises(SystemExit, match=f"^error: {message}$"):
-            runpy.run_path(pretrain_file, run_name="__main__")
+            runpy.run_path(str(PRETRAIN), run_name="__main__")
 
     def test_validation_data_without_a_row_is_not_left_out(self, model_folder, data, tmp_path):
         corpora = json.loads((data / "corpora.json").read_text())
@@ -251,18 +248,21 @@ class TestOptions:
         corpora["validation"].append(corpora["validation"][0] | {"path": str(tmp_path / "empty.txt")})
         (tmp_path / "corpora.json").write_text(json.dumps(corpora))
         more = ["--data", tmp_path / "corpora.json", "--skip_bad_rows"]
-        with pytest.raises(DataError, match=r"The validation data has no row that can be used in empty\.txt"):
+        with pytest.raises(DataError, match=r"The validation corpus empty\.txt has no usable row"):
             pretrain_here(model_folder, data, tmp_path / "output", *more)
 
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--max_length", 39], "The model reads at most 38 tokens: --max_length 39 is too much."),
+            (["--max_length", 39], r"--max_length must be between 8 and 38 for this model \(got 39\)\."),
             (["--mask_share", 2], "mask_share must be between 0 and 1"),
             (["--shuffle_buffer", 0], "--shuffle_buffer must be at least 1"),
-            (["--sampling_exponent", "nan"], "--sampling_exponent must be between 0 and 1; got nan"),
-            (["--max_steps", 0, "--num_train_epochs", 0], "There are no steps to train"),
-            (["--push_to_hub", "true"], "push the finished folder with xlm-swcm push"),
+            (["--sampling_exponent", "nan"], r"--sampling_exponent must be between 0 and 1 \(got nan\)\."),
+            (
+                ["--max_steps", 0, "--num_train_epochs", 0],
+                "There are no training steps. Pass --max_steps or --num_train_epochs.",
+            ),
+            (["--push_to_hub", "true"], "Push the finished folder with xlm-swcm push"),
         ],
     )
     def test_what_is_refused(self, model_folder, data, tmp_path, more, message):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.cli import main
-from modeling_xlm_swcm.conversion.from_encoder import OUTPUT_BIAS, WEIGHT_MAP, count_parameters
+from modeling_xlm_swcm.conversion.plan import OUTPUT_BIAS, WEIGHT_MAP, count_parameters
 
 
 ROOT = Path(__file__).parent.parent

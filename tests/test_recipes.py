@@ -1,4 +1,4 @@
-"""examples/recipes: from an encoder and a folder of data to figures, every step of it, on data of our own."""
+"""examples/recipes: each recipe from an encoder and a folder of data to scores, on small data."""
 
 import importlib
 import json
@@ -6,23 +6,21 @@ import runpy
 import sys
 from pathlib import Path
 
+import encoder
 import pytest
+import steps
+import titles
 import torch
+import translation
 from conftest import assert_close, load
 from encoders import SENTENCES, unigram_pieces, xlm_roberta_tokenizer
 from transformers import Trainer, TrainingArguments, XLMRobertaConfig
 
 from modeling_xlm_swcm.conversion import from_encoder
+from modeling_xlm_swcm.training.encoder import XLMRobertaForMaskedLM
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "recipes")]
-import encoder  # noqa: E402 - scripts, found by their folders
-import steps  # noqa: E402
-import titles  # noqa: E402
-import translation  # noqa: E402
-
-
 TEXT = {"zh": SENTENCES[8], "bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол"}
 TEXT["en"] = "wind"
 QUICK = ["--pretrain_steps", "2", "--steps", "2", "--seed", "3"]
@@ -49,7 +47,7 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def recipe(data, tmp_path, monkeypatch):
-    """Runs a recipe with its scripts in this process; the output folder."""
+    """Return a function that runs a recipe with its scripts in this process and returns the output folder."""
 
     def run_here(script, *words):
         monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
@@ -57,7 +55,7 @@ def recipe(data, tmp_path, monkeypatch):
 
     def run(module, *words) -> Path:
         for where in (steps, module):
-            monkeypatch.setattr(where, "run", run_here)
+            monkeypatch.setattr(where, "run_script", run_here)
         output = tmp_path / "output"
         monkeypatch.setattr(sys, "argv", ["recipe", "--data", str(data), "--output_dir", str(output), *words])
         module.main()
@@ -80,7 +78,8 @@ def test_an_encoder_of_all_languages_goes_on_where_it_was_stopped(recipe):
     stopped = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     recipe(encoder, *options, "--max_steps", "40")
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    assert log[: len(stopped) - 1] == stopped[:-1]  # the last entry sums up the run
+    # The last entry is the summary of the run.
+    assert log[: len(stopped) - 1] == stopped[:-1]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert len(losses) == 2 and losses[1] < losses[0]
     assert (folder / "training.png").is_file()
@@ -92,7 +91,7 @@ def test_an_encoder_of_all_languages_goes_on_where_it_was_stopped(recipe):
 
 
 def test_an_encoder_with_a_vocabulary_of_xlm_r_extended_and_trimmed(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder, "NEW_PIECES", 30)
+    monkeypatch.setattr(encoder, "NEW_TOKENS", 30)
     monkeypatch.setattr(encoder, "VOCABULARY", 110)
     given = xlm_roberta_tokenizer(
         pieces=[piece for piece in unigram_pieces() if not "\u0f00" <= piece[0][-1] <= "\u0fff"]
@@ -131,12 +130,15 @@ def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num_attention_heads", 7], "--hidden_size 160 cannot be divided among --num_attention_heads 7"),
-        (["--vocab_size", 6], "--vocab_size 6 is too little for the characters of the text"),
-        (["--mask_share", 0], "--mask_share must be between 0 and 1; got 0.0"),
-        (["--dropout", 7], "--dropout must be at least 0 and below 1; got 7.0"),
+        (
+            ["--num_attention_heads", 7],
+            r"--hidden_size must be a multiple of --num_attention_heads \(got 160 and 7\)\.",
+        ),
+        (["--vocab_size", 6], "--vocab_size 6 is too small for the characters of the text. Use a larger size."),
+        (["--mask_share", 0], r"--mask_share must be between 0 and 1 \(got 0.0\)\."),
+        (["--dropout", 7], r"--dropout must be at least 0 and below 1 \(got 7.0\)\."),
         (["--max_length", 2], "--max_length must be at least 3"),
-        (["--seed", -1], "--seed must be from 0 to 4294967295; got -1"),
+        (["--seed", -1], r"--seed must be between 0 and 4294967295 \(got -1\)\."),
     ],
 )
 def test_sizes_of_an_encoder_that_cannot_be_are_refused(train_encoder, tmp_path, options, message):
@@ -146,9 +148,8 @@ def test_sizes_of_an_encoder_that_cannot_be_are_refused(train_encoder, tmp_path,
 
 
 def test_the_loss_of_accumulated_batches_is_that_of_one_batch(tmp_path):
-    model_class = runpy.run_path(str(EXAMPLES / "train_encoder.py"))["XLMRobertaForMaskedLM"]
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = model_class(XLMRobertaConfig(**sizes, intermediate_size=16)).eval()
+    model = XLMRobertaForMaskedLM(XLMRobertaConfig(**sizes, intermediate_size=16)).eval()
     assert Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True)).model_accepts_loss_kwargs
     input_ids = torch.randint(5, 50, (4, 9), generator=torch.Generator().manual_seed(0))
     labels = input_ids.masked_fill(torch.arange(36).view(4, 9) % 7 > 2, -100)
@@ -172,7 +173,7 @@ def test_translation_into_all_languages_and_back(recipe, quick):
 
 def test_titles_of_two_languages(recipe, quick):
     output = recipe(titles, *quick, "--samples", "0", "3")
-    with pytest.raises(SystemExit, match="is of a recipe with other arguments"):
+    with pytest.raises(SystemExit, match="belongs to other arguments"):
         recipe(titles, *quick, "--learning_rate", "1e-4")
     results = json.loads((output / "titles" / "transfer.json").read_text())
     assert {samples: list(row) for samples, row in results["scores"].items()} == dict.fromkeys("03", ["zh", "kk"])

@@ -16,7 +16,10 @@ import modeling_xlm_swcm
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMTokenizer
 
 
-KINDS = ("compat", "configuration", "hub", "linear", "loss", "modeling", "pipeline", "tokenization")
+KINDS = (
+    *("compat", "configuration", "generation", "hub", "layers", "linear", "loss", "modeling", "pipeline", "positions"),
+    "tokenization",
+)
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 AUTO_MAP = {
     "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
@@ -52,7 +55,7 @@ def check_auto_classes():
 class TestImport:
     @pytest.fixture
     def registries(self, monkeypatch):
-        """What a test registers is forgotten after it."""
+        """Undo what a test registers."""
         for registry in (
             configuration_auto.CONFIG_MAPPING,
             modeling_auto.MODEL_MAPPING,
@@ -122,7 +125,7 @@ class TestSavedCode:
             assert self.auto_map(folder) == AUTO_MAP
 
 
-# what a machine that has Transformers alone does with a folder that we saved
+# Load and use a saved folder on a machine that has Transformers without this package.
 WITHOUT_THE_PACKAGE = """
 import importlib.abc
 import sys
@@ -158,11 +161,13 @@ with torch.no_grad():
     states = base(batch["input_ids"], decoder_input_ids=batch["labels"]).last_hidden_state
     eager = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager", **trust)(**batch).logits
 tag = tokenizer.get_lang_id("zh")
-written = model.generate(batch["input_ids"], forced_bos_token_id=tag, no_repeat_ngram_size=1, max_new_tokens=8)
+generated = model.generate(batch["input_ids"], forced_bos_token_id=tag, no_repeat_ngram_size=1, max_new_tokens=8)
 model.save_pretrained("again")
 again = AutoModelForSeq2SeqLM.from_pretrained("again", **trust)
 with torch.no_grad():
     logits_again = again(**batch).logits
+    again.set_attn_implementation("eager")
+    eager_later = again(**batch).logits
 result = {
     "refused": refused,
     "classes": [type(it).__name__ for it in (config, base, model, tokenizer)],
@@ -171,7 +176,8 @@ result = {
     "logits": logits,
     "states": states,
     "eager": eager,
-    "written": written,
+    "eager_later": eager_later,
+    "generated": generated,
     "logits_again": logits_again,
 }
 torch.save(result, result_file)
@@ -237,6 +243,8 @@ class TestRemoteCode:
         assert torch.equal(remote["logits_again"], remote["logits"])
         model.set_attn_implementation("eager")
         assert torch.equal(remote["eager"], model(**batch).logits)
+        assert torch.equal(remote["eager_later"], remote["eager"])
+        assert not torch.equal(remote["eager_later"], remote["logits_again"])
 
     @torch.no_grad()
     def test_the_base_models_states_are_ours_to_the_bit(self, remote, folder, batch):
@@ -244,10 +252,10 @@ class TestRemoteCode:
         states = model(batch["input_ids"], decoder_input_ids=batch["labels"]).last_hidden_state
         assert torch.equal(remote["states"], states)
 
-    def test_the_written_tokens_are_ours(self, remote, folder, batch):
+    def test_the_generated_tokens_are_ours(self, remote, folder, batch):
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         tag = tokenizer.get_lang_id("zh")
         options = dict(forced_bos_token_id=tag, no_repeat_ngram_size=1, max_new_tokens=8)
-        written = model.generate(batch["input_ids"], **options)
-        assert torch.equal(remote["written"], written)
-        assert written[0, 1] == tag
+        generated = model.generate(batch["input_ids"], **options)
+        assert torch.equal(remote["generated"], generated)
+        assert generated[0, 1] == tag

@@ -1,4 +1,4 @@
-"""The authors' release: what is made of it computes what its arithmetic, written out plainly, computes."""
+"""The authors' release: the converted model computes the same as a plain implementation of the release."""
 
 import copy
 import json
@@ -28,10 +28,9 @@ from modeling_xlm_swcm.released_xlm_swcm import (
 START, PAD, END = 0, 1, 2
 
 
-# the release in a few lines; its names are those of the released file
-
-
 class PlainLayer(nn.Module):
+    """A layer of a plain implementation, with the tensor names of the released file."""
+
     def __init__(self, config, num_norms: int, ffns: tuple[str, ...]):
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
@@ -98,14 +97,15 @@ class PlainRelease(nn.Module):
 def make_release(encoder: Path, **options) -> PlainRelease:
     torch.manual_seed(0)
     plain = PlainRelease(XLMRobertaModel.config_class.from_pretrained(encoder, **options)).eval()
-    for parameter in plain.parameters():  # no two tensors alike, and none without effect
+    # Noise makes all tensors different and gives every tensor an effect.
+    for parameter in plain.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return plain
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    """One whose epsilon and activation are not those of the released decoder layers."""
+    """Return an encoder whose epsilon and activation differ from the released decoder layers."""
     tokenizer = xlm_roberta_tokenizer()
     options = dict(layer_norm_eps=0.1, hidden_act="relu", tie_word_embeddings=False)
     model = make_encoder(XLMRobertaForMaskedLM, tokenizer, **options)
@@ -114,14 +114,14 @@ def encoder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(encoder) -> Batch:
-    """Right-padded sources of unequal length."""
+    """Return right-padded sources of unequal length."""
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     return dict(tokenizer(SENTENCES, padding=True, truncation=True, max_length=30, return_tensors="pt"))
 
 
 @pytest.fixture(scope="module")
 def target() -> torch.Tensor:
-    """Right-padded targets from the start token on to the end."""
+    """Return right-padded targets with start and end token."""
     tokens = torch.randint(4, 90, (len(SENTENCES), 10), generator=torch.Generator().manual_seed(5))
     tokens[:, 0] = START
     for row in range(len(SENTENCES)):
@@ -133,7 +133,7 @@ def target() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def plain(encoder, source, target) -> PlainRelease:
-    """A release that knows the targets by heart: random weights write one token for ever."""
+    """Return a release that has learned the targets, because random weights repeat one token."""
     plain = make_release(encoder)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-3)
     for _ in range(100):
@@ -159,7 +159,7 @@ def folder(encoder, tensors, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exact(plain) -> PlainRelease:
-    """In double precision, so that a difference is one of arithmetic."""
+    """Return the release in double precision, so that rounding hides no difference."""
     return copy.deepcopy(plain).double()
 
 
@@ -199,7 +199,7 @@ class TestArithmetic:
         while expected.shape[1] < written.shape[1]:
             following = exact(**source, decoder_input_ids=expected)[:, -1].argmax(-1, keepdim=True)
             ended = (expected[:, 1:] == END).any(1, keepdim=True)
-            # padding is no key of the plain attention, so what stands behind an end changes nothing before it
+            # The plain attention masks padding, so tokens after the end change nothing before it.
             expected = torch.cat([expected, following.masked_fill(ended, PAD)], dim=1)
         assert torch.equal(written, expected)
         assert len({tuple(row) for row in written.tolist()}) > 4
@@ -224,7 +224,7 @@ class TestArithmetic:
 
     @torch.no_grad()
     def test_training_drops_what_the_release_drops(self, folder):
-        """All but the self-attention of a custom layer, which has no residual, and no attention weights."""
+        """Dropout skips attention weights and the self-attention of a custom layer, which has no residual."""
         custom, normal = (load(folder).model.decoder.layers[index] for index in (0, 3))
         hidden, source = torch.randn(2, 2, 5, 32)
         attended, _ = custom.self_attn(custom.norm1(hidden))
@@ -303,7 +303,7 @@ class TestConversion:
     def test_a_conversion_prints_what_it_did(self, folder, encoder, output):
         result = self.run(folder.parent / "release.bin", "--encoder", encoder, output)
         printed = "".join(result.stdout.split())
-        assert "223tensorscopied,eachbit-equaltoitssource;0new;12ofthesourcedropped" in printed
+        assert "223tensorscopied,eachbit-equaltoitssource.0tensorsnew.12tensorsofthesourcedropped." in printed
         assert f"Writtento{output}." in printed
 
     def test_the_layers_have_the_names_that_checkpoints_have(self, folder):
@@ -341,17 +341,15 @@ class TestConversion:
 class TestVocabulary:
     @pytest.fixture
     def with_two_tags(self, encoder, tmp_path) -> Path:
-        """A release with two rows behind the encoder's tokens."""
+        """Return a release with two rows after the tokens of the encoder."""
         tokens = len(AutoTokenizer.from_pretrained(encoder))
         torch.save(make_release(encoder, vocab_size=tokens + 2).state_dict(), tmp_path / "release.bin")
         return tmp_path / "release.bin"
 
     def test_languages_take_the_rows_behind_the_encoders_tokens(self, with_two_tags, encoder, tmp_path):
         report = convert_released(with_two_tags, encoder, tmp_path / "model", languages=["zh", "bo"])
-        tokenizer, tokens = (
-            AutoTokenizer.from_pretrained(tmp_path / "model"),
-            len(AutoTokenizer.from_pretrained(encoder)),
-        )
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        tokens = len(AutoTokenizer.from_pretrained(encoder))
         assert tokenizer.languages == ["zh", "bo"]
         assert report.language_ids == {"zh": tokens, "bo": tokens + 1}
         assert tokenizer.get_lang_id("bo") == tokens + 1
@@ -377,7 +375,7 @@ class TestVocabulary:
 
 
 def change(**new: torch.Tensor | None) -> Callable[[Tensors], object]:
-    """Tensors replaced, or left out for None; `__` stands for a dot."""
+    """Return an edit that replaces tensors, or removes them for `None`. `__` stands for a dot."""
 
     def edit(tensors: Tensors) -> Tensors:
         changed = tensors | {name.replace("__", "."): tensor for name, tensor in new.items()}
@@ -396,7 +394,7 @@ def off_by_a_bit(name: str) -> Callable[[Tensors], object]:
 
 
 BAD_RELEASES = {
-    "a missing tensor": (change(decoder__layers__3__ffn__2__bias=None), ["lacks decoder.layers.3.ffn.2.bias,"]),
+    "a missing tensor": (change(decoder__layers__3__ffn__2__bias=None), ["lacks decoder.layers.3.ffn.2.bias."]),
     "no output": (
         change(decoder__last_linear__weight=None, decoder__last_linear__bias=None),
         ["decoder.last_linear.weight and 1 more"],
@@ -411,7 +409,7 @@ BAD_RELEASES = {
     ),
     "an encoder layer too many": (
         change(encoder__encoder__layer__4__output__dense__bias=torch.ones(32)),
-        ["no rule claims: encoder.encoder.layer.4.output.dense.bias", "fewer layers"],
+        ["no rule claims: encoder.encoder.layer.4.output.dense.bias", "as many layers"],
     ),
     "another shape": (change(decoder__layers__2__ffn1__0__weight=torch.ones(36, 32)), ["[36, 32]", "[37, 32]"]),
     "a projection without thirds": (
@@ -447,7 +445,7 @@ class TestBadInput:
 
     def test_a_file_that_is_not_there_or_cut_short_is_named(self, folder, encoder, tmp_path):
         missing, short = tmp_path / "missing.bin", tmp_path / "short.bin"
-        assert_refused(self.run(missing, encoder, tmp_path / "model"), f"There is no file {missing}")
+        assert_refused(self.run(missing, encoder, tmp_path / "model"), f"{missing} does not exist.")
         short.write_bytes((folder.parent / "release.bin").read_bytes()[:5000])
         assert_refused(self.run(short, encoder, tmp_path / "model"), str(short), "cut short")
 
@@ -460,7 +458,7 @@ class TestBadInput:
         edit_config(own_encoder, pad_token_id=2)
         assert_refused(self.run(released, own_encoder, tmp_path / "model"), "pad_token_id is 2", "1 in its tokenizer")
         edit_config(own_encoder, model_type="xlm_swcm")
-        assert_refused(self.run(released, own_encoder, tmp_path / "model"), "XLM-SWCM checkpoint already")
+        assert_refused(self.run(released, own_encoder, tmp_path / "model"), "already an XLM-SWCM checkpoint")
         assert_refused(self.run(released, tmp_path / "none", tmp_path / "model"), "does not exist")
 
     def test_an_output_that_holds_the_release_is_refused(self, folder, encoder):

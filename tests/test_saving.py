@@ -1,4 +1,4 @@
-"""What a checkpoint holds: sizes, names and sharing, and that it comes back the same."""
+"""Sizes, names and shared tensors of checkpoints, and equal models after loading."""
 
 import itertools
 from pathlib import Path
@@ -73,7 +73,7 @@ class TestSaving:
         return tiny_model(**request.param)
 
     def groups(self, model) -> set[frozenset[str]]:
-        """The names of state-dict entries that are one tensor."""
+        """Return the groups of state-dict names that share a tensor."""
         entries = sorted(model.state_dict().items(), key=lambda entry: entry[1].data_ptr())
         by_pointer = itertools.groupby(entries, key=lambda entry: entry[1].data_ptr())
         return {frozenset(name for name, _ in group) for _, group in by_pointer}
@@ -91,7 +91,7 @@ class TestSaving:
             assert decoder.embeddings.get_parameter(name) is parameter
         tied_head = model.lm_head.weight is encoder.embeddings.word_embeddings.weight
         assert tied_head == model.config.tie_word_embeddings
-        # encoder layer 2 is custom layer 2, which is decoder layer 3
+        # Encoder layer 2 belongs to custom layer 2, which is decoder layer 3.
         layer = encoder.encoder.layer[2]
         pairs = [
             (decoder.layers[3].self_attn.k_proj.weight, layer.attention.self.key.weight),
@@ -165,7 +165,7 @@ class TestSaving:
             assert torch.equal(loaded.state_dict()[name], tensor)
 
 
-# one custom and one normal layer; whoever has a checkpoint depends on every one of these names
+# Names of a model with one custom and one normal layer. Existing checkpoints depend on these names.
 NAMES_AND_SHAPES = {
     "model.encoder.embeddings.word_embeddings.weight": (11, 4),
     "model.encoder.embeddings.token_type_embeddings.weight": (1, 4),

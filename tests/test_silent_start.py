@@ -1,4 +1,4 @@
-"""The silent start: an untrained decoder computes what the encoder and its masked LM compute."""
+"""The silent start: an untrained decoder computes the output of the encoder and its masked LM."""
 
 import re
 from collections.abc import Callable
@@ -22,18 +22,19 @@ from modeling_xlm_swcm.conversion.options import ConversionOptions
 
 
 TARGET = torch.tensor([[0, 9, 20, 21, 22, 2]])
-CAUSAL = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1)[None, None]  # as a mask of an encoder
+# A causal mask in the form of an encoder's attention mask.
+CAUSAL = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1)[None, None]
 PLANS = {"X = 3": {}, "X = 1": {"normal_layer_interval": 1}, "no normal layers": {"normal_layers": "none"}}
 HEADS = {"xlm-roberta": XLMRobertaForMaskedLM, "roberta": RobertaForMaskedLM, "camembert": CamembertForMaskedLM}
 
 
 def assert_silent(masked_lm: PreTrainedModel, **options):
-    """The model computes what the masked LM computes, but for the mask: what comes after is not seen."""
+    """Check that the model and the masked LM with a causal mask compute the same logits."""
     model, _ = from_encoder(masked_lm, **options)
     with torch.no_grad():
         actual = model(torch.tensor([[0, 7, 2]]), decoder_input_ids=TARGET).logits.float()
         expected = masked_lm(TARGET, attention_mask=CAUSAL.to(masked_lm.dtype)).logits.float()
-    # a LayerNorm behind a LayerNorm changes what it is given by as much as their epsilons
+    # The epsilon of a second LayerNorm changes its input slightly.
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
@@ -59,7 +60,7 @@ def without(*modules: str) -> Callable[[Tensors], Tensors]:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_output_matrix_or_bias_of_its_own_is_seen(own_encoder, tied):
-    """Transformers takes what is in the file, whatever `tie_word_embeddings` says."""
+    """Transformers loads the output matrix from the file and ignores `tie_word_embeddings`."""
 
     def untie(tensors: Tensors) -> Tensors:
         words, bias = tensors["roberta.embeddings.word_embeddings.weight"], tensors["lm_head.bias"]
@@ -89,7 +90,7 @@ def test_without_a_whole_head_of_one_matrix_a_silent_decoder_computes_the_encode
     model, report = from_encoder(own_encoder)
     assert not model.config.lm_head_transform and model.lm_head_transform is None
     kept = {name for name in read_tensors(own_encoder) if re.match(r"lm_head\.(dense|layer_norm)", name)}
-    assert {name for name, why in report.dropped.items() if "for a silent start" in why} == kept
+    assert {name for name, why in report.dropped.items() if "only by a silent start" in why} == kept
     states = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))
     actual = model.model.decoder(TARGET, encoder_hidden_states=states).last_hidden_state
     assert_close(actual, masked_lm.roberta(TARGET, attention_mask=CAUSAL).last_hidden_state)
@@ -126,5 +127,5 @@ def test_the_decoder_starts_silent_unless_it_is_asked_for_otherwise():
     ]:
         assert ConversionOptions(**options).decoder_init == start
         if start == "shared":
-            with pytest.raises(ConversionError, match='decoder_init "silent" .* goes only with'):
+            with pytest.raises(ConversionError, match='decoder_init "silent" needs layer_map "same"'):
                 ConversionOptions(decoder_init="silent", **options)

@@ -58,7 +58,7 @@ def unset(encoder_tokenizer) -> XLMSWCMTokenizer:
 
 @pytest.fixture
 def plain(encoder_tokenizer):
-    """Ids of a text without any special token."""
+    """Return a function that tokenizes a text without special tokens."""
     return lambda text: encoder_tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -1,74 +1,36 @@
-"""The trainer: NaN, checkpoints, scheduled sampling, tags at generation, LoRA, frozen encoders, what it leaves."""
+"""The trainer: losses that are not finite, checkpoints, scheduled sampling, generation and LoRA."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import logits_of, tiny_model, wants_peft
-from encoders import xlm_roberta_tokenizer
-from huggingface_hub import ModelCard
-from peft import LoraConfig
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import logits_of, tiny_model
+from trainers import TrainerFactory, new_model, new_tokenizer
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-from modeling_xlm_swcm.hub import card_template as card
 from modeling_xlm_swcm.training import results
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments
 from modeling_xlm_swcm.training.checkpoints import UNFINISHED, TrainingError, find_checkpoint, logger
-from modeling_xlm_swcm.training.denoising import DataCollatorForDenoising
-from modeling_xlm_swcm.training.results import plot_history, write_results
-from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, prepare_model
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, adapt_model
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> XLMSWCMTokenizer:
-    encoder = xlm_roberta_tokenizer()
-    return XLMSWCMTokenizer(
-        tokenizer_object=encoder.backend_tokenizer, languages=["en", "ug"], **encoder.special_tokens_map
-    )
-
-
-@pytest.fixture(scope="module")
-def rows(tokenizer) -> list[dict]:
-    """Translation pairs of unequal length, into two languages."""
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for number in range(16):
-        source, target = (
-            torch.randint(8, 140, (length,), generator=generator).tolist() for length in (5, 2 + number % 6)
-        )
-        tag = tokenizer.get_lang_id(tokenizer.languages[number % 2])
-        rows.append({"input_ids": [0, tag, *source, 2], "labels": [tag, *target, 2]})
-    return rows
+    return new_tokenizer()
 
 
 @pytest.fixture
-def make_trainer(tokenizer, rows, tmp_path):
-    def make(model=None, trainer_class=XLMSWCMTrainer, callbacks=None, **options) -> XLMSWCMTrainer:
-        settings = dict(
-            per_device_train_batch_size=4, max_steps=4, save_steps=2, use_cpu=True, report_to=[], disable_tqdm=True
-        )
-        return trainer_class(
-            model or new_model(tokenizer),
-            TrainingArguments(str(tmp_path), **settings | {"learning_rate": 1e-3, "save_strategy": "steps"} | options),
-            train_dataset=rows,
-            eval_dataset=rows,
-            data_collator=DataCollatorForDenoising(tokenizer),
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
-
-    return make
+def make_trainer(tokenizer, tmp_path) -> TrainerFactory:
+    return TrainerFactory(tokenizer, tmp_path)
 
 
-def new_model(tokenizer, **options) -> XLMSWCMForConditionalGeneration:
-    dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return tiny_model(vocab_size=len(tokenizer), **dropout | options)
+@pytest.fixture
+def rows(make_trainer) -> list[dict]:
+    return make_trainer.rows
 
 
 def states(model) -> dict[str, torch.Tensor]:
@@ -81,7 +43,7 @@ def assert_equal(first: dict, second: dict):
 
 
 class AtStep(TrainerCallback):
-    """Does something to the model at the beginning of a step."""
+    """Call `action` with the model before a step."""
 
     def __init__(self, step: int, action):
         self.step, self.action = step, action
@@ -106,21 +68,21 @@ class TestNotFinite:
         trainer = make_trainer(
             callbacks=[AtStep(4, getattr(self, action))], max_grad_norm=max_grad_norm, max_steps=8, save_steps=2
         )
-        with pytest.raises(TrainingError, match=f"{message}.* at step 4; the last good checkpoint is .*checkpoint-2"):
+        with pytest.raises(TrainingError, match=f"{message}.* at step 4. The last good checkpoint is .*checkpoint-2"):
             trainer.train()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
         saved = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-2")
         assert all(parameter.isfinite().all() for parameter in saved.parameters())
 
     def test_before_the_first_checkpoint(self, make_trainer):
-        with pytest.raises(TrainingError, match="at step 1; there is no checkpoint yet"):
+        with pytest.raises(TrainingError, match="at step 1. There is no checkpoint yet."):
             make_trainer(callbacks=[AtStep(1, self.poison)]).train()
 
 
 class TestCheckpoints:
     @pytest.mark.parametrize("written", ["_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"])
     def test_half_of_one_is_never_picked_up(self, make_trainer, tmp_path, monkeypatch, written):
-        """Whatever file was the last to be written when the process died."""
+        """The process may die while it writes any of the files."""
         trainer = make_trainer(max_steps=6)
         save = getattr(XLMSWCMTrainer, written)
 
@@ -187,10 +149,14 @@ class TestCheckpoints:
     def test_one_of_another_model_is_refused(self, make_trainer, tokenizer, tmp_path):
         make_trainer(max_steps=2).train()
         other = make_trainer(new_model(tokenizer, normal_layer_interval=None))
-        with pytest.raises(TrainingError, match=r"not of this model: model\.decoder\.layers"):
+        with pytest.raises(
+            TrainingError, match=r"belongs to another model: only one of the two has model\.decoder\.layers"
+        ):
             other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         other = make_trainer(new_model(tokenizer, intermediate_size=24))
-        with pytest.raises(TrainingError, match=r"checkpoint-2 does not fit this model, .*size mismatch for .*fc2"):
+        with pytest.raises(
+            TrainingError, match=r"checkpoint-2 does not fit this model or is damaged: .*size mismatch for .*fc2"
+        ):
             other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -212,7 +178,7 @@ class TestCheckpoints:
         assert "seconds" in whole.describe() and "seconds" not in again.describe()
 
     def test_there_must_be_one_to_go_on_from(self, make_trainer, tmp_path):
-        with pytest.raises(TrainingError, match=f"{tmp_path} has no checkpoint to go on from"):
+        with pytest.raises(TrainingError, match=f"{tmp_path} has no checkpoint to resume from"):
             make_trainer().train(resume_from_checkpoint=True)
 
     def test_a_run_says_with_what_other_settings_it_goes_on(self, make_trainer, tmp_path):
@@ -221,7 +187,7 @@ class TestCheckpoints:
         trainer.train()
         for settings, said in [
             ({"data": "first.yaml", "max_length": 8}, ""),
-            ({"data": "second.yaml", "max_length": 8}, "--data second.yaml; its checkpoint had first.yaml."),
+            ({"data": "second.yaml", "max_length": 8}, "--data second.yaml. The checkpoint used first.yaml."),
         ]:
             resumed = make_trainer(max_steps=2)
             resumed.settings = settings
@@ -230,13 +196,14 @@ class TestCheckpoints:
                 CaptureLogger(logger) as ours,
             ):
                 resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-            assert ours.out.strip().removeprefix("The run goes on with ") == said
-            assert upstream.out == ""  # of the logging steps that a short training sets itself
+            assert ours.out.strip().removeprefix("Resuming with ") == said
+            # Transformers does not warn of the logging steps that a short run sets itself.
+            assert upstream.out == ""
         again = make_trainer(max_steps=2, adam_epsilon=1e-3, train_sampling_strategy="sequential")
         again.settings = trainer.settings
         with CaptureLogger(logger) as ours:
             again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-        assert "--adam_epsilon 0.001; its" in ours.out and "--train_sampling_strategy sequential; its" in ours.out
+        assert "--adam_epsilon 0.001. The" in ours.out and "--train_sampling_strategy sequential. The" in ours.out
 
     def test_what_is_asked_of_the_optimizer_is_done_after_a_resume(self, make_trainer, tmp_path):
         options = dict(lr_scheduler_type="constant", logging_steps=1, weight_decay=0.1)
@@ -244,7 +211,7 @@ class TestCheckpoints:
         faster = make_trainer(max_steps=4, learning_rate=1e-2, **options | {"weight_decay": 0.2})
         with CaptureLogger(logger) as ours:
             faster.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-        assert "--learning_rate 0.01; its checkpoint had 0.001." in ours.out
+        assert "--learning_rate 0.01. The checkpoint used 0.001." in ours.out
         rates = [entry["learning_rate"] for entry in faster.state.log_history if "learning_rate" in entry]
         assert rates == pytest.approx([1e-3, 1e-3, 1e-2, 1e-2])
         assert [group["weight_decay"] for group in faster.optimizer.param_groups] == [0.2, 0.0]
@@ -255,14 +222,16 @@ class TestCheckpoints:
         make_trainer(max_steps=2).train()
         path = tmp_path / "checkpoint-2" / name
         path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(TrainingError, match=r"checkpoint-2 does not fit .*, or is damaged: .*[^.]\. Go on"):
+        with pytest.raises(
+            TrainingError, match=r"checkpoint-2 does not fit this model or is damaged: .*[^.]\. Use the model"
+        ):
             make_trainer(max_steps=4).train(resume_from_checkpoint=True)
 
     def test_a_damaged_state_is_named(self, make_trainer, tmp_path):
         args = make_trainer(resume_from_checkpoint="last").args
         (tmp_path / "checkpoint-2").mkdir()
         (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"epoch": ')
-        with pytest.raises(TrainingError, match=r"trainer_state\.json is damaged: remove the checkpoint"):
+        with pytest.raises(TrainingError, match=r"trainer_state\.json is damaged\. Delete this checkpoint"):
             find_checkpoint(args)
 
     def test_checkpoints_are_not_gone_on_from_unasked(self, make_trainer, tmp_path):
@@ -271,27 +240,27 @@ class TestCheckpoints:
         args.resume_from_checkpoint = "last"
         assert find_checkpoint(args) is None
         (tmp_path / "checkpoint-7").mkdir()
-        with pytest.raises(TrainingError, match="checkpoint-7 is no checkpoint"):
+        with pytest.raises(TrainingError, match="checkpoint-7 is not a checkpoint"):
             find_checkpoint(args)
         for name in ("trainer_state.json", "scheduler.pt"):
             (tmp_path / "checkpoint-7" / name).write_text("{}")
         assert find_checkpoint(args) == str(tmp_path / "checkpoint-7")
         elsewhere = tmp_path / "elsewhere"
         args.resume_from_checkpoint = str(elsewhere)
-        with pytest.raises(TrainingError, match="elsewhere is no checkpoint"):
+        with pytest.raises(TrainingError, match="elsewhere is not a checkpoint"):
             find_checkpoint(args)
         (tmp_path / "checkpoint-7").rename(elsewhere)
         assert find_checkpoint(args) == str(elsewhere)
         args.resume_from_checkpoint = None
         elsewhere.rename(tmp_path / "checkpoint-7")
-        with pytest.raises(TrainingError, match="--resume_from_checkpoint last to go on from checkpoint-7"):
+        with pytest.raises(TrainingError, match="Pass --resume_from_checkpoint last to resume from checkpoint-7"):
             find_checkpoint(args)
         (tmp_path / "file").write_text("")
         args.output_dir = str(tmp_path / "file")
-        with pytest.raises(TrainingError, match="file is a file; give a folder"):
+        with pytest.raises(TrainingError, match="file is a file. Name a folder."):
             find_checkpoint(args)
         args.output_dir = str(tmp_path / "file" / "output")
-        with pytest.raises(TrainingError, match="file/output cannot be made or written to; give another"):
+        with pytest.raises(TrainingError, match="file/output cannot be created or written. Choose another folder."):
             find_checkpoint(args)
 
 
@@ -330,7 +299,7 @@ class TestLoss:
         options = dict(optim="sgd", learning_rate=0.1, label_smoothing_factor=0.2, gradient_accumulation_steps=2)
         ours, upstream = make_trainer(**options), make_trainer(trainer_class=Seq2SeqTrainer, **options)
         for trainer in (ours, upstream):
-            # the upstream trainer takes the decoder's inputs from the collator, where it smooths
+            # With label smoothing, Transformers' trainer takes the decoder inputs from the collator.
             trainer.data_collator = DataCollatorForSeq2Seq(tokenizer, trainer.model)
             trainer.train()
         for name, state in states(upstream.model).items():
@@ -343,7 +312,7 @@ class TestLoss:
         trainer = make_trainer()
         batch = trainer.data_collator(rows[:2])
         labels = batch["labels"].clone()
-        # of 15 rows in batches of two the last is alone, and two processes have it, the second with a filler
+        # 15 rows in batches of two leave one row for two processes, so the second process gets a repeated row.
         trainer.train_dataset = rows[:15]
         monkeypatch.setattr(trainer.accelerator, "gradient_state", SimpleNamespace(end_of_dataloader=True))
         for name, value in {"world_size": 2, "process_index": 1, "train_batch_size": 2}.items():
@@ -433,14 +402,14 @@ class TestGeneration:
 
 class TestLora:
     def test_every_projection_of_the_decoder_is_adapted_and_nothing_else(self, tokenizer):
-        model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
+        model = adapt_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
         adapted = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
-        # four custom layers: twice four projections of attention, twice two of feed-forward; one normal: 8 and 2
+        # Four custom layers have 8 attention and 4 feed-forward projections. The normal layer has 8 and 2.
         assert len(adapted) == 4 * 12 + 10
         assert all(".decoder.layers." in name for name in adapted)
 
     def test_it_is_merged_on_export(self, make_trainer, tokenizer, tmp_path, rows):
-        model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
+        model = adapt_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4))
         trainer = make_trainer(model, learning_rate=0.05, max_steps=6, save_strategy="no")
         trainer.train()
         batch = trainer.data_collator(rows)
@@ -453,7 +422,7 @@ class TestLora:
         assert not list(tmp_path.glob("adapter*"))
 
     def test_it_learns(self, make_trainer, tokenizer):
-        model = prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=8))
+        model = adapt_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=8))
         trainer = make_trainer(model, learning_rate=0.02, max_steps=30, save_strategy="no")
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
@@ -461,7 +430,7 @@ class TestLora:
 
     def test_it_goes_on_from_a_checkpoint(self, make_trainer, tokenizer, tmp_path):
         whole, resumed = (
-            make_trainer(prepare_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4)))
+            make_trainer(adapt_model(new_model(tokenizer), ModelArguments("", lora=True, lora_rank=4)))
             for _ in range(2)
         )
         whole.train()
@@ -470,7 +439,7 @@ class TestLora:
         assert_equal(states(resumed.model), expected)
 
     def test_a_frozen_encoder_stays_and_the_decoder_learns(self, make_trainer, tokenizer):
-        model = prepare_model(new_model(tokenizer), ModelArguments("", freeze_encoder=True))
+        model = adapt_model(new_model(tokenizer), ModelArguments("", freeze_encoder=True))
         before = states(model)
         make_trainer(model, save_strategy="no").train()
         for name, parameter in model.named_parameters():
@@ -479,148 +448,13 @@ class TestLora:
 
     def test_adapters_are_not_spread_over_gpus(self, tokenizer, monkeypatch):
         monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: True)
-        with pytest.raises(TrainingError, match="--lora cannot merge what FSDP spreads"):
-            prepare_model(new_model(tokenizer), ModelArguments("", lora=True))
+        with pytest.raises(TrainingError, match="--lora cannot merge adapters that FSDP shards"):
+            adapt_model(new_model(tokenizer), ModelArguments("", lora=True))
 
     @pytest.mark.parametrize("option", ["--lora", "--freeze_encoder", "FSDP"])
     def test_layers_that_are_the_encoders_are_refused(self, tokenizer, monkeypatch, option):
         monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: option == "FSDP")
         args = ModelArguments("", **({} if option == "FSDP" else {option.strip("-"): True}))
-        with pytest.raises(TrainingError, match=f"{option} needs a decoder with weights of its own"):
-            prepare_model(new_model(tokenizer, weight_sharing="tied"), args)
-        prepare_model(new_model(tokenizer), args)
-
-
-class TestResults:
-    @pytest.fixture
-    def start(self, tokenizer, tmp_path_factory) -> Path:
-        """The folder of a converted model."""
-        folder = tmp_path_factory.mktemp("converted")
-        report = {"source": "somebody/encoder", "options": {}, "counts": {"copied": 1, "new": 2, "dropped": 3}}
-        model = new_model(tokenizer)
-        model.conversion_report = report | {"license": "mit"}
-        model.save_pretrained(folder)
-        return folder
-
-    def write(self, make_trainer, start, **options):
-        model = XLMSWCMForConditionalGeneration.from_pretrained(start)
-        trainer = make_trainer(model, logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
-        trainer.train()
-        data = {"training data": "text.txt", "bleu_signature": "nrefs:1|case:mixed"}
-        results.save_merged(trainer)
-        write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}}, data)
-
-    def test_everything_is_left_behind(self, make_trainer, start, tmp_path):
-        self.write(make_trainer, start, label_smoothing_factor=0.1, gradient_accumulation_steps=2)
-        metrics = json.loads((tmp_path / "metrics.json").read_text())
-        assert (metrics["task"], metrics["dataset"], metrics["results"]) == (
-            "translation",
-            "news",
-            {"chrf": {"ug": 12.5}},
-        )
-        training = metrics["training"]
-        assert training["start"] == start.name
-        assert training["steps"] == 4 and training["batch_size"] == 8 and training["label_smoothing"] == 0.1
-        assert "lora_rank" not in training and training["precision"] == "float32" and "seconds" in training
-
-        card = (tmp_path / "README.md").read_text()
-        assert "| training data | text.txt |" in card and "| optimizer | adamw_torch" in card
-        assert "| bleu_signature | nrefs:1\\|case:mixed |" in card
-        assert "| learning_rate | 0.001 |" in card and "12.5" in card and str(start.parent) not in card
-        assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
-        for name in ("model.safetensors", "tokenizer.json", "conversion_report.json"):
-            assert (tmp_path / name).is_file()
-        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-    def test_an_unknown_licence_is_said_and_stops_nothing(self, make_trainer, tmp_path, start, caplog):
-        report = json.loads((start / "conversion_report.json").read_text()) | {"license": None}
-        (start / "conversion_report.json").write_text(json.dumps(report))
-        card.logger.addHandler(caplog.handler)
-        self.write(make_trainer, start)
-        card.logger.removeHandler(caplog.handler)
-        assert "The licence of somebody/encoder is not known, and the model card says so" in caplog.text
-        assert ModelCard.load(tmp_path / "README.md").data.license is None
-
-    def test_tensorboard_gets_the_losses(self, make_trainer, tmp_path):
-        trainer = make_trainer(report_to=["tensorboard"], max_steps=2, logging_steps=1, save_strategy="no")
-        trainer.train()
-        (folder,) = (tmp_path / "runs").iterdir()
-        losses = EventAccumulator(str(folder)).Reload().Scalars("train/loss")
-        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        assert [event.value for event in losses] == pytest.approx(logged) and len(losses) == 2
-
-    @pytest.mark.parametrize(("max_steps", "logging_steps", "steps"), [(3, 500, [1, 2, 3]), (4, 2, [2, 4])])
-    def test_a_training_that_is_shorter_than_its_logging_steps_has_losses_to_plot(
-        self, make_trainer, max_steps, logging_steps, steps
-    ):
-        trainer = make_trainer(max_steps=max_steps, logging_steps=logging_steps, save_strategy="no")
-        trainer.train()
-        assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == steps
-
-    def test_the_plot_has_losses_and_metrics(self, tmp_path, monkeypatch):
-        drawn = []
-        monkeypatch.setattr(
-            results.plt.Axes, "plot", lambda self, x, y, *a, label=None, **k: drawn.append((label, x, y)) or []
-        )
-        history = [
-            {"step": 1, "loss": 3.0, "epoch": 1},
-            {"step": 2, "loss": 2.0},
-            {"step": 2, "eval_loss": 2.5, "eval_chrf": 9.0, "eval_runtime": 1.0, "eval_samples_per_second": 3.0},
-            {"step": 2, "train_runtime": 3.0, "train_loss": 2.5},
-        ]
-        plot_history(history, tmp_path / "plot.png")
-        assert drawn == [
-            ("training", (1, 2), (3.0, 2.0)), ("held out", (2,), (2.5,)), ("chrf", (2,), (9.0,))
-        ]  # fmt: skip
-
-
-class TestCard:
-    REPORT = {"source": "encoder", "options": {}, "counts": {"copied": 1, "new": 2, "dropped": 3}}
-
-    @pytest.fixture
-    def trainer(self, make_trainer, tokenizer) -> XLMSWCMTrainer:
-        model = new_model(tokenizer)
-        model.conversion_report = dict(self.REPORT)
-        trainer = make_trainer(model)
-        trainer.save_model()
-        return trainer
-
-    def test_it_has_what_the_caller_knows_and_the_settings(self, trainer, tmp_path):
-        trainer.create_model_card(license="mit", tasks="summarization", dataset="somebody/news")
-        card = ModelCard.load(tmp_path / "README.md")
-        assert (card.data.license, card.data.pipeline_tag) == ("mit", "summarization")
-        assert card.data.datasets == ["somebody/news"] and "was trained for summarization" in card.text
-        assert "| learning_rate | 0.001 |" in card.text
-
-    def test_without_a_task_none_is_claimed(self, trainer, tmp_path):
-        trainer.create_model_card()
-        text = ModelCard.load(tmp_path / "README.md").text
-        assert "No task is recorded" in text and "trained for" not in text
-
-    def test_metrics_of_the_run_come_first(self, trainer, tmp_path):
-        (tmp_path / "metrics.json").write_text('{"task": "question-answering", "results": {"f1": 12.5}}')
-        trainer.create_model_card(tasks="summarization")
-        card = ModelCard.load(tmp_path / "README.md")
-        assert card.data.pipeline_tag == "question-answering" and "| f1 | all | 12.5 |" in card.text
-
-    def test_a_task_that_no_card_knows_is_refused(self, trainer, tmp_path):
-        with pytest.raises(TrainingError, match='tasks is "fill-mask", not one of translation'):
-            trainer.create_model_card(tasks="fill-mask")
-        assert not (tmp_path / "README.md").exists()
-
-    def check_upstreams_card(self, trainer, folder):
-        trainer.create_model_card(model_name="mine", tasks="translation")
-        assert "according to the information the Trainer had access to" in (folder / "README.md").read_text()
-
-    def test_adapters_and_models_without_a_report_have_upstreams(self, make_trainer, tokenizer, tmp_path):
-        adapted = new_model(tokenizer)
-        adapted.conversion_report = dict(self.REPORT)
-        for model in (prepare_model(adapted, ModelArguments("", lora=True)), new_model(tokenizer)):
-            self.check_upstreams_card(make_trainer(model), tmp_path)
-
-    @wants_peft
-    def test_a_model_with_adapters_of_transformers_own_has_upstreams(self, make_trainer, tokenizer, tmp_path):
-        model = new_model(tokenizer)
-        model.conversion_report = dict(self.REPORT)
-        model.add_adapter(LoraConfig(target_modules=["q_proj"]))
-        self.check_upstreams_card(make_trainer(model), tmp_path)
+        with pytest.raises(TrainingError, match=f"{option} needs a decoder with its own weights"):
+            adapt_model(new_model(tokenizer, weight_sharing="tied"), args)
+        adapt_model(new_model(tokenizer), args)

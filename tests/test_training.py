@@ -1,4 +1,4 @@
-"""Training: the loss, its gradients, and that models and adapters learn."""
+"""Training: the loss and its gradients, and models and adapters that learn."""
 
 import itertools
 
@@ -51,7 +51,7 @@ class TestLoss:
 
 
 class TestGradientAccumulation:
-    """Four steps of four make the update that one step of sixteen makes, however long the targets are."""
+    """Four accumulated batches of four give the update of one batch of sixteen, for any target lengths."""
 
     LEARNING_RATE = 0.1
 
@@ -107,7 +107,8 @@ class TestGradientAccumulation:
 
 class TestTraining:
     def gradients(self, model, batch) -> Batch:
-        torch.manual_seed(0)  # of dropout
+        # Dropout needs a fixed seed.
+        torch.manual_seed(0)
         model.train()(**batch).loss.backward()
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
@@ -131,7 +132,7 @@ class TestTraining:
         gradients = self.gradients(model, batch)
         assert gradients.keys() == dict(model.named_parameters()).keys()
         for name, gradient in gradients.items():
-            # a constant added to all keys of a query changes no attention weight
+            # The softmax cancels a constant that is added to all keys, so this bias has no gradient.
             assert gradient.abs().max() > (0 if name.endswith(("key.bias", "k_proj.bias")) else 1e-6), name
 
     @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -181,7 +182,7 @@ class TestTraining:
 
 @pytest.fixture(scope="module")
 def adapted(pairs) -> tuple[nn.Module, list[float]]:
-    """A model with trained LoRA adapters, and the losses on the way."""
+    """Return a model with trained LoRA adapters, and the losses of its training."""
     torch.manual_seed(0)
     model = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj", "v_proj"], r=8, lora_alpha=32)).train()
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-2)

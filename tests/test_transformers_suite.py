@@ -1,4 +1,4 @@
-"""The common tests that Transformers runs on its own models, run on ours."""
+"""Run the common tests of Transformers on XLM-SWCM."""
 
 import unittest
 from unittest import mock
@@ -15,7 +15,7 @@ ModelTesterMixin = load("test_modeling_common").ModelTesterMixin
 ConfigTester = load("test_configuration_common").ConfigTester
 ids_tensor = load("test_modeling_common").ids_tensor
 
-# the suite looks its models up here; a model that is not listed is skipped without a word
+# The suite looks up models here, and silently skips models that are not listed.
 modeling_auto.MODEL_MAPPING_NAMES.setdefault("xlm_swcm", "XLMSWCMModel")
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.setdefault("xlm_swcm", "XLMSWCMForConditionalGeneration")
 
@@ -42,7 +42,7 @@ class XLMSWCMModelTester:
             num_attention_heads=self.num_attention_heads,
             intermediate_size=37,
             max_position_embeddings=70,
-            # one layer of each kind: the suite wants no more than two
+            # One layer of each type, because the suite allows only two layers.
             decoder_blocks=["custom", "normal"],
             hidden_dropout_prob=0.1,
         )
@@ -58,8 +58,8 @@ class XLMSWCMModelTester:
         }
 
 
-# one of the tests passes the cache by its old name, to see that it still works
-@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
+# A test of the suite passes the cache by its old name, and checks that this gives a warning.
+@pytest.mark.filterwarnings("always:.past_key_values. is deprecated")
 class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (XLMSWCMModel, XLMSWCMForConditionalGeneration)
     is_encoder_decoder = True
@@ -67,7 +67,7 @@ class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
     def setUp(self):
         self._model_tester = XLMSWCMModelTester(self)
         self.config_tester = ConfigTester(self, config_class=XLMSWCMConfig)
-        # the plans are on the encoder and decoder classes; the suite skips its checks unless the config has one too
+        # The encoder and decoder classes have the plans. The suite checks them only if the config has a plan too.
         self.enterContext(mock.patch.object(XLMSWCMConfig, "base_model_tp_plan", {}))
 
     @property
@@ -77,6 +77,6 @@ class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
-    @unittest.skip("the generation suite is not in the source distribution; tests/test_generation.py stands in")
+    @unittest.skip("The source distribution has no generation suite. tests/test_generation.py tests generation.")
     def test_generation_tester_mixin_inheritance(self):
         pass

@@ -24,7 +24,7 @@ from modeling_xlm_swcm.compat_xlm_swcm import CACHE, MINIMUM_TRANSFORMERS, VERSI
 
 
 TEXTS = ["The river rises early", "我们早上去了河边", "жел жоқ еді"]
-# what xlm-swcm 0.1.0 wrote on Transformers 5.23.0, by number of beams
+# Number of beams -> tokens that xlm-swcm 0.1.0 generated with Transformers 5.23.0.
 WRITTEN = {
     1: [
         [0, 149, 123, 12, 12, 49, 86, 123, 123, 31, 130, 1, 31],
@@ -65,7 +65,7 @@ print("written:", json.dumps(written))
 
 @pytest.fixture
 def old_folder(tmp_path) -> Path:
-    """A folder as xlm-swcm 0.1.0 saved it, with weights from a formula."""
+    """Return a folder that xlm-swcm 0.1.0 saved, with weights from a formula."""
     folder = tmp_path / "old"
     shutil.copytree(Path(__file__).parent / "fixtures" / "saved_by_0_1_0", folder)
     tensors = {}
@@ -164,7 +164,8 @@ class TestKeywords:
             "decoder": (model.model.decoder, {"input_ids": target, "encoder_hidden_states": torch.zeros(3, 9, 32)}),
         }
         module, kwargs = inputs[part]
-        module(**kwargs, unknown=None)  # nothing is lost
+        # An unknown keyword with the value None is allowed.
+        module(**kwargs, unknown=None)
         with pytest.raises(TypeError, match="does not know the keyword `unknown`"):
             module(**kwargs, unknown=1)
 

@@ -1,4 +1,4 @@
-"""`xlm-swcm vocab`: options reach the work, and a report says what was done."""
+"""`xlm-swcm vocab`: options reach the library functions, and the report counts the changes."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def report_of(result: Result, output: Path) -> dict:
 
 
 def printed(result: Result) -> str:
-    """Without the line breaks, which depend on the terminal."""
+    """Return the output without spaces and line breaks, which depend on the terminal."""
     return "".join(result.stdout.split())
 
 
@@ -41,13 +41,13 @@ def printed(result: Result) -> str:
     ],
     ids=" ".join,
 )
-def test_a_corpus_is_several_files_or_the_option_several_times(reader, texts, output, arguments):
+def test_a_corpus_can_be_several_files_or_repeated_options(reader, texts, output, arguments):
     files = {language: texts[language] for language in ("bo", "mvf", "en")}
     paths = [f"--corpus={texts['bo']}" if word == "--corpus=bo" else files.get(word, word) for word in arguments]
     assert [*report_of(run_vocab("extend", reader, output, *paths), output)["languages"]] == ["bo", "mvf", "en"]
 
 
-def test_the_report_says_what_was_done(reader, texts, output):
+def test_the_report_counts_the_changes(reader, texts, output):
     result = run_vocab("extend", reader, output, "--corpus", texts["bo"], texts["en"], "--size", 150)
     report = report_of(result, output)
     old, new = load_tokenizer(reader), load_tokenizer(output)
@@ -64,11 +64,13 @@ def test_the_report_says_what_was_done(reader, texts, output):
     assert tibetan["after"]["tokens"] == tokens
     assert tibetan["after"]["fertility"] == pytest.approx(tokens / tibetan["words"])
     assert f"Tokens:{len(old):,}→{len(new):,}." in printed(result)
+    assert "languagelinestokens/linetokens/word<unk>resegmented" in printed(result)
+    assert f"2tensorschanged:{','.join(report['changed'])}.72tensorsdidnotchange." in printed(result)
     assert f"{tibetan['before']['unknown']:.2%}→0.00%" in printed(result)
     assert f"Writtento{output}." in printed(result)
 
 
-def test_all_options_reach_the_work(reader, texts, tmp_path):
+def test_all_options_reach_the_library(reader, texts, tmp_path):
     extend = ["--corpus", texts["bo"], "--size", 100, "--init", "random", "--seed", 3]
     report = report_of(run_vocab("extend", reader, tmp_path / "extended", *extend), tmp_path / "extended")
     assert report["options"] == {"size": 100, "init": "random", "seed": 3}
@@ -90,7 +92,7 @@ def test_labels_join_files_of_a_language(reader, texts, output):
     }
 
 
-def test_other_text_can_be_measured_and_is_not_learnt_from(reader, texts, tmp_path):
+def test_evaluation_text_is_measured_and_not_learnt_from(reader, texts, tmp_path):
     for name, more in (("without", []), ("with", ["--eval", texts["mvf"], texts["en"]])):
         run = run_vocab("extend", reader, tmp_path / name, "--corpus", texts["bo"], "--size", 100, *more)
         report = report_of(run, tmp_path / name)
@@ -99,7 +101,7 @@ def test_other_text_can_be_measured_and_is_not_learnt_from(reader, texts, tmp_pa
     assert load_tokenizer(tmp_path / "with").get_vocab() == load_tokenizer(tmp_path / "without").get_vocab()
 
 
-def test_a_plot_is_a_picture(reader, texts, output, tmp_path):
+def test_a_plot_is_a_png_file(reader, texts, output, tmp_path):
     plot = tmp_path / "plots" / "vocabulary.png"
     files = [texts[language] for language in TEXTS]
     result = run_vocab("extend", reader, output, "--corpus", *files, "--size", 300, "--plot", plot)
@@ -116,7 +118,7 @@ def test_a_plot_may_lie_in_the_output(reader, texts, output):
     assert (output / "vocabulary.png").is_file() and (output / "config.json").is_file()
 
 
-def test_an_interruption_after_the_folder_was_written_says_so(reader, texts, output, tmp_path, monkeypatch):
+def test_an_interruption_after_writing_names_the_folder(reader, texts, output, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
@@ -144,8 +146,8 @@ def test_overwrite_replaces_a_model(reader, texts, output):
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_who_trims_to_a_language_that_cannot_be_read_is_told(reader, texts, output):
+def test_a_trimmed_language_with_many_unknown_tokens_gets_a_warning(reader, texts, output):
     result = run_vocab("trim", reader, output, "--corpus", texts["mvf"], texts["en"])
     unknown = report_of(result, output)["languages"]["mvf"]["after"]["unknown"]
-    assert f"{unknown:.0%}ofthetokensofmvfare<unk>" in printed(result)
-    assert "tokensofenare<unk>" not in printed(result)
+    assert f"{unknown:.0%}ofthemvftokensare<unk>.Themodelcannotgeneratethislanguage." in printed(result)
+    assert "entokensare<unk>" not in printed(result)

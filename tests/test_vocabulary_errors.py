@@ -1,4 +1,4 @@
-"""`xlm-swcm vocab`: what is wrong is said in one sentence, and nothing is left behind."""
+"""`xlm-swcm vocab`: errors name the problem and what to do, and no files are left."""
 
 import sys
 from collections.abc import Callable
@@ -20,11 +20,14 @@ from transformers import RobertaForMaskedLM, XLMRobertaModel
 from typer.testing import Result
 from vocabularies import TEXTS, load_tokenizer, run_vocab
 
-from modeling_xlm_swcm.vocabulary import rewrite as vocabulary
+from modeling_xlm_swcm.vocabulary import rewrite
 
 
 ACTIONS = {"extend": ["--size", 100], "trim": []}
 EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
+
+
+ONLY_ONE = "Use only one of --min-count, --size and --coverage."
 
 
 @pytest.fixture(params=ACTIONS)
@@ -44,7 +47,7 @@ def run(action: str, source: Path, output: Path, *corpus: str) -> Result:
 
 
 def assert_refused(result: Result, *words: str):
-    """Exit code 1, and below the progress bars one line that has all `words`."""
+    """Check for exit code 1 and, below the progress bars, one error line that contains all `words`."""
     assert result.exit_code == 1, result.output
     *bars, error = result.stderr.splitlines()
     assert error.startswith("error: ")
@@ -56,24 +59,29 @@ def assert_refused(result: Result, *words: str):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(output):
-    """Whatever a test here refuses, the place of the output is empty afterwards."""
+    """Check after every test that no output was written."""
     yield
     assert contents(output.parent) == {}
 
 
-# text
-
-
 def test_a_file_that_is_not_there(encoder_folder, output, text, action):
-    assert_refused(run(action, encoder_folder, output, text, "bo.nothing.txt"), '"bo.nothing.txt" is no file')
+    assert_refused(
+        run(action, encoder_folder, output, text, "bo.nothing.txt"), '"bo.nothing.txt" does not exist. Pass a'
+    )
 
 
 BAD_TEXTS = {
-    "nothing": (b"", ["holds no text"]),
-    "empty lines": (b"\n\n  \n", ["holds no text"]),
-    "another encoding": (b"first\nsecond\n\xff\xfea\x00\n", ["Line 3", "not UTF-8", "iconv"]),
-    "another encoding without a mark": ("first\nsecond".encode("utf-16-le"), ["Line 1", "NUL"]),
-    "one endless line": (b"first\n" + b"word " * 250_000, ["Line 2", "over a megabyte"]),
+    "nothing": (b"", ["has no text."]),
+    "empty lines": (b"\n\n  \n", ["has no text."]),
+    "another encoding": (b"first\nsecond\n\xff\xfea\x00\n", ["Line 3", "is not UTF-8. Convert the file", "iconv"]),
+    "another encoding without a mark": (
+        "first\nsecond".encode("utf-16-le"),
+        ["Line 1", "contains NUL bytes. Convert"],
+    ),
+    "one endless line": (
+        b"first\n" + b"word " * 250_000,
+        ["Line 2", "is longer than 1 MiB. Write one sentence"],
+    ),
 }
 
 
@@ -86,24 +94,21 @@ def test_bad_text(encoder_folder, output, text, tmp_path, action, case, option):
     assert_refused(run(action, encoder_folder, output, *files), tmp_path / "zh.txt", *words)
 
 
-# options
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["extend", "--size", 0], ["--size must be from 1", "0"]),
-        (["extend", "--size", 20], ["--size 20 is less than the characters"]),
-        (["trim", "--size", 30], ["--size 30 is less than the", "that must stay"]),
-        (["trim", "--size", 90, "--min-count", 2], ["only one of --min-count, --size and --coverage"]),
-        (["trim", "--size", 90, "--coverage", 0.9], ["only one of --min-count, --size and --coverage"]),
-        (["trim", "--coverage", 0.9, "--min-count", 2], ["only one of --min-count, --size and --coverage"]),
-        (["trim", "--coverage", 0], ["--coverage must be above 0", "0.0"]),
-        (["trim", "--coverage", 1.5], ["--coverage", "at most 1", "1.5"]),
-        (["trim", "--pad-to-multiple-of", 0], ["--pad-to-multiple-of must be from 1", "0"]),
-        (["trim", "--pad-to-multiple-of", 10**9], ["--pad-to-multiple-of must be from 1"]),
-        (["trim", "--min-count", 0], ["--min-count must be at least 1", "0"]),
-        (["extend", "--size", 10**11], ["--size must be from 1 to 10,000,000"]),
+        (["extend", "--size", 0], ["--size must be from 1 to 10,000,000 (got 0). Use a larger size."]),
+        (["extend", "--size", 20], ["--size must be at least ", " for this corpus (got 20). Use a larger size."]),
+        (["trim", "--size", 30], ["--size must be at least ", "characters", "(got 30). Use a larger size."]),
+        (["trim", "--size", 90, "--min-count", 2], ["--min-count and --size exclude each other.", ONLY_ONE]),
+        (["trim", "--size", 90, "--coverage", 0.9], ["--size and --coverage exclude each other.", ONLY_ONE]),
+        (["trim", "--coverage", 0.9, "--min-count", 2], ["--min-count and --coverage exclude each other.", ONLY_ONE]),
+        (["trim", "--coverage", 0], ["--coverage must be above 0 and at most 1 (got 0.0)."]),
+        (["trim", "--coverage", 1.5], ["--coverage must be above 0 and at most 1 (got 1.5)."]),
+        (["trim", "--pad-to-multiple-of", 0], ["--pad-to-multiple-of must be from 1 to 65536 (got 0)."]),
+        (["trim", "--pad-to-multiple-of", 10**9], ["--pad-to-multiple-of must be from 1 to 65536 (got 1000000000)."]),
+        (["trim", "--min-count", 0], ["--min-count must be at least 1 (got 0). Use a larger number."]),
+        (["extend", "--size", 10**11], ["--size must be from 1 to 10,000,000 (got 100000000000). Use a smaller"]),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
@@ -113,31 +118,32 @@ def test_bad_options(encoder_folder, output, text, arguments, words):
 
 
 def test_text_that_is_given_twice(encoder_folder, output, text, action):
-    assert_refused(run(action, encoder_folder, output, text, f"bo={text}"), text, "given twice")
+    result = run(action, encoder_folder, output, text, f"bo={text}")
+    assert_refused(result, text, "is given twice. Pass each text file once.")
 
 
-def test_text_that_is_nothing_to_the_tokenizer(encoder_folder, output, tmp_path):
+def test_text_without_tokens(encoder_folder, output, tmp_path):
     (tmp_path / "bo.txt").write_text("\u2581\n")
     result = run("extend", encoder_folder, output, str(tmp_path / "bo.txt"))
-    assert_refused(result, "other text")
+    assert_refused(result, "has every token of this corpus. Use a larger --size or other text.")
 
 
 @pytest.mark.parametrize("plot", ["change.pdf", "."])
-def test_a_plot_that_would_be_no_png(encoder_folder, output, text, action, plot):
+def test_a_plot_must_be_a_png_file(encoder_folder, output, text, action, plot):
     result = run_vocab(action, encoder_folder, output, "--corpus", text, "--plot", plot, *ACTIONS[action])
-    assert_refused(result, "--plot", plot)
+    assert_refused(result, "--plot must name a PNG file", plot, "Use a name that ends in .png.")
 
 
-def test_padding_without_a_bias_that_keeps_it_from_being_written(tmp_path, output, text):
+def test_padding_needs_an_output_bias(tmp_path, output, text):
     tokenizer = xlm_roberta_tokenizer()
     source = save_encoder(tmp_path / "bare", make_encoder(XLMRobertaModel, tokenizer), tokenizer)
     result = run_vocab("trim", source, output, "--corpus", text, "--pad-to-multiple-of", 64)
-    assert_refused(result, "no output bias", "--pad-to-multiple-of")
+    assert_refused(result, "has no output bias", "Leave out --pad-to-multiple-of")
 
 
-def test_the_least_size_is_said_and_works(encoder_folder, tmp_path, text, output):
+def test_the_smallest_size_is_named_and_works(encoder_folder, tmp_path, text, output):
     refused = run_vocab("trim", encoder_folder, output, "--corpus", text, "--size", 1)
-    least = refused.stderr.split("less than the ")[1].split()[0]
+    least = refused.stderr.split("must be at least ")[1].split()[0]
     assert run_vocab("trim", encoder_folder, tmp_path / "least", "--corpus", text, "--size", least).exit_code == 0
     assert len(load_tokenizer(tmp_path / "least")) == int(least)
     one_less = run_vocab("trim", encoder_folder, output, "--corpus", text, "--size", int(least) - 1)
@@ -147,10 +153,7 @@ def test_the_least_size_is_said_and_works(encoder_folder, tmp_path, text, output
 def test_nothing_new_to_learn(encoder_folder, output, tmp_path, text):
     (tmp_path / "bo.txt").write_text("ང ད ང ད")
     result = run_vocab("extend", encoder_folder, output, "--corpus", tmp_path / "bo.txt", "--size", 3)
-    assert_refused(result, encoder_folder, "has every piece", "--size")
-
-
-# checkpoints
+    assert_refused(result, encoder_folder, "has every token of this corpus. Use a larger --size or other text.")
 
 
 def remove_tokenizer(folder: Path):
@@ -175,7 +178,7 @@ def tensors(edit: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:
 
 BAD_SOURCES = {
     "no tokenizer": (remove_tokenizer, ["has no tokenizer"]),
-    "a BPE tokenizer": (give_merges, ["type BPE", "Unigram"]),
+    "a BPE tokenizer": (give_merges, ["has type BPE", "Use a checkpoint with a Unigram tokenizer"]),
     "a tokenizer larger than the embedding": (add_tokens, ["149 tokens", "148 rows"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
@@ -186,28 +189,31 @@ BAD_SOURCES = {
     "another kind of model": (lambda folder: edit_config(folder, model_type="bert"), ["bert", "xlm-roberta"]),
     "rows that the config has not": (
         lambda folder: edit_config(folder, vocab_size=150),
-        [EMBEDDINGS, "148 rows", "is 150"],
+        [EMBEDDINGS, "has 148 rows", "vocab_size in config.json is 150"],
     ),
-    "a config without a vocabulary": (lambda folder: edit_config(folder, vocab_size=None), ["148 rows", "vocab_size"]),
+    "a config without a vocabulary": (
+        lambda folder: edit_config(folder, vocab_size=None),
+        ["has 148 rows", "vocab_size in config.json is None"],
+    ),
     "a bias of another length": (
         tensors(lambda found: found | {"lm_head.bias": torch.ones(20)}),
-        ["lm_head.bias", "20 rows", "is 148"],
+        ["lm_head.bias", "has 20 rows", "vocab_size in config.json is 148"],
     ),
     "no embedding": (
         tensors(lambda found: {name: tensor for name, tensor in found.items() if name != EMBEDDINGS}),
-        ["word_embeddings.weight"],
+        ["has no tensor named word_embeddings.weight. Use an encoder"],
     ),
     "an id that the tokenizer lacks": (
         lambda folder: edit_config(folder, eos_token_id=9999),
-        ["config.json", "9999", "148 tokens"],
+        ["config.json", "has the token id 9999", "148 tokens. Correct the id."],
     ),
     "an architecture of another type": (
         lambda folder: edit_config(folder, architectures=["BertForMaskedLM"]),
-        ["BertForMaskedLM", "none of Transformers' for xlm-roberta"],
+        ["BertForMaskedLM in config.json", "is not a Transformers class for xlm-roberta"],
     ),
     "an architecture of nobody": (
         lambda folder: edit_config(folder, architectures=["XLMRobertaForEverything"]),
-        ["config.json", "XLMRobertaForEverything", "XLMRobertaForMaskedLM"],
+        ["XLMRobertaForEverything in config.json", "Set the class", "XLMRobertaForMaskedLM"],
     ),
 }
 
@@ -224,9 +230,6 @@ def test_a_bad_source(own_encoder, output, text, action, case):
 
 def test_a_folder_that_does_not_exist(tmp_path, output, text, action):
     assert_refused(run(action, tmp_path / "nothing", output, text), tmp_path / "nothing", "does not exist")
-
-
-# outputs
 
 
 def test_an_output_with_content_is_kept(encoder_folder, tmp_path, text, action):
@@ -249,7 +252,7 @@ def test_the_source_is_not_overwritten(own_encoder, text, action, place):
 
 @pytest.mark.parametrize("name", ["model", "mvf.txt"])
 def test_the_text_is_not_overwritten(encoder_folder, tmp_path, text, action, name):
-    """A corpus that lies in the folder to replace would go with it."""
+    """A corpus in the folder to replace would be lost."""
     folder = tmp_path / "old"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -263,41 +266,40 @@ def test_the_text_is_not_overwritten(encoder_folder, tmp_path, text, action, nam
         assert result.exit_code == 0
 
 
-# failures
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [(KeyboardInterrupt(), "interrupted; nothing was written."), (OSError("the disk is gone"), "the disk is gone")],
     ids=["interrupted", "a full disk"],
 )
-@pytest.mark.parametrize("step", ["save_model", "prove"])
+@pytest.mark.parametrize("step", ["save_weights", "check_written_tensors"])
 def test_a_failure_leaves_nothing(encoder_folder, output, text, action, monkeypatch, error, said, step):
-    work = getattr(vocabulary, step)
+    work = getattr(rewrite, step)
 
     def fail(*arguments):
         work(*arguments)
         raise error
 
-    monkeypatch.setattr(vocabulary, step, fail)
+    monkeypatch.setattr(rewrite, step, fail)
     result = run(action, encoder_folder, output, text)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == f"error: {said}"
     assert contents(output.parent) == {}
 
 
-def test_a_tensor_that_arrives_changed_is_noticed(encoder_folder, output, text, action, monkeypatch):
-    def save_wrongly(source, old_ids, dtype, tensors, folder, save_model=vocabulary.save_model):
+def test_a_tensor_that_changes_during_writing_is_noticed(encoder_folder, output, text, action, monkeypatch):
+    def save_wrongly(source, old_ids, dtype, tensors, folder, save_weights=rewrite.save_weights):
         tensors[EMBEDDINGS][5, 7] += 1e-6
-        save_model(source, old_ids, dtype, tensors, folder)
+        save_weights(source, old_ids, dtype, tensors, folder)
 
-    monkeypatch.setattr(vocabulary, "save_model", save_wrongly)
+    monkeypatch.setattr(rewrite, "save_weights", save_wrongly)
     result = run(action, encoder_folder, output, text)
-    assert result.stderr.splitlines()[-1] == f"error: {EMBEDDINGS} was not kept bit by bit."
+    error = f"error: The written tensor {EMBEDDINGS} differs from {encoder_folder}. Report this bug."
+    assert result.stderr.splitlines()[-1] == error
 
 
 def test_a_plot_without_matplotlib_is_refused_before_the_work(encoder_folder, output, text, action, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(vocabulary, "prepare", lambda *arguments: pytest.fail("this was to be noticed earlier"))
+    module = sys.modules[f"modeling_xlm_swcm.vocabulary.{action}"]
+    monkeypatch.setattr(module, "read_source", lambda *arguments: pytest.fail("the error must come earlier"))
     result = run(action, encoder_folder, output, text, "--plot", output.with_suffix(".png"))
-    assert_refused(result, "--plot needs matplotlib", "pip install")
+    assert_refused(result, "--plot needs matplotlib. Install it with pip install matplotlib.")

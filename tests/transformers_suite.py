@@ -1,7 +1,7 @@
-"""Transformers' own common tests, taken from its source distribution of the installed version.
+"""Load the common tests of Transformers from the source distribution of the installed version.
 
-The wheel does not carry them. They are fetched with pip once, kept under the git-ignored `.cache/`, and imported from
-there as the package `transformers_suite_<version>`.
+The wheel does not contain these tests. pip downloads them once to the git-ignored `.cache/`, as the package
+`transformers_suite_<version>`.
 """
 
 import importlib
@@ -20,7 +20,7 @@ CACHE = Path(__file__).parent.parent / ".cache"
 
 
 def _fetch(folder: Path):
-    """Put the `tests/test_*.py` of the installed version's source distribution into `folder`."""
+    """Download the test files of the installed version to `folder`."""
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         requirement = f"transformers=={transformers.__version__}"
         command = [sys.executable, "-m", "pip", "download", requirement, "--no-binary", "transformers", "--no-deps"]
@@ -44,17 +44,18 @@ def _stand_in(name: str, **attributes):
 
 
 def load(module: str) -> types.ModuleType:
-    """Import `module`, such as `test_modeling_common`, from the suite of the installed version."""
+    """Import a module of the suite, for example `test_modeling_common`."""
     name = f"transformers_suite_{transformers.__version__.replace('.', '_')}"
     folder = CACHE / name
     CACHE.mkdir(exist_ok=True)
-    with FileLock(CACHE / "lock"):  # several test processes may want it at once
+    # Several test processes may load the suite at once.
+    with FileLock(CACHE / "lock"):
         if not folder.exists():
             _fetch(folder)
     if name not in sys.modules:
         sys.path.insert(0, str(CACHE))
         importlib.import_module(name)
-        # the common tests import these three from folders that the source distribution leaves out
+        # The common tests import these three modules from folders that the source distribution leaves out.
         for package in ("exporters", "generation", "utils"):
             _stand_in(f"{name}.{package}", __path__=[])
         _stand_in(f"{name}.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))

@@ -1,15 +1,37 @@
-"""An encoder that reads three languages, and text in them and in two scripts that it cannot read."""
+"""A small encoder for three languages, and texts in these languages and in two scripts that it does not know."""
 
+import functools
 import json
 import re
 from pathlib import Path
 
 import torch
-from encoders import Tensors, make_encoder, read_tensors, save_encoder, unigram_pieces, xlm_roberta_tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, XLMRobertaForMaskedLM, XLMRobertaTokenizer
+from encoders import (
+    Tensors,
+    make_encoder,
+    read_tensors,
+    save_encoder,
+    unigram_pieces,
+    wake,
+    xlm_roberta_tokenizer,
+)
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    XLMRobertaForMaskedLM,
+    XLMRobertaTokenizer,
+)
 from typer.testing import CliRunner, Result
 
 from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.conversion import convert
+
+
+EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
+TAGS = ["en", "zh", "kk-Cyrl"]
 
 
 TEXTS = {
@@ -55,7 +77,7 @@ TEXTS = {
     ],
 }
 KNOWN = ("en", "kk", "zh")
-# the encoder knows two Tibetan letters, the tsheg, and nothing of the Mongolian script
+# The encoder knows two Tibetan letters and the tsheg, and no letter of the Mongolian script.
 TIBETAN = [("་", -4.0), ("ང", -9.0), ("ད", -8.0)]
 
 
@@ -69,14 +91,24 @@ def reader_tokenizer(*more: str) -> XLMRobertaTokenizer:
 
 def save_reader(folder: Path, **options) -> Path:
     tokenizer = reader_tokenizer()
-    # the noise on new rows is this small, so that what is under it can be seen
+    # New rows get so little noise that tests can compare them with the expected mean.
     options = {"initializer_range": 1e-7, "max_position_embeddings": 100} | options
     model = make_encoder(XLMRobertaForMaskedLM, tokenizer, **options)
     return save_encoder(folder, model, tokenizer)
 
 
+def save_writer(reader: Path, folder: Path) -> Path:
+    """Convert the reader to a model with tags that generates Chinese by default."""
+    convert(reader, folder, languages=TAGS)
+    wake(folder)
+    fields = json.loads((folder / "generation_config.json").read_text())
+    fields["forced_bos_token_id"] = load_tokenizer(folder).get_lang_id("zh")
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    return folder
+
+
 def write_texts(folder: Path) -> dict[str, str]:
-    """A file for each language, by language."""
+    """Write a text file for each language and return the paths by language."""
     folder.mkdir(parents=True, exist_ok=True)
     for language, sentences in TEXTS.items():
         (folder / f"{language}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
@@ -88,7 +120,7 @@ def run_vocab(*arguments) -> Result:
 
 
 def vocabulary_tensors(folder: Path) -> Tensors:
-    """The tensors with a row per word, found by their number of rows, which no other tensor has."""
+    """Return the tensors with a row per token. No other tensor has this number of rows."""
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
     return {name: tensor for name, tensor in read_tensors(folder).items() if tensor.shape[0] == rows}
 
@@ -101,8 +133,21 @@ def load_tokenizer(folder: Path, **options) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, **options)
 
 
-def cut(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """The pieces of a text without special tokens; `<unk>` stands for what has none."""
+@functools.cache
+def load_cached(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer once for all examples of a test."""
+    return load_tokenizer(folder)
+
+
+def load_encoder(folder: Path, model_class=AutoModelForMaskedLM) -> PreTrainedModel:
+    """Load an encoder and check that no tensor is missing or left over."""
+    model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def segment(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """Return the tokens of a text, without special tokens."""
     return tokenizer.convert_ids_to_tokens(ids(tokenizer, text))
 
 
@@ -110,14 +155,21 @@ def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def rows_by_piece(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensor -> piece -> its row."""
+def rows_by_token(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the row of every token in every vocabulary tensor."""
     vocab = load_tokenizer(folder).get_vocab()
     return {
-        name: {piece: tensor[token] for piece, token in vocab.items()}
+        name: {token: tensor[token_id] for token, token_id in vocab.items()}
         for name, tensor in vocabulary_tensors(folder).items()
     }
 
 
 def letters(language: str) -> str:
     return "".join(sorted(set(re.sub(r"\s", "", "".join(TEXTS[language])))))
+
+
+def sentences_in(*languages: str) -> st.SearchStrategy[str]:
+    """Return a strategy for sentences and random strings in the characters of these languages."""
+    characters = st.text(st.sampled_from("".join(map(letters, languages)) + "   "), max_size=60)
+    words = [word for language in languages for sentence in TEXTS[language] for word in sentence.split()]
+    return st.one_of(characters, st.lists(st.sampled_from(words), max_size=12).map(" ".join))

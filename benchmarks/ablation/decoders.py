@@ -1,7 +1,7 @@
-"""The decoders that are compared: how each is built from an encoder, and what is special in its training.
+"""Decoders of the ablation: how each is built from an encoder, and how its training differs.
 
-Every one starts from the converter; what it then changes stands here. Sources: Su et al., ACL 2025 (BASE-A, BASE-B,
-X, the random decoders), DeltaLM (Ma et al., 2021), Transformers' EncoderDecoderModel (Rothe et al., 2020).
+Each decoder starts from the converter, and this file defines the changes. Sources: Su et al., ACL 2025 (BASE-A,
+BASE-B, X, random decoders), DeltaLM (Ma et al., 2021), Transformers' EncoderDecoderModel (Rothe et al., 2020).
 """
 
 from collections.abc import Callable
@@ -20,13 +20,21 @@ from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMHeadTransform
 @dataclass(frozen=True)
 class Variant:
     """
+    A decoder to compare.
+
     Args:
-        title: as it stands in the table.
-        options: of the conversion.
-        change: of the converted model; is given the encoder's folder, too, and returns the model to train.
-        copied_rate: the learning rate of what the decoder has copied, as a share of that of all else.
-        frozen_share: share of the steps, from the first, in which what the decoder has copied is not trained.
-        pretrainable: what makes it special is in an XLM-SWCM's weights, so that it lasts through a pretraining.
+        title (`str`):
+            Title in the table.
+        options (`dict`, *optional*):
+            Options of the conversion.
+        change (`Callable`, *optional*):
+            Function of the converted model and the folder of the encoder. Returns the model to train.
+        copied_rate (`float`, *optional*, defaults to 1.0):
+            Learning rate of copied weights, as a share of the learning rate.
+        frozen_share (`float`, *optional*, defaults to 0.0):
+            Share of the steps, from the first step on, in which copied weights are frozen.
+        pretrainable (`bool`, *optional*, defaults to `True`):
+            Whether pretraining keeps what is special about the variant.
     """
 
     title: str
@@ -39,7 +47,7 @@ class Variant:
 
 @dataclass
 class Start:
-    """A model before its training; `copied` names the decoder's parameters that are copies of the encoder's."""
+    """A model before its training. `copied` names the decoder parameters that are copies of encoder weights."""
 
     model: PreTrainedModel
     tokenizer: XLMSWCMTokenizer
@@ -47,20 +55,22 @@ class Start:
 
 
 def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
+    """Build the variant `name` from an encoder."""
     variant = VARIANTS[name]
     model, report = from_encoder(encoder, languages=languages, seed=seed, **variant.options)
     if report.options["decoder_init"] == "silent" and not model.config.lm_head_transform:
-        raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} is compared with or takes.")
+        raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} needs. Use an encoder with one.")
     if variant.change is not None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             model = variant.change(model, encoder)
-    # of the decoder alone: encoder and embeddings are the same in a random one
+    # Only decoder layers count: encoder and embeddings are also copied in a random model.
     copied = {name for name in report.copied if name.startswith("model.decoder.layers.")}
     return Start(model, report.tokenizer, copied)
 
 
 def custom_layers(model: XLMSWCMForConditionalGeneration) -> list[nn.Module]:
+    """Return the custom layers of the decoder."""
     return [
         layer
         for block, layer in zip(model.config.decoder_blocks, model.model.decoder.layers, strict=True)
@@ -69,7 +79,7 @@ def custom_layers(model: XLMSWCMForConditionalGeneration) -> list[nn.Module]:
 
 
 def zero_cross_attention(model, encoder):
-    """Cross-attention adds nothing yet; the LayerNorm behind it stays the copied one."""
+    """Set the output of cross-attention to zero. Its LayerNorm stays a copy."""
     for layer in model.model.decoder.layers:
         layer.cross_attn.out_proj.weight.zero_()
         layer.cross_attn.out_proj.bias.zero_()
@@ -77,12 +87,12 @@ def zero_cross_attention(model, encoder):
 
 
 def cross_attention_from(choose: Callable[[int, int], int]) -> Callable:
-    """Cross-attention of custom layer k is a copy of the attention of encoder layer `choose(k, layers)`."""
+    """Copy the cross-attention of custom layer k from the attention of encoder layer `choose(k, layers)`."""
 
     def change(model, encoder):
         layers = custom_layers(model)
         for index, layer in enumerate(layers):
-            # custom layer k has the attention of encoder layer k as its self-attention
+            # The self-attention of custom layer k is a copy of encoder layer k.
             source = layers[choose(index, len(layers))].self_attn
             layer.cross_attn.load_state_dict(source.state_dict())
         return model
@@ -91,6 +101,7 @@ def cross_attention_from(choose: Callable[[int, int], int]) -> Callable:
 
 
 def fresh_cross_attention(model, encoder):
+    """Initialise the cross-attention of custom layers randomly."""
     for layer in custom_layers(model):
         for module in layer.cross_attn.children():
             if isinstance(module, nn.Linear):
@@ -101,7 +112,7 @@ def fresh_cross_attention(model, encoder):
 
 
 def plain_layers(model, encoder):
-    """As many normal layers as the encoder has layers, all random: the paper's Cino-Transformer."""
+    """Replace the decoder by random normal layers, one per encoder layer (the paper's Cino-Transformer)."""
     layers = model.config.num_hidden_layers
     fields = model.config.to_dict() | {"decoder_blocks": ["normal"] * layers, "decoder_layers": layers}
     plain = type(model)(type(model.config).from_dict(fields))
@@ -112,9 +123,12 @@ def plain_layers(model, encoder):
 
 
 def with_transform(model, encoder):
+    """Add the transform of the masked-LM head."""
     masked_lm, info = XLMRobertaForMaskedLM.from_pretrained(encoder, output_loading_info=True)
     if info["missing_keys"]:
-        raise ConversionError(f"{encoder} has no masked-LM head: {sorted(info['missing_keys'])[0]} is missing.")
+        raise ConversionError(
+            f"{encoder} has no masked-LM head: {sorted(info['missing_keys'])[0]} is missing. Use an encoder with one."
+        )
     head = masked_lm.lm_head
     model.config.lm_head_transform = True
     model.lm_head_transform = XLMSWCMHeadTransform(model.config)
@@ -123,13 +137,14 @@ def with_transform(model, encoder):
 
 
 def without_transform(model, encoder):
+    """Remove the transform of the masked-LM head."""
     model.config.lm_head_transform = False
     model.lm_head_transform = None
     return model
 
 
 class WarmStart(EncoderDecoderModel):
-    """Upstream's, with the loss computed as ours is: its own warns of being deprecated."""
+    """EncoderDecoderModel with the loss of XLM-SWCM, because its own loss is deprecated."""
 
     def forward(self, labels=None, decoder_input_ids=None, num_items_in_batch=None, **inputs):
         if labels is not None:
@@ -143,9 +158,10 @@ class WarmStart(EncoderDecoderModel):
 
 
 def warm_start(model, encoder):
-    """As upstream does it: cross-attention random, masked-LM head reused, embeddings of both halves apart."""
+    """Build Transformers' warm start: random cross-attention, reused masked-LM head, separate embeddings."""
     warm = WarmStart.from_encoder_decoder_pretrained(encoder, encoder, encoder_add_pooling_layer=False)
-    words = model.get_input_embeddings().weight  # with the rows of the language tags
+    # These embeddings include the language tags.
+    words = model.get_input_embeddings().weight
     for half in (warm.encoder, warm.decoder):
         half.resize_token_embeddings(len(words), mean_resizing=False)
         half.get_input_embeddings().weight.copy_(words)
@@ -156,14 +172,15 @@ def warm_start(model, encoder):
     return warm
 
 
-RANDOM, WARM_START = "random", "warm-start"  # what the others are compared with
+# baselines of the comparison
+RANDOM, WARM_START = "random", "warm-start"
 SHARED, SILENT, FRESH = ({"decoder_init": start} for start in ("shared", "silent", "random"))
 SHORT = {"layer_map": "interleaved", "normal_layers": "none"}
 VARIANTS = {
     "x1": Variant("shared, X = 1", SHARED | {"normal_layer_interval": 1}),
     "x2": Variant("shared, X = 2", SHARED | {"normal_layer_interval": 2}),
     "x3": Variant("shared, X = 3, as in the paper", SHARED),
-    # with six encoder layers the same as base-a
+    # With six encoder layers x6 equals base-a.
     "x6": Variant("shared, X = 6", SHARED | {"normal_layer_interval": 6}),
     "base-a": Variant("no normal layers (BASE-A)", SHARED | {"normal_layers": "none"}),
     "base-b": Variant("normal layers copied (BASE-B)", SHARED | {"normal_layers": "copy"}),

@@ -1,4 +1,4 @@
-"""One run: its examples and their order, the training of a decoder and its scores."""
+"""One run of an ablation: examples and their order, training of a decoder, and scores."""
 
 import sys
 import time
@@ -13,45 +13,48 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.arguments import TrainingArguments, has_fast_bf16
-from modeling_xlm_swcm.training.examples import Pair, cut_off, encode_pairs
+from modeling_xlm_swcm.training.examples import Pair, encode_pairs, truncate
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
 from modeling_xlm_swcm.training.rows import BadRows
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 
-SORTED_TOGETHER = 20  # batches
-# what all runs have in common, pretraining too
+# batches among which examples are sorted by length
+SORTED_TOGETHER = 20
+# options of all runs and of pretraining
 SCHEDULE = dict(lr_scheduler_type="linear", warmup_steps=0.1, max_grad_norm=1.0, save_strategy="no", report_to="none")
 
 
-def encode(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int, cut_sources: bool) -> tuple[list[dict], int]:
-    """Examples of the pairs of at most `limit` tokens, and the characters of their targets."""
+def encode_short_pairs(
+    pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int, truncate_sources: bool
+) -> tuple[list[dict], int]:
+    """Return examples of the pairs of at most `limit` tokens, and the number of characters of their targets."""
     examples, characters = [], 0
-    source_limit = sys.maxsize if cut_sources else limit
+    source_limit = sys.maxsize if truncate_sources else limit
     for pair in pairs:
-        # one by one, to know which of them are short enough
+        # Encoding one pair at a time shows which pairs are short enough.
         for example in encode_pairs([pair], tokenizer, source_limit, limit, BadRows(skip=True)):
-            examples.append(example | {"input_ids": cut_off(example["input_ids"], limit)})
+            examples.append(example | {"input_ids": truncate(example["input_ids"], limit)})
             characters += len(pair.target)
     return examples, characters
 
 
 def encode_test(pairs: list[Pair], tokenizer: XLMSWCMTokenizer, limit: int) -> list[dict]:
-    """Whatever the length, so that every pair has a score; of the labels the tag is what matters."""
+    """Return an example for each pair, of any length. Only the tag of the labels matters."""
     examples = list(encode_pairs(pairs, tokenizer, sys.maxsize, sys.maxsize, BadRows()))
     for example in examples:
-        example["input_ids"], example["labels"] = cut_off(example["input_ids"], limit), example["labels"][:limit]
+        example["input_ids"], example["labels"] = truncate(example["input_ids"], limit), example["labels"][:limit]
     return examples
 
 
-def order(examples: list[dict], steps: int, batch_size: int, seed: int) -> list[dict]:
-    """The examples of all steps in turn, in batches of like length: the same for every decoder."""
+def order_examples(examples: list[dict], steps: int, batch_size: int, seed: int) -> list[dict]:
+    """Return the examples of all steps in their order, in batches of similar length, the same for every decoder."""
     rng = np.random.default_rng(seed)
     epochs = -(-steps * batch_size // len(examples))
-    drawn = np.concatenate([rng.permutation(len(examples)) for _ in range(epochs)])[: steps * batch_size]
+    sampled = np.concatenate([rng.permutation(len(examples)) for _ in range(epochs)])[: steps * batch_size]
     batches = []
-    for start in range(0, len(drawn), SORTED_TOGETHER * batch_size):
-        rows = drawn[start : start + SORTED_TOGETHER * batch_size].tolist()
+    for start in range(0, len(sampled), SORTED_TOGETHER * batch_size):
+        rows = sampled[start : start + SORTED_TOGETHER * batch_size].tolist()
         rows.sort(key=lambda row: len(examples[row]["input_ids"]) + len(examples[row]["labels"]))
         together = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
         rng.shuffle(together)
@@ -60,7 +63,7 @@ def order(examples: list[dict], steps: int, batch_size: int, seed: int) -> list[
 
 
 class AblationTrainer(XLMSWCMTrainer):
-    """Evaluates by the loss per character of the references, of which there are `characters`, without the tags."""
+    """A trainer that evaluates the loss per character of the references, without the language tags."""
 
     characters: int
 
@@ -80,7 +83,7 @@ class AblationTrainer(XLMSWCMTrainer):
 
 
 class Freeze(TrainerCallback):
-    """Keeps the second group of parameters as it is until a step; its moments in AdamW are kept up."""
+    """Freeze the second group of parameters up to a step. AdamW still updates its moments."""
 
     def __init__(self, until: float):
         self.until = until
@@ -91,6 +94,7 @@ class Freeze(TrainerCallback):
 
 
 def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict], scratch: Path) -> AblationTrainer:
+    """Make the trainer of a run, with the learning rates of its variant."""
     variant, rate = VARIANTS[settings["variant"]], settings["learning_rate"]
     parameters = dict(start.model.named_parameters())
     copied = [parameter for name, parameter in parameters.items() if name in start.copied]
@@ -111,7 +115,8 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         bf16=has_fast_bf16(),
         use_cpu=not torch.cuda.is_available(),
         predict_with_generate=True,
-        generation_max_length=settings["max_length"] + 1,  # the start token is no part of a label
+        # The start token is not part of the labels.
+        generation_max_length=settings["max_length"] + 1,
         disable_tqdm=True,
         **SCHEDULE,
     )
@@ -131,12 +136,12 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
 
 
 def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict):
-    """Train, and score on the test sentences; what is known stands in `result`, also where training fails."""
+    """Train and score on the test sentences. `result` gets everything that is known, even if training fails."""
     task, limit = TASKS[settings["task"]], settings["max_length"]
     pairs, dev = task.read_train(data, settings["pairs"]), task.read_held_out(data, "dev", settings["dev_lines"])
-    examples, _ = encode(pairs, start.tokenizer, limit, task.cut_sources)
-    dev_examples, characters = encode(dev, start.tokenizer, limit, task.cut_sources)
-    ordered = order(examples, settings["steps"], settings["batch_size"], settings["seed"])
+    examples, _ = encode_short_pairs(pairs, start.tokenizer, limit, task.truncate_sources)
+    dev_examples, characters = encode_short_pairs(dev, start.tokenizer, limit, task.truncate_sources)
+    ordered = order_examples(examples, settings["steps"], settings["batch_size"], settings["seed"])
     trainer = make_trainer(start, settings, ordered, dev_examples, scratch)
     trainer.characters = characters
     result |= {
@@ -149,17 +154,17 @@ def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict)
     try:
         trainer.train()
     finally:
-        result["curve"] = curve(trainer.state.log_history)
+        result["curve"] = make_curve(trainer.state.log_history)
     times.append(time.perf_counter())
-    result |= generate(trainer, task.read_held_out(data, "test", settings["test_lines"]), limit)
+    result |= score_outputs(trainer, task.read_held_out(data, "test", settings["test_lines"]), limit)
     times.append(time.perf_counter())
     evaluation = sum(entry.get("eval_seconds", 0) for entry in trainer.state.log_history)
     training, generation = times[1] - times[0] - evaluation, times[2] - times[1]
     result["seconds"] = {"training": training, "evaluation": evaluation, "generation": generation}
 
 
-def generate(trainer: AblationTrainer, test: list[Pair], max_length: int) -> dict:
-    """Greedy outputs, and their scores by language and over all."""
+def score_outputs(trainer: AblationTrainer, test: list[Pair], max_length: int) -> dict:
+    """Generate greedily. Return the outputs and their scores for each language and for all."""
     tokenizer = trainer.processing_class
     metrics = GenerationMetrics(tokenizer, [pair.target for pair in test], [pair.tgt_lang for pair in test])
     trainer.compute_metrics = metrics
@@ -168,8 +173,8 @@ def generate(trainer: AblationTrainer, test: list[Pair], max_length: int) -> dic
     return {"scores": scores, "signature": metrics.scores["all"]["chrf++_signature"], "outputs": metrics.written}
 
 
-def curve(history: list[dict]) -> list[dict]:
-    """By step: training loss since the point before (nats a token) and development loss (nats a character)."""
+def make_curve(history: list[dict]) -> list[dict]:
+    """Return training loss (nats per token) and development loss (nats per character) by step."""
     points = {}
     for entry in history:
         for name, source in {"loss": "loss", "dev_loss": "eval_loss"}.items():
@@ -179,6 +184,7 @@ def curve(history: list[dict]) -> list[dict]:
 
 
 def describe_machine(trainer: AblationTrainer) -> dict:
+    """Return device, threads, precision and versions."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""What the decoders learn: the pairs of each task, to train on and held out."""
+"""Tasks of the ablation: pairs for training, development and test."""
 
 import random
 from collections.abc import Callable
@@ -16,15 +16,24 @@ CHINESE_TITLES, KAZAKH_TITLES = ["titles/zh.csl.jsonl", "titles/zh.cmrc.jsonl"],
 @dataclass(frozen=True)
 class Task:
     """
+    A task that decoders are trained and scored on.
+
     Args:
-        title: with the number of pairs.
-        files: in the data folder.
-        languages: of sources and targets.
-        read_train: data folder, number of pairs -> pairs.
-        read_held_out: data folder, "dev" or "test", number of lines at equal distances or None for all -> pairs,
-            sorted by length for batches without much padding.
-        pairs_a_line: held out, that follow each other; the bootstrap draws them together.
-        cut_sources: those that are too long are cut off; otherwise such a pair is left out of training.
+        title (`str`):
+            Title with a place for the number of pairs.
+        files (`list[str]`):
+            Files inside the data folder.
+        languages (`list[str]`):
+            Languages of sources and targets.
+        read_train (`Callable`):
+            Function of the data folder and the number of pairs. Returns the training pairs.
+        read_held_out (`Callable`):
+            Function of the data folder, the split ("dev" or "test") and the number of lines (`None` for all). Returns
+            pairs from evenly spaced lines, sorted by length.
+        pairs_a_line (`int`):
+            Number of consecutive pairs that the bootstrap samples as one unit.
+        truncate_sources (`bool`):
+            Whether to truncate long sources. Otherwise their pairs are left out of training.
     """
 
     title: str
@@ -33,38 +42,44 @@ class Task:
     read_train: Callable[[Path, int], list[Pair]]
     read_held_out: Callable[[Path, str, int | None], list[Pair]]
     pairs_a_line: int
-    cut_sources: bool
+    truncate_sources: bool
 
 
 def read_split(path: Path, split: str) -> list[tuple[str, dict]]:
+    """Read the rows of a split with their places."""
     bad_rows = BadRows()
     rows = [(place, row) for place, row in read_rows(str(path), bad_rows) if row["split"] == split]
     bad_rows.report()
     return rows
 
 
-def take(rows: list, count: int, path: Path) -> list:
-    """The first so many of the rows in an order of chance, so that they are a sample."""
+def sample_rows(rows: list, count: int, path: Path) -> list:
+    """Return `count` random rows. Smaller samples are part of larger ones."""
     if len(rows) < count:
-        raise DataError(f"{path} has {len(rows)} training lines; the plan has {count}.")
+        raise DataError(
+            f"{path} has {len(rows)} training lines, and the plan needs {count}. Use a smaller number of pairs."
+        )
     random.Random(0).shuffle(rows)
     return rows[:count]
 
 
 def thin_out(rows: list, lines: int | None, path: Path) -> list:
+    """Return `lines` evenly spaced rows, or all rows for None."""
     lines = len(rows) if lines is None else lines
     if len(rows) < lines:
-        raise DataError(f"{path} has {len(rows)} lines of the split; the plan has {lines}.")
+        raise DataError(
+            f"{path} has {len(rows)} lines of the split, and the plan needs {lines}. Use a smaller number of lines."
+        )
     return [rows[number * len(rows) // lines] for number in range(lines)]
 
 
 def to_pairs(rows: list[tuple[str, dict]]) -> list[Pair]:
-    """Every sentence into each language."""
+    """Return a pair for each sentence and target language."""
     return [Pair(place, row[SOURCE], row[code], SOURCE, code) for place, row in rows for code in TARGETS]
 
 
 def read_translation_train(data: Path, count: int) -> list[Pair]:
-    return to_pairs(take(read_split(data / "ntrex.tsv", "train"), count, data / "ntrex.tsv"))
+    return to_pairs(sample_rows(read_split(data / "ntrex.tsv", "train"), count, data / "ntrex.tsv"))
 
 
 def read_translation_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
@@ -77,13 +92,13 @@ def read_titles(path: Path, split: str) -> list[Pair]:
 
 
 def read_titles_train(data: Path, count: int) -> list[Pair]:
-    """All Chinese ones, and `count` Kazakh ones."""
+    """Return all Chinese titles and `count` Kazakh titles."""
     chinese = [pair for name in CHINESE_TITLES for pair in read_titles(data / name, "train")]
-    return chinese + take(read_titles(data / KAZAKH_TITLES, "train"), count, data / KAZAKH_TITLES)
+    return chinese + sample_rows(read_titles(data / KAZAKH_TITLES, "train"), count, data / KAZAKH_TITLES)
 
 
 def read_titles_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
-    """Kazakh ones."""
+    """Return Kazakh titles only."""
     pairs = thin_out(read_titles(data / KAZAKH_TITLES, split), lines, data / KAZAKH_TITLES)
     return sorted(pairs, key=lambda pair: len(pair.source))
 
@@ -96,7 +111,7 @@ TASKS = {
         read_train=read_translation_train,
         read_held_out=read_translation_held_out,
         pairs_a_line=len(TARGETS),
-        cut_sources=False,
+        truncate_sources=False,
     ),
     "titles": Task(
         title="titles, {} of them Kazakh",
@@ -105,6 +120,6 @@ TASKS = {
         read_train=read_titles_train,
         read_held_out=read_titles_held_out,
         pairs_a_line=1,
-        cut_sources=True,
+        truncate_sources=True,
     ),
 }

@@ -1,18 +1,18 @@
-"""A small XLM-R of six languages, for the other recipes.
+"""Train a small XLM-R of six languages for the other recipes.
 
     python examples/recipes/encoder.py --data DATA --output_dir OUTPUT
 
-DATA has plain text in `mono/`, such as `mono/bo.*.txt`, and `ntrex.tsv` (NTREX-128, with the columns split, bo, ug,
-kk, mn, zh and en), of which the training lines are learnt and the development lines held out. With `--tokenizer`,
-XLM-R's, the vocabulary is what `xlm-swcm vocab` makes of it: extended by Tibetan pieces, and trimmed. Other options
-are those of `train_encoder.py`. A recipe that was stopped goes on when it is called again.
+DATA has plain text in `mono/` (example: `mono/bo.news.txt`), and `ntrex.tsv` (NTREX-128, with the columns split, bo,
+ug, kk, mn, zh and en). The encoder trains on its training lines and is evaluated on its development lines. With
+`--tokenizer` the vocabulary is XLM-R's, extended with Tibetan tokens and trimmed. Other options are those of
+`train_encoder.py`. Run the recipe again to continue after a stop.
 """
 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steps import EXAMPLES, FolderArguments, parse_folders, read_ntrex, run
+from steps import EXAMPLES, FolderArguments, parse_folders, read_ntrex, run_script
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
@@ -21,22 +21,26 @@ from modeling_xlm_swcm.vocabulary import extend, trim
 
 
 LANGUAGES = ["bo", "ug", "kk", "mn", "zh", "en"]
-NEW_PIECES, VOCABULARY = 4_000, 12_000
+# Tibetan tokens to add, and tokens to keep
+NEW_TOKENS, VOCABULARY = 4_000, 12_000
 
 
 @dataclass(kw_only=True)
 class EncoderRecipeArguments(FolderArguments):
-    tokenizer: str | None = field(default=None, metadata={"help": "XLM-R's: folder or Hub id; else one is learnt"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of XLM-R: a folder or Hub id. Default: learn a vocabulary from the text."},
+    )
 
 
 def find_text(data: Path, language: str) -> list[Path]:
     if paths := sorted((data / "mono").glob(f"{language}.*.txt")):
         return paths
-    sys.exit(f"error: {data / 'mono'} has no text of the language {language}, such as {language}.news.txt.")
+    sys.exit(f"error: {data / 'mono'} has no text in {language}. Add a file named like {language}.news.txt.")
 
 
 def write_ntrex(args: FolderArguments, split: str) -> list[Path]:
-    """Write the lines of a split to a file for each language, and say where."""
+    """Write the lines of a split to a file for each language, and return the files."""
     rows, files = read_ntrex(args.data, split), []
     for code in LANGUAGES:
         files.append(args.output_dir / f"{code}.ntrex.{split}.txt")
@@ -45,7 +49,7 @@ def write_ntrex(args: FolderArguments, split: str) -> list[Path]:
 
 
 def make_vocabulary(args: EncoderRecipeArguments, texts: list[Path]) -> Path:
-    """The folder of an untrained encoder with the given tokenizer, extended and trimmed."""
+    """Extend and trim the given tokenizer, and return its folder."""
     whole, extended, trimmed = (args.output_dir / "vocabulary" / name for name in ("whole", "extended", "trimmed"))
     if not trimmed.exists():
         tokenizer = load_pretrained(AutoTokenizer, args.tokenizer)
@@ -56,7 +60,7 @@ def make_vocabulary(args: EncoderRecipeArguments, texts: list[Path]) -> Path:
         tokenizer.save_pretrained(whole)
         corpus = list(map(str, texts))
         tibetan = [path for path in corpus if Path(path).name.startswith("bo.")]
-        extend(whole, extended, corpus=tibetan, size=NEW_PIECES, overwrite=True)
+        extend(whole, extended, corpus=tibetan, size=NEW_TOKENS, overwrite=True)
         trim(extended, trimmed, corpus=corpus, size=VOCABULARY)
     return trimmed
 
@@ -70,7 +74,7 @@ def main():
             rest += ["--tokenizer_name", str(make_vocabulary(args, texts))]
         except ConversionError as error:
             sys.exit(f"error: {error}")
-    run(
+    run_script(
         "train_encoder.py",
         EXAMPLES / "presets" / "encoder_small.yaml",
         *("--corpus", *texts, "--validation", *write_ntrex(args, "dev")),

@@ -1,7 +1,6 @@
-"""What the recipes have in common: from an encoder to a model that has seen text of every language."""
+"""Shared steps of the recipes: arguments, scripts, and a model that is pretrained on all languages."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -13,9 +12,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.reading import read_config
+from modeling_xlm_swcm.checkpoints.reading import read_config, read_json
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.training.results import write_whole
+from modeling_xlm_swcm.training.files import write_json
 
 
 EXAMPLES = Path(__file__).parent.parent
@@ -23,36 +22,45 @@ EXAMPLES = Path(__file__).parent.parent
 
 @dataclass(kw_only=True)
 class FolderArguments:
-    data: Path = field(metadata={"help": "the folder with the data"})
-    output_dir: Path = field(metadata={"help": "where everything is written"})
+    data: Path = field(metadata={"help": "Folder with the data."})
+    output_dir: Path = field(metadata={"help": "Folder for all output."})
 
 
 @dataclass(kw_only=True)
 class RecipeArguments(FolderArguments):
-    encoder: str = field(metadata={"help": "the encoder to start from: folder or Hub id"})
-    pretrain_steps: int = field(default=2000, metadata={"help": "steps of denoising and translation; 0 for none"})
-    steps: int = field(default=2000, metadata={"help": "steps of fine-tuning"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak of both; a real encoder wants a tenth of it"})
-    max_length: int = field(default=256, metadata={"help": "of sources and targets, where the encoder has as many"})
-    license: str | None = field(default=None, metadata={"help": "of the encoder, for the card"})
-    seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
+    encoder: str = field(metadata={"help": "Encoder to start from: a local folder or a Hub id."})
+    pretrain_steps: int = field(
+        default=2000, metadata={"help": "Steps of pretraining on denoising and translation. 0 skips pretraining."}
+    )
+    steps: int = field(default=2000, metadata={"help": "Steps of fine-tuning."})
+    learning_rate: float = field(
+        default=1e-3,
+        metadata={"help": "Peak learning rate of both trainings. Use 1e-4 for an encoder like XLM-R base."},
+    )
+    max_length: int = field(
+        default=256,
+        metadata={"help": "Maximum length of sources and targets in tokens, up to the limit of the encoder."},
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence of the encoder, for the model card."})
+    seed: int = field(default=0, metadata={"help": "Random seed."})
 
-    def for_every_script(self) -> list[str]:
+    def shared_options(self) -> list[str]:
+        """Return the options that every script takes."""
         return ["--seed", str(self.seed), *(["--license", self.license] if self.license else [])]
 
 
 def parse_folders(kind: type, description: str, files: list[str]) -> tuple[FolderArguments, list[str]]:
-    """Arguments of a `kind`, and what else was given; `files` have to be there."""
+    """Parse arguments of a `kind`. Return them and the remaining words. The `files` must exist."""
     parser = HfArgumentParser(kind, description=description)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if missing := [name for name in files if not (args.data / name).is_file()]:
-        sys.exit(f"error: There is no file {args.data / missing[0]}.")
+        sys.exit(f"error: {args.data / missing[0]} does not exist. Check --data.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     return args, rest
 
 
-def parse(description: str, files: list[str]) -> tuple[RecipeArguments, list[str]]:
-    """The recipe's arguments, and what else was given, which goes to the fine-tuning."""
+def parse_recipe(description: str, files: list[str]) -> tuple[RecipeArguments, list[str]]:
+    """Parse the arguments of a recipe. Return them and the remaining words, which go to the fine-tuning."""
     args, rest = parse_folders(RecipeArguments, description, files)
     try:
         config = read_config(args.encoder)
@@ -63,34 +71,34 @@ def parse(description: str, files: list[str]) -> tuple[RecipeArguments, list[str
 
 
 def read_ntrex(data: Path, split: str) -> list[dict[str, str]]:
-    """The lines of a split, by language."""
+    """Return the lines of a split, each as a dict by language."""
     with open(data / "ntrex.tsv", encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [row for row in rows if row["split"] == split]
 
 
-def run(script: str, *words: str | Path):
-    """A script of `examples/`, and the end of the recipe where it fails."""
+def run_script(script: str, *words: str | Path):
+    """Run a script of `examples/`, and exit if it fails."""
     command = [sys.executable, str(EXAMPLES / script), *map(str, words)]
-    # on models this small, threads wait for each other more than they work
+    # A model this small is slower with several threads.
     environment = os.environ if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"} | os.environ
     if code := subprocess.run(command, env=environment).returncode:
         sys.exit(code)
 
 
-def claim(args: RecipeArguments):
-    """Write down what the output folder is of: what is there of other arguments must not be gone on with."""
+def claim_folder(args: RecipeArguments):
+    """Record the arguments in the output folder, and exit if it belongs to other arguments."""
     path, fields = args.output_dir / "recipe.json", {name: str(value) for name, value in vars(args).items()}
     del fields["output_dir"]
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != fields:
-        sys.exit(f"error: {args.output_dir} is of a recipe with other arguments ({path}): give another --output_dir.")
-    write_whole(path, json.dumps(fields, indent=1) + "\n")
+    if path.exists() and read_json(path) != fields:
+        sys.exit(f"error: {args.output_dir} belongs to other arguments ({path}). Choose another --output_dir.")
+    write_json(path, fields)
 
 
 def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict], validation: list[dict]) -> Path:
-    """Convert the encoder, and train it on `mono/` and the given parallel corpora; the folder of the model."""
+    """Convert the encoder, pretrain it on `mono/` and the parallel corpora, and return the folder of the model."""
     converted, pretrained = args.output_dir / "converted", args.output_dir / "pretrained"
-    claim(args)
+    claim_folder(args)
     try:
         convert(args.encoder, converted, overwrite=True, languages=languages, seed=args.seed)
     except ConversionError as error:
@@ -100,14 +108,15 @@ def make_model(args: RecipeArguments, languages: list[str], parallel: list[dict]
     text = [{"path": str(args.data / "mono" / f"{code}.*.txt"), "language": code} for code in languages]
     corpora = args.output_dir / "corpora.yaml"
     corpora.write_text(yaml.safe_dump({"train": text + parallel, "validation": validation}), encoding="utf-8")
-    run(
+    run_script(
         "pretrain.py",
         EXAMPLES / "presets" / "cpu_small.yaml",
         *("--model_name_or_path", converted, "--data", corpora, "--output_dir", pretrained),
         *("--max_length", args.max_length, "--max_steps", args.pretrain_steps, "--skip_bad_rows"),
         *("--learning_rate", args.learning_rate),
         *("--per_device_eval_batch_size", "32"),
-        *("--resume_from_checkpoint", "last"),  # a recipe that was stopped goes on here
-        *args.for_every_script(),
+        # A recipe that was stopped continues here.
+        *("--resume_from_checkpoint", "last"),
+        *args.shared_options(),
     )
     return pretrained

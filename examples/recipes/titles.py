@@ -1,16 +1,16 @@
-"""Titles: what Chinese teaches about Kazakh.
+"""Fine-tune on Chinese and Kazakh titles, with few Kazakh examples.
 
     python examples/recipes/titles.py --data DATA --encoder ENCODER --output_dir OUTPUT
 
 DATA has `titles/zh.csl.jsonl` (abstracts of papers), `titles/zh.cmrc.jsonl` and `titles/kk.kazqad.jsonl` (passages of
-an encyclopaedia) with the columns lang, split, text and title, and plain text in `mono/`, such as `mono/kk.*.txt`. The
-model is pretrained on the text, then fine-tuned on all Chinese titles and 0, 100 and 400 Kazakh ones, and each time
-scored on the test splits of both languages. Sources that are too long are cut off.
+an encyclopaedia) with the columns lang, split, text and title, and plain text in `mono/` (example:
+`mono/kk.news.txt`). The model is pretrained on the text. It is then fine-tuned on all Chinese titles and 0, 100 or 400
+Kazakh titles, and scored on the test splits of both languages. Long sources are truncated.
 """
 
 import json
 
-from steps import RecipeArguments, make_model, parse, run
+from steps import RecipeArguments, make_model, parse_recipe, run_script
 
 
 LANGUAGES = ["zh", "kk"]
@@ -18,6 +18,7 @@ SOURCES = ["zh.csl.jsonl", "zh.cmrc.jsonl", "kk.kazqad.jsonl"]
 
 
 def write_split(args: RecipeArguments, split: str) -> str:
+    """Write the rows of a split to one file, and return it."""
     path = args.output_dir / f"titles.{split}.jsonl"
     text = "".join((args.data / "titles" / name).read_text(encoding="utf-8") for name in SOURCES)
     lines = [line for line in text.rstrip("\n").split("\n") if json.loads(line)["split"] == split]
@@ -26,9 +27,9 @@ def write_split(args: RecipeArguments, split: str) -> str:
 
 
 def main():
-    args, rest = parse(__doc__, [f"titles/{name}" for name in SOURCES])
+    args, rest = parse_recipe(__doc__, [f"titles/{name}" for name in SOURCES])
     model = make_model(args, LANGUAGES, parallel=[], validation=[])
-    run(
+    run_script(
         "transfer.py",
         *("--task", "summarization", "--lang_column", "lang", "--summary_column", "title"),
         *("--high_resource", "zh", "--samples", "0", "100", "400"),
@@ -38,7 +39,7 @@ def main():
         *("--truncate_sources", "--max_steps", args.steps),
         *("--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "32"),
         *("--learning_rate", args.learning_rate, "--warmup_steps", "0.1"),
-        *("--logging_steps", "20", "--save_strategy", "no", *args.for_every_script(), *rest),
+        *("--logging_steps", "20", "--save_strategy", "no", *args.shared_options(), *rest),
     )
 
 

@@ -1,4 +1,4 @@
-"""Read weights and configs, write folders whole or not at all, and inspect checkpoints."""
+"""Read, write and inspect checkpoints."""
 
 from .code import replace_code
 from .errors import ConversionError

@@ -1,4 +1,4 @@
-"""The code that travels with a model: which files it is, which version it has, and how it is replaced."""
+"""Find, compare and replace the code files that are saved with a model."""
 
 import re
 from os import PathLike
@@ -17,7 +17,7 @@ from .writing import whole_file
 
 PACKAGE = Path(compat_xlm_swcm.__file__).parent
 
-# the last version whose code does not say which version it is
+# Code of this version and older names no version.
 UNNAMED_VERSION = "0.1.0"
 
 
@@ -52,16 +52,17 @@ def read_code_version(source: str, revision: str | None = None) -> str | None:
 
 
 def is_outdated(version: str | None) -> bool:
+    """Return True if `version` is older than the installed package."""
     return version is not None and Version(version) < Version(VERSION)
 
 
 def check_code_version(folder: Path):
-    """Refuse to replace the code of a folder with older code."""
+    """Raise a `ConversionError` if the folder holds code of a newer version than the installed one."""
     version = read_code_version(str(folder))
     if version is not None and Version(version) > Version(VERSION):
         raise ConversionError(
-            f"{folder} holds the code of xlm-swcm {version}, and xlm-swcm {VERSION} is installed. Install the newer "
-            "version first."
+            f"{folder} holds the code of xlm-swcm {version}, but xlm-swcm {VERSION} is installed. Install xlm-swcm "
+            f"{version} or newer first."
         )
 
 
@@ -70,11 +71,13 @@ def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
     Replace the code in the folder of a saved model with the code of this package.
 
     Args:
-        folder (`str` or `PathLike`): The folder of the model.
-        config (`XLMSWCMConfig`): The config of the model.
+        folder (`str` or `PathLike`):
+            Folder of the model.
+        config ([`XLMSWCMConfig`]):
+            Config of the model.
 
     Returns:
-        `list[str]`: The names of the files that changed.
+        `list[str]`: names of the files that changed.
 
     Raises:
         ConversionError: if the folder holds the code of a newer version of xlm-swcm.
@@ -88,6 +91,7 @@ def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
         if name in new:
             with whole_file(folder / name) as partial:
                 partial.write_bytes(new[name])
-    for name in old.keys() - new.keys():  # after the files that imported them are gone
+    # Remove old modules last, because the old files still import them.
+    for name in old.keys() - new.keys():
         (folder / name).unlink()
     return changed

@@ -1,4 +1,4 @@
-"""The encoder that a conversion starts from: what may be one, and what is read of it."""
+"""Read the encoder of a conversion and check that it can be converted."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
-from .errors import ConversionError, first_line, refused_config
+from .errors import ConversionError, first_line, make_config_error
 from .reading import StoredTensor, equal, find_file, read_config, read_weights
 
 
@@ -21,19 +21,27 @@ REQUIRED_FIELDS = (
     *("max_position_embeddings", "pad_token_id"),
 )
 
-TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.json")
+ENCODER_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.json")
 
 
 @dataclass
 class Encoder:
     """
+    Weights, config and tokenizer of an encoder.
+
     Attributes:
-        name: folder, Hub id or class, for messages.
-        config: `config.json` as a dict.
-        tensors: by the names of the bare encoder, `embeddings.*` and `encoder.layer.*`; heads keep their names.
-        tokenizer: None where a model was given without one.
-        commit: the Hub commit that was read; None for a folder or model.
-        license: what the encoder's own card names.
+        name (`str`):
+            Folder, Hub id or class, for messages.
+        config (`dict`):
+            Content of `config.json`.
+        tensors (`dict`):
+            Tensors by their names in the bare encoder: `embeddings.*` and `encoder.layer.*`. Heads keep their names.
+        tokenizer (`PreTrainedTokenizerBase` or `None`):
+            Tokenizer, or `None` for a model that was passed without one.
+        commit (`str` or `None`):
+            Hub commit of the files, or `None` for a folder or model.
+        license (`str` or `None`):
+            Licence in the encoder's model card.
     """
 
     name: str
@@ -49,7 +57,7 @@ class Encoder:
 
     @property
     def has_tied_output(self) -> bool:
-        """Whether the masked-LM head, if there is one, writes with the word embeddings."""
+        """Return True if the output matrix of the masked-LM head is equal to the word embeddings."""
         output = self.tensors.get("lm_head.decoder.weight")
         return self.config.get("tie_word_embeddings", True) if output is None else equal(output, self.word_embeddings)
 
@@ -57,6 +65,23 @@ class Encoder:
 def load_encoder(
     encoder: str | PathLike | PreTrainedModel, revision: str | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> Encoder:
+    """
+    Read an encoder and check its config and tokenizer.
+
+    Args:
+        encoder (`str`, `PathLike` or [`PreTrainedModel`]):
+            Hub id, folder or model.
+        revision (`str` or `None`):
+            Hub revision of `encoder`.
+        tokenizer (`PreTrainedTokenizerBase` or `None`):
+            Tokenizer of the encoder. If it is `None`, it is loaded from `encoder`.
+
+    Returns:
+        [`Encoder`]: the encoder, with tensors that are read on access.
+
+    Raises:
+        ConversionError: if a file is missing or damaged, or the encoder cannot be converted.
+    """
     commit = license = None
     if isinstance(encoder, PreTrainedModel):
         name, config = type(encoder).__name__, encoder.config.to_dict()
@@ -67,17 +92,17 @@ def load_encoder(
         config = read_config(name, revision)
         check_config(name, config)
         tensors = read_weights(name, revision)
-        tokenizer = tokenizer or load_tokenizer(name, revision)
+        tokenizer = tokenizer or load_encoder_tokenizer(name, revision)
         if not Path(name).is_dir():
             commit = extract_commit_hash(str(find_file(name, "config.json", revision)), None)
         license = read_license(name, revision)
     if tokenizer is not None:
         check_tokenizer(name, config, tokenizer)
-    return Encoder(name, config, without_prefix(name, tensors), tokenizer, commit, license)
+    return Encoder(name, config, strip_prefix(name, tensors), tokenizer, commit, license)
 
 
 def read_license(name: str, revision: str | None) -> str | None:
-    """The licence that an encoder's card names; None without a card, or with one that cannot be read or reached."""
+    """Return the licence in an encoder's model card, or `None` if there is no readable card."""
     try:
         card = find_file(name, "README.md", revision)
         return ModelCard.load(card).data.license if card is not None else None
@@ -86,85 +111,95 @@ def read_license(name: str, revision: str | None) -> str | None:
 
 
 def check_config(name: str, config: dict):
-    """Refuse what is not a post-LayerNorm encoder with learned absolute positions and plain weights."""
+    """Check that an encoder has post-LayerNorm layers, learned absolute positions and plain weights."""
     model_type = config.get("model_type")
     reason = None
     if model_type in ("xlm-roberta-xl", "roberta-prelayernorm"):
-        reason = "it normalises before each sublayer, and the decoder's layers normalise after"
+        reason = "it has pre-LayerNorm layers. Use an encoder with post-LayerNorm layers"
     elif model_type == "xlm_swcm":
-        reason = "it is an XLM-SWCM checkpoint already"
+        reason = "it is already an XLM-SWCM checkpoint. Pass its encoder"
     elif model_type not in ("xlm-roberta", "roberta", "camembert"):
-        reason = "only encoders of type xlm-roberta, roberta and camembert can be"
+        reason = "this model type is not supported. Use an encoder of type xlm-roberta, roberta or camembert"
     elif config.get("is_decoder") or config.get("add_cross_attention"):
-        reason = "it is configured as a decoder, not an encoder"
+        reason = "it is configured as a decoder. Use an encoder"
     elif config.get("quantization_config"):
-        reason = "its weights are quantised; give the checkpoint that it was made from"
+        reason = "its weights are quantised. Use the checkpoint before quantisation"
     elif config.get("position_embedding_type", "absolute") != "absolute":
-        reason = f"its positions are {config['position_embedding_type']}, not absolute"
+        positions = config["position_embedding_type"]
+        reason = f"its position_embedding_type is {positions}. Use an encoder with absolute positions"
     elif missing := [field for field in REQUIRED_FIELDS if field not in config]:
-        reason = f"its config has no {missing[0]}"
+        reason = f"its config.json lacks {missing[0]}. Add the field"
     elif str(config.get("hidden_act", "gelu")) not in ACT2FN:
-        reason = f"its hidden_act is {config['hidden_act']}, which Transformers does not have"
+        reason = f"its hidden_act is {config['hidden_act']}. Use an activation function of Transformers"
     if reason is not None:
         raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
     try:
         CONFIG_MAPPING[model_type].from_dict(config)
     except Exception as error:
-        raise refused_config(name, error) from error
+        raise make_config_error(name, error) from error
 
 
 def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase):
+    """Check that config and tokenizer have the same pad token, from which positions are counted."""
     if tokenizer.pad_token_id != config["pad_token_id"]:
         raise ConversionError(
-            f"pad_token_id is {config['pad_token_id']} in the config of {name} and {tokenizer.pad_token_id} in "
-            "its tokenizer; positions are counted from it, so the two must agree."
+            f"pad_token_id is {config['pad_token_id']} in the config of {name} but {tokenizer.pad_token_id} in its "
+            "tokenizer. Set both to the same id."
         )
 
 
 def check_rows(name: str, tokenizer: PreTrainedTokenizerBase, rows: int):
+    """Check that every token has a row in the word embeddings."""
     if len(tokenizer) > rows:
         raise ConversionError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens and its word embedding only {rows} rows; "
-            "they do not belong together."
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, but its word embeddings have only {rows} rows. "
+            "Use the tokenizer that belongs to the weights."
         )
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    # without a file, Transformers makes a tokenizer of the special tokens alone
-    if not any(find_file(name, file, revision) for file in TOKENIZER_FILES):
-        raise ConversionError(f"{name} has no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there.")
+def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of an encoder."""
+    # Without a tokenizer file, Transformers silently makes a tokenizer that knows only the special tokens.
+    if not any(find_file(name, file, revision) for file in ENCODER_TOKENIZER_FILES):
+        raise ConversionError(
+            f"{name} has no tokenizer. It needs one of these files: {', '.join(ENCODER_TOKENIZER_FILES)}."
+        )
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
-    except Exception as error:  # a damaged file raises whatever its parser raises
+    # A damaged file can raise any error of its parser.
+    except Exception as error:
         raise ConversionError(
-            f"The tokenizer of {name} cannot be loaded; it needs a tokenizer.json or sentencepiece.bpe.model. "
-            f"({first_line(error)})"
+            f"The tokenizer of {name} cannot be loaded: {first_line(error).rstrip('.')}. Download its "
+            "tokenizer.json or sentencepiece.bpe.model again."
         ) from error
 
 
-def without_prefix(
-    name: str, tensors: dict[str, torch.Tensor | StoredTensor]
-) -> dict[str, torch.Tensor | StoredTensor]:
-    """The tensors named as in the bare encoder, whatever model they were saved from."""
+def strip_prefix(name: str, tensors: dict[str, torch.Tensor | StoredTensor]) -> dict[str, torch.Tensor | StoredTensor]:
+    """Return the tensors under their names in the bare encoder, without the prefix of the saved model."""
     suffix = "embeddings.word_embeddings.weight"
     prefix = next((key.removesuffix(suffix) for key in tensors if key.endswith(suffix)), None)
     if prefix is None:
-        raise ConversionError(f"{name} has no tensor named {suffix}, so it is not an XLM-R-shaped encoder.")
+        raise ConversionError(
+            f"{name} has no tensor {suffix}, so it is not an XLM-R-shaped encoder. Use a checkpoint of type "
+            "xlm-roberta, roberta or camembert."
+        )
     tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    bias, read = tensors.get("lm_head.bias"), tensors.get("lm_head.decoder.bias")
-    if read is not None and (bias is None or not equal(bias, read)):  # of two it is this that Transformers reads
+    bias, decoder_bias = tensors.get("lm_head.bias"), tensors.get("lm_head.decoder.bias")
+    # Transformers loads lm_head.decoder.bias if a checkpoint has both.
+    if decoder_bias is not None and (bias is None or not equal(bias, decoder_bias)):
         tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
     return tensors
 
 
 def require_license(license: str | None, encoder: str) -> str:
+    """Return the licence, or raise a `ConversionError` if it is not known or not an id of the Hub."""
     if license is None:
         raise ConversionError(
-            f"The licence of {encoder} is not known, and the model card must name it: give --license, such as "
+            f"The licence of {encoder} is not known, but the model card must name it. Pass --license, for example "
             "apache-2.0 or mit."
         )
     if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
         raise ConversionError(
-            f'The Hub knows no licence "{license}": give --license an id such as apache-2.0, cc-by-4.0 or other.'
+            f'The Hub knows no licence "{license}". Pass --license an id, for example apache-2.0, cc-by-4.0 or other.'
         )
     return license

@@ -1,4 +1,4 @@
-"""Turn what the Hub answers into one sentence."""
+"""Short messages for errors of the Hub."""
 
 import contextlib
 import re
@@ -18,35 +18,38 @@ from .errors import ConversionError, first_line
 
 
 @contextlib.contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
-    """Say in one sentence what the Hub would not do."""
+def translate_hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn errors of the Hub client into a `ConversionError` that names the repository."""
     try:
         yield
     except ConversionError:
         raise
     except Exception as error:
-        message = explain(repo_id, error)
+        message = explain_hub_error(repo_id, error)
         if message is None:
             raise
         raise ConversionError(message) from error
 
 
-def explain(repo_id: str, error: BaseException | None) -> str | None:
+def explain_hub_error(repo_id: str, error: BaseException | None) -> str | None:
+    """Return the message for an error of the Hub client, or `None` if the error has another cause."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = getattr(error, "server_message", None) or f"status {status}"
+    answer = getattr(error, "server_message", None) or f"status {status}"
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, with the account of your token."
+        return f"{repo_id} is gated. Ask for access at {constants.ENDPOINT}/{repo_id} with the account of your token."
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision; give the name of a branch or tag, or a commit."
-    if status == 401 and re.search("credentials|password", said):
-        return "The Hub does not know your token: log in again with `hf auth login`, or set HF_TOKEN to a valid one."
+        return f"{repo_id} has no such revision. Use a branch, a tag or a commit of the repository."
+    if status == 401 and re.search("credentials|password", answer):
+        return "The Hub does not know your token. Log in again with `hf auth login`, or set HF_TOKEN to a valid token."
     if isinstance(error, RepositoryNotFoundError):
-        return f"The Hub has no repository {repo_id} that your account can see; check its name, and your token."
+        return f"The Hub has no repository {repo_id} that your account can read. Check the name and your token."
     if status == 412:
-        return f"{repo_id} has been changed by somebody else since this push began; push again."
+        return f"{repo_id} was changed by somebody else during this push. Push again."
     if status is not None:
-        return f"The Hub answered for {repo_id}: {said.splitlines()[0]}"
+        return f"The Hub returned an error for {repo_id}: {answer.splitlines()[0]}"
     if isinstance(error, (HTTPError, OfflineModeIsEnabled)):
         return f"The Hub at {constants.ENDPOINT} cannot be reached: {first_line(error)}"
-    # an upload fails with the reason behind it
-    return explain(repo_id, error.__cause__) if error is not None and error.__cause__ is not None else None
+    # The client wraps the error of a failed upload in another error.
+    if error is not None and error.__cause__ is not None:
+        return explain_hub_error(repo_id, error.__cause__)
+    return None

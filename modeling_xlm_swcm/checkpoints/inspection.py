@@ -1,4 +1,4 @@
-"""What a checkpoint is, read from its configs and from the headers of its weights, without the weights."""
+"""Describe a checkpoint from its config files and the headers of its weight files."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .code import UNNAMED_VERSION, is_outdated, read_code_version
-from .errors import ConversionError, first_line, refused_config
-from .hub_errors import hub_errors
+from .errors import ConversionError, first_line, make_config_error
+from .hub_errors import translate_hub_errors
 from .reading import find_file, read_config, read_json
 
 
 CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
 
-# beginning of a tensor's name -> the part of the model that it belongs to
-PARTS = {
+# Prefix of a tensor's name -> part of the model.
+MODEL_PARTS = {
     "model.encoder.embeddings.": "embeddings",
     "model.encoder.encoder.": "encoder layers",
     "model.decoder.layers.": "decoder layers",
@@ -36,16 +36,27 @@ PARTS = {
 @dataclass
 class Inspection:
     """
+    Description of a checkpoint.
+
     Attributes:
-        source: folder or Hub id.
-        config: the model's.
-        languages: those that have a tag.
-        parts: parameters by part of the model; what parts share is counted where it is stored.
-        parameters: by dtype, as stored.
-        size: bytes of all tensors.
-        files: the files of weights.
-        report: `conversion_report.json`, or None.
-        code: version of xlm-swcm whose code lies beside the weights, or None.
+        source (`str`):
+            Folder or Hub id.
+        config ([`XLMSWCMConfig`]):
+            Config of the model.
+        languages (`list[str]`):
+            Languages that have a tag.
+        parts (`dict[str, int]`):
+            Stored parameters by part of the model. Shared parameters count once.
+        parameters (`dict[str, int]`):
+            Stored parameters by dtype.
+        size (`int`):
+            Size of all tensors in bytes.
+        files (`list[str]`):
+            Names of the weight files.
+        report (`dict` or `None`):
+            Content of `conversion_report.json`.
+        code (`str` or `None`):
+            Version of xlm-swcm whose code is saved with the model.
     """
 
     source: str
@@ -59,73 +70,90 @@ class Inspection:
     code: str | None
 
     def print(self, console: Console):
+        """Print the description as a table, with a drawing of the layers."""
         config, table = self.config, Table.grid(padding=(0, 2))
-        table.add_row("model", f"{self.source} ({', '.join(config.architectures or ['no architecture named'])})")
+        table.add_row(
+            "model", f"{self.source} ({', '.join(config.architectures or ['no architecture in config.json'])})"
+        )
         table.add_row("hidden size", f"{config.hidden_size}, {config.num_attention_heads} heads")
         table.add_row("FFN size", f"{config.intermediate_size}, {config.hidden_act}")
         table.add_row("positions", f"{config.longest_input} tokens")
         table.add_row("vocabulary", f"{config.vocab_size:,} tokens")
         table.add_row("languages", ", ".join(self.languages) or "no tags")
-        table.add_row("sharing", f'weight_sharing "{config.weight_sharing}", output {output_of(config)}')
+        table.add_row("sharing", f'weight_sharing "{config.weight_sharing}", output {describe_output_matrix(config)}')
         stored = ", ".join(f"{count:,} as {dtype}" for dtype, count in self.parameters.items())
         table.add_row("parameters", stored)
         for part, count in self.parts.items():
             table.add_row("", f"{count:,} in {part}")
         table.add_row("size", f"{decimal(self.size)} in {', '.join(self.files)}")
-        table.add_row("made from", self.origin())
+        table.add_row("made from", self.describe_origin())
         table.add_row("code", self.describe_code())
-        console.print(table, draw_plan(config), sep="\n", markup=False, highlight=False)
+        console.print(table, draw_layers(config), sep="\n", markup=False, highlight=False)
 
-    def origin(self) -> str:
+    def describe_origin(self) -> str:
+        """Return the source of the conversion and the number of copied, new and dropped tensors."""
         if self.report is None:
-            return "not known: there is no conversion_report.json"
+            return "not known, because conversion_report.json is missing"
         counts, commit = self.report["counts"], self.report.get("commit")
         return (
             f"{self.report['source']}{f' (commit {commit})' if commit else ''}: {counts['copied']} tensors copied, "
-            f"{counts['new']} new, {counts['dropped']} of the source dropped"
+            f"{counts['new']} new, {counts['dropped']} dropped"
         )
 
     def describe_code(self) -> str:
+        """Return the version of the saved code and, for old code, the command that replaces it."""
         if self.code is None:
-            return "none: it loads only where xlm-swcm is installed"
+            return "none, so the model loads only where xlm-swcm is installed"
         if not is_outdated(self.code):
             return f"xlm-swcm {self.code}"
         if Path(self.source).is_dir():
             remedy = f"Replace it: xlm-swcm refresh {self.source}"
         else:
             remedy = f"Replace it: hf download {self.source} --local-dir model && xlm-swcm push model {self.source}"
-        wrong = " It writes wrong text on Transformers 5.24 and newer." if self.code == UNNAMED_VERSION else ""
+        wrong = " It generates wrong text with Transformers 5.24 and newer." if self.code == UNNAMED_VERSION else ""
         return f"xlm-swcm {self.code}, older than the installed {VERSION}.{wrong}\n{remedy}"
 
 
-def output_of(config: XLMSWCMConfig) -> str:
-    matrix = "tied to the word embeddings" if config.tie_word_embeddings else "a matrix of its own"
-    return f"{matrix}{', behind a transform' if config.lm_head_transform else ''}"
+def describe_output_matrix(config: XLMSWCMConfig) -> str:
+    matrix = "tied to the word embeddings" if config.tie_word_embeddings else "not tied"
+    return f"{matrix}{', after a transform' if config.lm_head_transform else ''}"
 
 
 def inspect(source: str, revision: str | None = None) -> Inspection:
     """
-    Describe a checkpoint without reading its weights, on the Hub by range requests for their headers.
+    Describe a checkpoint without downloading its weights.
+
+    Only the headers of the weight files are read, on the Hub with range requests.
 
     Args:
-        source: folder or Hub id.
-        revision: Hub revision.
+        source (`str`):
+            Folder or Hub id of an XLM-SWCM model.
+        revision (`str`, *optional*):
+            Branch, tag or commit of `source` on the Hub. Default: the main branch.
+
+    Returns:
+        [`Inspection`]: config, languages, parameters, files and origin of the model.
 
     Raises:
-        ConversionError: `source` cannot be reached or is no XLM-SWCM checkpoint.
+        ConversionError: if `source` cannot be read or is not an XLM-SWCM checkpoint.
     """
     config = read_model_config(source, revision)
     tokenizer = read_optional(source, "tokenizer_config.json", revision)
     report = read_conversion_report(source, revision)
     headers = read_headers(source, revision)
     tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
-    parts, parameters = dict.fromkeys(PARTS.values(), 0), Counter()
+    parts, parameters = dict.fromkeys(MODEL_PARTS.values(), 0), Counter()
     for name, tensor in tensors.items():
-        # a model without head has the names of its parts alone
+        # A model without a head is saved without the prefix "model.".
         names = name, f"model.{name}"
-        part = next((part for prefix, part in PARTS.items() if any(one.startswith(prefix) for one in names)), None)
+        part = next(
+            (part for prefix, part in MODEL_PARTS.items() if any(one.startswith(prefix) for one in names)), None
+        )
         if part is None:
-            raise ConversionError(f"{source} has a tensor that no XLM-SWCM model has: {name}.")
+            raise ConversionError(
+                f"{source} has a tensor that no XLM-SWCM model has: {name}. Check that weights and config.json belong "
+                "together."
+            )
         parts[part] += tensor.parameter_count
         parameters[tensor.dtype] += tensor.parameter_count
     size = sum(end - start for start, end in (tensor.data_offsets for tensor in tensors.values()))
@@ -135,53 +163,59 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
 
 
 def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig:
-    """The config of an XLM-SWCM model, or a refusal of another kind of model."""
+    """Read the config of an XLM-SWCM model, or raise a `ConversionError` for another kind of model."""
     fields = read_config(source, revision)
     config_class = CONFIG_CLASSES.get(fields.get("model_type"))
     if config_class is None:
         raise ConversionError(
-            f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model; make one with '
-            "xlm-swcm convert."
+            f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model. Convert it '
+            "with xlm-swcm convert."
         )
     try:
         return config_class.from_dict(fields)
     except Exception as error:
-        raise refused_config(source, error) from error
+        raise make_config_error(source, error) from error
 
 
 def read_optional(source: str, name: str, revision: str | None) -> dict | None:
+    """Read a JSON file of a folder or Hub repository, or return `None` if it does not exist."""
     path = find_file(source, name, revision)
     return None if path is None else read_json(path)
 
 
 def read_conversion_report(source: str, revision: str | None = None) -> dict | None:
+    """Read `conversion_report.json` of a folder or Hub repository, or return `None` if it does not exist."""
     path = find_file(source, REPORT, revision)
     try:
         return None if path is None else parse_report(path)
     except ValueError as error:
         raise ConversionError(
-            f"{path} is no conversion report: {error}. Copy it again from the folder that xlm-swcm convert wrote."
+            f"{path} is not a conversion report: {error}. Copy it again from the folder that xlm-swcm convert wrote."
         ) from error
 
 
 def read_headers(source: str, revision: str | None) -> dict:
-    """File of weights -> its header."""
+    """Return the header of every weight file by file name."""
     try:
-        with hub_errors(source):
+        with translate_hub_errors(source):
             if Path(source).is_dir():
                 return get_local_safetensors_metadata(source).files_metadata
             return HfApi().get_safetensors_metadata(source, revision=revision).files_metadata
     except NotASafetensorsRepoError as error:
-        raise ConversionError(f"{source} has no weights in safetensors.") from error
+        raise ConversionError(
+            f"{source} has no weights in safetensors. Save the model again with save_pretrained."
+        ) from error
     except SafetensorsParsingError as error:
-        raise ConversionError(f"The weights of {source} cannot be read: {first_line(error)}") from error
+        raise ConversionError(
+            f"The weights of {source} cannot be read: {first_line(error).rstrip('.')}. Download them again."
+        ) from error
 
 
 CUSTOM, NORMAL = "■", "□"
 
 
-def draw_plan(config: XLMSWCMConfig) -> str:
-    """The layers of encoder and decoder in order, a custom layer under the encoder layer that it was made from."""
+def draw_layers(config: XLMSWCMConfig) -> str:
+    """Draw the layers of encoder and decoder in two rows, each copied layer below its encoder layer."""
     decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
     custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
     aligned = custom == config.num_hidden_layers
@@ -196,6 +230,7 @@ def draw_plan(config: XLMSWCMConfig) -> str:
 
 
 def read_folder_config(folder: Path) -> XLMSWCMConfig:
+    """Read the config of an XLM-SWCM model in a local folder."""
     if not folder.is_dir():
-        raise ConversionError(f"The folder {folder} does not exist.")
+        raise ConversionError(f"The folder {folder} does not exist. Pass the folder of an XLM-SWCM model.")
     return read_model_config(str(folder))

@@ -1,4 +1,4 @@
-"""Model and tokenizer of a checkpoint, whole and fit for each other, or an error that says what is not."""
+"""Load model and tokenizer of a checkpoint and check that they are complete and belong together."""
 
 from os import PathLike
 
@@ -15,13 +15,23 @@ from .reading import load_pretrained
 
 def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGeneration:
     """
-    `AutoModelForSeq2SeqLM.from_pretrained(source, **options)`, with every key in its place.
+    Load an XLM-SWCM model and check that its weights fit its config.
+
+    Args:
+        source (`str` or `PathLike`):
+            Folder or Hub id.
+        options (`dict`, *optional*):
+            Keyword arguments of `AutoModelForSeq2SeqLM.from_pretrained`.
+
+    Returns:
+        [`XLMSWCMForConditionalGeneration`]: the model, in evaluation mode.
 
     Raises:
-        ConversionError: a file is damaged, or the weights are not those that the config describes.
+        ConversionError: if a file is damaged, or a tensor is missing, unexpected or of another shape.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing would be made up, with a warning
+    # Transformers only warns about missing tensors. This function raises an error instead.
+    logging.set_verbosity_error()
     try:
         model, info = load_pretrained(AutoModelForSeq2SeqLM, source, output_loading_info=True, **options)
     finally:
@@ -29,18 +39,35 @@ def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGenera
     for kind, keys in info.items():
         if keys:
             key = str(sorted(map(str, keys))[0])
-            raise ConversionError(f"The weights in {source} do not fit its config: {kind.replace('_', ' ')}, {key}.")
+            raise ConversionError(
+                f"The weights in {source} do not fit its config: {kind.replace('_', ' ')}, for example {key}. Convert "
+                "or download the checkpoint again."
+            )
     return model
 
 
 def load_tokenizer(source: str | PathLike, vocab_size: int) -> XLMSWCMTokenizer:
     """
+    Load the tokenizer of an XLM-SWCM model.
+
+    Args:
+        source (`str` or `PathLike`):
+            Folder or Hub id.
+        vocab_size (`int`):
+            Number of word embeddings of the model.
+
+    Returns:
+        [`XLMSWCMTokenizer`]: the tokenizer.
+
     Raises:
-        ConversionError: a file is damaged, or the tokenizer is not that of a model with `vocab_size` rows.
+        ConversionError: if a file is damaged, or the tokenizer has another class or more than `vocab_size` tokens.
     """
     tokenizer = load_pretrained(AutoTokenizer, source)
     if not isinstance(tokenizer, XLMSWCMTokenizer):
-        raise ConversionError(f"The tokenizer in {source} is a {type(tokenizer).__name__}, not an XLMSWCMTokenizer.")
+        raise ConversionError(
+            f"The tokenizer in {source} is a {type(tokenizer).__name__}, not an XLMSWCMTokenizer. Copy the tokenizer "
+            "files of the converted model."
+        )
     check_rows(str(source), tokenizer, vocab_size)
     return tokenizer
 
@@ -48,10 +75,16 @@ def load_tokenizer(source: str | PathLike, vocab_size: int) -> XLMSWCMTokenizer:
 @torch.no_grad()
 def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
     """
-    Check on a short input that generation with a cache computes the logits that the model computes without one.
+    Check on a short input that generation with a cache gives the same logits as the model without a cache.
+
+    Args:
+        model ([`XLMSWCMForConditionalGeneration`]):
+            Model to check.
+        source (`str`):
+            Folder or Hub id of the model, for the error message.
 
     Raises:
-        ConversionError: if the logits differ, as they do when `generate` and `forward` do not fit together.
+        ConversionError: if the logits differ, because `generate` and `forward` do not fit together.
     """
     length = min(8, model.config.longest_input)
     tokens = torch.linspace(0, model.config.vocab_size - 1, length).long()[None]
@@ -68,6 +101,6 @@ def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
     if not torch.allclose(cached, plain, rtol=0, atol=tolerance * plain.std().item()):
         difference = (cached - plain).abs().max().item()
         raise ConversionError(
-            f"Generation from {source} is wrong: with a cache, logits differ by {difference:.2g}. Check that "
-            "the installed version of Transformers is supported."
+            f"Generation from {source} is wrong: with a cache, logits differ by {difference:.2g}. Install a "
+            "supported version of Transformers."
         )

@@ -1,4 +1,4 @@
-"""Reading checkpoints without running or holding them whole, and writing folders whole or not at all."""
+"""Read checkpoint files in small blocks, without running pickled code."""
 
 import contextlib
 import ctypes
@@ -22,10 +22,10 @@ from transformers.utils.hub import cached_file
 from .errors import ConversionError, first_line
 
 
-# the block in which tensors are read: what is mapped into memory at a time
+# Upper limit for the bytes of a tensor that are in memory at a time.
 BLOCK_BYTES = 16 * 2**20
 
-# in the order in which they are looked for
+# In order of preference.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -35,35 +35,37 @@ WEIGHT_FILES = (
 
 
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
-    """The local path of a file of a folder or Hub repository (downloaded if need be), or None if it has none."""
+    """Return the local path of a file in a folder or Hub repository, or `None` if it does not exist there."""
     if Path(source).is_dir():
         if revision is not None:
-            raise ConversionError(f"{source} is a folder, and --revision is of a repository on the Hub.")
+            raise ConversionError(
+                f"{source} is a folder, so it has no revision. Leave out --revision, or pass a Hub id."
+            )
         path = Path(source) / name
         return path if path.is_file() else None
     if Path(source).exists():
-        raise ConversionError(f"{source} is a file; give the folder that holds config.json and the weights.")
+        raise ConversionError(f"{source} is a file. Pass the folder that holds config.json and the weights.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
-        raise ConversionError(f"The folder {source} does not exist.")
+        raise ConversionError(f"The folder {source} does not exist. Pass a folder or a Hub id.")
     try:
-        # raising is what tells a Hub that cannot be reached from one that has no config; a missing one is None still
+        # Without this error, a Hub that cannot be reached looks like a repository without a config.
         found = cached_file(
             source,
             name,
             revision=revision,
-            local_files_only=not hub_answers(constants.ENDPOINT),
+            local_files_only=not is_hub_reachable(constants.ENDPOINT),
             _raise_exceptions_for_missing_entries=name == "config.json",
         )
     except OSError as error:
         raise ConversionError(
-            f"There is no folder {source}, and the Hub did not give {name}: {first_line(error)}"
+            f"There is no folder {source}, and the Hub did not return {name}: {first_line(error)}"
         ) from error
     return Path(found) if found is not None else None
 
 
 @functools.cache
-def hub_answers(endpoint: str) -> bool:
-    """Whether the Hub can be reached: asked once, where each request of its client would try for half a minute."""
+def is_hub_reachable(endpoint: str) -> bool:
+    """Return True if the Hub answers. The result is cached, because the Hub client retries for half a minute."""
     try:
         get_session().head(endpoint, timeout=10)
     except (HTTPError, OfflineModeIsEnabled):
@@ -72,26 +74,29 @@ def hub_answers(endpoint: str) -> bool:
 
 
 def read_config(source: str, revision: str | None = None) -> dict:
-    """`config.json` of a folder or Hub repository."""
+    """Read `config.json` of a folder or Hub repository."""
     path = find_file(source, "config.json", revision)
     if path is None:
-        raise ConversionError(f"{source} has no config.json, so it is not a Transformers checkpoint.")
+        raise ConversionError(
+            f"{source} has no config.json, so it is not a Transformers checkpoint. Pass another folder or Hub id."
+        )
     return read_json(path)
 
 
 def read_json(path: Path) -> dict:
+    """Read a JSON object from a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConversionError(f"{path} is not valid JSON.") from error
+        raise ConversionError(f"{path} is not valid JSON. Correct the file, or download it again.") from error
     if not isinstance(content, dict):
-        raise ConversionError(f"{path} is not a JSON object with named fields.")
+        raise ConversionError(f"{path} is not a JSON object. Correct the file, or download it again.")
     return content
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file; every read opens the file anew, so that its pages are given back after it."""
+    """A tensor in a safetensors file. Every read opens and closes the file, so that its pages leave memory."""
 
     path: Path
     name: str
@@ -111,22 +116,22 @@ class StoredTensor:
 
 
 def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Tensor | StoredTensor]:
-    """The tensors of a folder or Hub repository: safetensors before `.bin`, one file or shards."""
+    """Return the tensors of a folder or Hub repository from safetensors or `.bin` files, whole or in shards."""
     found = ((name, find_file(source, name, revision)) for name in WEIGHT_FILES)
     name, path = next(((name, path) for name, path in found if path is not None), (None, None))
     if path is None:
-        raise ConversionError(f"{source} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")
+        raise ConversionError(f"{source} has no weights. It needs one of these files: {', '.join(WEIGHT_FILES)}.")
     if not name.endswith(".index.json"):
         return _read_file(path)
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path} is not an index of weights with a weight_map; download it again.") from error
+        raise ConversionError(f"{path} has no valid weight_map. Download it again.") from error
     weights = {}
     for shard in shards:
         shard_path = find_file(source, shard, revision)
         if shard_path is None:
-            raise ConversionError(f"{path} lists {shard}, which is not in {source}.")
+            raise ConversionError(f"{path} lists {shard}, which {source} does not hold. Download it again.")
         weights |= _read_file(shard_path)
     return weights
 
@@ -136,47 +141,50 @@ def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
 
 
 def load_file(path: Path) -> object:
-    """What a file of weights holds, nothing of which is run."""
+    """Return the content of a weight file. Pickled code is never run."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        # weights_only: a pickle is data here and never code; a file from before torch 1.6 is no zip and not mappable
+        # A file from before torch 1.6 is not a zip archive, so it cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle raises whatever its opcodes come to
-        # PyTorch's own words for a pickle advise to run its code
+    # A damaged pickle can raise any error.
+    except Exception as error:
+        # PyTorch's message for an unsafe pickle suggests to run its code.
         details = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise ConversionError(
-            f"{path} cannot be read as weights: it is cut short, damaged, or holds pickled code, which is never run. "
+            f"{path} cannot be read as weights: it is cut short, damaged or holds pickled code, which is never run. "
             f"Download it again, or convert it to safetensors.{details}"
         ) from error
 
 
 def load_pretrained(auto_class: type, source: str | os.PathLike, **options):
     """
-    `auto_class.from_pretrained(source, **options)`.
+    Call `auto_class.from_pretrained(source, **options)`.
 
     Raises:
-        ConversionError: a file of `source` is damaged.
+        ConversionError: if a file of `source` is damaged.
     """
     try:
         return auto_class.from_pretrained(source, **options)
-    except Exception as error:  # whatever the parsers of damaged files raise
+    # A damaged file can raise any error of its parser.
+    except Exception as error:
         raise ConversionError(
             f"{source} cannot be loaded: {first_line(error).rstrip('.')}; convert or download it again."
         ) from error
 
 
 def check_weights(path: Path, weights: object) -> dict[str, torch.Tensor | StoredTensor]:
+    """Return the content of a weight file if it is a dict of tensors, or raise a `ConversionError`."""
     if not isinstance(weights, dict) or not all(
         isinstance(tensor, torch.Tensor | StoredTensor) for tensor in weights.values()
     ):
-        raise ConversionError(f"{path} is not a dict of tensors, as save_pretrained writes it.")
+        raise ConversionError(f"{path} is not a dict of tensors. Use a file that save_pretrained wrote.")
     return weights
 
 
 def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Consecutive rows of a tensor with one dimension or more, each block with its place."""
+    """Yield a tensor in blocks of consecutive rows, each with the slice of its rows."""
     rows, *columns = tensor.shape
     step = max(1, BLOCK_BYTES // (4 * math.prod(columns)))
     for start in range(0, rows, step):
@@ -185,17 +193,19 @@ def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.T
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """For comparisons in which NaN is equal to itself, and 0.0 is not -0.0."""
+    """View a tensor as bytes, so that a comparison finds NaN equal to itself and 0.0 different from -0.0."""
     return tensor.contiguous().view(torch.uint8)
 
 
 def equal(first: torch.Tensor | StoredTensor, second: torch.Tensor | StoredTensor) -> bool:
+    """Return True if two tensors have the same shape, dtype and bytes."""
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
     return all(torch.equal(as_bytes(block), as_bytes(second[rows])) for rows, block in blocks(first))
 
 
 def return_freed_memory():
-    """Give freed memory back to the system; glibc keeps what a tokenizer of 250,000 pieces leaves, half a gigabyte."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
+    """Return freed memory to the system. glibc keeps half a gigabyte after a tokenizer of 250,000 tokens."""
+    # Other C libraries have no malloc_trim.
+    with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

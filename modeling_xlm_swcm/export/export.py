@@ -1,4 +1,4 @@
-"""A model as a folder that runs without PyTorch."""
+"""Write a model as a folder that runs without PyTorch."""
 
 import json
 import shutil
@@ -17,21 +17,22 @@ RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
 
 QUANTIZATIONS = ("none", "int8")
 
-# what generation_config.json may set: what the runtime follows, what greedy decoding and beam search do not look at,
-# and what changes nothing at 1
-FOLLOWED_SETTINGS = {
+# Settings of generation_config.json that the runtime supports.
+SUPPORTED_SETTINGS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
     *("max_length", "max_new_tokens", "num_beams", "length_penalty"),
 }
 
-IDLE_SETTINGS = {
+# Settings that change nothing in greedy decoding and beam search.
+IGNORED_SETTINGS = {
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
     *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
     *("low_memory", "prefill_chunk_size", "renormalize_logits", "transformers_version", "_from_model_config"),
 }
 
-FACTORS = {
+# Settings that change nothing if they are 1.
+FACTOR_SETTINGS = {
     *("num_return_sequences", "num_beam_groups"),
     *("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"),
 }
@@ -41,40 +42,46 @@ def export(
     folder: str | PathLike, output: str | PathLike, *, quantize: str = "none", overwrite: bool = False
 ) -> dict[str, int]:
     """
-    Write a model as a graph for OpenVINO with what runs it: `model.xml`, `model.bin`, `config.json`,
-    `tokenizer.json` and `xlm_swcm_runtime.py`.
+    Write a model as a folder with an OpenVINO graph, its tokenizer and a runtime that needs no PyTorch.
+
+    The folder holds `model.xml`, `model.bin`, `config.json`, `tokenizer.json` and `xlm_swcm_runtime.py`.
 
     Args:
-        folder: with model and tokenizer, as `save_pretrained` of both writes it.
-        output: the folder to write, whole or not at all.
-        quantize: "none", or "int8" for all matrices, with a scale for each row.
-        overwrite: replace `output` if it exists and is not empty.
+        folder (`str` or `PathLike`): The folder of a saved model and tokenizer.
+        output (`str` or `PathLike`): The folder to write.
+        quantize (`str`, *optional*, defaults to `"none"`):
+            How to store the weights. `"none"`: float32. `"int8"`: int8 matrices with a scale for each row.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace `output` if it exists.
 
     Returns:
-        The size of each file in bytes.
+        `dict[str, int]`: The size of each file in bytes.
 
     Raises:
-        ConversionError: OpenVINO is not installed, or the folder or `output` is not as it should be.
+        ConversionError: if OpenVINO is not installed, the model cannot be exported or `output` cannot be written.
     """
     if quantize not in QUANTIZATIONS:
-        raise ConversionError(f"quantize must be one of {', '.join(QUANTIZATIONS)}; got {quantize}.")
+        raise ConversionError(f'Unknown quantization "{quantize}". Use one of: {", ".join(QUANTIZATIONS)}.')
     if find_spec("openvino") is None:
-        raise ConversionError("The export needs OpenVINO: pip install openvino.")
+        raise ConversionError("The export needs OpenVINO. Install it with pip install openvino.")
+    # OpenVINO is an optional dependency.
     from .graph import ACTIVATIONS, write_graph
 
     folder, output = Path(folder), Path(output)
     check_output(output, overwrite, folder)
     if type(read_folder_config(folder)) is not XLMSWCMConfig:
-        raise ConversionError(f"{folder} holds the authors' own layers, which have no export.")
+        raise ConversionError(
+            f"{folder} uses the authors' original layers, which cannot be exported. Export a model that xlm-swcm "
+            "convert made."
+        )
     model = load_model(folder)
     check_cache(model, str(folder))
     tokenizer = load_tokenizer(folder, model.config.vocab_size)
     if model.config.hidden_act not in ACTIVATIONS:
         raise ConversionError(
-            f'config.json of {folder} has hidden_act "{model.config.hidden_act}"; an export knows only '
-            f"{', '.join(ACTIVATIONS)}."
+            f'hidden_act in config.json of {folder} is "{model.config.hidden_act}", which cannot be exported. Use a '
+            f"model with one of: {', '.join(ACTIVATIONS)}."
         )
-    config = runtime_config(folder, model, tokenizer, quantize)
+    config = make_runtime_config(folder, model, tokenizer, quantize)
     size = model.num_parameters() * (1 if quantize == "int8" else 4)
     with whole_folder(output, size, overwrite) as partial:
         write_graph(model.float(), quantize == "int8", partial / "model.xml")
@@ -84,18 +91,19 @@ def export(
         return {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
 
 
-def runtime_config(
+def make_runtime_config(
     folder: Path, model: XLMSWCMForConditionalGeneration, tokenizer: XLMSWCMTokenizer, quantize: str
 ) -> dict:
-    """What the runtime has to know beside the graph; or a refusal of settings that it would not follow."""
+    """Return the config of the runtime, or refuse generation settings that the runtime does not support."""
     settings = model.generation_config
-    # a model that upstream's trainer has evaluated has them all written down
+    # Transformers' trainer writes all settings with their defaults.
     defaults = settings._get_default_generation_params()
     for name, value in settings.to_dict().items():
-        is_known = name in FOLLOWED_SETTINGS | IDLE_SETTINGS or (name in FACTORS and value == 1)
-        if not is_known and value not in (None, False, defaults.get(name)):
+        is_harmless = name in SUPPORTED_SETTINGS | IGNORED_SETTINGS or (name in FACTOR_SETTINGS and value == 1)
+        if not is_harmless and value not in (None, False, defaults.get(name)):
             raise ConversionError(
-                f"generation_config.json of {folder} sets {name}, which an exported model does not do; take it out."
+                f"generation_config.json of {folder} sets {name} to {value}, which an exported model does not "
+                "support. Remove this setting."
             )
     longest = model.config.longest_input
     start, ends = settings.decoder_start_token_id, settings.eos_token_id

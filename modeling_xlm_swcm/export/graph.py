@@ -1,4 +1,4 @@
-"""XLM-SWCM as OpenVINO's graphs: the encoder, and one step of the decoder with its cache as state."""
+"""Build the OpenVINO graph of a model: the encoder, and one decoder step whose cache is a state of the graph."""
 
 from pathlib import Path
 
@@ -22,42 +22,58 @@ ACTIVATIONS = {
 @torch.no_grad()
 def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path):
     """
-    Write the two halves of a float32 model as one graph, so that what they share is stored once.
+    Write encoder and decoder as one graph, so that shared weights are stored once.
 
-    Encoder: `input_ids`, `attention_mask` and `position_ids` (batch, source_len) to `source_keys.N` (batch, heads,
-    head_dim, source_len) and `source_values.N` (batch, heads, source_len, head_dim) for each decoder layer N.
+    The encoder computes the cross-attention cache of each decoder layer N:
+    - Inputs: `input_ids`, `attention_mask` and `position_ids` of shape `(batch, source_length)`.
+    - Outputs: `source_keys.N` of shape `(batch, heads, head_dim, source_length)` and `source_values.N` of shape
+      `(batch, heads, source_length, head_dim)`.
 
-    Decoder, one token further: `token` and `position` (rows, 1), with a multiple of batch as rows; `previous_row`
-    (rows,), the row whose cache each row goes on with; `source_mask` (batch, source_len); `k`; and the encoder's
-    results as `keys.N` and `values.N`; to `logits` (rows, words), and of each row the `top_scores` and `top_tokens`
-    (rows, k).
+    The decoder computes one step. Its number of rows is a multiple of the batch size:
+    - Inputs: `token` and `position` of shape `(rows, 1)`, `source_mask` of shape `(batch, source_length)`, the number
+      `k`, and the outputs of the encoder as `keys.N` and `values.N`. `previous_row` of shape `(rows,)` selects the
+      row of the cache that each row continues.
+    - Outputs: `logits` of shape `(rows, vocab_size)`, and `top_scores` and `top_tokens` of shape `(rows, k)`.
+
+    Args:
+        model (`XLMSWCMForConditionalGeneration`): The model, in float32.
+        int8 (`bool`): Store matrices as int8 with a scale for each row.
+        path (`Path`): The `.xml` file to write. The weights are written to a `.bin` file beside it.
     """
     builder = GraphBuilder(model, int8)
-    encoder_results, encoder_inputs = builder.encoder()
-    decoder_results, states, decoder_inputs = builder.decoder()
+    encoder_results, encoder_inputs = builder.build_encoder()
+    decoder_results, states, decoder_inputs = builder.build_decoder()
     graph = Model(encoder_results + decoder_results, states, encoder_inputs + decoder_inputs, "xlm_swcm")
     save_model(graph, path, compress_to_fp16=False)
 
 
-def parameter(name: str, shape: list[int], dtype: type = np.int64) -> Node:
+def named_parameter(name: str, shape: list[int], dtype: type = np.int64) -> Node:
     node = op.parameter(shape, dtype)
     node.output(0).set_names({name})
     return node
 
 
-def result(name: str, node: Node | Output) -> Node:
+def named_result(name: str, node: Node | Output) -> Node:
     output = op.result(node)
     output.output(0).set_names({name})
     return output
 
 
-def additive_mask(mask: Node) -> Node:
-    """Of a mask that is 1 on tokens and 0 on padding: (batch, 1, 1, len), 0 on tokens and far below 0 on padding."""
+def make_additive_mask(mask: Node) -> Node:
+    """Return a mask of shape `(batch, 1, 1, length)` that is 0 for tokens and -1e30 for padding."""
     padding = op.subtract(op.convert(mask, np.float32), np.float32(1))
     return op.unsqueeze(op.multiply(padding, np.float32(1e30)), [1, 2])
 
 
 class GraphBuilder:
+    """
+    Build the nodes of the graph and store each weight once.
+
+    Args:
+        model (`XLMSWCMForConditionalGeneration`): The model, in float32.
+        int8 (`bool`): Store matrices as int8 with a scale for each row.
+    """
+
     def __init__(self, model: XLMSWCMForConditionalGeneration, int8: bool):
         self.config, self.model = model.config, model
         self.encoder_modules, self.decoder_modules = model.model.encoder, model.model.decoder
@@ -66,50 +82,52 @@ class GraphBuilder:
         self.int8 = int8
         self.stored: dict[int, list[Node]] = {}
 
-    def encoder(self) -> tuple[list[Node], list[Node]]:
+    def build_encoder(self) -> tuple[list[Node], list[Node]]:
+        """Return the results and inputs of the encoder."""
         names = ("input_ids", "attention_mask", "position_ids")
-        inputs = [parameter(name, [-1, -1]) for name in names]
+        inputs = [named_parameter(name, [-1, -1]) for name in names]
         tokens, mask, positions = inputs
-        x, mask = self.embed(tokens, positions), additive_mask(mask)
+        x, mask = self.embed(tokens, positions), make_additive_mask(mask)
         for layer in self.encoder_modules.encoder.layer:
             attention, dense = layer.attention.self, layer.attention.output
             query, key, value = (
-                self.heads(self.linear(x, projection))
+                self.split_heads(self.linear(x, projection))
                 for projection in (attention.query, attention.key, attention.value)
             )
-            attended = self.merge(op.scaled_dot_product_attention(query, key, value, mask))
+            attended = self.merge_heads(op.scaled_dot_product_attention(query, key, value, mask))
             x = self.add_and_norm(x, self.linear(attended, dense.dense), dense.LayerNorm)
             x = self.feed_forward(x, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
         results = []
         for index, layer in enumerate(self.decoder_modules.layers):
-            keys = self.heads(self.linear(x, layer.cross_attn.k_proj), order=(0, 2, 3, 1))
-            values = self.heads(self.linear(x, layer.cross_attn.v_proj))
-            results += [result(f"source_keys.{index}", keys), result(f"source_values.{index}", values)]
+            keys = self.split_heads(self.linear(x, layer.cross_attn.k_proj), order=(0, 2, 3, 1))
+            values = self.split_heads(self.linear(x, layer.cross_attn.v_proj))
+            results += [named_result(f"source_keys.{index}", keys), named_result(f"source_values.{index}", values)]
         return results, inputs
 
-    def decoder(self) -> tuple[list[Node], list[Node], list[Node]]:
-        token, position = (parameter(name, [-1, 1]) for name in ("token", "position"))
-        previous_row = parameter("previous_row", [-1], np.int32)
-        source_mask, k = parameter("source_mask", [-1, -1]), parameter("k", [], np.int32)
+    def build_decoder(self) -> tuple[list[Node], list[Node], list[Node]]:
+        """Return the results, states and inputs of one decoder step."""
+        token, position = (named_parameter(name, [-1, 1]) for name in ("token", "position"))
+        previous_row = named_parameter("previous_row", [-1], np.int32)
+        source_mask, k = named_parameter("source_mask", [-1, -1]), named_parameter("k", [], np.int32)
         inputs, states = [token, position, previous_row, source_mask, k], []
-        x, mask = self.embed(token, position), additive_mask(source_mask)
+        x, mask = self.embed(token, position), make_additive_mask(source_mask)
         for index, layer in enumerate(self.decoder_modules.layers):
             query, key, value = (
-                self.heads(self.linear(x, projection))
+                self.split_heads(self.linear(x, projection))
                 for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
             )
             keys, values = (
-                self.remember(f"{name}.{index}", new, previous_row, states)
+                self.append_to_cache(f"{name}.{index}", new, previous_row, states)
                 for name, new in (("keys", key), ("values", value))
             )
-            attended = self.merge(op.scaled_dot_product_attention(query, keys, values))
+            attended = self.merge_heads(op.scaled_dot_product_attention(query, keys, values))
             x = self.add_and_norm(x, self.linear(attended, layer.self_attn.out_proj), layer.self_attn.layer_norm)
             if hasattr(layer, "ffn1"):
                 x = self.feed_forward(x, layer.ffn1.fc1, layer.ffn1.fc2, layer.ffn1.layer_norm)
             heads, head_dim = self.config.num_attention_heads, self.head_dim
             inputs += [
-                keys := parameter(f"keys.{index}", [-1, heads, head_dim, -1], np.float32),
-                values := parameter(f"values.{index}", [-1, heads, -1, head_dim], np.float32),
+                keys := named_parameter(f"keys.{index}", [-1, heads, head_dim, -1], np.float32),
+                values := named_parameter(f"values.{index}", [-1, heads, -1, head_dim], np.float32),
             ]
             x = self.cross_attention(x, keys, values, mask, layer.cross_attn)
             last = layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn
@@ -120,10 +138,10 @@ class GraphBuilder:
         logits = op.squeeze(self.linear(x, self.model.lm_head), [1])
         top = op.topk(logits, k, 1, "max", "value", index_element_type="i32")
         outputs = {"logits": logits, "top_scores": top.output(0), "top_tokens": top.output(1)}
-        return [result(name, node) for name, node in outputs.items()], states, inputs
+        return [named_result(name, node) for name, node in outputs.items()], states, inputs
 
-    def remember(self, name: str, new: Node, previous_row: Node, states: list[Node]) -> Node:
-        """The keys or values of all tokens so far: a state of the graph, empty at first, that `new` is added to."""
+    def append_to_cache(self, name: str, new: Node, previous_row: Node, states: list[Node]) -> Node:
+        """Append keys or values to a state of the graph, and return the keys or values of all tokens so far."""
         rows = op.shape_of(previous_row)
         heads, head_dim = self.config.num_attention_heads, self.head_dim
         empty = op.broadcast(np.float32(0), op.concat([rows, np.array([heads, 0, head_dim])], 0))
@@ -132,7 +150,7 @@ class GraphBuilder:
         return after
 
     def cross_attention(self, x: Node, keys: Node, values: Node, mask: Node, module: nn.Module) -> Node:
-        # all rows of a source are queries of one attention, so that beams need no copies of its keys
+        # All rows of a source are queries of one attention, so beams need no copies of the source's keys and values.
         sources = op.gather(op.shape_of(keys), [0], 0)
         split = op.concat([sources, np.array([-1, self.config.num_attention_heads, self.head_dim])], 0)
         query = op.multiply(self.linear(x, module.q_proj), np.float32(module.scaling))
@@ -147,17 +165,17 @@ class GraphBuilder:
 
     def embed(self, tokens: Node, positions: Node) -> Node:
         embeddings = self.encoder_modules.embeddings
-        # every token is of type 0
+        # XLM-R has one token type, so its embedding is added to all positions.
         table = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         words = op.gather(self.matrix(embeddings.word_embeddings.weight), tokens, 0)
         places = op.gather(op.constant(table.numpy()), positions, 0)
         return self.add_and_norm(words, places, embeddings.LayerNorm)
 
-    def heads(self, x: Node, order: tuple[int, ...] = (0, 2, 1, 3)) -> Node:
+    def split_heads(self, x: Node, order: tuple[int, ...] = (0, 2, 1, 3)) -> Node:
         split = op.reshape(x, np.array([0, -1, self.config.num_attention_heads, self.head_dim]), True)
         return op.transpose(split, np.array(order))
 
-    def merge(self, x: Node) -> Node:
+    def merge_heads(self, x: Node) -> Node:
         return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, -1, self.config.hidden_size]), True)
 
     def add_and_norm(self, x: Node, added: Node, norm: nn.LayerNorm) -> Node:
@@ -174,12 +192,13 @@ class GraphBuilder:
         return op.constant(tensor.numpy()[None, None])
 
     def matrix(self, tensor: torch.Tensor) -> Node:
-        """Stored once, however often it is used: as it is, or as int8 with a scale for each row."""
+        """Return a weight matrix, as float32 or as int8 with a scale for each row. Tied matrices are stored once."""
         if tensor.data_ptr() not in self.stored:
             weights = tensor.numpy()
             if self.int8:
                 largest = np.maximum(weights.max(axis=1, keepdims=True), -weights.min(axis=1, keepdims=True))
-                scales = np.maximum(largest / 127, np.finfo(np.float32).tiny)  # of a row of zeros, too
+                # A row of zeros must not have a scale of 0.
+                scales = np.maximum(largest / 127, np.finfo(np.float32).tiny)
                 rounded = weights / scales
                 constants = [op.constant(np.rint(rounded, out=rounded).astype(np.int8)), op.constant(scales)]
             else:

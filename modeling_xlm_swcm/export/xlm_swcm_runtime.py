@@ -1,4 +1,7 @@
-"""Runs a model that `xlm-swcm export` has written, without PyTorch: pip install openvino tokenizers numpy"""
+"""Run a model that `xlm-swcm export` wrote, without PyTorch.
+
+Requirements: pip install openvino tokenizers numpy
+"""
 
 import json
 from pathlib import Path
@@ -8,23 +11,24 @@ import openvino as ov
 from tokenizers import Tokenizer
 
 
-# one that stays: when one of several goes, OpenVINO may leave signals a stack that is no longer there
+# All models share one core. OpenVINO can crash on signals after one of several cores is deleted.
 CORE = ov.Core()
 
-# far below any score, as Transformers has it
-NEVER = np.float32(-1e9)
+# Transformers' beam search uses the same value for beams that must not be selected.
+EXCLUDED_SCORE = np.float32(-1e9)
 
 
 class ExportedModel:
     """
-    An exported model; not to be used by several threads at a time.
+    An exported model. Do not call one object from several threads at a time.
 
     Args:
-        folder: as `xlm-swcm export` has written it; by default the one that this file stands in.
-        threads: for the arithmetic; by default one per core.
+        folder (`str` or `Path`, *optional*):
+            The folder that `xlm-swcm export` wrote. By default, the folder of this file.
+        threads (`int`, *optional*, defaults to 0): Number of CPU threads. 0 means one thread per core.
 
     Raises:
-        ValueError: the folder holds no exported model, or a damaged one.
+        ValueError: if `folder` does not hold an exported model or a file is damaged.
     """
 
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0):
@@ -32,12 +36,14 @@ class ExportedModel:
         try:
             self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if self.config.get("model_type") != "xlm_swcm_exported":
-                raise ValueError("config.json is that of another model")
+                raise ValueError("config.json belongs to another kind of model")
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             graph = CORE.read_model(folder / "model.xml")
-        except Exception as error:  # whatever the parsers of damaged files raise
+        # The parsers of damaged files raise many kinds of exceptions.
+        except Exception as error:
             raise ValueError(
-                f"{folder} holds no exported model, or a damaged one; make it with xlm-swcm export."
+                f"Cannot load an exported model from {folder}: a file is missing, damaged or of another model. "
+                "Write the folder again with xlm-swcm export."
             ) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -52,29 +58,36 @@ class ExportedModel:
             graph.get_sinks(),
             [node for node in inputs if node.output(0).any_name not in sources],
         )
-        self._encoder, self._decoder = (infer_request(half, threads) for half in (encoder, decoder))
+        self._encoder, self._decoder = (create_infer_request(half, threads) for half in (encoder, decoder))
 
     def __call__(
         self, texts: list[str], src_lang: str | None = None, tgt_lang: str | None = None, **options
     ) -> list[str]:
         """
-        What the model writes for each text, all in one batch.
+        Generate a text for each source text, in one batch.
 
         Args:
-            src_lang, tgt_lang: languages that the model has tags for; neither for a model without tags.
-            options: those of `generate`; `forced_bos_token_id`, also in generation_config.json, does for `tgt_lang`.
+            texts (`list[str]`): The source texts.
+            src_lang (`str`, *optional*): Language of the sources. Required if the model has language tags.
+            tgt_lang (`str`, *optional*):
+                Language to generate. Required if the model has language tags, unless `forced_bos_token_id` is set in
+                `options` or in the generation config of the checkpoint.
+            options: Keywords of [`~ExportedModel.generate`].
+
+        Returns:
+            `list[str]`: The generated texts, without special tokens.
 
         Raises:
-            TypeError: one text that is in no list.
-            ValueError: a language without a tag or not given, or a text that is too long.
+            TypeError: if `texts` is a string.
+            ValueError: if a language is unknown or missing, or a text is too long.
         """
         if isinstance(texts, str):
-            raise TypeError("texts must be a list of texts, and is one text; put it in a list.")
+            raise TypeError("texts must be a list of strings (got one string). Put the string in a list.")
         config = self.config
         is_forced = (config["generation"] | options)["forced_bos_token_id"] is not None
-        tag = [self._tag("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
+        tag = [self._get_tag_id("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
         if tgt_lang is not None or (config["languages"] and not is_forced):
-            options["forced_bos_token_id"] = self._tag("tgt_lang", tgt_lang)
+            options["forced_bos_token_id"] = self._get_tag_id("tgt_lang", tgt_lang)
         rows = [
             [config["bos_token_id"], *tag, *encoding.ids, config["eos_token_id"]]
             for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -82,22 +95,25 @@ class ExportedModel:
         for number, row in enumerate(rows, 1):
             if len(row) > config["longest_input"]:
                 raise ValueError(
-                    f"Text {number} has {len(row)} tokens, and the model reads at most {config['longest_input']}; "
-                    "split it."
+                    f"Text {number} has {len(row)} tokens, but the model reads at most {config['longest_input']}. "
+                    "Split the text."
                 )
         input_ids = np.full((len(rows), max(map(len, rows), default=0)), config["pad_token_id"])
         mask = np.zeros_like(input_ids)
         for number, ids in enumerate(rows):
             input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
-        written = self.generate(input_ids, mask, **options)
-        return self.tokenizer.decode_batch(written.tolist(), skip_special_tokens=True)
+        generated = self.generate(input_ids, mask, **options)
+        return self.tokenizer.decode_batch(generated.tolist(), skip_special_tokens=True)
 
-    def _tag(self, name: str, language: str | None) -> int:
+    def _get_tag_id(self, name: str, language: str | None) -> int:
+        """Return the token id of a language tag."""
         languages = self.config["languages"]
+        if not languages:
+            raise ValueError(f'{name} is "{language}", but the model has no language tags. Leave out {name}.')
         if language is None:
-            raise ValueError(f"{name} is not set; give one of: {', '.join(languages)}.")
+            raise ValueError(f"{name} is not set. Use one of: {', '.join(languages)}.")
         if language not in languages:
-            raise ValueError(f'Unknown language "{language}"; the known ones are: {", ".join(languages) or "none"}.')
+            raise ValueError(f'Unknown language "{language}" for {name}. Use one of: {", ".join(languages)}.')
         return languages[language]
 
     def generate(
@@ -111,43 +127,55 @@ class ExportedModel:
         length_penalty: float | None = None,
     ) -> np.ndarray:
         """
-        What Transformers' `generate` gives for the same options: greedy, or beam search with `num_beams`.
+        Generate token ids with greedy decoding or beam search, like `generate` of Transformers.
+
+        Options that are not set have the values in the generation config of the checkpoint.
 
         Args:
-            input_ids: int64 (batch, source_len), padded with the padding token.
-            attention_mask: int64 (batch, source_len), 1 on tokens and 0 on padding, by default as the tokens say.
-            forced_bos_token_id: what is written first, the tag of a language; this and the options below are by
-                default what the checkpoint's generation_config.json says.
+            input_ids (`np.ndarray` of shape `(batch, source_length)`): Token ids of the sources, with padding.
+            attention_mask (`np.ndarray` of shape `(batch, source_length)`, *optional*):
+                1 for tokens and 0 for padding. By default, it is computed from `input_ids`.
+            forced_bos_token_id (`int`, *optional*): First token to generate, usually a language tag.
+            max_new_tokens (`int`, *optional*): Maximum number of tokens to generate.
+            num_beams (`int`, *optional*): Number of beams. 1 means greedy decoding.
+            length_penalty (`float`, *optional*):
+                Exponent of the length that divides the score of a beam. Larger values favour longer texts.
 
         Returns:
-            int64 (batch, target_len), from the start token on, padded behind the end token.
+            `np.ndarray` of shape `(batch, target_length)`: Token ids from the start token on, with padding.
 
         Raises:
-            ValueError: a source or target longer than the model's positions, or no beam.
+            ValueError: if sources or targets are longer than the positions of the model, or `num_beams` is below 1.
         """
         given = dict(max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty)
         given |= dict(forced_bos_token_id=forced_bos_token_id)
         options = self.config["generation"] | {name: value for name, value in given.items() if value is not None}
-        self._check(input_ids, options)
+        self._check_arguments(input_ids, options)
         if len(input_ids) == 0:
             return np.zeros((0, 1), np.int64)
         self._read(np.ascontiguousarray(input_ids, np.int64), attention_mask)
         search = self._greedy if options["num_beams"] == 1 else self._beam_search
         return search(len(input_ids), **options)
 
-    def _check(self, input_ids: np.ndarray, options: dict):
+    def _check_arguments(self, input_ids: np.ndarray, options: dict):
         longest = self.config["longest_input"]
         if input_ids.ndim != 2 or input_ids.shape[1] > longest:
-            raise ValueError(f"input_ids must be (batch, at most {longest}); got {input_ids.shape}.")
+            raise ValueError(
+                f"input_ids must have shape (batch, source_length) with source_length at most {longest} (got "
+                f"{input_ids.shape}). Split longer texts."
+            )
         if not 1 <= options["max_new_tokens"] <= longest:
-            raise ValueError(f"max_new_tokens must be from 1 to {longest}; got {options['max_new_tokens']}.")
+            raise ValueError(
+                f"max_new_tokens must be from 1 to {longest} (got {options['max_new_tokens']}). Use another number."
+            )
         if options["num_beams"] < 1:
-            raise ValueError(f"num_beams must be at least 1; got {options['num_beams']}.")
+            raise ValueError(f"num_beams must be at least 1 (got {options['num_beams']}). Use 1 for greedy decoding.")
 
     def _read(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None):
-        """Run the encoder, and give the decoder the keys and values of the sources."""
+        """Run the encoder, and pass its cross-attention cache to the decoder."""
         padding = self.config["pad_token_id"]
-        counted = (input_ids != padding).astype(np.int64)  # XLM-R's positions, whatever the mask
+        # XLM-R counts positions over all tokens that are not padding, whatever the mask.
+        counted = (input_ids != padding).astype(np.int64)
         mask = counted if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
         position_ids = counted.cumsum(1) * counted + padding
         self._encoder.infer({"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids})
@@ -158,7 +186,7 @@ class ExportedModel:
             self._decoder.set_tensor(name, self._encoder.get_tensor(output))
 
     def _step(self, tokens: np.ndarray, place: int, previous_row: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """One token further: scores and tokens, (rows, k), of the `k` best that may follow in each row."""
+        """Run one decoder step. Return the scores and ids of the `k` best next tokens, both of shape `(rows, k)`."""
         padding = self.config["pad_token_id"]
         position = np.where(tokens == padding, padding, padding + 1 + place)
         inputs = {"token": tokens[:, None], "position": position[:, None], "previous_row": previous_row, "k": k}
@@ -169,19 +197,19 @@ class ExportedModel:
         return self._decoder.get_tensor("top_scores").data, self._decoder.get_tensor("top_tokens").data
 
     def _greedy(self, batch: int, forced_bos_token_id: int | None, max_new_tokens: int, **_) -> np.ndarray:
-        written = np.full((batch, max_new_tokens + 1), self.config["pad_token_id"])
-        written[:, 0] = self.config["decoder_start_token_id"]
+        generated = np.full((batch, max_new_tokens + 1), self.config["pad_token_id"])
+        generated[:, 0] = self.config["decoder_start_token_id"]
         running, rows = np.ones(batch, bool), np.arange(batch)
         for place in range(max_new_tokens):
-            _, top_tokens = self._step(written[:, place], place, rows, 1)
+            _, top_tokens = self._step(generated[:, place], place, rows, 1)
             token = top_tokens[:, 0]
             if place == 0 and forced_bos_token_id is not None:
                 token = np.full(batch, forced_bos_token_id)
-            written[running, place + 1] = token[running]
+            generated[running, place + 1] = token[running]
             running &= ~np.isin(token, self.config["end_token_ids"])
             if not running.any():
                 break
-        return written[:, : place + 2]
+        return generated[:, : place + 2]
 
     def _beam_search(
         self,
@@ -191,15 +219,15 @@ class ExportedModel:
         num_beams: int,
         length_penalty: float,
     ) -> np.ndarray:
-        """As Transformers does it with `early_stopping=False`."""
+        """Search with beams, like Transformers with `early_stopping=False`."""
         ends = self.config["end_token_ids"]
-        # so many that enough are left to go on with, were all ends among them
+        # Enough continuations must be left if all end tokens are among the best.
         k = max(2, 1 + len(ends)) * num_beams
         running = np.full((batch, num_beams, max_new_tokens + 1), self.config["pad_token_id"])
         running[:, :, 0] = self.config["decoder_start_token_id"]
-        # all beams are alike at first, so one of them goes on
-        running_scores = np.where(np.arange(num_beams) == 0, np.float32(0), NEVER)[None].repeat(batch, 0)
-        finished, finished_scores = running, np.full((batch, num_beams), NEVER)
+        # All beams of a source are equal at the start, so only the first one continues.
+        running_scores = np.where(np.arange(num_beams) == 0, np.float32(0), EXCLUDED_SCORE)[None].repeat(batch, 0)
+        finished, finished_scores = running, np.full((batch, num_beams), EXCLUDED_SCORE)
         lengths, is_finished = np.zeros((batch, num_beams), int), np.zeros((batch, num_beams), bool)
         may_improve = np.ones((batch, 1), bool)
         first_row = num_beams * np.arange(batch)[:, None]
@@ -207,22 +235,22 @@ class ExportedModel:
         previous_row = np.arange(batch * num_beams)
         for place in range(max_new_tokens):
             forced = forced_bos_token_id if place == 0 else None
-            scores, tokens = self._continuations(running[:, :, place].ravel(), place, previous_row, k, forced)
+            scores, tokens = self._rank_continuations(running[:, :, place].ravel(), place, previous_row, k, forced)
 
-            # the best continuations of each source, whichever beam they come from
+            # Select the best continuations of each source over all its beams.
             scores = (scores.reshape(batch, num_beams, k) + running_scores[:, :, None]).reshape(batch, -1)
             scores, tokens, beams = keep_best(k, scores, tokens.reshape(batch, -1), beam_of)
             sequences = np.take_along_axis(running, beams[:, :, None], 1)
             sequences[:, :, place + 1] = tokens
             ended = np.isin(tokens, ends) | (place + 1 == max_new_tokens)
 
-            running_scores, running, beams = keep_best(num_beams, scores + NEVER * ended, sequences, beams)
+            running_scores, running, beams = keep_best(num_beams, scores + EXCLUDED_SCORE * ended, sequences, beams)
             previous_row = (first_row + beams).ravel()
 
-            # only the first `num_beams` may finish, and only where the source is still worth going on
+            # A beam can finish only if it is among the best `num_beams` and its source can still improve.
             just_finished = ended & (np.arange(k) < num_beams)
             penalty = np.float32((place + 1) ** length_penalty)
-            scores = scores / penalty + NEVER * ~just_finished + NEVER * ~may_improve
+            scores = scores / penalty + EXCLUDED_SCORE * ~just_finished + EXCLUDED_SCORE * ~may_improve
             finished_scores, finished, lengths, is_finished = keep_best(
                 num_beams,
                 np.concatenate([finished_scores, scores], 1),
@@ -230,16 +258,16 @@ class ExportedModel:
                 np.concatenate([lengths, np.full((batch, k), place + 2)], 1),
                 np.concatenate([is_finished, just_finished], 1),
             )
-            worst = np.where(is_finished, finished_scores.min(1, keepdims=True), NEVER)
+            worst = np.where(is_finished, finished_scores.min(1, keepdims=True), EXCLUDED_SCORE)
             may_improve &= (running_scores[:, :1] / penalty > worst).any(1, keepdims=True)
             if ended.all() or not may_improve.any():
                 break
         return finished[:, 0, : lengths[:, 0].max()]
 
-    def _continuations(
+    def _rank_continuations(
         self, tokens: np.ndarray, place: int, previous_row: np.ndarray, k: int, forced: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and tokens, (rows, k), of what may follow in each row: `forced` alone if it is given."""
+        """Return log-probabilities and ids of next tokens, of shape `(rows, k)`. Only `forced` is possible if set."""
         top_scores, top_tokens = self._step(tokens, place, previous_row, k)
         if forced is not None:
             scores = np.where(np.arange(k) == 0, np.float32(0), np.float32(-np.inf))
@@ -249,15 +277,16 @@ class ExportedModel:
         return top_scores - top_scores[:, :1] - log_of_sum, top_tokens
 
 
-def infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
+def create_infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
+    """Compile the graph for the CPU."""
     options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": threads}
-    # of int8 weights: inputs are quantised as they come, so many columns with one scale
+    # With int8 weights, OpenVINO also quantises the inputs, with one scale for each group of 128 columns.
     options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128, "PERFORMANCE_HINT": "LATENCY"}
     return CORE.compile_model(graph, "CPU", options).create_infer_request()
 
 
 def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Of each row the `k` largest scores in order, and what stands at their places in the other arrays."""
+    """Return the `k` largest scores of each row in order, and the values of the other arrays at the same places."""
     places = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return [
         np.take_along_axis(array, places.reshape(*places.shape, *[1] * (array.ndim - 2)), 1)

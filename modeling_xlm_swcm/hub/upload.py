@@ -1,4 +1,4 @@
-"""Talking to the Hub: one commit or none, and one sentence for whatever it will not do."""
+"""Upload files to the Hub in one commit."""
 
 import re
 from pathlib import Path
@@ -10,20 +10,21 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.hub_errors import hub_errors
+from modeling_xlm_swcm.checkpoints.hub_errors import translate_hub_errors
 
 
-# what an older push may have left: whole or in shards, of any form
+# Weight files of an older push, whole or in shards, which a push removes.
 WEIGHTS = r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 
 
 def check_repo_id(repo_id: str):
+    """Check that `repo_id` has the form `owner/name`."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ConversionError(f'"{repo_id}" is not the id of a repository, such as owner/name.') from error
+        raise ConversionError(f'"{repo_id}" is not a repository id. Use the form owner/name.') from error
     if "/" not in repo_id:
-        raise ConversionError(f'"{repo_id}" is not the id of a repository: it lacks the owner, as in owner/{repo_id}.')
+        raise ConversionError(f'"{repo_id}" is not a repository id: it has no owner. Use the form owner/{repo_id}.')
 
 
 def upload(
@@ -34,13 +35,27 @@ def upload(
     create_pr: bool = False,
     commit_message: str = "Upload XLM-SWCM model",
 ) -> str:
-    """Send files in one commit, which also removes the weights of an older one; the commit's or request's URL."""
+    """
+    Upload files in one commit, which also removes weight files of older pushes.
+
+    Args:
+        files (`dict[str, Path | bytes]`):
+            Content of the files, or their local paths, by name.
+        repo_id, private, revision, create_pr, commit_message:
+            See [`push`].
+
+    Returns:
+        `str`: URL of the commit or pull request.
+
+    Raises:
+        ConversionError: if the Hub refuses the upload, or `private` is set and the repository is public.
+    """
     check_token()
     api = HfApi(library_name="xlm-swcm")
-    with hub_errors(repo_id):
+    with translate_hub_errors(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            raise ConversionError(f"{repo_id} exists and is public; make it private on the Hub first.")
+            raise ConversionError(f"{repo_id} exists and is public. Make it private on the Hub first.")
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         before = api.repo_info(repo_id, revision=revision)
@@ -59,11 +74,11 @@ def upload(
 
 
 def check_token():
-    """The token comes from the client's store or HF_TOKEN; an odd one must not reach an error message."""
+    """Check that there is a token and that its characters are valid, so that no error message prints it."""
     token = get_token()
     if token is None:
-        raise ConversionError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.")
+        raise ConversionError("There is no token for the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
     if not re.fullmatch(r"[!-~]+", token):
         raise ConversionError(
-            "The token for the Hub holds a character that no token has; log in again or set HF_TOKEN."
+            "The token for the Hub holds an invalid character. Log in again with `hf auth login`, or set HF_TOKEN."
         )

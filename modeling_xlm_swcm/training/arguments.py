@@ -1,4 +1,4 @@
-"""Arguments of the training scripts, from a YAML or JSON file and the command line."""
+"""Command-line arguments of the training scripts, with defaults from a YAML or JSON file."""
 
 import difflib
 import json
@@ -14,7 +14,11 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 
+SEE_HELP = "Run with --help to list the options."
+
+
 def has_fast_bf16() -> bool:
+    """Return True if the GPU, or else the CPU, computes in bfloat16 natively."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
@@ -22,11 +26,20 @@ def has_fast_bf16() -> bool:
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str = field(metadata={"help": "the model to start from: folder or Hub id"})
-    lora: bool = field(default=False, metadata={"help": "train LoRA adapters of the decoder, merged at the end"})
-    lora_rank: int = field(default=16, metadata={"help": "of the adapters"})
-    freeze_encoder: bool = field(default=False, metadata={"help": "keep encoder and embeddings as they are"})
-    license: str | None = field(default=None, metadata={"help": "of the model, for its card, where it is not known"})
+    """Options that select the model to train and how much of it is trained."""
+
+    model_name_or_path: str = field(metadata={"help": "Model to start from: a local folder or a Hub id."})
+    lora: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters in the decoder and merge them into the saved weights."}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Train the decoder only. Encoder and embeddings keep their weights."}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence for the model card (example: mit), if the conversion report has none."},
+    )
 
     def __post_init__(self):
         check_counts(self, "lora_rank")
@@ -34,104 +47,134 @@ class ModelArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
+    r"""
+    [`~transformers.Seq2SeqTrainingArguments`] with defaults for XLM-SWCM and with scheduled sampling.
+
+    Args:
+        scheduled_sampling (`float`, *optional*, defaults to 0.0):
+            Share of decoder inputs that are the model's own predictions at the end of training. The share grows
+            linearly from 0 (Mihaylova and Martins, 2019).
+    """
+
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "keep from the collator what the model does not know, such as an epoch"}
+        default=False,
+        metadata={"help": "Drop columns that the model does not accept. The collator needs some, such as epoch."},
     )
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "the model has none"})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for unused parameters in each distributed step. The model has none."}
+    )
     scheduled_sampling: float = field(
         default=0.0,
         metadata={
-            "help": "share of the decoder's inputs that at the end of training is taken from the model's own "
-            "predictions; it grows from 0, step by step (Mihaylova & Martins, 2019)"
+            "help": "Share of decoder inputs that are the model's own predictions at the end of training. "
+            "The share grows linearly from 0 (Mihaylova and Martins, 2019)."
         },
     )
 
     def __post_init__(self):
         check_counts(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         if not 0 <= self.scheduled_sampling <= 1:
-            raise ValueError(f"scheduled_sampling must be between 0 and 1; got {self.scheduled_sampling}.")
+            raise ValueError(f"--scheduled_sampling must be between 0 and 1 (got {self.scheduled_sampling}).")
         if not self.learning_rate >= 0:
-            raise ValueError(f"--learning_rate must not be below 0; got {self.learning_rate}.")
+            raise ValueError(f"--learning_rate must not be negative (got {self.learning_rate}).")
         if self.output_dir == "":
-            raise ValueError("--output_dir is empty; give a folder.")
+            raise ValueError("--output_dir is empty. Name a folder.")
         super().__post_init__()
-        # upstream does not list flyte
+        # Transformers does not list flyte among the available integrations.
         if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
-            raise ValueError(f"--report_to {missing.pop()} needs the package of that name: install it first.")
+            name = missing.pop()
+            raise ValueError(f"--report_to {name} needs the package {name}. Install it first.")
 
 
 def check_counts(arguments: Any, *names: str):
     """
+    Check that integer options are at least 1. `None` is allowed.
+
     Raises:
-        ValueError: one of these numbers is below 1.
+        ValueError: if one of the values is below 1.
     """
     for name in names:
         if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1; got {value}.")
+            raise ValueError(f"--{name} must be at least 1 (got {value}).")
 
 
 def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
     """
-    An object of each dataclass, from the command line; a YAML or JSON file as its first argument gives other defaults.
+    Parse the command line into one object of each dataclass. Exit with a message if an option is wrong.
 
-    Without a word about it, training is in bfloat16 where the GPU or CPU has it.
+    The first argument may be a YAML or JSON file of settings, which the other arguments override. Training uses
+    bfloat16 by default if the GPU or CPU computes in it natively.
+
+    Args:
+        classes (`type`):
+            Dataclasses whose fields are the options.
+        argv (`list[str]`, *optional*, defaults to `sys.argv[1:]`):
+            Arguments to parse.
+
+    Returns:
+        `tuple`: one object of each dataclass.
     """
-    # upstream's usage is all options, a screen of them
-    parser = HfArgumentParser(classes, usage="%(prog)s [SETTINGS.yaml] [OPTIONS]; --help lists them")
+    # The usage that argparse writes by itself lists all options, which fills a screen.
+    parser = HfArgumentParser(classes, usage="%(prog)s [SETTINGS.yaml] [OPTIONS]. Use --help to list the options.")
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
             argv = read_settings(parser, argv[0]) + argv[1:]
-        check_words(parser, argv)
-        # without use_cpu, bf16 is taken for that of a GPU
+        check_options(parser, argv)
+        # Without use_cpu, Transformers checks bf16 against a GPU.
         parser.set_defaults(use_cpu=not torch.cuda.is_available())
         parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
         parsed = parser.parse_args_into_dataclasses(argv)
         for seed in (arguments.seed for arguments in parsed if hasattr(arguments, "seed")):
             if not 0 <= seed < 2**32:
-                raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {seed}.")
+                raise ValueError(f"--seed must be between 0 and {2**32 - 1} (got {seed}).")
         return parsed
     except ValueError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-def check_words(parser: HfArgumentParser, argv: list[str]):
+def check_options(parser: HfArgumentParser, argv: list[str]):
     """
+    Check that each word of a command line is an option of `parser` or the value of one.
+
     Raises:
-        ValueError: a word of the command line is no option, nor the value of one.
+        ValueError: if a word is neither.
     """
     options = parser._option_string_actions
     for word in argv:
         name = word.partition("=")[0]
-        # the beginning of an option is enough for argparse
+        # argparse accepts the beginning of an option.
         if name.startswith("--") and not any(option.startswith(name) for option in options):
-            raise ValueError(f"Unknown option {name}; {suggest(name, options)}")
+            raise ValueError(f"Unknown option {name}. {suggest(name, options)}")
     if words := parser.parse_known_args(argv)[1]:
-        raise ValueError(f"The word {words[0]} belongs to no option; --help lists them.")
+        raise ValueError(f"Unexpected argument {words[0]}. {SEE_HELP}")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt option."""
     near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else "--help lists them."
+    return f"Did you mean {near[0]}?" if near else SEE_HELP
 
 
 def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
     """
-    What the file says, as words of a command line, so that it is checked like one.
+    Read a file of settings as words of a command line, so that both are checked in the same way.
 
     Raises:
-        ValueError: it cannot be read, or has an unknown setting.
+        ValueError: if the file cannot be read or has an unknown setting.
     """
     settings = read_yaml(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold a setting per line, such as learning_rate: 0.0001")
+        raise ValueError(f"{path} must contain one setting per line (example: learning_rate: 0.0001).")
     known = {action.dest for action in parser._actions}
     if unknown := sorted(map(str, settings.keys() - known)):
-        raise ValueError(f"{path} has the unknown setting {unknown[0]}; {suggest(unknown[0], known)}")
+        raise ValueError(f"{path} has the unknown setting {unknown[0]}. {suggest(unknown[0], known)}")
     return [word for name, value in settings.items() if value is not None for word in as_words(name, value)]
 
 
 class _Loader(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key that is given twice."""
+
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
         if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -141,10 +184,10 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: str) -> Any:
     """
-    What a YAML or JSON file holds.
+    Read a YAML or JSON file.
 
     Raises:
-        ValueError: it cannot be read, or names something twice.
+        ValueError: if the file cannot be read or gives a key twice.
     """
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
@@ -153,6 +196,7 @@ def read_yaml(path: str) -> Any:
 
 
 def as_words(name: str, value: Any) -> list[str]:
+    """Return a setting as words of a command line."""
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]

@@ -1,4 +1,4 @@
-"""Rows as examples: token ids of sources and targets."""
+"""Token ids of sources and targets, made from rows of text."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ import numpy as np
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
-from .denoising import PieceTables
+from .denoising import TokenTables
 from .rows import AS_TEXT, ROWS_AT_ONCE, BadRows
 
 
 class Pair(NamedTuple):
-    """A row to translate, summarise or answer; the languages are codes of the tokenizer."""
+    """A source and its target, with the place of their row and their language codes."""
 
     place: str
     source: str
@@ -22,17 +22,15 @@ class Pair(NamedTuple):
     tgt_lang: str
 
 
-# --- examples ---
-
-
 def batched(rows: Iterable, size: int = ROWS_AT_ONCE) -> Iterator[list]:
+    """Yield lists of up to `size` rows."""
     rows = iter(rows)
     while batch := list(itertools.islice(rows, size)):
         yield batch
 
 
-def cut_off(ids: list[int], limit: int) -> list[int]:
-    """A source of at most `limit` tokens, the last one its end."""
+def truncate(ids: list[int], limit: int) -> list[int]:
+    """Return at most `limit` token ids of a source. The last id stays the end token."""
     return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
@@ -43,10 +41,23 @@ def encode_pairs(
     max_target_length: int,
     bad_rows: BadRows,
 ) -> Iterator[dict[str, list[int]]]:
-    """`input_ids` and `labels` of each pair, with the tags of its languages; lengths in tokens, special ones included.
+    """
+    Encode pairs of texts with the tags of their languages.
 
-    A pair that is too long, or whose language the tokenizer does not know, is a bad row. Tags and special tokens that
-    are spelt out in a text are read as text.
+    Tags and special tokens that occur in a text are ordinary text.
+
+    Args:
+        pairs (`Iterable[Pair]`):
+            Pairs to encode.
+        tokenizer ([`XLMSWCMTokenizer`]):
+            Tokenizer of the model.
+        max_source_length (`int`), max_target_length (`int`):
+            Maximum lengths in tokens, special tokens included.
+        bad_rows ([`BadRows`]):
+            Collects the pairs that are longer or in an unknown language.
+
+    Returns:
+        `Iterator[dict[str, list[int]]]`: `input_ids` and `labels` of each remaining pair.
     """
     for batch in batched(pairs):
         for (src_lang, tgt_lang), group in itertools.groupby(batch, key=lambda pair: (pair.src_lang, pair.tgt_lang)):
@@ -71,19 +82,36 @@ def encode_pairs(
 
 
 def encode_texts(
-    texts: Iterable[str], tokenizer: XLMSWCMTokenizer, language: str, max_length: int, tables: PieceTables
+    texts: Iterable[str], tokenizer: XLMSWCMTokenizer, language: str, max_length: int, tables: TokenTables
 ) -> Iterator[dict[str, list[int]]]:
-    """`input_ids` of each text, or of its pieces where it is longer, cut between sentences or else between words."""
+    """
+    Encode texts for denoising. A text that is longer than `max_length` tokens becomes several examples.
+
+    Args:
+        texts (`Iterable[str]`):
+            Texts in one language.
+        tokenizer ([`XLMSWCMTokenizer`]):
+            Tokenizer of the model.
+        language (`str`):
+            Language code of the texts.
+        max_length (`int`):
+            Maximum length of an example in tokens, special tokens included.
+        tables ([`TokenTables`]):
+            Word and sentence tables of the vocabulary.
+
+    Returns:
+        `Iterator[dict[str, list[int]]]`: `input_ids` of each example.
+    """
     head, eos = [tokenizer.bos_token_id, tokenizer.get_lang_id(language)], [tokenizer.eos_token_id]
     for batch in batched(texts):
         encoded = tokenizer(batch, add_special_tokens=False, **AS_TEXT)
         for ids in encoded["input_ids"]:
-            for piece in cut(np.array(ids), max_length - 3, tables):
-                yield {"input_ids": head + piece.tolist() + eos}
+            for part in split_ids(np.array(ids), max_length - 3, tables):
+                yield {"input_ids": head + part.tolist() + eos}
 
 
-def cut(ids: np.ndarray, limit: int, tables: PieceTables) -> Iterator[np.ndarray]:
-    """`ids` in pieces of at most `limit`, cut where the last sentence of the second half starts, or else a word."""
+def split_ids(ids: np.ndarray, limit: int, tables: TokenTables) -> Iterator[np.ndarray]:
+    """Split token ids into parts of at most `limit`, before the last sentence of the second half or else a word."""
     while len(ids) > limit:
         words = tables.word_starts(ids[: limit + 1])
         sentences = words[tables.sentence_starts(ids[: limit + 1], words)]

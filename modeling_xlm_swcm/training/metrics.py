@@ -1,6 +1,6 @@
-"""Scores of generated text that read every script: ROUGE, chrF++, BLEU, exact match and token F1.
+"""Metrics of generated text in any script: ROUGE, chrF++, BLEU, exact match and token F1.
 
-What counts as a word is defined in `segmentation.py`. All scores are from 0 to 100; a text scores 100 against itself.
+`segmentation.py` defines the words. All scores lie between 0 and 100, and a text scores 100 against itself.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
 
 class WordTokenizer(BaseTokenizer):
-    """`segmentation.py` under the names that rouge-score and sacrebleu call."""
+    """Segmentation with the methods that rouge-score and sacrebleu call."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -34,9 +34,17 @@ class WordTokenizer(BaseTokenizer):
 
 
 def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, 2 and L, each as the mean over texts of F, precision and recall: `rougeL_f`, `rougeL_p`, `rougeL_r`.
+    """
+    Compute ROUGE-1, ROUGE-2 and ROUGE-L as means over the texts.
 
-    Two texts of the same words score 100 in all of them, also where they are too short to have a bigram.
+    Two texts with the same words score 100 in all of them, even if they are too short for a bigram.
+
+    Args:
+        predictions (`Sequence[str]`), references (`Sequence[str]`):
+            Generated texts and the texts to compare them with.
+
+    Returns:
+        `dict[str, float]`: F, precision and recall, for example `rougeL_f`, `rougeL_p` and `rougeL_r`.
     """
     scorer = RougeScorer(ROUGE_TYPES, tokenizer=WordTokenizer())
     rows = [
@@ -54,27 +62,39 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """Every score of `predictions` against one reference each.
+    """
+    Compute all metrics of `predictions` against one reference each. Token F1 equals ROUGE-1 F here.
+
+    Args:
+        predictions (`Sequence[str]`):
+            Generated texts.
+        references (`Sequence[str]`):
+            Texts to compare them with, one per prediction.
 
     Returns:
-        `rouge1_f`, `_p`, `_r`, likewise `rouge2` and `rougeL`; `chrf++` and `bleu` over the corpus (sacrebleu), with
-        their signatures as `chrf++_signature` and `bleu_signature`; `exact_match` (share of texts with the same
-        words) and `token_f1`, for reading comprehension. With one segmentation for all, token F1 is ROUGE-1 F.
+        `dict[str, float | str]`:
+
+        - `rouge1_f`, `rouge1_p`, `rouge1_r`, and the same for `rouge2` and `rougeL`,
+        - `chrf++` and `bleu` over the corpus (sacrebleu), with `chrf++_signature` and `bleu_signature`,
+        - `exact_match` (share of texts with the same words) and `token_f1`, for reading comprehension.
 
     Raises:
-        ValueError: no text, or unequally many predictions and references.
+        ValueError: if there are no texts, or not one reference per prediction.
     """
     if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions cannot be scored against {len(references)} references.")
+        raise ValueError(
+            f"Cannot score {len(predictions)} predictions against {len(references)} references. "
+            "Pass one reference per prediction, and at least one prediction."
+        )
     rouge = score_rouge(predictions, references)
     scores = rouge | {"token_f1": rouge["rouge1_f"]}
     scores["exact_match"] = 100.0 * mean(words(p) == words(r) for p, r in zip(predictions, references, strict=True))
-    # the effective order lets texts of under four words score 100, too; where texts are longer it changes nothing
+    # The effective order lets texts of under four words score 100. It changes nothing for longer texts.
     bleu = BLEU(effective_order=True)
     bleu.tokenizer = WordTokenizer()
     bleu.tokenizer_signature = bleu.tokenizer.signature()
     for name, metric in {"chrf++": CHRF(word_order=2), "bleu": bleu}.items():
-        # rounding can lift a perfect BLEU over 100
+        # Rounding can lift a perfect BLEU above 100.
         scores[name] = min(metric.corpus_score(predictions, [references]).score, 100.0)
         scores[f"{name}_signature"] = metric.get_signature().format()
     return scores
@@ -82,18 +102,24 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 @dataclass
 class GenerationMetrics:
-    """`compute_metrics` of a Seq2SeqTrainer with predict_with_generate: `score` over all texts.
+    """
+    Score generated texts: the `compute_metrics` of a Seq2SeqTrainer with `predict_with_generate`.
 
     Args:
-        references: the texts to compare with, in the order of the data set. By default the labels are decoded, which
-            hides what the tokenizer could not read or a length limit cut off.
-        groups: a name for each text, such as its language.
-        names: the scores to return for all texts, and the first of them for each group as `<group>_<name>`. By default
-            all numbers, for all texts.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer that decodes the generated ids.
+        references (`Sequence[str]`, *optional*):
+            Texts to compare with, in the order of the dataset. By default the labels are decoded, which hides unknown
+            and truncated parts of a text.
+        groups (`Sequence[str]`, *optional*):
+            Name of a group for each text, for example its language.
+        names (`Sequence[str]`, *optional*):
+            Metrics to return for all texts. The first one is also returned per group as `<group>_<name>`. By default
+            all numeric metrics are returned, for all texts only.
 
     Attributes:
-        written: the texts of the last call.
-        scores: their scores, group -> `score` with its signatures; the group of all texts is "all".
+        written (`list[str]`): texts of the last call.
+        scores (`dict[str, dict]`): all metrics of the last call per group. The group of all texts is "all".
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -105,23 +131,23 @@ class GenerationMetrics:
 
     @property
     def signatures(self) -> dict[str, str]:
-        """What sacrebleu says of how the scores of the last call were computed."""
+        """Signatures of sacrebleu for the scores of the last call."""
         return {name: value for name, value in self.scores.get("all", {}).items() if name.endswith("_signature")}
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """Texts of ids of shape (texts, length) that are padded with the pad token or -100."""
+        """Decode ids of shape (texts, length), padded with the pad token or -100."""
         ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         references = self.references if self.references is not None else self.decode(prediction.label_ids)
-        # what several processes write is filled up to full batches
+        # Several processes pad the predictions to full batches.
         self.written = written = self.decode(prediction.predictions)[: len(references)]
         self.scores = {"all": score(written, references)}
         for group in dict.fromkeys(self.groups or ()):
             rows = [row for row, name in enumerate(self.groups) if name == group]
             self.scores[group] = score([written[row] for row in rows], [references[row] for row in rows])
-        # loggers take numbers only
+        # Loggers accept only numbers.
         names = self.names or [name for name in self.scores["all"] if not name.endswith("_signature")]
         of_groups = {f"{group}_{names[0]}": self.scores[group][names[0]] for group in self.scores if group != "all"}
         return {name: self.scores["all"][name] for name in names} | of_groups

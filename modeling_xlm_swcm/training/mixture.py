@@ -1,4 +1,4 @@
-"""An endless mixture of corpora."""
+"""Corpora from a YAML file, and an endless mixture of their examples."""
 
 import glob
 import itertools
@@ -15,7 +15,7 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
 from .arguments import read_yaml
-from .denoising import PieceTables
+from .denoising import TokenTables
 from .examples import Pair, encode_pairs, encode_texts
 from .rows import (
     JSON,
@@ -31,24 +31,34 @@ from .rows import (
 )
 
 
-# --- corpora ---
-
-
 @dataclass
-class Corpus:
+class CorpusConfig:
     r"""
-    An entry of a list of corpora.
+    An entry of the corpora file: monolingual text for denoising, or parallel text for translation.
 
     Args:
-        path: a file, several, or patterns such as `bo/*.jsonl.gz`; or the id of one Hub dataset.
-        language: of monolingual text, which is for denoising.
-        languages: two, of parallel text, which is for translation in both directions. Plain text needs two files, the
-            first in the first language.
-        column: of monolingual text; by default "text".
-        columns: two, of parallel text; by default named like the languages, inside "translation" where there is one.
-        name, split: of a Hub dataset.
-        weight: by which the corpus is drawn more often than its size says.
-        examples: how many it has; read through and counted if not given.
+        path (`str` or `list[str]`):
+            File, files or patterns (example: `bo/*.jsonl.gz`), or the id of one Hub dataset.
+        language (`str`, *optional*):
+            Language code of monolingual text.
+        languages (`list[str]`, *optional*):
+            Two language codes of parallel text, which is translated in both directions. Plain text needs two files,
+            the first one in the first language.
+        column (`str`, *optional*, defaults to "text"):
+            Column of monolingual text.
+        columns (`list[str]`, *optional*, defaults to `languages`):
+            Two columns of parallel text. Columns inside "translation" are found.
+        name (`str`, *optional*):
+            Configuration of a Hub dataset.
+        split (`str`, *optional*, defaults to "train"):
+            Split of a Hub dataset.
+        weight (`float`, *optional*, defaults to 1.0):
+            Factor on the sampling probability of the corpus.
+        examples (`int`, *optional*):
+            Number of examples. By default the corpus is read once and counted before training.
+
+    Raises:
+        DataError: if a field has a wrong value.
     """
 
     path: str | list[str]
@@ -63,47 +73,79 @@ class Corpus:
 
     def __post_init__(self):
         patterns = [self.path] if isinstance(self.path, str) else self.path
-        is_right = {
-            "path": are_texts(patterns) and patterns != [],
-            "language": self.language is None or isinstance(self.language, str),
-            "languages": self.languages is None or (are_texts(self.languages, 2) and len(set(self.languages)) == 2),
-            "column": isinstance(self.column, str) and (self.column == Corpus.column or self.languages is None),
-            "columns": self.columns is None or (are_texts(self.columns, 2) and self.languages is not None),
-            "weight": isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf,
-            "examples": self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
-        }
-        if wrong := [name for name, right in is_right.items() if not right]:
-            raise DataError(f"The corpus {self.path} cannot have {getattr(self, wrong[0])!r} as its {wrong[0]}.")
+        self._check_fields(patterns)
         if (self.language is None) == (self.languages is None):
-            raise DataError(f"The corpus {self.path} needs either its language or its two languages.")
+            raise DataError(f"Corpus {self.path} needs either language (monolingual) or languages (parallel).")
         self.files = [file for pattern in patterns for file in sorted(glob.glob(pattern)) or [pattern]]
         self.columns = self.columns or self.languages
 
+    def _check_fields(self, patterns: list):
+        is_parallel = self.languages is not None
+        rules = {
+            "path": (are_texts(patterns) and patterns != [], "a path or a list of paths"),
+            "language": (self.language is None or isinstance(self.language, str), "a language code in quotes"),
+            "languages": (
+                not is_parallel or (are_texts(self.languages, 2) and len(set(self.languages)) == 2),
+                "a list of two different language codes",
+            ),
+            "column": (
+                isinstance(self.column, str) and (self.column == CorpusConfig.column or not is_parallel),
+                "a column of monolingual text",
+            ),
+            "columns": (
+                self.columns is None or (are_texts(self.columns, 2) and is_parallel),
+                "a list of two columns of parallel text",
+            ),
+            "weight": (isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf, "a number above 0"),
+            "examples": (
+                self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
+                "a whole number above 0",
+            ),
+        }
+        for name, (is_right, expected) in rules.items():
+            if not is_right:
+                value = getattr(self, name)
+                raise DataError(f"Corpus {self.path}: {name} cannot be {value!r}. Give {expected}.")
+
     @property
     def title(self) -> str:
-        """The Hub id or the names of the files, without their folders."""
+        """The Hub id, or the file names without their folders."""
         paths = [self.path] if isinstance(self.path, str) else self.path
         return ", ".join(path if self._is_on_hub() else Path(path).name for path in paths)
 
-    def read(self, tokenizer: XLMSWCMTokenizer, max_length: int, tables: PieceTables, bad_rows: BadRows):
-        """Its examples in the order of the files.
+    def read(
+        self, tokenizer: XLMSWCMTokenizer, max_length: int, tables: TokenTables, bad_rows: BadRows
+    ) -> Iterator[dict]:
+        """
+        Stream the examples of the corpus in the order of its files.
+
+        Args:
+            tokenizer ([`XLMSWCMTokenizer`]):
+                Tokenizer of the model.
+            max_length (`int`):
+                Maximum length of source and target in tokens.
+            tables ([`TokenTables`]):
+                Word and sentence tables of the vocabulary.
+            bad_rows ([`BadRows`]):
+                Collects the rows that cannot be used.
+
+        Returns:
+            `Iterator[dict]`: examples with `input_ids`, and `labels` if the text is parallel.
 
         Raises:
-            DataError: a language has no tag, or a file cannot be read.
+            DataError: if a language has no tag, or a file cannot be read.
         """
         for code in self.languages or [self.language]:
             if code not in tokenizer.languages:
                 known = ", ".join(tokenizer.languages)
-                raise DataError(
-                    f'{self.title} is in the language "{code}", which has no tag; the known ones: {known}.'
-                )
+                raise DataError(f'{self.title} is in "{code}", which has no language tag. Known languages: {known}.')
         if self.language is not None:
             texts = (get_text(place, row, self.column, bad_rows) for place, row in self._rows(bad_rows))
             return encode_texts(filter(None, texts), tokenizer, self.language, max_length, tables)
         return self._both_directions(tokenizer, max_length, bad_rows)
 
     def _both_directions(self, tokenizer: XLMSWCMTokenizer, max_length: int, bad_rows: BadRows) -> Iterator[dict]:
-        # a source is a target behind `<s>`
+        # A source is `<s>` and a target, so the reverse pair needs no second tokenization.
         for pair in encode_pairs(self._pairs(bad_rows), tokenizer, max_length, max_length - 1, bad_rows):
             yield pair
             yield {"input_ids": [tokenizer.bos_token_id, *pair["labels"]], "labels": pair["input_ids"][1:]}
@@ -111,7 +153,10 @@ class Corpus:
     def _rows(self, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
         if self.languages and self._is_plain_text():
             if len(self.files) != 2:
-                raise DataError(f"Parallel plain text needs two files, and {self.path} is {len(self.files)}.")
+                raise DataError(
+                    f"Parallel plain text needs two files (got {len(self.files)} for {self.path}). "
+                    "List one file per language."
+                )
             for place, lines in read_aligned(self.files, bad_rows):
                 yield place, dict(zip(self.columns, lines, strict=True))
             return
@@ -136,57 +181,89 @@ class Corpus:
 
 
 def are_texts(value, count: int | None = None) -> bool:
+    """Return True if `value` is a list of strings, and of `count` strings if given."""
     return isinstance(value, list) and all(isinstance(text, str) for text in value) and count in (None, len(value))
 
 
-def load_corpora(path: str) -> dict[str, list[Corpus]]:
-    """The corpora of a YAML or JSON file: lists of entries under `train` and, if there is one, `validation`."""
+def load_corpora(path: str) -> dict[str, list[CorpusConfig]]:
+    """
+    Load the corpora file of a pretraining.
+
+    Args:
+        path (`str`):
+            YAML or JSON file with a list of corpora under `train` and optionally one under `validation`.
+
+    Returns:
+        `dict[str, list[CorpusConfig]]`: the corpora of each list.
+
+    Raises:
+        DataError: if the file cannot be read or an entry is wrong.
+    """
     try:
         content = read_yaml(path)
     except ValueError as error:
         raise DataError(str(error)) from error
     names = {"train", "validation"}
     if not isinstance(content, dict) or "train" not in content or not content.keys() <= names or not content["train"]:
-        raise DataError(f"{path} must have a list of corpora under train and may have one under validation.")
+        raise DataError(
+            f"{path} must have a list of corpora under train. A list under validation is optional, other keys are not "
+            "allowed."
+        )
     for name, entries in content.items():
         if not isinstance(entries or [], list):
-            raise DataError(f"{path} must have a list under {name}, with a - in front of each corpus.")
+            raise DataError(f"{path} must have a list under {name}. Put a - in front of each corpus.")
     return {name: [make_corpus(path, entry) for entry in entries or []] for name, entries in content.items()}
 
 
-def make_corpus(path: str, entry: dict) -> Corpus:
-    known = [option.name for option in fields(Corpus)]
+def make_corpus(path: str, entry: dict) -> CorpusConfig:
+    """Make a corpus of an entry of the corpora file `path`."""
+    known = [option.name for option in fields(CorpusConfig)]
     if not isinstance(entry, dict) or "path" not in entry:
-        raise DataError(f"{path} has a corpus without a path: {entry}.")
+        raise DataError(f"{path} has a corpus without a path: {entry}. Add the field path.")
     if unknown := sorted(map(str, entry.keys() - known)):
-        raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}; known: {', '.join(known)}.")
-    return Corpus(**entry)
+        raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}. Known fields: {', '.join(known)}.")
+    return CorpusConfig(**entry)
 
 
 class Mixture(torch.utils.data.IterableDataset):
     r"""
-    An endless stream of examples of several corpora, drawn with p_i proportional to weight_i * q_i ** exponent, where
-    q_i is the share of corpus i of all examples (Su et al., ACL 2025, section 3).
+    An endless stream of examples from several corpora.
 
-    Each corpus is read again and again, in another order each time: none of its examples comes twice in a reading. The
-    number of the reading is the example's `epoch`. The order is a function of the arguments alone, whatever number of
-    processes shares the stream, and batches have examples of like length.
+    Corpus i is sampled with a probability proportional to weight_i * q_i ** exponent, where q_i is its share of all
+    examples (Su et al., ACL 2025, section 3).
+
+    Each corpus is read repeatedly, in a new order each time. A reading yields each example once. The number of the
+    reading is the `epoch` of the example. The order depends only on the arguments, for any number of processes.
+    Batches hold examples of similar length.
 
     Args:
-        max_length: of source and target, in tokens.
-        batch_size: examples for one step of the optimizer, over all processes.
-        shuffle_buffer: examples of each corpus among which the next one is drawn.
+        corpora (`list[CorpusConfig]`):
+            Corpora to mix.
+        tokenizer ([`XLMSWCMTokenizer`]):
+            Tokenizer of the model.
+        max_length (`int`):
+            Maximum length of source and target in tokens.
+        batch_size (`int`):
+            Examples per optimizer step, over all processes.
+        exponent (`float`, *optional*, defaults to 0.3):
+            Exponent on the share of each corpus. 1 samples in proportion to size, 0 samples all corpora equally.
+        shuffle_buffer (`int`, *optional*, defaults to 10000):
+            Examples of each corpus that are shuffled at a time.
+        seed (`int`, *optional*, defaults to 0):
+            Random seed of the order.
+        skip_bad_rows (`bool`, *optional*, defaults to `False`):
+            Whether to skip rows that cannot be used, with a warning.
 
     Raises:
-        DataError: a corpus has rows that cannot be used, or none that can; all are read before training, but for
-            those whose number of examples is given.
+        DataError: if a corpus has rows that cannot be used, or no usable row. Corpora without a number of examples
+            are checked before training, the others while they are read.
     """
 
     batches_sorted_together = 50
 
     def __init__(
         self,
-        corpora: list[Corpus],
+        corpora: list[CorpusConfig],
         tokenizer: XLMSWCMTokenizer,
         max_length: int,
         batch_size: int,
@@ -197,21 +274,21 @@ class Mixture(torch.utils.data.IterableDataset):
     ):
         self.corpora, self.tokenizer, self.max_length, self.batch_size = corpora, tokenizer, max_length, batch_size
         self.shuffle_buffer, self.seed, self.skip_bad_rows = shuffle_buffer, seed, skip_bad_rows
-        self.tables = PieceTables(tokenizer)
+        self.tables = TokenTables(tokenizer)
         self.bad_rows = BadRows(skip_bad_rows)
         self.examples = np.array([corpus.examples or self._count(corpus) for corpus in corpora])
         self.bad_rows.report()
         for corpus, examples in zip(corpora, self.examples, strict=True):
             if examples == 0:
-                raise DataError(f"The corpus {corpus.path} has no row that can be used.")
+                raise DataError(f"Corpus {corpus.path} has no usable row. Check its text and columns.")
         weights = np.array([corpus.weight for corpus in corpora])
         probabilities = weights * (self.examples / self.examples.sum()) ** exponent
         self.probabilities = probabilities / probabilities.sum()
 
-    def _count(self, corpus: Corpus) -> int:
+    def _count(self, corpus: CorpusConfig) -> int:
         examples = corpus.read(self.tokenizer, self.max_length, self.tables, self.bad_rows)
-        other_process = os.environ.get("RANK", "0") != "0"
-        return sum(1 for _ in logging.tqdm(examples, f"Reading {corpus.title}", unit="", disable=other_process))
+        is_other_process = os.environ.get("RANK", "0") != "0"
+        return sum(1 for _ in logging.tqdm(examples, f"Reading {corpus.title}", unit="", disable=is_other_process))
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
@@ -236,14 +313,15 @@ class Mixture(torch.utils.data.IterableDataset):
                 yield next(streams[number])
 
     def _repeated(self, number: int) -> Iterator[dict]:
-        """The examples of a corpus, shuffled through a buffer, reading after reading."""
+        """Stream the examples of a corpus, shuffled through a buffer, in reading after reading."""
         for epoch in itertools.count():
             rng = np.random.default_rng([self.seed, 2, number, epoch])
             bad_rows = BadRows(self.skip_bad_rows)
-            nobody_has_counted = epoch == 0 and self.corpora[number].examples is not None
+            # A corpus with a given number of examples was not read before.
+            is_first_check = epoch == 0 and self.corpora[number].examples is not None
             buffer = []
             for example in self.corpora[number].read(self.tokenizer, self.max_length, self.tables, bad_rows):
-                if nobody_has_counted or not self.skip_bad_rows:
+                if is_first_check or not self.skip_bad_rows:
                     bad_rows.report(so_far=True)
                 example["epoch"] = epoch
                 if len(buffer) < self.shuffle_buffer:
@@ -252,9 +330,9 @@ class Mixture(torch.utils.data.IterableDataset):
                 place = rng.integers(self.shuffle_buffer)
                 yield buffer[place]
                 buffer[place] = example
-            if nobody_has_counted:
+            if is_first_check:
                 bad_rows.report()
             if not buffer:
-                raise DataError(f"The corpus {self.corpora[number].path} has no row that can be used.")
+                raise DataError(f"Corpus {self.corpora[number].path} has no usable row. Check its text and columns.")
             rng.shuffle(buffer)
             yield from buffer

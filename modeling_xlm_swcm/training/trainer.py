@@ -1,4 +1,4 @@
-"""The trainer of XLM-SWCM: it samples its inputs, generates into the right language, and writes the model card."""
+"""Trainer of XLM-SWCM: scheduled sampling, generation with language tags, and the model card."""
 
 import shutil
 import warnings
@@ -29,13 +29,15 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
     r"""
-    [`ResumableTrainer`] and [`~transformers.Seq2SeqTrainer`] for XLM-SWCM, with [`TrainingArguments`].
+    A [`~transformers.Seq2SeqTrainer`] for XLM-SWCM that can be resumed exactly ([`ResumableTrainer`]).
 
-    - `scheduled_sampling`: part of the decoder's inputs are the model's own predictions, made in a pass over the clean
-      inputs (Mihaylova & Martins, 2019).
-    - `predict_with_generate` begins each text with the language tag that its labels have.
-    - `push_to_hub` sends the model card of xlm-swcm, with the settings of the training or, where a training script has
-      left one, with what `metrics.json` says.
+    It takes [`TrainingArguments`] and differs from the trainer of Transformers in three points:
+
+    - `scheduled_sampling` replaces a share of the decoder inputs by the model's own predictions, which a first pass
+      over the clean inputs computes (Mihaylova and Martins, 2019).
+    - `predict_with_generate` starts each generated text with the language tag of its labels.
+    - `push_to_hub` uploads the model card of xlm-swcm. The card shows `metrics.json` if a training script wrote one,
+      and otherwise the settings of the training.
     """
 
     args: TrainingArguments
@@ -43,13 +45,13 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and self.accelerator.gradient_state.end_of_dataloader and (filled := self._count_filled()):
-            # at the end of an epoch accelerate fills up the processes' batches with rows from its beginning
+            # At the end of an epoch, accelerate fills the batches of the processes with rows from its beginning.
             batches[-1]["labels"][-filled:] = -100
             num_items = self._get_num_items_in_batch(batches, device)
         return batches, num_items
 
     def _count_filled(self) -> int:
-        """Rows of this process's last batch of an epoch that are none; what accelerate knows a resumed one has not."""
+        """Return how many rows accelerate added to the last batch of this process, also after a resume."""
         args = self.args
         if args.world_size == 1 or args.dataloader_drop_last or not has_length(self.train_dataset):
             return 0
@@ -61,14 +63,14 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
         inputs = dict(inputs)
         if "labels" in inputs and "decoder_input_ids" not in inputs:
             unwrapped = self.accelerator.unwrap_model(model)
-            # label smoothing keeps the labels from the model
+            # With label smoothing the Trainer does not pass the labels to the model.
             inputs["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(inputs["labels"])
             share = self.args.scheduled_sampling * self.state.global_step / max(self.state.max_steps, 1)
             if model.training and share > 0:
                 inputs["decoder_input_ids"] = self._sample_inputs(model, inputs, share)
         smoother = self.label_smoother
         if model.training and smoother is not None:
-            # upstream's wants logits, which the model does not hold in training
+            # Transformers' smoother needs logits, which the model does not keep in training.
             inputs["label_smoothing"], self.label_smoother = smoother.epsilon, None
         try:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -77,18 +79,19 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
 
     @torch.no_grad()
     def _sample_inputs(self, model: nn.Module, inputs: dict, share: float) -> torch.Tensor:
-        """The decoder's inputs, of shape (batch, target_len), with `share` of them replaced by predictions."""
+        """Return decoder inputs of shape (batch, target_len) with a `share` of them replaced by predictions."""
         clean = inputs["decoder_input_ids"]
         predicted = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits.argmax(-1)
-        # what is predicted at one place is the input of the next
+        # The prediction at one position is the input of the next.
         predicted = torch.cat([clean[:, :1], predicted[:, :-1]], dim=1)
         replaced = torch.rand(clean.shape, device=clean.device) < share
         replaced &= clean != self.processing_class.pad_token_id
-        replaced[:, :2] = False  # start token and tag
+        # Start token and language tag stay.
+        replaced[:, :2] = False
         return torch.where(replaced, predicted, clean)
 
     def _get_eval_sampler(self, eval_dataset):
-        # in order, however training is grouped: the texts that are written belong to their rows
+        # Generated texts must stay in the order of their rows, however training batches are grouped.
         return SequentialSampler(eval_dataset)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
@@ -102,15 +105,21 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         finally:
-            settings |= own  # upstream fills them up with its defaults, which would be saved with the model
+            # Transformers fills in its defaults, which would be saved with the model.
+            settings |= own
 
     def describe(self) -> dict:
-        """The settings that a reader of the model card needs to repeat the training."""
+        """
+        Return the settings that a reader of the model card needs to repeat the training.
+
+        Returns:
+            `dict`: value of each setting, without those that are empty or zero.
+        """
         args, state = self.args, self.state
         runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
         start = Path(self.accelerator.unwrap_model(self.model).config.name_or_path)
         settings = {
-            # what a folder's path says of this machine is nobody's business
+            # The path of a local folder stays private.
             "start": start.name if start.is_dir() else str(start),
             "steps": state.global_step,
             "epochs": round(state.epoch, 2) if has_length(self.train_dataset) else None,
@@ -127,7 +136,7 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
             "seed": str(args.seed),
             "processes": args.world_size,
             "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,
-            # those before a resume are not known
+            # The time before a resume is unknown.
             "seconds": round(runtime[-1], 1) if runtime and not self._initial_global_step else None,
             "date": str(date.today()),
             "versions": f"xlm-swcm {__version__}, transformers {transformers.__version__}, torch {torch.__version__}",
@@ -142,16 +151,25 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
         **kwargs,
     ):
         """
-        xlm-swcm's card, unless somebody wrote one; upstream's for adapters alone, or a model made from no encoder.
+        Write the model card of xlm-swcm, unless somebody wrote a card by hand.
+
+        Adapters, and models that were not converted from an encoder, get the card of Transformers.
 
         Args:
-            license: of the base model, where the report of the conversion has none.
-            tasks: "translation", "summarization" or "question-answering", where there is no `metrics.json`.
-            dataset: a Hub id or a name, where there is no `metrics.json`.
-            kwargs: for upstream's card alone; the rest of ours is in model and tokenizer.
+            license (`str`, *optional*):
+                Licence of the base model, if the conversion report has none.
+            tasks (`str`, *optional*):
+                "translation", "summarization" or "question-answering". Ignored if there is a `metrics.json`.
+            dataset (`str`, *optional*):
+                Hub id or name of the dataset. Ignored if there is a `metrics.json`.
+            kwargs (*optional*):
+                Further arguments for the card of Transformers.
+
+        Raises:
+            TrainingError: if the task is unknown.
         """
         if tasks is not None and tasks not in TASKS:
-            raise TrainingError(f'tasks is "{tasks}", not one of {", ".join(TASKS)}.')
+            raise TrainingError(f'tasks must be one of {", ".join(TASKS)} (got "{tasks}").')
         folder = Path(self.args.output_dir)
         known = {name: value for name, value in {"task": tasks, "dataset": dataset}.items() if value is not None}
         metrics = read_metrics(folder) or {"training": self.describe()} | known
@@ -159,9 +177,9 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
             super().create_model_card(license=license, tasks=tasks, dataset=dataset, **kwargs)
 
     def _write_card(self, folder: Path, metrics: dict, license: str | None = None) -> bool:
-        """Whether there is now a card in the output folder, for the model saved in `folder`."""
+        """Write the card of the model in `folder` to the output folder. Return False if there is no card for it."""
         model, card = self.accelerator.unwrap_model(self.model), Path(self.args.output_dir) / "README.md"
-        # adapters, PEFT's or the model's own, are saved without a config
+        # Adapters of PEFT or Transformers are saved without a config.
         is_whole = isinstance(model, PreTrainedModel) and (folder / CONFIG_NAME).is_file()
         if not is_whole or model.conversion_report is None:
             return False
@@ -172,10 +190,10 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
         return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        # in `_save_checkpoint` the folder has not got its name yet
+        # During `_save_checkpoint` the folder still has its temporary name.
         if self._is_saving or self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
             return
-        # upstream takes weights, configs and tokenizer
+        # Transformers copies weights, configs and tokenizer only.
         for pattern in (REPORT, "*_xlm_swcm.py"):
             for path in Path(checkpoint_folder).glob(pattern):
                 shutil.copy(path, self.args.output_dir)
@@ -183,20 +201,30 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
 
-def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
-    """The model with LoRA adapters in the decoder's projections, or with its encoder frozen, as asked.
+def adapt_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
+    """
+    Add LoRA adapters to the projections of the decoder, or freeze the encoder, as the options say.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model to train.
+        args ([`ModelArguments`]):
+            Options `lora`, `lora_rank` and `freeze_encoder`.
+
+    Returns:
+        `torch.nn.Module`: the model, wrapped by PEFT if it has adapters.
 
     Raises:
-        TrainingError: the decoder's layers are the encoder's, or adapters would be spread over GPUs.
+        TrainingError: if encoder and decoder share their layers, or if adapters meet FSDP.
     """
-    apart = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
-    asked = [name for name, on in apart.items() if on]
-    if asked and model.config.weight_sharing == "tied":
+    needs_own_weights = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
+    requested = [name for name, is_on in needs_own_weights.items() if is_on]
+    if requested and model.config.weight_sharing == "tied":
         raise TrainingError(
-            f"{asked[0]} needs a decoder with weights of its own: convert the encoder with --weight-sharing init."
+            f"{requested[0]} needs a decoder with its own weights. Convert the encoder with --weight-sharing init."
         )
     if args.lora and is_fsdp_enabled():
-        raise TrainingError("--lora cannot merge what FSDP spreads over GPUs: launch with --multi_gpu instead.")
+        raise TrainingError("--lora cannot merge adapters that FSDP shards. Launch with --multi_gpu instead.")
     if args.freeze_encoder:
         model.model.encoder.requires_grad_(False)
     if not args.lora:
@@ -205,6 +233,6 @@ def prepare_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
 
     lora = LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
     with warnings.catch_warnings():
-        # PEFT reads a property that Transformers has deprecated
+        # PEFT reads a property that Transformers deprecates.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return get_peft_model(model, lora)

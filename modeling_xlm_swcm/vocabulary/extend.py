@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import torch
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, blocks
 
-from .corpus import compare
-from .pieces import SPACE, Pieces, learn_pieces, script
+from .corpus import compare_segmentations
+from .pieces import SPACE, UnigramVocabulary, find_script, learn_pieces
 from .report import VocabularyReport
-from .rewrite import prepare, select_rows, write
+from .rewrite import read_source, select_rows, write_checkpoint
 
 
-MAX_PIECES = 10_000_000
+MAX_SIZE = 10_000_000
 INITS = ("mean-of-pieces", "random")
 
 
@@ -35,105 +36,138 @@ def extend(
     dry_run: bool = False,
 ) -> VocabularyReport:
     """
-    Add pieces that are learnt from text. Old ids stay, and text in other scripts is cut as before.
+    Add tokens that are learnt from text. Old token ids and the segmentation of text in other scripts do not change.
 
     Args:
-        checkpoint: Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
-        output: the folder to write, whole or not at all.
-        corpus: UTF-8 text files, each `language=path` or named by its language up to the first dot.
-        size: of the Unigram vocabulary that is learnt; the pieces of it that the checkpoint lacks are added.
-        init: of the new rows. "mean-of-pieces": the mean of the rows of the pieces that the new one was cut into,
-            where `<unk>` counts as the mean of its script's rows, or of all, and then with noise. "random": random
-            embeddings, at the mean bias.
-        evaluate: text to measure with instead of the corpus.
-        seed: of the sample to learn from, and of noise and random rows.
+        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
+        output (`str` or `PathLike`): The folder to write.
+        corpus (`list[str]`): UTF-8 text files, as `language=path` or as files whose name starts with the language.
+        size (`int`): Size of the Unigram vocabulary to learn. Only tokens that the checkpoint lacks are added.
+        init (`str`, *optional*, defaults to `"mean-of-pieces"`):
+            How to initialise the embeddings of new tokens. `"mean-of-pieces"`: the mean of the embeddings of the old
+            tokens. If an old token was `<unk>`, the mean over its script is used instead, with noise. `"random"`:
+            random embeddings and the mean output bias.
+        evaluate (`list[str]`, *optional*): Text files to measure on. By default, the corpus is used.
+        revision (`str`, *optional*): Revision of the checkpoint on the Hub.
+        seed (`int`, *optional*, defaults to 0): Random seed for the sample of lines and for new weights.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace `output` if it exists.
+        dry_run (`bool`, *optional*, defaults to `False`): Do everything except writing.
+
+    Returns:
+        `VocabularyReport`: What changed, and how the text was segmented before and after.
 
     Raises:
-        ConversionError: checkpoint, corpus, size or output are not as they should be.
+        ConversionError: if the checkpoint, the corpus, the size or the output cannot be used.
     """
-    if init not in INITS:
-        raise ConversionError(f"init must be one of {', '.join(INITS)}; got {init}.")
-    if not 1 <= size <= MAX_PIECES:
-        raise ConversionError(f"--size must be from 1 to {MAX_PIECES:,}; got {size}.")
-    source, corpora, measured = prepare(checkpoint, output, corpus, evaluate, revision, overwrite)
-    pieces = Pieces(source.name, source.tokenizer)
-    new = learn_pieces(pieces, corpora, size, seed)
+    check_extend_options(size, init)
+    source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
+    vocabulary = UnigramVocabulary(source.name, source.tokenizer)
+    new = learn_pieces(vocabulary, corpora, size, seed)
     if not new:
-        raise ConversionError(f"{source.name} has every piece that was learnt; give a larger --size, or other text.")
-    old_ids = [*range(len(pieces.vocab)), *[-1] * len(new)]
-    tokenizer = pieces.with_vocab(pieces.vocab + new, old_ids)
+        raise ConversionError(f"{source.name} has every token of this corpus. Use a larger --size or other text.")
+    old_ids = [*range(len(vocabulary.pieces)), *[-1] * len(new)]
+    tokenizer = vocabulary.build_tokenizer(vocabulary.pieces + new, old_ids)
     report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
-    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, pieces.unknown, measured)
-
-    first, last = len(pieces.vocab), len(pieces.vocab) + len(new)
-    old_ids += range(last, source.rows)  # of rows that no token has; the new tokens take the first of them
-    origins = find_origins(pieces, [piece for piece, _ in new]) if init == "mean-of-pieces" else None
+    report.languages = compare_segmentations(
+        vocabulary.backend, tokenizer.backend_tokenizer, old_ids, vocabulary.unk_id, evaluation
+    )
+    # New tokens replace the first rows that no token uses. The other unused rows stay.
+    old_ids += range(len(old_ids), source.rows)
+    segmentations = segment_new_tokens(vocabulary, new) if init == "mean-of-pieces" else None
     std = source.config.get("initializer_range", 0.02)
-
-    def change(tensor: torch.Tensor | StoredTensor) -> torch.Tensor:
-        changed = select_rows(tensor, old_ids)
-        noise = std * torch.randn(len(new), *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
-        if changed.ndim == 1:
-            noise.zero_()
-        mean = mean_row(changed[:first], pieces.added)
-        if origins is not None:
-            rows = mean_of_pieces(changed[:first], origins, mean, noise)
-        else:
-            rows = noise if changed.ndim > 1 else mean.expand(len(new))
-        changed[first:last] = rows
-        return changed
-
-    return write(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
+    change = partial(add_rows, old_ids=old_ids, vocabulary=vocabulary, segmentations=segmentations, std=std, seed=seed)
+    return write_checkpoint(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
 
 
-def mean_row(tensor: torch.Tensor, added: Iterable[int]) -> torch.Tensor:
-    """Mean over the pieces: special tokens and tags are no words, and may have been added since."""
-    is_piece = torch.ones(len(tensor), dtype=torch.bool)
-    is_piece[list(added)] = False
-    return (sum(block[is_piece[rows]].double().sum(0) for rows, block in blocks(tensor)) / is_piece.sum()).float()
+def check_extend_options(size: int, init: str):
+    """Refuse options that cannot be used with any checkpoint."""
+    if init not in INITS:
+        raise ConversionError(f'Unknown init "{init}". Use one of: {", ".join(INITS)}.')
+    if size < 1:
+        raise ConversionError(f"--size must be from 1 to {MAX_SIZE:,} (got {size}). Use a larger size.")
+    if size > MAX_SIZE:
+        raise ConversionError(f"--size must be from 1 to {MAX_SIZE:,} (got {size}). Use a smaller size.")
 
 
 @dataclass
-class Origins:
-    """What new pieces were cut into.
+class OldSegmentations:
+    """
+    The segmentation of new tokens by the old tokenizer.
 
     Attributes:
-        pieces: for each the ids of old pieces, and the scripts (or None) of the parts that were `<unk>`.
-        script_ids: the ids of the old pieces that are written in one of these scripts alone.
+        parts (`list[tuple[list[int], list[str | None]]]`):
+            For each new token, the ids of its known old tokens, and for each `<unk>` its script, or `None` for a text
+            without letters.
+        script_ids (`dict[str, list[int]]`): For each of these scripts, the ids of the old tokens in only this script.
     """
 
-    pieces: list[tuple[list[int], list[str | None]]]
+    parts: list[tuple[list[int], list[str | None]]]
     script_ids: dict[str, list[int]]
 
 
-def find_origins(pieces: Pieces, new: list[str]) -> Origins:
-    origins, model = [], pieces.backend.model
-    for piece in new:
+def segment_new_tokens(vocabulary: UnigramVocabulary, new: list[tuple[str, float]]) -> OldSegmentations:
+    """Segment the new tokens with the old tokenizer."""
+    parts, model = [], vocabulary.backend.model
+    for piece, _ in new:
         known, unknown = [], []
         for token in model.tokenize(piece):
-            if token.id == pieces.unknown:
-                unknown += [next(filter(None, map(script, token.value)), None)]
+            if token.id == vocabulary.unk_id:
+                unknown += [next(filter(None, map(find_script, token.value)), None)]
             elif token.value != SPACE or piece == SPACE:
                 known.append(token.id)
-        origins.append((known, unknown))
-    wanted = {of for _, unknown in origins for of in unknown} - {None}
+        parts.append((known, unknown))
+    unknown_scripts = {script for _, unknown in parts for script in unknown} - {None}
     script_ids = defaultdict(list)
-    for index, (piece, _) in enumerate(pieces.vocab):
-        of = {script(character) for character in piece.removeprefix(SPACE)}
-        if len(of) == 1 and of <= wanted and index not in pieces.added:
-            script_ids[of.pop()].append(index)
-    return Origins(origins, script_ids)
+    for index, (piece, _) in enumerate(vocabulary.pieces):
+        scripts = {find_script(character) for character in piece.removeprefix(SPACE)}
+        if len(scripts) == 1 and scripts <= unknown_scripts and index not in vocabulary.added_tokens:
+            script_ids[scripts.pop()].append(index)
+    return OldSegmentations(parts, script_ids)
 
 
-def mean_of_pieces(old: torch.Tensor, origins: Origins, mean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A row per new piece: the mean over its old pieces, with `noise` where a part of it was `<unk>`.
+def add_rows(
+    tensor: torch.Tensor | StoredTensor,
+    old_ids: list[int],
+    vocabulary: UnigramVocabulary,
+    segmentations: OldSegmentations | None,
+    std: float,
+    seed: int,
+) -> torch.Tensor:
+    """Return a vocabulary tensor with rows for the new tokens, random if there are no `segmentations`."""
+    changed = select_rows(tensor, old_ids)
+    first, count = len(vocabulary.pieces), old_ids.count(-1)
+    noise = std * torch.randn(count, *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
+    if changed.ndim == 1:
+        noise.zero_()
+    mean = compute_mean_row(changed[:first], vocabulary.added_tokens)
+    if segmentations is not None:
+        rows = average_old_rows(changed[:first], segmentations, mean, noise)
+    else:
+        rows = noise if changed.ndim > 1 else mean.expand(count)
+    changed[first : first + count] = rows
+    return changed
 
-    Such a part counts as the mean of its script's rows, or as `mean` where the script has none.
+
+def compute_mean_row(tensor: torch.Tensor, added_tokens: Iterable[int]) -> torch.Tensor:
+    """Return the mean of the rows, without the rows of special tokens, language tags and other added tokens."""
+    is_piece = torch.ones(len(tensor), dtype=torch.bool)
+    is_piece[list(added_tokens)] = False
+    return (sum(block[is_piece[rows]].double().sum(0) for rows, block in blocks(tensor)) / is_piece.sum()).float()
+
+
+def average_old_rows(
+    old: torch.Tensor, segmentations: OldSegmentations, mean: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
     """
-    of_script = {of: old[ids].float().mean(0) for of, ids in origins.script_ids.items()}
+    Return a row for each new token: the mean of the rows of its old tokens.
+
+    An `<unk>` counts as the mean row of its script, or as `mean` if the script has no rows. Tokens with an `<unk>`
+    get noise, because their rows could be equal otherwise.
+    """
+    script_means = {script: old[ids].float().mean(0) for script, ids in segmentations.script_ids.items()}
     rows = []
-    for (known, unknown), own_noise in zip(origins.pieces, noise, strict=True):
-        parts = [*old[known].float(), *(of_script.get(of, mean) for of in unknown)]
+    for (known, unknown), token_noise in zip(segmentations.parts, noise, strict=True):
+        parts = [*old[known].float(), *(script_means.get(script, mean) for script in unknown)]
         row = torch.stack(parts).mean(0) if parts else mean
-        rows.append(row if parts and not unknown else row + own_noise)
+        rows.append(row if parts and not unknown else row + token_noise)
     return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""The pieces of a Unigram tokenizer: learning new ones, choosing which to keep, and a tokenizer with others."""
+"""Learn new pieces of a Unigram tokenizer, select the tokens to keep, and build a tokenizer with other pieces."""
 
 import copy
 import json
@@ -15,55 +15,69 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 
-from .corpus import Corpus, encode, read_corpora
+from .corpus import Corpus, encode_batch, read_corpora
 
 
 SPACE = "▁"
 
-# pieces are learnt from a random sample of about so many bytes: Unigram's training holds it, several times over
+# Unigram training keeps several copies of the text in memory, so it gets a random sample of about this size.
 SAMPLE_BYTES = 8 * 2**20
 
-# pieces that Unigram starts from, for each that it is to keep
+# Number of pieces that Unigram training starts from, for each piece to learn.
 SEED_PIECES = 10
 
-# a script belongs to a text from this share of its letters on
+# Minimum share of the letters of a text for a script to count as a script of the text.
 SHARE_TO_LEARN, SHARE_TO_KEEP = 0.1, 0.001
 
-# pieces that old and new vocabulary share, from which on their scores tell how the two compare
+# Minimum number of shared pieces from which the scores of two vocabularies can be compared.
 SHARED_PIECES = 100
 
-# score of a token that is among the pieces only because ids have no gaps: text that spells it is not it
-NEVER = -1e4
+# Score of an added token that is in the vocabulary only because ids have no gaps. Text never segments into it.
+UNREACHABLE_SCORE = -1e4
 
 
-def script(character: str) -> str | None:
-    """The script of a letter or mark, as Unicode's names begin with it: TIBETAN, CYRILLIC, CJK; None for others."""
+def find_script(character: str) -> str | None:
+    """Return the script of a letter or mark, for example `TIBETAN`, or `None` for any other character."""
     if unicodedata.category(character)[0] not in "LM":
         return None
+    # The Unicode name of a letter starts with its script.
     return unicodedata.name(character, "UNNAMED").split()[0]
 
 
-def scripts(counts: dict[str, float], share: float) -> set[str]:
-    """Scripts that make up at least `share` of the letters in texts with so many of each."""
+def find_scripts(counts: dict[str, float], share: float) -> set[str]:
+    """Return the scripts with at least `share` of the letters in `counts`, which maps texts to their frequency."""
     letters = Counter()
     for text, count in counts.items():
         for character in text:
-            if (of := script(character)) is not None:
-                letters[of] += count
-    return {of for of, count in letters.items() if count >= share * letters.total()}
+            if (script := find_script(character)) is not None:
+                letters[script] += count
+    return {script for script, count in letters.items() if count >= share * letters.total()}
 
 
-def new_ids_of(old_ids: list[int]) -> dict[int, int]:
-    """`old_ids[new]` turned round: old -> new; -1 stands for none."""
+def invert_ids(old_ids: list[int]) -> dict[int, int]:
+    """Map old ids to new ids. `old_ids[new]` is the old id of a token, or -1 for a new token."""
     return {old: new for new, old in enumerate(old_ids) if old >= 0}
 
 
-class Pieces:
-    """The state of a fast Unigram tokenizer, as its `tokenizer.json` has it.
+class UnigramVocabulary:
+    """
+    The vocabulary of a fast Unigram tokenizer.
+
+    Args:
+        name (`str`): Name of the checkpoint, for errors.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
 
     Attributes:
-        vocab: piece and score (a log-probability) by id; special tokens are in it with a score of 0, and tags with one
+        backend (`Tokenizer`): Copy of the backend tokenizer without truncation and padding.
+        state (`dict`): Content of `tokenizer.json`.
+        pieces (`list[tuple[str, float]]`):
+            Piece and score (a log-probability) by id. Special tokens have a score of 0. Language tags have a score
             that never wins.
+        added_tokens (`dict[int, str]`): Content of the added tokens by id.
+        unk_id (`int`): The id of `<unk>`.
+
+    Raises:
+        ConversionError: if the tokenizer is not a Unigram tokenizer or its ids have gaps.
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase):
@@ -74,63 +88,88 @@ class Pieces:
         self.state = json.loads(self.backend.to_str())
         if self.state["model"]["type"] != "Unigram":
             raise ConversionError(
-                f"The tokenizer of {name} is of type {self.state['model']['type']}; only those of type Unigram, "
-                "such as XLM-R's, can be extended and trimmed."
+                f"The tokenizer of {name} has type {self.state['model']['type']}. Use a checkpoint with a Unigram "
+                "tokenizer, for example XLM-R."
             )
-        self.vocab = [(piece, score) for piece, score in self.state["model"]["vocab"]]
+        self.pieces = [(piece, score) for piece, score in self.state["model"]["vocab"]]
         added = {token["id"]: token["content"] for token in self.state["added_tokens"]}
-        # ids of pieces have no gaps, so a token that was added behind them becomes one before others follow it
-        while len(self.vocab) in added:
-            self.vocab.append((added[len(self.vocab)], NEVER))
-        if max(added, default=0) >= len(self.vocab):
-            raise ConversionError(f"The tokenizer of {name} has ids without a token before {max(added)}.")
-        self.added = added
-        self.unknown = self.state["model"]["unk_id"]
+        # Piece ids have no gaps, so an added token behind the pieces becomes a piece before new pieces follow it.
+        while len(self.pieces) in added:
+            self.pieces.append((added[len(self.pieces)], UNREACHABLE_SCORE))
+        if max(added, default=0) >= len(self.pieces):
+            raise ConversionError(
+                f"The tokenizer of {name} has unused ids below {max(added)}. Use a tokenizer without gaps in its ids."
+            )
+        self.added_tokens = added
+        self.unk_id = self.state["model"]["unk_id"]
 
-    def with_vocab(self, vocab: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
-        """A tokenizer with other pieces; `old_ids[new]` is the id of an old one, -1 for none."""
-        new_ids = new_ids_of(old_ids)
-        while vocab[-1][1] == NEVER:  # added behind the pieces, as it was
-            vocab = vocab[:-1]
-        state = copy.deepcopy(self.state | {"model": self.state["model"] | {"vocab": vocab}})
-        state["model"]["unk_id"] = new_ids[self.unknown]
+    def build_tokenizer(self, pieces: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
+        """
+        Build a tokenizer with other pieces.
+
+        Args:
+            pieces (`list[tuple[str, float]]`): Piece and score by new id.
+            old_ids (`list[int]`): For each new id, the old id of the token, or -1 for a new token.
+
+        Returns:
+            `PreTrainedTokenizerBase`: The tokenizer, of the class of the old one.
+        """
+        new_ids = invert_ids(old_ids)
+        # Added tokens behind the pieces stay added tokens.
+        while pieces[-1][1] == UNREACHABLE_SCORE:
+            pieces = pieces[:-1]
+        state = copy.deepcopy(self.state | {"model": self.state["model"] | {"vocab": pieces}})
+        state["model"]["unk_id"] = new_ids[self.unk_id]
         for token in state["added_tokens"]:
             token["id"] = new_ids[token["id"]]
         post_processor = state.get("post_processor") or {}
         for token in post_processor.get("special_tokens", {}).values():
             token["ids"] = [new_ids[old] for old in token["ids"]]
-        for pair in ("sep", "cls"):
-            if pair in post_processor:
-                post_processor[pair][1] = new_ids[post_processor[pair][1]]
+        for token_and_id in ("sep", "cls"):
+            if token_and_id in post_processor:
+                post_processor[token_and_id][1] = new_ids[post_processor[token_and_id][1]]
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
         return tokenizer
 
 
-def learn_pieces(pieces: Pieces, corpora: list[Corpus], size: int, seed: int) -> list[tuple[str, float]]:
-    """Up to `size` pieces that the vocabulary lacks, with scores that compare with its own.
-
-    A piece is new to the vocabulary, and is in a script of the corpus or has a character that the vocabulary lacks:
-    other text is cut as before.
+def learn_pieces(
+    vocabulary: UnigramVocabulary, corpora: list[Corpus], size: int, seed: int
+) -> list[tuple[str, float]]:
     """
-    sample = [normalised(pieces.backend, line) for line in sample_lines(corpora, seed)]
-    learnt = train_unigram(pieces, sample, size)
-    known = dict(pieces.vocab)
+    Learn up to `size` pieces and return the ones that the vocabulary lacks.
+
+    A new piece is in a script of the corpus or has a character that the vocabulary lacks. So the segmentation of text
+    in other scripts does not change.
+
+    Args:
+        vocabulary (`UnigramVocabulary`): The vocabulary to extend.
+        corpora (`list[Corpus]`): The text files to learn from.
+        size (`int`): Size of the Unigram vocabulary to learn.
+        seed (`int`): Random seed for the sample of lines.
+
+    Returns:
+        `list[tuple[str, float]]`: New pieces with scores on the scale of the vocabulary.
+    """
+    sample = [normalise_line(vocabulary.backend, line) for line in sample_corpora(corpora, seed)]
+    learnt = train_unigram(vocabulary, sample, size)
+    known = dict(vocabulary.pieces)
     characters = {piece for piece in known if len(piece) == 1}
-    written = scripts(Counter(character for line in sample for character in line), SHARE_TO_LEARN)
+    corpus_scripts = find_scripts(Counter(character for line in sample for character in line), SHARE_TO_LEARN)
     new, differences = [], []
     for piece, score in learnt:
-        letters = {script(character) for character in piece} & written
+        scripts = {find_script(character) for character in piece} & corpus_scripts
         if piece in known:
-            differences += [known[piece] - score] if letters else []
-        elif letters or set(piece) - characters:
+            differences += [known[piece] - score] if scripts else []
+        elif scripts or set(piece) - characters:
             new.append((piece, score))
-    # a vocabulary of many languages gives each piece a smaller share than the corpus of one does
+    # Pieces have lower scores in a multilingual vocabulary than in one learnt from a single language.
     shift = min(0.0, statistics.median(differences)) if len(differences) >= SHARED_PIECES else 0.0
     return [(piece, score + shift) for piece, score in new]
 
 
-def sample_lines(corpora: list[Corpus], seed: int) -> list[str]:
+def sample_corpora(corpora: list[Corpus], seed: int) -> list[str]:
+    """Return a random sample of about `SAMPLE_BYTES` of the lines."""
     share = SAMPLE_BYTES / max(1, sum(corpus.path.stat().st_size for corpus in corpora))
     generator = random.Random(seed)
     sample = []
@@ -139,36 +178,46 @@ def sample_lines(corpora: list[Corpus], seed: int) -> list[str]:
     return sample
 
 
-def normalised(tokenizer: Tokenizer, line: str) -> str:
+def normalise_line(tokenizer: Tokenizer, line: str) -> str:
     return tokenizer.normalizer.normalize_str(line) if tokenizer.normalizer is not None else line
 
 
-def train_unigram(pieces: Pieces, sample: list[str], size: int) -> list[tuple[str, float]]:
+def train_unigram(vocabulary: UnigramVocabulary, sample: list[str], size: int) -> list[tuple[str, float]]:
+    """Train a Unigram model of `size` pieces on the sample and return its pieces with scores."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pieces.backend.pre_tokenizer
+    tokenizer.pre_tokenizer = vocabulary.backend.pre_tokenizer
     trainer = trainers.UnigramTrainer(
         vocab_size=size + 1, seed_size=SEED_PIECES * size, unk_token="<unk>", special_tokens=["<unk>"]
     )
-    # too small a size makes the library fail or run for ever
-    if len({SPACE, *"".join(sample).replace(" ", SPACE)}) > size:
+    # If the size is smaller than the number of characters, the library fails or never returns.
+    characters = {SPACE, *"".join(sample).replace(" ", SPACE)}
+    if len(characters) > size:
         raise ConversionError(
-            f"--size {size} is less than the characters that the corpus is written with; give a larger one."
+            f"--size must be at least {len(characters)} for this corpus (got {size}). Use a larger size."
         )
     tokenizer.train_from_iterator(sample, trainer)
-    learnt = learnt_pieces(tokenizer, ["<unk>"])
-    if not learnt:
-        raise ConversionError("The corpus holds nothing that the tokenizer reads; give other text.")
-    return learnt
+    pieces = read_learnt_pieces(tokenizer, ["<unk>"])
+    if not pieces:
+        raise ConversionError("The tokenizer finds no tokens in the corpus. Use other text.")
+    return pieces
 
 
-def learnt_pieces(tokenizer: Tokenizer, special: Collection[str]) -> list[tuple[str, float]]:
-    """What a Unigram has learnt beside its `special` tokens; from the same text the same, down to the order.
+def read_learnt_pieces(tokenizer: Tokenizer, special_tokens: Collection[str]) -> list[tuple[str, float]]:
+    """
+    Return the pieces of a trained Unigram model in an order that depends only on the text.
 
-    The library sums in the order in which threads end, and gives the rarest characters scores from the lowest one on,
-    0.0001 apart, in random order: these get the lowest.
+    The library sums scores in the order in which its threads end, so scores are rounded. It also gives the rarest
+    characters scores in random order, 0.0001 apart, from the lowest score on. So they all get the lowest score.
+
+    Args:
+        tokenizer (`Tokenizer`): The trained tokenizer.
+        special_tokens (`Collection[str]`): Special tokens to leave out.
+
+    Returns:
+        `list[tuple[str, float]]`: Pieces and scores, from the highest score to the lowest.
     """
     vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
-    learnt = [(piece, score) for piece, score in vocab if piece not in special]
+    learnt = [(piece, score) for piece, score in vocab if piece not in special_tokens]
     lowest = min((score for _, score in learnt), default=0.0)
     highest_of_rare = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in learnt)
     rounded = [
@@ -177,68 +226,85 @@ def learnt_pieces(tokenizer: Tokenizer, special: Collection[str]) -> list[tuple[
     return sorted(rounded, key=lambda piece: (-piece[1], piece[0]))
 
 
+# An alias for scripts that use this name.
+learnt_pieces = read_learnt_pieces
+
+
 @dataclass
-class Counts:
-    """How often each id occurs, by language; arrays of the vocabulary's length."""
+class TokenCounts:
+    """
+    How often each token occurs in the corpus.
+
+    Attributes:
+        by_language (`dict[str, np.ndarray]`): Counts by token id for each language.
+    """
 
     by_language: dict[str, np.ndarray]
 
     def total(self) -> np.ndarray:
+        """Return the counts over all languages."""
         return sum(self.by_language.values())
 
-    def share(self) -> np.ndarray:
-        """Mean over the languages, so that a small corpus weighs as much as a large one."""
+    def mean_share(self) -> np.ndarray:
+        """Return the mean share over the languages, so that a small corpus weighs as much as a large one."""
         return sum(counts / max(1, counts.sum()) for counts in self.by_language.values()) / len(self.by_language)
 
 
-def count_pieces(pieces: Pieces, corpora: list[Corpus]) -> Counts:
+def count_tokens(vocabulary: UnigramVocabulary, corpora: list[Corpus]) -> TokenCounts:
+    """Count the tokens of the corpora, except `<unk>`."""
     counts: dict[str, np.ndarray] = {}
     for language, lines in read_corpora(corpora, "Counting"):
-        ids = np.concatenate([np.asarray(line, dtype=np.int64) for line in encode(pieces.backend, lines)])
-        counted = np.bincount(ids, minlength=len(pieces.vocab))
+        ids = np.concatenate([np.asarray(line, dtype=np.int64) for line in encode_batch(vocabulary.backend, lines)])
+        counted = np.bincount(ids, minlength=len(vocabulary.pieces))
         counts[language] = counts.get(language, 0) + counted
     for counted in counts.values():
-        counted[pieces.unknown] = 0
-    return Counts(counts)
+        counted[vocabulary.unk_id] = 0
+    return TokenCounts(counts)
 
 
-def indispensable(pieces: Pieces, counts: Counts) -> np.ndarray:
-    """Ids, as a mask, without which some text of the counted languages could not be written.
-
-    Special tokens and tags; every character of a script that a language is written in, of one that has no letters
-    (figures, punctuation), or that occurs; and pieces with a character that has no piece of its own.
+def find_required_tokens(vocabulary: UnigramVocabulary, counts: TokenCounts) -> np.ndarray:
     """
-    seen, kept_scripts = set(), set()
+    Return a mask of the tokens without which some text of the counted languages could not be segmented.
+
+    Required tokens are:
+    - special tokens and language tags,
+    - every character that occurs, that belongs to a script of the languages, or that has no script (digits,
+      punctuation),
+    - pieces with such a character, if the character is not a piece of its own.
+    """
+    seen, corpus_scripts = set(), set()
     for counted in counts.by_language.values():
-        texts = {pieces.vocab[index][0]: float(counted[index]) for index in np.flatnonzero(counted)}
-        kept_scripts |= scripts(texts, SHARE_TO_KEEP)
+        texts = {vocabulary.pieces[index][0]: float(counted[index]) for index in np.flatnonzero(counted)}
+        corpus_scripts |= find_scripts(texts, SHARE_TO_KEEP)
         seen |= set("".join(texts))
-    own = {piece for piece, _ in pieces.vocab if len(piece) == 1}
-    kept = np.zeros(len(pieces.vocab), dtype=bool)
-    for index, (piece, score) in enumerate(pieces.vocab):
-        alone = {piece} if len(piece) == 1 else set(piece) - own
-        is_control = score == 0 or (piece.startswith("<0x") and pieces.state["model"].get("byte_fallback"))
-        kept[index] = is_control or any(
-            character in seen or script(character) is None or script(character) in kept_scripts for character in alone
+    single_characters = {piece for piece, _ in vocabulary.pieces if len(piece) == 1}
+    byte_fallback = vocabulary.state["model"].get("byte_fallback")
+    required = np.zeros(len(vocabulary.pieces), dtype=bool)
+    for index, (piece, score) in enumerate(vocabulary.pieces):
+        characters = {piece} if len(piece) == 1 else set(piece) - single_characters
+        is_control = score == 0 or (piece.startswith("<0x") and byte_fallback)
+        required[index] = is_control or any(
+            character in seen or find_script(character) is None or find_script(character) in corpus_scripts
+            for character in characters
         )
-    kept[list(pieces.added)] = True
-    return kept
+    required[list(vocabulary.added_tokens)] = True
+    return required
 
 
-def choose_pieces(
-    pieces: Pieces, counts: Counts, kept: np.ndarray, min_count: int | None, size: int | None, coverage: float
+def select_tokens(
+    counts: TokenCounts, required: np.ndarray, min_count: int | None, size: int | None, coverage: float | None
 ) -> np.ndarray:
-    """`kept` and the pieces that occur often enough, as ids in order."""
-    kept = kept.copy()
+    """Return the sorted ids of the required tokens and of the tokens that are frequent enough."""
+    kept = required.copy()
     if size is not None:
         if size < kept.sum():
             raise ConversionError(
-                f"--size {size} is less than the {kept.sum()} special tokens, tags and characters that must stay; "
-                "give at least that."
+                f"--size must be at least {kept.sum()} to keep all special tokens, tags and characters of these "
+                f"languages (got {size}). Use a larger size."
             )
-        share = np.where(kept, 0.0, counts.share())
-        most = np.argsort(-share, kind="stable")[: size - kept.sum()]
-        kept[most[share[most] > 0]] = True
+        share = np.where(kept, 0.0, counts.mean_share())
+        most_frequent = np.argsort(-share, kind="stable")[: size - kept.sum()]
+        kept[most_frequent[share[most_frequent] > 0]] = True
     elif min_count is not None:
         kept |= counts.total() >= min_count
     else:

@@ -1,7 +1,7 @@
-"""A checkpoint with other pieces in its vocabulary: new ones for a script that it cannot read, or fewer.
+"""Read a checkpoint and write it with another vocabulary.
 
-Encoders and XLM-SWCM checkpoints alike: the word embedding and every tensor that is tied to it or has a row per
-word change together, all others are kept bit by bit.
+The checkpoint is an encoder or an XLM-SWCM model. The word embeddings and all tensors with a row per token change
+together. All other tensors are copied bit by bit.
 """
 
 import json
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 import modeling_xlm_swcm
-from modeling_xlm_swcm.checkpoints.encoders import check_config, check_rows, load_tokenizer
+from modeling_xlm_swcm.checkpoints.encoders import check_config, check_rows, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_conversion_report, read_optional
 from modeling_xlm_swcm.checkpoints.reading import (
@@ -32,22 +32,22 @@ from modeling_xlm_swcm.checkpoints.reading import (
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
 from .corpus import Corpus
-from .pieces import new_ids_of
+from .pieces import invert_ids
 from .report import VocabularyReport
 
 
-# tensors with a row per word, in encoders with any head and in XLM-SWCM
+# Tensors with a row per token, in encoders with any head and in XLM-SWCM models.
 VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weight|bias|decoder\.(weight|bias)))")
 
-# fields of config.json and generation_config.json that hold ids
-NAMES_IDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens|(bad|force)_words_ids")
+# Fields of config.json and generation_config.json that hold only token ids.
+TOKEN_ID_FIELDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens|(bad|force)_words_ids")
 
-# those that hold them among other numbers
-MIXES_IDS = ("sequence_bias", "forced_decoder_ids")
+# Fields that hold token ids and other numbers.
+MIXED_ID_FIELDS = ("sequence_bias", "forced_decoder_ids")
 
 
 @dataclass
-class Checkpoint:
+class SourceCheckpoint:
     """An encoder or XLM-SWCM checkpoint as it is stored."""
 
     name: str
@@ -60,106 +60,144 @@ class Checkpoint:
 
     @property
     def rows(self) -> int:
+        """Number of rows of the embedding matrix."""
         return self.config["vocab_size"]
 
 
-def prepare(
+def read_source(
     checkpoint: str | PathLike,
     output: str | PathLike,
     corpus: list[str],
     evaluate: list[str],
     revision: str | None,
     overwrite: bool,
-) -> tuple[Checkpoint, list[Corpus], list[Corpus]]:
-    """The checkpoint, the text to count or learn from, and the text to measure with."""
+) -> tuple[SourceCheckpoint, list[Corpus], list[Corpus]]:
+    """Check the inputs. Return the checkpoint, the corpora and the corpora to measure on."""
     name = str(checkpoint)
-    if not corpus:
-        raise ConversionError("Give text files with --corpus.")
-    corpora = [Corpus.named(file) for file in corpus]
-    measured = [Corpus.named(file) for file in evaluate] or corpora
-    for texts in (corpora, measured):
-        if twice := [text.path for text in texts if sum(text.path.samefile(other.path) for other in texts) > 1]:
-            raise ConversionError(f"{twice[0]} is given twice.")
-    check_output(Path(output), overwrite, name, *(text.path for text in corpora + measured))
+    corpora, evaluation = parse_corpora(corpus, evaluate)
+    check_output(Path(output), overwrite, name, *(text.path for text in corpora + evaluation))
     config = read_config(name, revision)
     if config.get("model_type") not in CONFIG_CLASSES:
         check_config(name, config)
     generation_config = read_optional(name, "generation_config.json", revision)
-    tensors, tokenizer = read_weights(name, revision), load_tokenizer(name, revision)
-    vocabulary = sorted(filter(is_vocabulary, tensors), key=lambda tensor: "word_embeddings" not in tensor)
-    if not vocabulary or "word_embeddings" not in vocabulary[0]:
-        raise ConversionError(f"{name} has no tensor named word_embeddings.weight, so it has no vocabulary to change.")
-    for tensor in vocabulary:
-        rows = tensors[tensor].shape[0]
-        if rows != config.get("vocab_size"):
-            raise ConversionError(
-                f"{tensor} of {name} has {rows} rows; the vocab_size in its config.json is {config.get('vocab_size')}."
-            )
+    tensors, tokenizer = read_weights(name, revision), load_encoder_tokenizer(name, revision)
+    check_vocabulary_tensors(name, config, tensors)
     check_rows(name, tokenizer, config["vocab_size"])
-    for repeat, of in (("lm_head.decoder.weight", vocabulary[0]), ("lm_head.decoder.bias", "lm_head.bias")):
-        if repeat in tensors and of in tensors and equal(tensors[repeat], tensors[of]):
-            del tensors[repeat]  # Transformers ties it to the other
-    for number in named_ids(config) | named_ids(generation_config or {}):
-        if not 0 <= number < len(tokenizer):
+    drop_tied_tensors(tensors)
+    for token_id in find_token_ids(config) | find_token_ids(generation_config or {}):
+        if not 0 <= token_id < len(tokenizer):
             raise ConversionError(
-                f"config.json or generation_config.json of {name} names the id {number}, and the tokenizer has "
-                f"{len(tokenizer)} tokens."
+                f"config.json or generation_config.json of {name} has the token id {token_id}, but the tokenizer has "
+                f"{len(tokenizer)} tokens. Correct the id."
             )
     conversion_report = read_conversion_report(name, revision)
     model_class = find_model_class(name, config)
-    source = Checkpoint(name, config, generation_config, tensors, tokenizer, model_class, conversion_report)
-    return source, corpora, measured
+    source = SourceCheckpoint(name, config, generation_config, tensors, tokenizer, model_class, conversion_report)
+    return source, corpora, evaluation
+
+
+def parse_corpora(corpus: list[str], evaluate: list[str]) -> tuple[list[Corpus], list[Corpus]]:
+    """Return the corpora and the corpora to measure on, which are the same by default."""
+    if not corpus:
+        raise ConversionError("The corpus is empty. Pass text files with --corpus.")
+    corpora = [Corpus.parse(file) for file in corpus]
+    evaluation = [Corpus.parse(file) for file in evaluate] or corpora
+    for texts in (corpora, evaluation):
+        if repeated := [text.path for text in texts if sum(text.path.samefile(other.path) for other in texts) > 1]:
+            raise ConversionError(f"{repeated[0]} is given twice. Pass each text file once.")
+    return corpora, evaluation
+
+
+def check_vocabulary_tensors(name: str, config: dict, tensors: dict[str, torch.Tensor | StoredTensor]):
+    """Refuse a checkpoint without word embeddings, or with tensors that do not match its `vocab_size`."""
+    vocabulary_tensors = find_vocabulary_tensors(tensors)
+    if not vocabulary_tensors or "word_embeddings" not in vocabulary_tensors[0]:
+        raise ConversionError(
+            f"{name} has no tensor named word_embeddings.weight. Use an encoder or an XLM-SWCM checkpoint."
+        )
+    for tensor in vocabulary_tensors:
+        rows, vocab_size = tensors[tensor].shape[0], config.get("vocab_size")
+        if rows != vocab_size:
+            raise ConversionError(
+                f"{tensor} of {name} has {rows} rows, but vocab_size in config.json is {vocab_size}. Use a checkpoint "
+                "whose weights match its config."
+            )
+
+
+def find_vocabulary_tensors(tensors: dict[str, torch.Tensor | StoredTensor]) -> list[str]:
+    """Return the names of the tensors with a row per token, word embeddings first."""
+    return sorted(filter(has_row_per_token, tensors), key=lambda tensor: "word_embeddings" not in tensor)
+
+
+def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
+    """Remove copies of other tensors, because Transformers ties them when it loads the model."""
+    word_embeddings = find_vocabulary_tensors(tensors)[0]
+    for copied, original in (("lm_head.decoder.weight", word_embeddings), ("lm_head.decoder.bias", "lm_head.bias")):
+        if copied in tensors and original in tensors and equal(tensors[copied], tensors[original]):
+            del tensors[copied]
 
 
 def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
+    """Return the class that config.json names."""
     architecture = (config.get("architectures") or ["None"])[0]
     model_class = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
-    kind = config["model_type"]
-    if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != kind:
+    model_type = config["model_type"]
+    if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != model_type:
         raise ConversionError(
-            f"config.json of {name} names the architecture {architecture}, which is none of Transformers' for {kind}: "
-            'write the class that the weights are of, such as "architectures": ["XLMRobertaForMaskedLM"].'
+            f"The architecture {architecture} in config.json of {name} is not a Transformers class for {model_type}. "
+            'Set the class of the weights, for example "architectures": ["XLMRobertaForMaskedLM"].'
         )
     return model_class
 
 
-def is_vocabulary(tensor: str) -> bool:
+def has_row_per_token(tensor: str) -> bool:
     return VOCABULARY_TENSORS.fullmatch(tensor) is not None
 
 
-def named_ids(config: dict) -> set[int]:
-    """Ids that a config names: `eos_token_id`, `forced_bos_token_id`, `suppress_tokens` ..."""
+def find_token_ids(config: dict) -> set[int]:
+    """Return the token ids in a config, for example `eos_token_id` and `suppress_tokens`."""
 
-    def numbers(value) -> set[int]:
-        return set().union(*map(numbers, value)) if isinstance(value, list) else {value}
+    def flatten(value) -> set[int]:
+        return set().union(*map(flatten, value)) if isinstance(value, list) else {value}
 
-    return numbers([value for name, value in config.items() if NAMES_IDS.fullmatch(name) and value is not None])
+    return flatten([value for name, value in config.items() if TOKEN_ID_FIELDS.fullmatch(name) and value is not None])
 
 
-def with_new_ids(config: dict, old_ids: list[int]) -> dict:
-    new_ids = new_ids_of(old_ids)
+def renumber_config(config: dict, old_ids: list[int]) -> dict:
+    """Return the config with new token ids."""
+    new_ids = invert_ids(old_ids)
 
-    def renamed(value):
-        return [renamed(old) for old in value] if isinstance(value, list) else new_ids[value]
+    def renumber(value):
+        return [renumber(old) for old in value] if isinstance(value, list) else new_ids[value]
 
     return {
-        name: renamed(value) if NAMES_IDS.fullmatch(name) and value is not None else value
+        name: renumber(value) if TOKEN_ID_FIELDS.fullmatch(name) and value is not None else value
         for name, value in config.items()
     }
 
 
+def renumber_conversion_report(conversion_report: dict, old_ids: list[int]) -> dict:
+    """Return the conversion report with new token ids and without its parameter counts, which are outdated."""
+    new_ids = invert_ids(old_ids)
+    report = {name: value for name, value in conversion_report.items() if name != "parameters"}
+    return report | {
+        "language_ids": {code: new_ids[old] for code, old in report.get("language_ids", {}).items()},
+        "new_ids": [new_ids[old] for old in report.get("new_ids", [])],
+    }
+
+
 def select_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torch.Tensor:
-    """The rows with these ids; those of id -1 are empty."""
+    """Return the rows with these ids. The rows for an id of -1 are not initialised."""
     chosen = torch.tensor(old_ids)
     selected = torch.empty(len(old_ids), *tensor.shape[1:], dtype=tensor.dtype)
     for rows, block in blocks(tensor):
-        of_block = (chosen >= rows.start) & (chosen < rows.stop)
-        selected[of_block] = block[chosen[of_block] - rows.start]
+        in_block = (chosen >= rows.start) & (chosen < rows.stop)
+        selected[in_block] = block[chosen[in_block] - rows.start]
     return selected
 
 
-def write(
-    source: Checkpoint,
+def write_checkpoint(
+    source: SourceCheckpoint,
     output: Path,
     tokenizer: PreTrainedTokenizerBase,
     old_ids: list[int],
@@ -168,14 +206,23 @@ def write(
     overwrite: bool,
     dry_run: bool,
 ) -> VocabularyReport:
-    """Write the checkpoint with changed vocabulary tensors, and compare what was written with the source."""
-    report.tokens = {"before": len(source.tokenizer), "after": len(tokenizer)}
-    report.rows = {"before": source.rows, "after": len(old_ids)}
-    report.changed = [name for name in source.tensors if is_vocabulary(name)]
-    report.kept = [name for name in source.tensors if name not in report.changed]
-    before = sum(tensor.shape.numel() for tensor in source.tensors.values())
-    columns = sum(source.tensors[name].shape[1:].numel() for name in report.changed)
-    report.parameters = {"before": before, "after": before + columns * (len(old_ids) - source.rows)}
+    """
+    Write the checkpoint with changed vocabulary tensors, and compare the written tensors with the source.
+
+    Args:
+        source (`SourceCheckpoint`): The checkpoint to change.
+        output (`Path`): The folder to write.
+        tokenizer (`PreTrainedTokenizerBase`): The new tokenizer.
+        old_ids (`list[int]`): For each new row, its old row, or -1 for a new row.
+        change (`Callable`): Function that returns the new version of a vocabulary tensor.
+        report (`VocabularyReport`): The report to complete and write.
+        overwrite (`bool`): Replace `output` if it exists.
+        dry_run (`bool`): Complete the report and write nothing.
+
+    Returns:
+        `VocabularyReport`: The completed report.
+    """
+    count_changes(report, source, tokenizer, old_ids)
     if dry_run:
         return report
     dtype = source.tensors[report.changed[0]].dtype
@@ -186,58 +233,65 @@ def write(
             name: change(tensor) if name in report.changed else tensor[:]
             for name, tensor in logging.tqdm(source.tensors.items(), desc="Copying", unit="tensor")
         }
-        save_model(source, old_ids, dtype, tensors, folder)
+        save_weights(source, old_ids, dtype, tensors, folder)
         del tensors
         if report.action == "trim":
-            (folder / "id_map.json").write_text(json.dumps(new_ids_of(old_ids)), encoding="utf-8")
+            (folder / "id_map.json").write_text(json.dumps(invert_ids(old_ids)), encoding="utf-8")
         (folder / "vocabulary_report.json").write_text(report.to_json(), encoding="utf-8")
         if source.conversion_report is not None:
-            content = json.dumps(brought_up_to_date(source.conversion_report, old_ids), indent=2, ensure_ascii=False)
-            (folder / "conversion_report.json").write_text(content + "\n", encoding="utf-8")
-        prove(source, old_ids, folder)
+            renumbered = renumber_conversion_report(source.conversion_report, old_ids)
+            content = json.dumps(renumbered, indent=2, ensure_ascii=False) + "\n"
+            (folder / "conversion_report.json").write_text(content, encoding="utf-8")
+        check_written_tensors(source, old_ids, folder)
         if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
-            raise RuntimeError(f"The tokenizer of {source.name} does not come back as it was saved.")
+            raise RuntimeError(f"The saved tokenizer of {source.name} has another vocabulary. Report this bug.")
     return report
 
 
-def brought_up_to_date(conversion_report: dict, old_ids: list[int]) -> dict:
-    """The report of the conversion with the ids of now, and without its count of parameters."""
-    new_ids = new_ids_of(old_ids)
-    report = {name: value for name, value in conversion_report.items() if name != "parameters"}
-    return report | {
-        "language_ids": {code: new_ids[old] for code, old in report.get("language_ids", {}).items()},
-        "new_ids": [new_ids[old] for old in report.get("new_ids", [])],
-    }
-
-
-def save_model(
-    source: Checkpoint, old_ids: list[int], dtype: torch.dtype, tensors: dict[str, torch.Tensor], folder: Path
+def count_changes(
+    report: VocabularyReport, source: SourceCheckpoint, tokenizer: PreTrainedTokenizerBase, old_ids: list[int]
 ):
-    """As the model's own class saves it, with config, generation config and, for XLM-SWCM, the code that travels."""
-    fields = with_new_ids(source.config, old_ids) | {"vocab_size": len(old_ids)}
+    """Fill the counts of the report."""
+    report.tokens = {"before": len(source.tokenizer), "after": len(tokenizer)}
+    report.rows = {"before": source.rows, "after": len(old_ids)}
+    report.changed = [name for name in source.tensors if has_row_per_token(name)]
+    report.kept = [name for name in source.tensors if name not in report.changed]
+    before = sum(tensor.shape.numel() for tensor in source.tensors.values())
+    columns = sum(source.tensors[name].shape[1:].numel() for name in report.changed)
+    report.parameters = {"before": before, "after": before + columns * (len(old_ids) - source.rows)}
+
+
+def save_weights(
+    source: SourceCheckpoint, old_ids: list[int], dtype: torch.dtype, tensors: dict[str, torch.Tensor], folder: Path
+):
+    """Save tensors, configs and, for XLM-SWCM, the code with the `save_pretrained` of the model's class."""
+    fields = renumber_config(source.config, old_ids) | {"vocab_size": len(old_ids)}
     with torch.device("meta"):
         model = source.model_class._from_config(source.model_class.config_class.from_dict(fields), dtype=dtype)
     if source.generation_config is not None:
-        model.generation_config = GenerationConfig.from_dict(with_new_ids(source.generation_config, old_ids))
+        model.generation_config = GenerationConfig.from_dict(renumber_config(source.generation_config, old_ids))
     model.save_pretrained(folder, state_dict=tensors)
 
 
-def prove(source: Checkpoint, old_ids: list[int], folder: Path):
-    """Compare what was written with the source bit by bit."""
+def check_written_tensors(source: SourceCheckpoint, old_ids: list[int], folder: Path):
+    """Compare the written tensors with the source bit by bit."""
     written = read_weights(str(folder))
-    if lost := source.tensors.keys() ^ written.keys():
-        raise RuntimeError(f"Tensors of {source.name} were lost or made up: {sorted(lost)}")
+    if different := source.tensors.keys() ^ written.keys():
+        raise RuntimeError(
+            f"The written checkpoint has other tensors than {source.name}: {', '.join(sorted(different))}. "
+            "Report this bug."
+        )
     chosen = torch.tensor(old_ids)
     for name, tensor in logging.tqdm(source.tensors.items(), desc="Comparing", unit="tensor"):
         for rows, block in blocks(tensor):
-            if not is_vocabulary(name):
+            if not has_row_per_token(name):
                 copy, expected = written[name][rows], block
             else:
-                of_block = ((chosen >= rows.start) & (chosen < rows.stop)).nonzero().flatten()
-                if len(of_block) == 0:
+                in_block = ((chosen >= rows.start) & (chosen < rows.stop)).nonzero().flatten()
+                if len(in_block) == 0:
                     continue
-                first = int(of_block[0])
-                copy = written[name][first : int(of_block[-1]) + 1][of_block - first]
-                expected = block[chosen[of_block] - rows.start]
+                first = int(in_block[0])
+                copy = written[name][first : int(in_block[-1]) + 1][in_block - first]
+                expected = block[chosen[in_block] - rows.start]
             if not torch.equal(as_bytes(copy), as_bytes(expected)):
-                raise RuntimeError(f"{name} was not kept bit by bit.")
+                raise RuntimeError(f"The written tensor {name} differs from {source.name}. Report this bug.")

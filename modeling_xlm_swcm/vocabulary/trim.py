@@ -1,5 +1,6 @@
-"""Trim a vocabulary to the languages of some text."""
+"""Trim a vocabulary to the languages of a corpus."""
 
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -8,14 +9,23 @@ import torch
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor
 
-from .corpus import compare
-from .pieces import Pieces, choose_pieces, count_pieces, indispensable
+from .corpus import Corpus, compare_segmentations
+from .pieces import UnigramVocabulary, count_tokens, find_required_tokens, select_tokens
 from .report import VocabularyReport
-from .rewrite import MIXES_IDS, is_vocabulary, named_ids, prepare, select_rows, write
+from .rewrite import (
+    MIXED_ID_FIELDS,
+    SourceCheckpoint,
+    find_token_ids,
+    has_row_per_token,
+    read_source,
+    select_rows,
+    write_checkpoint,
+)
 
 
 MAX_MULTIPLE = 65_536
-# rows without a token are never to be written: e**-100 is no probability
+DEFAULT_COVERAGE = 0.9999
+# Rows without a token must never be generated. A logit of -100 gives them a probability of almost zero.
 PADDING_BIAS = -100.0
 
 
@@ -34,60 +44,95 @@ def trim(
     dry_run: bool = False,
 ) -> VocabularyReport:
     """
-    Keep the pieces that some languages need. `id_map.json` in the output has the new id of every old one that is kept.
+    Keep the tokens that some languages need. `id_map.json` in `output` maps the old ids of kept tokens to new ids.
 
-    Special tokens, tags, and every character that the languages are written with stay in any case, so that their text
-    can still be written, in more pieces where a rare one is gone.
+    Special tokens, language tags and all characters of the languages are always kept.
 
     Args:
-        checkpoint: Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
-        output: the folder to write, whole or not at all.
-        corpus: UTF-8 text files, each `language=path` or named by its language up to the first dot.
-        min_count: keep pieces that occur so often.
-        size: keep so many pieces, by their mean share in the languages.
-        coverage: keep the most frequent pieces that make up this share of the tokens of each language. The default,
-            with 0.9999, where none of the three is given.
-        pad_to_multiple_of: add rows that no token has, so that their number is a multiple.
-        evaluate: text to measure with instead of the corpus.
+        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
+        output (`str` or `PathLike`): The folder to write.
+        corpus (`list[str]`): UTF-8 text files, as `language=path` or as files whose name starts with the language.
+        min_count (`int`, *optional*): Keep tokens that occur at least N times in the corpus.
+        size (`int`, *optional*): Number of tokens to keep, by their mean share over the languages.
+        coverage (`float`, *optional*):
+            Keep the most frequent tokens that make up this share of each language. If `min_count`, `size` and
+            `coverage` are not set, the coverage is 0.9999.
+        pad_to_multiple_of (`int`, *optional*, defaults to 1): Add unused rows up to a multiple of this number.
+        evaluate (`list[str]`, *optional*): Text files to measure on. By default, the corpus is used.
+        revision (`str`, *optional*): Revision of the checkpoint on the Hub.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace `output` if it exists.
+        dry_run (`bool`, *optional*, defaults to `False`): Do everything except writing.
+
+    Returns:
+        `VocabularyReport`: What changed, and how the text was segmented before and after.
 
     Raises:
-        ConversionError: checkpoint, corpus, size or output are not as they should be.
+        ConversionError: if the checkpoint, the corpus, the size or the output cannot be used.
     """
-    if sum(option is not None for option in (min_count, size, coverage)) > 1:
-        raise ConversionError("Give only one of --min-count, --size and --coverage.")
-    coverage = 0.9999 if min_count is size is coverage is None else coverage
-    if coverage is not None and not 0 < coverage <= 1:
-        raise ConversionError(f"--coverage must be above 0 and at most 1; got {coverage}.")
-    if min_count is not None and min_count < 1:
-        raise ConversionError(f"--min-count must be at least 1; got {min_count}.")
-    if not 1 <= pad_to_multiple_of <= MAX_MULTIPLE:
-        raise ConversionError(f"--pad-to-multiple-of must be from 1 to {MAX_MULTIPLE}; got {pad_to_multiple_of}.")
-    source, corpora, measured = prepare(checkpoint, output, corpus, evaluate, revision, overwrite)
-    if pad_to_multiple_of > 1 and not any(name.endswith("bias") for name in source.tensors if is_vocabulary(name)):
-        raise ConversionError(
-            f"{source.name} has no output bias, which keeps rows without a token from being written: leave out "
-            "--pad-to-multiple-of, or give it after the conversion."
-        )
-    if named := [name for name in MIXES_IDS if (source.generation_config or {}).get(name)]:
-        raise ConversionError(
-            f"generation_config.json of {source.name} sets {named[0]}, whose ids would name other pieces; take it out."
-        )
-    pieces = Pieces(source.name, source.tokenizer)
-    counts = count_pieces(pieces, corpora)
-    kept = indispensable(pieces, counts)
-    kept[[*named_ids(source.config), *named_ids(source.generation_config or {})]] = True
-    old_ids = choose_pieces(pieces, counts, kept, min_count, size, coverage).tolist()
-    tokenizer = pieces.with_vocab([pieces.vocab[old] for old in old_ids], old_ids)
-    options = {"min_count": min_count, "size": size, "coverage": coverage, "pad_to_multiple_of": pad_to_multiple_of}
+    options = check_trim_options(min_count, size, coverage, pad_to_multiple_of)
+    source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
+    check_source(source, pad_to_multiple_of)
+    vocabulary = UnigramVocabulary(source.name, source.tokenizer)
+    old_ids = select_old_ids(source, vocabulary, corpora, options)
+    tokenizer = vocabulary.build_tokenizer([vocabulary.pieces[old] for old in old_ids], old_ids)
     report = VocabularyReport("trim", source.name, revision, options)
-    report.languages = compare(pieces.backend, tokenizer.backend_tokenizer, old_ids, pieces.unknown, measured)
+    after, unk_id = tokenizer.backend_tokenizer, vocabulary.unk_id
+    report.languages = compare_segmentations(vocabulary.backend, after, old_ids, unk_id, evaluation)
+    old_ids += [-1] * (-len(old_ids) % pad_to_multiple_of)
+    change = partial(keep_rows, old_ids=old_ids)
+    return write_checkpoint(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
 
-    tokens = len(old_ids)
-    old_ids += [-1] * (-tokens % pad_to_multiple_of)
 
-    def change(tensor: torch.Tensor | StoredTensor) -> torch.Tensor:
-        changed = select_rows(tensor, old_ids)
-        changed[tokens:] = 0.0 if changed.ndim > 1 else PADDING_BIAS
-        return changed
+def check_trim_options(
+    min_count: int | None, size: int | None, coverage: float | None, pad_to_multiple_of: int
+) -> dict:
+    """Refuse options that cannot be used with any checkpoint, and return the options with their defaults."""
+    options = {"min_count": min_count, "size": size, "coverage": coverage, "pad_to_multiple_of": pad_to_multiple_of}
+    given = [f"--{name.replace('_', '-')}" for name in ("min_count", "size", "coverage") if options[name] is not None]
+    if len(given) > 1:
+        raise ConversionError(
+            f"{' and '.join(given)} exclude each other. Use only one of --min-count, --size and --coverage."
+        )
+    if coverage is not None and not 0 < coverage <= 1:
+        raise ConversionError(
+            f"--coverage must be above 0 and at most 1 (got {coverage}). Use a share, for example 0.9999."
+        )
+    if min_count is not None and min_count < 1:
+        raise ConversionError(f"--min-count must be at least 1 (got {min_count}). Use a larger number.")
+    if not 1 <= pad_to_multiple_of <= MAX_MULTIPLE:
+        raise ConversionError(
+            f"--pad-to-multiple-of must be from 1 to {MAX_MULTIPLE} (got {pad_to_multiple_of}). Use, for example, 64."
+        )
+    return options if given else options | {"coverage": DEFAULT_COVERAGE}
 
-    return write(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
+
+def check_source(source: SourceCheckpoint, pad_to_multiple_of: int):
+    """Refuse a checkpoint that cannot be trimmed with these options."""
+    has_bias = any(name.endswith("bias") for name in source.tensors if has_row_per_token(name))
+    if pad_to_multiple_of > 1 and not has_bias:
+        raise ConversionError(
+            f"{source.name} has no output bias, so unused rows could be generated. Leave out --pad-to-multiple-of, "
+            "or use it after the conversion."
+        )
+    if mixed := [name for name in MIXED_ID_FIELDS if (source.generation_config or {}).get(name)]:
+        raise ConversionError(
+            f"generation_config.json of {source.name} sets {mixed[0]}, whose token ids cannot be renumbered. "
+            "Remove this setting."
+        )
+
+
+def select_old_ids(
+    source: SourceCheckpoint, vocabulary: UnigramVocabulary, corpora: list[Corpus], options: dict
+) -> list[int]:
+    """Return the ids of the tokens to keep, in order."""
+    counts = count_tokens(vocabulary, corpora)
+    required = find_required_tokens(vocabulary, counts)
+    required[[*find_token_ids(source.config), *find_token_ids(source.generation_config or {})]] = True
+    return select_tokens(counts, required, options["min_count"], options["size"], options["coverage"]).tolist()
+
+
+def keep_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torch.Tensor:
+    """Return a vocabulary tensor with the rows of `old_ids`, and padding rows where the id is -1."""
+    changed = select_rows(tensor, old_ids)
+    changed[torch.tensor(old_ids) == -1] = 0.0 if changed.ndim > 1 else PADDING_BIAS
+    return changed

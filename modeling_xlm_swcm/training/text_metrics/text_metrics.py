@@ -1,4 +1,4 @@
-"""`modeling_xlm_swcm.training.metrics` for the `evaluate` library, with no network:
+"""Metrics of `modeling_xlm_swcm.training.metrics` for the `evaluate` library, without network access.
 
 evaluate.load("modeling_xlm_swcm/training/text_metrics").compute(predictions=[...], references=[...])
 """

@@ -1,0 +1,285 @@
+"""The weight map from an XLM-R encoder to XLM-SWCM, and the plan of a conversion.
+
+Source: Su et al., ACL 2025 (arXiv 2502.10852). The interleaved layer map is from DeltaLM (Ma et al., 2021).
+"""
+
+import re
+from dataclasses import dataclass, field
+from os import PathLike
+
+import torch
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_rows, load_encoder
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
+from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
+from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
+
+from .options import CHOICES, ConversionOptions, DecoderPlan
+
+
+# Tensor of the encoder -> tensors of the model that are copies of it. The first {} is the encoder layer. The {} after
+# "model.decoder.layers." is the decoder layer that is copied from it. A silent start removes some of the copies.
+WEIGHT_MAP = {
+    "embeddings.word_embeddings.weight": ["model.encoder.embeddings.word_embeddings.weight"],
+    "embeddings.position_embeddings.weight": ["model.encoder.embeddings.position_embeddings.weight"],
+    "embeddings.token_type_embeddings.weight": ["model.encoder.embeddings.token_type_embeddings.weight"],
+    "embeddings.LayerNorm.weight": ["model.encoder.embeddings.LayerNorm.weight"],
+    "embeddings.LayerNorm.bias": ["model.encoder.embeddings.LayerNorm.bias"],
+    "lm_head.bias": ["lm_head.bias"],
+    "lm_head.dense.weight": ["lm_head_transform.dense.weight"],
+    "lm_head.dense.bias": ["lm_head_transform.dense.bias"],
+    "lm_head.layer_norm.weight": ["lm_head_transform.layer_norm.weight"],
+    "lm_head.layer_norm.bias": ["lm_head_transform.layer_norm.bias"],
+} | {
+    f"encoder.layer.{{}}.{source}.{parameter}": [
+        f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
+        *(
+            f"model.decoder.layers.{{}}.{copy}.{parameter}"
+            for copy, of in CUSTOM_LAYER_SOURCES.items()
+            if of == source
+        ),
+    ]
+    for source in dict.fromkeys(CUSTOM_LAYER_SOURCES.values())
+    for parameter in ("weight", "bias")
+}
+
+# Sublayers that an encoder layer does not have, in the order in which they run -> module that makes their output. A
+# silent start sets these modules to zero.
+SILENT_SUBLAYERS = {
+    "custom": {"cross_attn": "out_proj", "ffn2": "fc2"},
+    "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
+}
+
+# Pattern for tensors of the encoder that are not copied -> reason.
+DROPPED = {
+    r"pooler\..+": "used only for classification",
+    r"embeddings\.(position_ids|token_type_ids)": "a buffer that the model creates",
+    r"lm_head\.(dense|layer_norm)\..+": "used only by a silent start with a complete masked-LM head and tied output",
+    r"lm_head\.decoder\.weight": "replaced by the word embeddings",
+    r"lm_head\.decoder\.bias": "equal to lm_head.bias",
+    r"(classifier|qa_outputs)\..+": "the head of another task",
+}
+
+# Fields that the config of the model takes from the config of the encoder.
+CONFIG_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
+    *("initializer_range", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"),
+)
+
+MODEL_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
+OUTPUT_BIAS = "lm_head.bias"
+
+
+@dataclass
+class ConversionPlan:
+    """
+    What a conversion copies, initialises and drops.
+
+    Attributes:
+        source ([`Encoder`]):
+            Encoder with its tensors.
+        config ([`XLMSWCMConfig`]):
+            Config of the model.
+        options (`dict`):
+            Options of the conversion with their defaults.
+        tokenizer ([`XLMSWCMTokenizer`] or `None`):
+            Tokenizer of the encoder with the language tags.
+        revision (`str` or `None`):
+            Hub revision of the encoder.
+        language_ids (`dict[str, int]`):
+            Language -> id of its tag.
+        new_ids (`list[int]`):
+            Ids of the tags that the tokenizer of the encoder does not have.
+        parameters (`dict[str, int]`):
+            Number of parameters of the model for each kind of weight sharing.
+        copied (`dict[str, str]`):
+            Tensor of the model -> tensor of the source.
+        new (`dict[str, str]`):
+            Tensor of the model -> how it is initialised. Tensors with fresh weights are added with the model.
+        dropped (`dict[str, str]`):
+            Tensor of the source -> why it is not copied.
+        not_finite (`list[str]`):
+            Tensors of the source that hold NaN or infinity. They are found during the copy.
+    """
+
+    source: Encoder
+    config: XLMSWCMConfig
+    options: dict
+    tokenizer: XLMSWCMTokenizer | None
+    revision: str | None = None
+    language_ids: dict[str, int] = field(default_factory=dict)
+    new_ids: list[int] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
+    new: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+
+
+def plan_encoder_conversion(
+    encoder: str | PathLike | PreTrainedModel,
+    revision: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: ConversionOptions,
+) -> ConversionPlan:
+    """Plan the conversion of an encoder, and check everything that needs no memory for weights."""
+    source = load_encoder(encoder, revision, tokenizer)
+    tokenizer = add_language_tags(source, options.languages)
+    layers = options.plan_decoder(source.config["num_hidden_layers"])
+    config = make_model_config(
+        source,
+        tokenizer,
+        normal_layer_interval=options.normal_layer_interval,
+        decoder_blocks=["normal" if sources is None else "custom" for sources in layers],
+        weight_sharing=options.weight_sharing,
+        lm_head_transform=options.decoder_init == "silent" and has_transform(source),
+        dtype=options.resolve_dtype(source.word_embeddings.dtype),
+    )
+    plan = ConversionPlan(source, config, options.to_dict(), tokenizer, revision)
+    plan.language_ids = {code: tokenizer.get_lang_id(code) for code in options.languages}
+    known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
+    plan.new_ids = [token_id for code, token_id in plan.language_ids.items() if language_tag(code) not in known]
+    plan.parameters = count_parameters(config)
+    plan.copied = plan_encoder_copies(source, config, layers if options.decoder_init != "random" else [])
+    if options.decoder_init == "silent":
+        plan_silent_start(plan)
+    if OUTPUT_BIAS not in plan.copied:
+        plan.new[OUTPUT_BIAS] = "zero"
+    claim_encoder_tensors(plan)
+    check_shapes(plan)
+    return plan
+
+
+def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer | None:
+    """Return the tokenizer of the source with a tag for each language."""
+    if source.tokenizer is None:
+        if languages:
+            raise ConversionError("languages need a tokenizer for their tags. Pass tokenizer=.")
+        return None
+    check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
+    try:
+        return XLMSWCMTokenizer(
+            tokenizer_object=source.tokenizer.backend_tokenizer,
+            languages=languages,
+            model_max_length=source.config["max_position_embeddings"] - source.config["pad_token_id"] - 1,
+            extra_special_tokens=source.tokenizer.extra_special_tokens,
+            **source.tokenizer.special_tokens_map,
+        )
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+def make_model_config(
+    source: Encoder, tokenizer: XLMSWCMTokenizer | None, config_class: type = XLMSWCMConfig, **decoder
+) -> XLMSWCMConfig:
+    """Return a config with the sizes and special ids of the source and the given fields of the decoder."""
+    # An encoder config without layer_norm_eps means 1e-12. The default of XLM-SWCM is XLM-R's value.
+    fields = {"layer_norm_eps": 1e-12}
+    fields |= {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
+    rows = source.word_embeddings.shape[0]
+    if tokenizer is not None:
+        fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        rows = max(rows, len(tokenizer))
+    fields |= {"vocab_size": rows, "decoder_start_token_id": fields["bos_token_id"]}
+    try:
+        return config_class(**fields | decoder)
+    except Exception as error:
+        raise make_config_error(source.name, error) from error
+
+
+def has_transform(source: Encoder) -> bool:
+    """Return True if the source has a complete masked-LM head whose output matrix is the word embeddings."""
+    transform = {name for name, targets in WEIGHT_MAP.items() if targets[0].startswith("lm_head_transform.")}
+    return source.tensors.keys() >= transform and source.has_tied_output
+
+
+def get_model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:
+    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+
+
+def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
+    """Return the number of parameters for each kind of weight sharing that the decoder layers allow."""
+    counts = {}
+    for sharing in CHOICES["weight_sharing"]:
+        if sharing == "init" or config.decoder_blocks.count("custom") == config.num_hidden_layers:
+            # A tied decoder cannot start silent, so it has no transform.
+            transform = config.lm_head_transform and sharing == "init"
+            fields = {"weight_sharing": sharing, "lm_head_transform": transform}
+            variant = type(config).from_dict(config.to_dict() | fields)
+            with torch.device("meta"):
+                counts[sharing] = get_model_class(config)(variant).num_parameters()
+    return counts
+
+
+def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderPlan) -> dict[str, str]:
+    """Return `WEIGHT_MAP` for all layers, as tensor of the model -> tensor of the source."""
+    copies = {}
+    for name, targets in WEIGHT_MAP.items():
+        for target in targets:
+            if target == OUTPUT_BIAS and name not in source.tensors:
+                continue
+            if target.startswith("lm_head_transform.") and not config.lm_head_transform:
+                continue
+            if target.startswith("model.decoder."):
+                half = 0 if ".self_attn." in target or ".ffn1." in target else 1
+                chosen = [(index, sources[half]) for index, sources in enumerate(layers) if sources is not None]
+            else:
+                chosen = [(layer, layer) for layer in range(config.num_hidden_layers)]
+            copies |= {target.format(index): name.format(layer) for index, layer in chosen}
+    return copies
+
+
+def plan_silent_start(plan: ConversionPlan):
+    """Change a plan so that the untrained decoder computes the output of the encoder."""
+    copied, previous = plan.copied, None
+    for index, block in enumerate(plan.config.decoder_blocks):
+        layer = f"model.decoder.layers.{index}"
+        if block == "custom":
+            previous = f"{layer}.ffn1"
+        for sublayer, output in SILENT_SUBLAYERS[block].items():
+            for parameter in ("weight", "bias"):
+                zero = f"{layer}.{sublayer}.{output}.{parameter}"
+                copied.pop(zero, None)
+                plan.new[zero] = "zero"
+                # A second LayerNorm undoes the scale of the first, so only the last LayerNorm gets the copied scale.
+                copied[f"{layer}.{sublayer}.layer_norm.{parameter}"] = copied.pop(f"{previous}.layer_norm.{parameter}")
+            previous = f"{layer}.{sublayer}"
+
+
+def claim_encoder_tensors(plan: ConversionPlan):
+    """Check that every tensor of the source is copied or dropped for a known reason, and that none is missing."""
+    source, copied = plan.source, set(plan.copied.values())
+    for name in source.tensors:
+        if name in copied:
+            continue
+        reason = next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, name)), None)
+        if reason is None:
+            raise ConversionError(
+                f"{source.name} has a tensor that no rule claims: {name}. Check that its config.json describes its "
+                "weights and that it is a plain XLM-R encoder."
+            )
+        plan.dropped[name] = reason
+    missing = [name for name in dict.fromkeys(plan.copied.values()) if name not in source.tensors]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConversionError(
+            f"The weights of {source.name} lack {missing[0]}{more}. Check that its config.json describes its weights."
+        )
+
+
+def check_shapes(plan: ConversionPlan):
+    """Check that every copied tensor has the shape that the config gives it."""
+    with torch.device("meta"):
+        expected = get_model_class(plan.config)(plan.config).state_dict()
+    for target, name in plan.copied.items():
+        shape, wanted = list(plan.source.tensors[name].shape), list(expected[target].shape)
+        if target in (MODEL_EMBEDDINGS, OUTPUT_BIAS):
+            wanted[0] = plan.source.word_embeddings.shape[0]
+        if shape != wanted:
+            raise ConversionError(
+                f"{name} of {plan.source.name} has shape {shape}, but the encoder's config.json gives it {wanted}. "
+                "Check that weights and config.json belong together."
+            )

@@ -1,0 +1,59 @@
+"""Generation with XLM-SWCM: limits on length, left-padded prompts and beam search."""
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.utils import logging
+
+from .positions_xlm_swcm import check_length, position_ids_from_mask
+
+
+logger = logging.get_logger(f"transformers.{__name__}")
+
+
+class XLMSWCMGenerationMixin(GenerationMixin):
+    """Adapt `generate` to XLM-R's positions."""
+
+    def _reorder_cache(self, cache: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
+        # Beams of one source share its cross-attention cache, so only the self-attention cache is reordered.
+        cache.self_attention_cache.reorder_cache(beam_idx)
+        return cache
+
+    def _prepare_text_encoder_decoder_kwargs_for_generation(self, inputs_tensor: torch.Tensor, **kwargs) -> dict:
+        # `generate` calls the encoder directly, without the check of `XLMSWCMModel`.
+        check_length("source", inputs_tensor.shape[1], self.config)
+        return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor=inputs_tensor, **kwargs)
+
+    def _prepare_generated_length(self, *args, **kwargs) -> GenerationConfig:
+        generation_config = super()._prepare_generated_length(*args, **kwargs)
+        # The last generated token is not an input, so it needs no position.
+        longest = self.config.longest_input + 1
+        if generation_config.max_length > longest:
+            logger.warning_once(
+                f"The model can generate at most {longest - 1} tokens. max_new_tokens is reduced to {longest - 1}."
+            )
+            generation_config.max_length = longest
+        return generation_config
+
+    def _prepare_decoder_input_ids_for_generation(
+        self, batch_size: int, model_input_name: str, model_kwargs: dict, *args, **kwargs
+    ) -> tuple[torch.LongTensor, dict]:
+        # Transformers looks for the start token in the first column, which is padding in left-padded prompts.
+        prompts, mask = model_kwargs.get("decoder_input_ids"), model_kwargs.get("decoder_attention_mask")
+        if prompts is not None and mask is not None:
+            first = mask.ne(0).int().argmax(dim=1, keepdim=True)
+            if (prompts.gather(1, first) == self.config.decoder_start_token_id).all():
+                return model_kwargs.pop("decoder_input_ids"), model_kwargs
+        return super()._prepare_decoder_input_ids_for_generation(
+            batch_size, model_input_name, model_kwargs, *args, **kwargs
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> dict:
+        # With a static cache the mask becomes 4D, so the positions must be counted before.
+        if decoder_attention_mask is not None and kwargs.get("decoder_position_ids") is None:
+            kwargs["decoder_position_ids"] = position_ids_from_mask(decoder_attention_mask, self.config.pad_token_id)
+        return super().prepare_inputs_for_generation(
+            input_ids, *args, decoder_attention_mask=decoder_attention_mask, **kwargs
+        )

@@ -1,0 +1,19 @@
+"""Positions of XLM-R: the first token has the position `pad_token_id + 1`, and padding has `pad_token_id`."""
+
+import torch
+
+from .configuration_xlm_swcm import XLMSWCMConfig
+
+
+def check_length(name: str, length: int, config: XLMSWCMConfig):
+    """Raise a `ValueError` if a source or target has more tokens than the model has positions."""
+    if length > config.longest_input:
+        raise ValueError(
+            f"The {name} has {length} tokens, but the model has only {config.longest_input} positions. Truncate it."
+        )
+
+
+def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> torch.LongTensor:
+    """Return the positions for a mask of shape `(batch_size, length)` that is 1 for tokens and 0 for padding."""
+    is_token = attention_mask.ne(0).long()
+    return is_token.cumsum(-1) * is_token + padding_idx

@@ -1,0 +1,179 @@
+"""Training of a small XLM-R encoder from plain text, by masked language modelling."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset, interleave_datasets
+from transformers import (
+    DataCollatorForLanguageModeling,
+    TrainingArguments,
+    XLMRobertaConfig,
+    XLMRobertaTokenizer,
+    set_seed,
+)
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.trainer_utils import IntervalStrategy
+
+from .arguments import check_counts
+from .checkpoints import ResumableTrainer
+from .plots import plot_history
+
+
+@dataclass
+class EncoderArguments:
+    """Options of a small encoder: text, sizes and masking."""
+
+    corpus: list[str] = field(
+        metadata={"help": "Training text: UTF-8 files, one language each (example: bo=text.txt, or bo.news.txt)."}
+    )
+    validation: list[str] = field(default_factory=list, metadata={"help": "Validation text: files as in --corpus."})
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer: a folder or Hub id. Default: learn a vocabulary from the text."}
+    )
+    vocab_size: int = field(default=12_000, metadata={"help": "Number of tokens to learn, without <mask>."})
+    hidden_size: int = field(
+        default=160, metadata={"help": "Size of the hidden states. Feed-forward layers are four times as wide."}
+    )
+    num_hidden_layers: int = field(default=6, metadata={"help": "Number of layers."})
+    num_attention_heads: int = field(default=5, metadata={"help": "Number of attention heads per layer."})
+    dropout: float = field(
+        default=0.1, metadata={"help": "Dropout of hidden states and attention weights. 0 trains faster."}
+    )
+    max_length: int = field(
+        default=128, metadata={"help": "Maximum length of a row in tokens. Longer lines become several rows."}
+    )
+    mask_share: float = field(default=0.2, metadata={"help": "Share of the tokens to predict, between 0 and 1."})
+    sampling_exponent: float = field(
+        default=0.3,
+        metadata={"help": "Exponent on the share of each language, between 0 (sample equally) and 1 (by size)."},
+    )
+
+    def __post_init__(self):
+        check_counts(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"--hidden_size must be a multiple of --num_attention_heads "
+                f"(got {self.hidden_size} and {self.num_attention_heads})."
+            )
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"--mask_share must be between 0 and 1 (got {self.mask_share}).")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout must be at least 0 and below 1 (got {self.dropout}).")
+        if self.max_length < 3:
+            raise ValueError(f"--max_length must be at least 3: <s>, one token and </s> (got {self.max_length}).")
+
+
+class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
+    """XLM-R that computes logits only at masked tokens. It is saved under the name of Transformers' class."""
+
+    # The loss takes num_items_in_batch.
+    accepts_loss_kwargs = True
+
+    def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None):
+        hidden_states = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state
+        masked = labels != -100
+        logits = self.lm_head(hidden_states[masked]).float()
+        total = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="sum")
+        return MaskedLMOutput(loss=total / (masked.sum() if num_items_in_batch is None else num_items_in_batch))
+
+
+def make_rows(tokenizer: XLMRobertaTokenizer, lines: list[str], max_length: int) -> Dataset:
+    """Encode lines as rows of at most `max_length` tokens."""
+    rows = tokenizer(lines, truncation=True, max_length=max_length, return_overflowing_tokens=True)
+    return Dataset.from_dict({"input_ids": rows["input_ids"]})
+
+
+def sample_lines(texts: dict[str, list[str]], size: int, exponent: float) -> list[str]:
+    """
+    Sample lines for learning a vocabulary.
+
+    Args:
+        texts (`dict[str, list[str]]`):
+            Lines of each language.
+        size (`int`):
+            Characters to sample of the largest language.
+        exponent (`float`):
+            Exponent on the share of the other languages.
+
+    Returns:
+        `list[str]`: lines of all languages.
+    """
+    characters = {language: sum(map(len, lines)) for language, lines in texts.items()}
+    largest, sampled = max(characters.values()), []
+    for language, lines in texts.items():
+        wanted = size * (characters[language] / largest) ** exponent
+        step = max(1, round(characters[language] / wanted))
+        sampled += lines[::step]
+    return sampled
+
+
+def train_encoder(
+    args: EncoderArguments,
+    training: TrainingArguments,
+    tokenizer: XLMRobertaTokenizer,
+    texts: dict[str, list[str]],
+    held_out: list[str],
+    checkpoint: str | None = None,
+):
+    """
+    Train an encoder, and write it with its tokenizer and a plot of its losses to the output folder.
+
+    Args:
+        args ([`EncoderArguments`]):
+            Sizes and masking.
+        training ([`~transformers.TrainingArguments`]):
+            Training arguments.
+        tokenizer ([`~transformers.XLMRobertaTokenizer`]):
+            Tokenizer of the encoder.
+        texts (`dict[str, list[str]]`):
+            Training lines of each language.
+        held_out (`list[str]`):
+            Validation lines. May be empty.
+        checkpoint (`str`, *optional*):
+            Checkpoint to resume from.
+    """
+    set_seed(training.seed)
+    if not held_out:
+        training.eval_strategy = IntervalStrategy.NO
+    trainer = ResumableTrainer(
+        XLMRobertaForMaskedLM(make_config(args, len(tokenizer))),
+        training,
+        train_dataset=mix_languages(args, tokenizer, texts, training.seed),
+        eval_dataset=make_rows(tokenizer, held_out, args.max_length) if held_out else None,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mask_share, seed=training.seed),
+        processing_class=tokenizer,
+    )
+    trainer.settings = vars(args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if held_out and training.eval_strategy == IntervalStrategy.NO:
+        trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    plot_history(trainer.state.log_history, Path(training.output_dir) / "training.png")
+
+
+def make_config(args: EncoderArguments, vocab_size: int) -> XLMRobertaConfig:
+    return XLMRobertaConfig(
+        vocab_size=vocab_size,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        intermediate_size=4 * args.hidden_size,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+        max_position_embeddings=args.max_length + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
+
+
+def mix_languages(
+    args: EncoderArguments, tokenizer: XLMRobertaTokenizer, texts: dict[str, list[str]], seed: int
+) -> Dataset:
+    """Mix the rows of all languages, each sampled by its share to the power of `sampling_exponent`."""
+    parts = [make_rows(tokenizer, lines, args.max_length) for lines in texts.values()]
+    shares = torch.tensor([len(part) for part in parts]).double() ** args.sampling_exponent
+    probabilities = (shares / shares.sum()).tolist()
+    return interleave_datasets(parts, probabilities, seed=seed, stopping_strategy="all_exhausted")

@@ -1,0 +1,167 @@
+"""Generation for text files: one line of output for each line of input."""
+
+import codecs
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedModel
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.inspection import read_model_config
+from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
+from modeling_xlm_swcm.checkpoints.writing import whole_file
+
+from .arguments import check_counts
+from .rows import AS_TEXT, TO_UTF8, decode_line
+
+
+@dataclass
+class GenerateArguments:
+    """Options of generation for text files."""
+
+    model_name_or_path: str = field(metadata={"help": "Model: a local folder or a Hub id."})
+    source_lang: str = field(metadata={"help": "Language code of the input."})
+    target_lang: str = field(metadata={"help": "Language code of the output."})
+    input: str = field(default="-", metadata={"help": "UTF-8 file with one text per line. - reads stdin."})
+    output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})
+    num_beams: int = field(default=4, metadata={"help": "Number of beams. 1 is greedy decoding."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum length of an output line in tokens. Default: the limit of the model."}
+    )
+    batch_tokens: int = field(default=4096, metadata={"help": "Maximum size of a batch in tokens, with padding."})
+
+    def __post_init__(self):
+        check_counts(self, "num_beams", "max_length", "batch_tokens")
+
+
+def generate_file(args: GenerateArguments):
+    """
+    Generate one line of output for each line of input. Lines keep their order, and empty lines stay empty.
+
+    The whole input is checked before the first line is generated.
+
+    Args:
+        args ([`GenerateArguments`]):
+            Model, languages, files and limits. `max_length` is set to the limit of the model if it is larger.
+
+    Raises:
+        ValueError: if input or output cannot be used.
+        OSError: if the input cannot be read.
+    """
+    check_output(args)
+    config = read_model_config(args.model_name_or_path)
+    limit = config.longest_input
+    args.max_length = limit if args.max_length is None else min(args.max_length, limit)
+    tokenizer = load_tokenizer(args.model_name_or_path, config.vocab_size)
+    tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang
+    texts = read_texts(args.input)
+    rows = encode_lines(texts, tokenizer, limit, "stdin" if args.input == "-" else args.input)
+    model = load_model(args.model_name_or_path, dtype="auto").eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    generated = generate_lines(model, tokenizer, rows, args)
+    write_lines([generated.get(index, "") for index in range(len(texts))], args.output)
+
+
+def check_output(args: GenerateArguments):
+    """
+    Check that the output can be written and is not the input.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    folder = Path(args.output).absolute().parent
+    if args.output != "-" and not folder.is_dir():
+        raise ValueError(f"The folder of --output {args.output} does not exist. Create it first.")
+    if args.output != "-" and not os.access(folder, os.W_OK):
+        raise ValueError(f"The folder of --output {args.output} is not writable. Choose another folder.")
+    if Path(args.output).is_dir():
+        raise ValueError(f"--output {args.output} is a folder. Name a file.")
+    if "-" not in (args.input, args.output) and Path(args.input).resolve() == Path(args.output).resolve():
+        raise ValueError(f"--output {args.output} would overwrite the input. Name another file.")
+
+
+def read_texts(path: str) -> list[str]:
+    """
+    Read the lines of a UTF-8 file, or of stdin for "-".
+
+    Raises:
+        ValueError: if there are no lines, or a line is not text.
+    """
+    name = "stdin" if path == "-" else path
+    data = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).removeprefix(codecs.BOM_UTF8)
+    if not data:
+        raise ValueError(f"{name} is empty. Give one text per line.")
+    texts = []
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            texts.append(decode_line(line, "utf-8").strip())
+        except ValueError as error:
+            cause = f" ({error.__cause__.reason})" if isinstance(error.__cause__, UnicodeDecodeError) else ""
+            raise ValueError(f"Line {number} of {name} {error}{cause}. Convert the text with {TO_UTF8}.") from error
+    return texts
+
+
+def encode_lines(texts: list[str], tokenizer: XLMSWCMTokenizer, limit: int, path: str) -> dict[int, list[int]]:
+    """
+    Encode the lines that are not empty.
+
+    Returns:
+        `dict[int, list[int]]`: token ids by the index of the line.
+
+    Raises:
+        ValueError: if a line is longer than `limit` tokens.
+    """
+    rows = {index: tokenizer(text, **AS_TEXT)["input_ids"] for index, text in enumerate(texts) if text}
+    for index, ids in rows.items():
+        if len(ids) > limit:
+            raise ValueError(
+                f"Line {index + 1} of {path} has {len(ids)} tokens, and the limit of the model is {limit}. "
+                "Split the line."
+            )
+    return rows
+
+
+def batches_by_length(rows: dict[int, list[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield batches of keys, longest rows first: at most `batch_tokens` tokens with padding, or one row."""
+    batch = []
+    for index in sorted(rows, key=lambda index: -len(rows[index])):
+        if batch and len(rows[batch[0]]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def generate_lines(
+    model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, rows: dict[int, list[int]], args: GenerateArguments
+) -> dict[int, str]:
+    """Generate a text for each row, as one line, by the index of the row."""
+    options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
+    generated = {}
+    batches = list(batches_by_length(rows, args.batch_tokens))
+    for batch in track(batches, "Generating", console=Console(stderr=True)):
+        inputs = tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt").to(model.device)
+        outputs = tokenizer.batch_decode(
+            model.generate(**inputs, max_length=args.max_length, **options), skip_special_tokens=True
+        )
+        generated |= {index: re.sub(r"[\r\n]+", " ", text).strip() for index, text in zip(batch, outputs, strict=True)}
+    return generated
+
+
+def write_lines(lines: list[str], path: str):
+    """Write lines to a file, complete or not at all, or to stdout for "-"."""
+    text = "".join(f"{line}\n" for line in lines)
+    if path == "-":
+        sys.stdout.buffer.write(text.encode())
+        return
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(text.encode())

@@ -1,0 +1,188 @@
+"""Pretraining of a converted model on denoising and translation (Su et al., ACL 2025)."""
+
+import math
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.inspection import read_model_config
+from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
+
+from .arguments import ModelArguments, TrainingArguments
+from .checkpoints import TrainingError, find_checkpoint
+from .denoising import DataCollatorForDenoising
+from .mixture import CorpusConfig, Mixture, load_corpora
+from .results import save_merged, write_results
+from .rows import BadRows, DataError
+from .trainer import XLMSWCMTrainer, adapt_model
+
+
+# room for start token, tag, end token and some text
+MIN_LENGTH = 8
+
+
+@dataclass
+class PretrainDataArguments:
+    """Options that describe the data of pretraining."""
+
+    data: str = field(metadata={"help": "YAML or JSON file that lists the corpora."})
+    max_length: int = field(
+        default=256, metadata={"help": "Maximum length of source and target in tokens. Longer texts are split."}
+    )
+    sampling_exponent: float = field(
+        default=0.3,
+        metadata={"help": "Exponent on the share of each corpus, between 0 (sample equally) and 1 (sample by size)."},
+    )
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "Number of examples of each corpus that are shuffled at a time."}
+    )
+    mask_share: float = field(default=0.35, metadata={"help": "Share of the words that are masked, from 0 to 1."})
+    span_length: float = field(default=3.5, metadata={"help": "Mean length of a masked span in words."})
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Skip rows that cannot be used, with a warning. Default: stop with an error."}
+    )
+
+
+def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, training: TrainingArguments):
+    """
+    Pretrain a converted model, and write it with its card to the output folder.
+
+    Args:
+        model_args ([`ModelArguments`]):
+            Model to start from.
+        data_args ([`PretrainDataArguments`]):
+            Corpora, lengths and noise.
+        training ([`TrainingArguments`]):
+            Training arguments.
+
+    Raises:
+        DataError: if an option or the data cannot be used.
+        TrainingError: if the training cannot start or continue.
+        ConversionError: if the model cannot be loaded.
+    """
+    # The Trainer divides the stream, so that each process gets its own share.
+    training.accelerator_config.dispatch_batches = False
+    set_seed(training.seed)
+    checkpoint = find_checkpoint(training, model_args.model_name_or_path)
+    config = read_model_config(model_args.model_name_or_path)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, config.vocab_size)
+    try:
+        collator = DataCollatorForDenoising(tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    model = load_model(model_args.model_name_or_path)
+    check_pretraining(data_args, training, model.config)
+    corpora = load_corpora(data_args.data)
+    mixture = make_mixture(data_args, training, corpora["train"], tokenizer)
+    held_out = read_validation(data_args, corpora.get("validation", []), mixture)
+    if not held_out:
+        training.eval_strategy = IntervalStrategy.NO
+    if training.process_index == 0:
+        print_mixture(mixture, training)
+    trainer = XLMSWCMTrainer(
+        adapt_model(model, model_args),
+        training,
+        train_dataset=mixture,
+        eval_dataset=held_out or None,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    trainer.settings = vars(model_args) | vars(data_args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_merged(trainer)
+    results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
+    dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
+    write_results(trainer, model_args, None, dataset, results, describe_mixture(data_args, mixture))
+
+
+def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, config: XLMSWCMConfig):
+    """
+    Check the options against each other and against the model.
+
+    Raises:
+        DataError: if a number is out of range.
+        TrainingError: if the trainer would push.
+    """
+    if args.shuffle_buffer < 1:
+        raise DataError(f"--shuffle_buffer must be at least 1 (got {args.shuffle_buffer}).")
+    if not 0 <= args.sampling_exponent <= 1:
+        raise DataError(f"--sampling_exponent must be between 0 and 1 (got {args.sampling_exponent}).")
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
+    if not MIN_LENGTH <= args.max_length <= config.longest_input:
+        raise DataError(
+            f"--max_length must be between {MIN_LENGTH} and {config.longest_input} for this model "
+            f"(got {args.max_length})."
+        )
+    if training.push_to_hub:
+        raise TrainingError(
+            "Pretraining does not support --push_to_hub. Push the finished folder with xlm-swcm push FOLDER REPO."
+        )
+
+
+def make_mixture(
+    args: PretrainDataArguments,
+    training: TrainingArguments,
+    corpora: list[CorpusConfig],
+    tokenizer: XLMSWCMTokenizer,
+) -> Mixture:
+    """Make the mixture of the training corpora, and convert epochs into steps."""
+    batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    mixture = Mixture(
+        corpora,
+        tokenizer,
+        max_length=args.max_length,
+        batch_size=batch,
+        exponent=args.sampling_exponent,
+        shuffle_buffer=args.shuffle_buffer,
+        seed=training.seed,
+        skip_bad_rows=args.skip_bad_rows,
+    )
+    if training.max_steps <= 0:
+        training.max_steps = math.ceil(training.num_train_epochs * mixture.examples.sum() / batch)
+    return mixture
+
+
+def read_validation(args: PretrainDataArguments, corpora: list[CorpusConfig], mixture: Mixture) -> list[dict]:
+    """Read the examples of the validation corpora. Each corpus must have some."""
+    bad_rows = BadRows(args.skip_bad_rows)
+    held_out = []
+    for corpus in corpora:
+        examples = list(corpus.read(mixture.tokenizer, args.max_length, mixture.tables, bad_rows))
+        bad_rows.report()
+        if not examples:
+            raise DataError(f"The validation corpus {corpus.title} has no usable row. Check its text and columns.")
+        held_out += examples
+    return held_out
+
+
+def print_mixture(mixture: Mixture, training: TrainingArguments):
+    """Print size and sampling probability of each corpus."""
+    table = Table("corpus", "language", "examples", "share", "sampled")
+    for corpus, examples, probability in zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True):
+        share = examples / mixture.examples.sum()
+        table.add_row(corpus.title, languages_of(corpus), f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
+    Console().print(table, f"{training.max_steps:,} steps of {mixture.batch_size} examples.")
+
+
+def languages_of(corpus: CorpusConfig) -> str:
+    return corpus.language or " - ".join(corpus.languages)
+
+
+def describe_mixture(args: PretrainDataArguments, mixture: Mixture) -> dict:
+    """Return facts about the training data for the model card."""
+    parts = zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True)
+    return {
+        "training data": "; ".join(
+            f"{corpus.title} ({languages_of(corpus)}, {examples:,} examples, sampled {probability:.1%})"
+            for corpus, examples, probability in parts
+        ),
+        "max_length": args.max_length,
+        "sampling_exponent": args.sampling_exponent,
+        "mask_share": args.mask_share,
+        "span_length": args.span_length,
+    }

@@ -1,0 +1,176 @@
+"""Cross-lingual transfer from a language with many examples to others with few (Su et al., ACL 2025, section 4)."""
+
+import copy
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .arguments import ModelArguments, TrainingArguments
+from .examples import Pair
+from .files import write_json, write_whole
+from .finetuning import finetune_on_pairs, load_tokenizer
+from .finetuning_data import SCORES, FinetuneDataArguments, group_of, read_pairs
+from .plots import make_figure, save_figure
+from .rows import DataError
+
+
+# number of samples -> language -> score
+TransferScores = dict[int, dict[str, float]]
+
+
+@dataclass
+class TransferArguments:
+    """Options of a transfer experiment."""
+
+    high_resource: str = field(
+        metadata={"help": "Language with all its examples. For translation, both languages (example: zh-bo)."}
+    )
+    samples: list[int] = field(
+        default_factory=lambda: [0, 100, 500],
+        metadata={"help": "Numbers of examples of each other language. Each number is a run."},
+    )
+    metric: str | None = field(
+        default=None, metadata={"help": "Metric of table and heat map. Default: the main metric of the task."}
+    )
+
+
+def transfer(
+    model_args: ModelArguments,
+    data_args: FinetuneDataArguments,
+    transfer_args: TransferArguments,
+    args: TrainingArguments,
+) -> tuple[TransferScores, str]:
+    """
+    Fine-tune and score a model once for each number of samples.
+
+    Each model goes to its own folder inside the output folder.
+
+    Args:
+        model_args ([`ModelArguments`]):
+            Model to start from.
+        data_args ([`FinetuneDataArguments`]):
+            Task, files, columns and languages.
+        transfer_args ([`TransferArguments`]):
+            High-resource language, numbers of samples and metric.
+        args ([`TrainingArguments`]):
+            Training arguments of each run.
+
+    Returns:
+        `tuple[dict[int, dict[str, float]], str]`: the score of each language for each number of samples, and the
+        name of the metric.
+
+    Raises:
+        DataError: if an option or the data cannot be used.
+    """
+    metric = transfer_args.metric or SCORES[data_args.task][0]
+    if metric not in SCORES[data_args.task]:
+        raise DataError(f"--metric must be one of {', '.join(SCORES[data_args.task])} (got {metric}).")
+    if min(transfer_args.samples) < 0:
+        raise DataError(f"--samples must not be negative (got {min(transfer_args.samples)}).")
+    if args.push_to_hub:
+        raise DataError(
+            "A transfer experiment trains several models and does not support --push_to_hub. "
+            "Push one of them with xlm-swcm push."
+        )
+    args.do_train = args.do_predict = args.predict_with_generate = True
+    splits = ["train", "validation", "test"] if args.do_eval else ["train", "test"]
+    tokenizer = load_tokenizer(model_args, data_args)
+    pairs = read_pairs(data_args, splits)
+    # All samples are chosen before the first run, so that a later run cannot fail for lack of data.
+    task, high_resource = data_args.task, transfer_args.high_resource
+    chosen = {
+        samples: choose_pairs(pairs["train"], task, high_resource, samples, args.seed)
+        for samples in sorted(set(transfer_args.samples))
+    }
+    scores = {}
+    for samples, train in chosen.items():
+        run_args = copy.deepcopy(args)
+        run_args.output_dir = str(Path(args.output_dir) / f"{high_resource}+{samples}")
+        results = finetune_on_pairs(model_args, data_args, run_args, tokenizer, pairs | {"train": train})
+        scores[samples] = {group: score for group, score in results[metric].items() if group != "all"}
+    return scores, metric
+
+
+def choose_pairs(pairs: list[Pair], task: str, high_resource: str, samples: int, seed: int) -> list[Pair]:
+    """
+    Choose all pairs of the high-resource language and `samples` of each other language.
+
+    Smaller samples are part of larger ones.
+
+    Args:
+        pairs (`list[Pair]`):
+            Pairs of the training data.
+        task (`str`):
+            Task, which defines the languages of a pair.
+        high_resource (`str`):
+            Language with all its examples.
+        samples (`int`):
+            Number of examples of each other language.
+        seed (`int`):
+            Random seed of the sample.
+
+    Returns:
+        `list[Pair]`: the chosen pairs.
+
+    Raises:
+        DataError: if the high-resource language is missing, or another language has too few examples.
+    """
+    groups = defaultdict(list)
+    for pair in pairs:
+        groups[group_of(pair, task)].append(pair)
+    if high_resource not in groups:
+        raise DataError(f"The training data has no examples in {high_resource}. It has {', '.join(sorted(groups))}.")
+    chosen = groups.pop(high_resource)
+    for language, others in sorted(groups.items()):
+        if len(others) < samples:
+            raise DataError(
+                f"The training data has {len(others)} examples in {language}, fewer than --samples {samples}. "
+                "Use a smaller number."
+            )
+        random.Random(seed).shuffle(others)
+        chosen = chosen + others[:samples]
+    return chosen
+
+
+def write_transfer(scores: TransferScores, metric: str, high_resource: str, seed: int, folder: Path) -> str:
+    """
+    Write `transfer.md`, `transfer.json` and `transfer.png`.
+
+    Returns:
+        `str`: the Markdown table.
+    """
+    table = make_table(scores, metric, high_resource)
+    write_whole(folder / "transfer.md", table)
+    results = {"metric": metric, "high_resource": high_resource, "seed": seed, "scores": scores}
+    write_json(folder / "transfer.json", results)
+    plot_heat_map(scores, metric, high_resource, folder / "transfer.png")
+    return table
+
+
+def make_table(scores: TransferScores, metric: str, high_resource: str) -> str:
+    """Return a Markdown table with a row for each run and a column for each language."""
+    languages = list(next(iter(scores.values())))
+    lines = [f"| {metric} | {' | '.join(languages)} |", f"|---|{'---|' * len(languages)}"]
+    for samples, row in scores.items():
+        cells = " | ".join(f"{row[language]:.2f}" for language in languages)
+        lines.append(f"| {high_resource} + {samples} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_heat_map(scores: TransferScores, metric: str, high_resource: str, path: Path):
+    """Plot a heat map with a row for each run and a column for each language."""
+    languages = list(next(iter(scores.values())))
+    values = [[row[language] for language in languages] for row in scores.values()]
+    figure, axes = make_figure(size=(2.5 + 0.9 * len(languages), 1.5 + 0.6 * len(scores)))
+    axis = axes[0, 0]
+    image = axis.imshow(values, vmin=0, vmax=max(map(max, values)) or 1, cmap="viridis", aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            color = "black" if value > 0.6 * image.get_clim()[1] else "white"
+            axis.text(x, y, f"{value:.1f}", ha="center", va="center", color=color)
+    axis.set_xticks(range(len(languages)), languages)
+    axis.set_yticks(range(len(scores)), [f"{high_resource} + {samples}" for samples in scores])
+    axis.set(xlabel="evaluated on", ylabel="trained on")
+    figure.colorbar(image, label=metric)
+    save_figure(figure, path)
