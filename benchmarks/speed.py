@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import is_liger_kernel_available
 
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 from modeling_xlm_swcm.training.files import load_json, write_json
-from modeling_xlm_swcm.training.plots import make_figure, save_figure
 
 
 FOLDER = Path("outputs/benchmarks")

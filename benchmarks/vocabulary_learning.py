@@ -39,9 +39,9 @@ from transformers import (
 )
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.training.files import load_json, write_json, write_whole
-from modeling_xlm_swcm.training.plots import make_figure, save_figure
 from modeling_xlm_swcm.vocabulary import extend, trim
 
 

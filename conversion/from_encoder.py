@@ -118,9 +118,10 @@ def write_conversion(
     plan: ConversionPlan, output: Path, overwrite: bool, license: str | None = None
 ) -> ConversionReport:
     """Carry out a plan, write the folder, and compare the written copies with their source."""
-    size = plan.parameters[plan.config.weight_sharing] * plan.config.dtype.itemsize
+    size = plan.parameters[plan.config.weight_sharing] * plan.dtype.itemsize
     with whole_folder(output, size, overwrite) as folder:
-        plan.tokenizer.save_pretrained(folder)
+        if plan.tokenizer is not None:
+            plan.tokenizer.save_pretrained(folder)
         plan.tokenizer = plan.source.tokenizer = None
         return_freed_memory()
         model = build_model(plan)
@@ -161,13 +162,13 @@ def copy_tensors(plan: ConversionPlan) -> dict[str, torch.Tensor]:
         for target in targets:
             rows, *columns = source.tensors[name].shape
             rows = config.vocab_size if target in (MODEL_EMBEDDINGS, OUTPUT_BIAS) else rows
-            state_dict[target] = torch.empty(rows, *columns, dtype=config.dtype)
-        for rows, block in blocks(source.tensors[name]):
+            state_dict[target] = torch.empty(rows, *columns, dtype=plan.dtype)
+        for place, block in blocks(source.tensors[name]):
             if name not in plan.not_finite and not all(extreme.isfinite() for extreme in block.aminmax()):
                 plan.not_finite.append(name)
                 logger.warning(f"{name} of {source.name} holds NaN or infinity. It is copied unchanged.")
             for target in targets:
-                state_dict[target][rows] = block
+                state_dict[target][place] = block
     return state_dict
 
 
@@ -182,7 +183,8 @@ def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
         tensor = state_dict[target]
         # The rows after the first tag belong to tags or to no token.
         tokens = tensor[: min(plan.new_ids)]
-        mean = sum(block.double().sum(0) for _, block in blocks(tokens)) / len(tokens)
+        zero = tensor.new_zeros(tensor.shape[1:], dtype=torch.float64)
+        mean = sum((block.double().sum(0) for _, block in blocks(tokens)), zero) / len(tokens)
         start = mean.expand(len(plan.new_ids), *tensor.shape[1:]).float()
         if target == MODEL_EMBEDDINGS:
             start = start + plan.config.initializer_range * torch.randn(start.shape, generator=generator)
@@ -202,7 +204,7 @@ def instantiate_model(plan: ConversionPlan, state_dict: dict[str, torch.Tensor])
             # The plan of a release has no seed, because it has no new weights.
             torch.manual_seed(plan.options.get("seed", 0))
             model, info = get_model_class(plan.config).from_pretrained(
-                None, config=plan.config, state_dict=state_dict, dtype=plan.config.dtype, output_loading_info=True
+                None, config=plan.config, state_dict=state_dict, dtype=plan.dtype, output_loading_info=True
             )
     finally:
         logging.set_verbosity(verbosity)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -9,11 +10,16 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 
 
+LayerMap = Literal["same", "interleaved"]
+DecoderInit = Literal["silent", "shared", "random"]
+NormalLayers = Literal["random", "copy", "none"]
+WeightSharing = Literal["init", "tied"]
+
 CHOICES = {
-    "layer_map": ("same", "interleaved"),
-    "decoder_init": ("silent", "shared", "random"),
-    "normal_layers": ("random", "copy", "none"),
-    "weight_sharing": ("init", "tied"),
+    "layer_map": get_args(LayerMap),
+    "decoder_init": get_args(DecoderInit),
+    "normal_layers": get_args(NormalLayers),
+    "weight_sharing": get_args(WeightSharing),
 }
 
 # For each decoder layer, the encoder layers of its two halves, or None for a normal layer.
@@ -99,7 +105,7 @@ class ConversionOptions:
 
     def resolve_dtype(self, default: torch.dtype) -> torch.dtype:
         """Return the data type of the model, which is `default` if no data type is set."""
-        dtype = default if self.dtype is None else getattr(torch, self.dtype, None)
+        dtype = default if self.dtype is None else getattr(torch, str(self.dtype), None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ConversionError(
                 f"{self.dtype or dtype} is not a floating-point dtype. Use float32, bfloat16 or float16."
@@ -118,7 +124,8 @@ class ConversionOptions:
                 '"same".'
             )
         interval = None if self.normal_layers == "none" else self.normal_layer_interval
-        plan, remaining = [], iter(sources)
+        plan: DecoderPlan = []
+        remaining = iter(sources)
         for block in plan_decoder_blocks(len(sources), interval):
             if block == "custom":
                 plan.append(next(remaining))

@@ -4,6 +4,7 @@ Source: Su et al., ACL 2025 (arXiv 2502.10852). The interleaved layer map is fro
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 
@@ -118,6 +119,12 @@ class ConversionPlan:
     dropped: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the model."""
+        assert isinstance(self.config.dtype, torch.dtype)
+        return self.config.dtype
+
 
 def plan_encoder_conversion(
     encoder: str | PathLike | PreTrainedModel,
@@ -139,7 +146,8 @@ def plan_encoder_conversion(
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
     )
     plan = ConversionPlan(source, config, options.to_dict(), tokenizer, revision)
-    plan.language_ids = {code: tokenizer.get_lang_id(code) for code in options.languages}
+    if tokenizer is not None:
+        plan.language_ids = {code: tokenizer.get_lang_id(code) for code in options.languages}
     known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
     plan.new_ids = [token_id for code, token_id in plan.language_ids.items() if language_tag(code) not in known]
     plan.parameters = count_parameters(config)
@@ -153,7 +161,7 @@ def plan_encoder_conversion(
     return plan
 
 
-def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer | None:
+def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMTokenizer | None:
     """Return the tokenizer of the source with a tag for each language."""
     if source.tokenizer is None:
         if languages:
@@ -173,7 +181,7 @@ def add_language_tags(source: Encoder, languages: list[str]) -> XLMSWCMTokenizer
 
 
 def make_model_config(
-    source: Encoder, tokenizer: XLMSWCMTokenizer | None, config_class: type = XLMSWCMConfig, **decoder
+    source: Encoder, tokenizer: XLMSWCMTokenizer | None, config_class: type[XLMSWCMConfig] = XLMSWCMConfig, **decoder
 ) -> XLMSWCMConfig:
     """Return a config with the sizes and special ids of the source and the given fields of the decoder."""
     # An encoder config without layer_norm_eps means 1e-12. The default of XLM-SWCM is XLM-R's value.
@@ -197,14 +205,15 @@ def has_transform(source: Encoder) -> bool:
 
 
 def get_model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:
-    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+    # Transformers annotates the values of its mappings as pairs.
+    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[return-value]
 
 
 def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     """Return the number of parameters for each kind of weight sharing that the decoder layers allow."""
-    counts = {}
+    counts, blocks = {}, config.decoder_blocks or []
     for sharing in CHOICES["weight_sharing"]:
-        if sharing == "init" or config.decoder_blocks.count("custom") == config.num_hidden_layers:
+        if sharing == "init" or blocks.count("custom") == config.num_hidden_layers:
             # A tied decoder cannot start silent, so it has no transform.
             transform = config.lm_head_transform and sharing == "init"
             fields = {"weight_sharing": sharing, "lm_head_transform": transform}
@@ -216,7 +225,7 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
 
 def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderPlan) -> dict[str, str]:
     """Return `WEIGHT_MAP` for all layers, as tensor of the model -> tensor of the source."""
-    copies = {}
+    copies: dict[str, str] = {}
     for name, targets in WEIGHT_MAP.items():
         for target in targets:
             if target == OUTPUT_BIAS and name not in source.tensors:
@@ -235,7 +244,7 @@ def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderP
 def plan_silent_start(plan: ConversionPlan):
     """Change a plan so that the untrained decoder computes the output of the encoder."""
     copied, previous = plan.copied, None
-    for index, block in enumerate(plan.config.decoder_blocks):
+    for index, block in enumerate(plan.config.decoder_blocks or []):
         layer = f"model.decoder.layers.{index}"
         if block == "custom":
             previous = f"{layer}.ffn1"

@@ -1,11 +1,14 @@
 """Convert the weights that the paper's authors released (KEVVVV/xlm-swcm) to a checkpoint for Transformers."""
 
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config, check_tokenizer, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, check_weights, equal, load_file, read_config
@@ -111,14 +114,15 @@ def convert_released(
     return write_conversion(plan, output, overwrite)
 
 
-def plan_release_conversion(path: Path, encoder: str, languages: list[str]) -> ConversionPlan:
+def plan_release_conversion(path: Path, encoder: str, languages: Sequence[str]) -> ConversionPlan:
     """Plan the conversion of a release, and check everything that needs no memory for weights."""
     tensors = read_release(path)
     encoder_config = read_config(encoder)
     check_config(encoder, encoder_config)
-    source = Release(str(path), encoder_config, tensors, load_encoder_tokenizer(encoder))
-    check_tokenizer(encoder, encoder_config, source.tokenizer)
-    check_vocabulary(source, encoder, languages)
+    encoder_tokenizer = load_encoder_tokenizer(encoder)
+    check_tokenizer(encoder, encoder_config, encoder_tokenizer)
+    source = Release(str(path), encoder_config, tensors, encoder_tokenizer)
+    check_vocabulary(source, encoder_tokenizer, encoder, languages)
 
     tokenizer = add_language_tags(source, languages)
     config = make_model_config(
@@ -129,7 +133,8 @@ def plan_release_conversion(path: Path, encoder: str, languages: list[str]) -> C
         dtype=source.word_embeddings.dtype,
     )
     plan = ConversionPlan(source, config, {"encoder": encoder, "languages": languages}, tokenizer)
-    plan.language_ids = {code: tokenizer.get_lang_id(code) for code in languages}
+    if tokenizer is not None:
+        plan.language_ids = {code: tokenizer.get_lang_id(code) for code in languages}
     plan.parameters = count_parameters(config)
     plan.copied = plan_release_copies(config)
     claim_release_tensors(plan)
@@ -153,7 +158,7 @@ def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
             raise ConversionError(
                 f"{path} has no tensor {name}, so it is not a released XLM-SWCM. Pass the weight file of the release."
             )
-    tensors = {}
+    tensors: dict[str, torch.Tensor | StoredTensor] = {}
     for name, tensor in weights.items():
         if name.endswith((".in_proj_weight", ".in_proj_bias")):
             # A tensor with fewer than three chunks leaves a missing tensor, which the plan reports.
@@ -164,10 +169,10 @@ def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
     return tensors
 
 
-def check_vocabulary(source: Release, encoder: str, languages: list[str]):
+def check_vocabulary(source: Release, tokenizer: PreTrainedTokenizerBase, encoder: str, languages: Sequence[str]):
     """Check that the tokens of the encoder and the language tags fill the word embeddings of the release."""
     rows = source.word_embeddings.shape[0]
-    tokens = len(source.tokenizer.get_vocab().keys() | {language_tag(code) for code in languages})
+    tokens = len(tokenizer.get_vocab().keys() | {language_tag(code) for code in languages})
     # An encoder can have more rows than tokens.
     if not tokens <= rows <= max(tokens, source.config.get("vocab_size", 0)):
         raise ConversionError(
@@ -184,14 +189,14 @@ def find_decoder_blocks(tensors: dict[str, torch.Tensor | StoredTensor]) -> list
     return ["released_normal" if normal else "released_custom" for normal in is_normal]
 
 
-def plan_release_copies(config: ReleasedXLMSWCMConfig) -> dict[str, str]:
+def plan_release_copies(config: XLMSWCMConfig) -> dict[str, str]:
     """Return the maps for all layers, as tensor of the model -> tensor of the release."""
     copies = {
         copy.format(index): name.format(index)
         for name, copy in ENCODER_MAP.items()
         for index in range(config.num_hidden_layers)
     }
-    for index, block in enumerate(config.decoder_blocks):
+    for index, block in enumerate(config.decoder_blocks or []):
         for name, copy in LAYER_MAPS[block].items():
             copies[f"model.decoder.layers.{index}.{copy}"] = f"decoder.layers.{index}.{name}"
     return copies | {copy: name for name, copy in OUTPUT_MAP.items()}
@@ -214,8 +219,8 @@ def claim_release_tensors(plan: ConversionPlan):
                 f"{source.name} has a tensor that no rule claims: {name}. Pass a released XLM-SWCM and its encoder, "
                 "which must have as many layers."
             )
-        if pattern == REPEATED_EMBEDDINGS:
-            original = f"encoder.embeddings.{re.fullmatch(REPEATED_EMBEDDINGS, name)['name']}"
+        if repeated := re.fullmatch(REPEATED_EMBEDDINGS, name):
+            original = f"encoder.embeddings.{repeated['name']}"
             if not equal(tensor, source.tensors[original]):
                 raise ConversionError(
                     f"{name} of {source.name} is not equal to {original}, but an XLM-SWCM has one set of embeddings "

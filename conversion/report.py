@@ -93,8 +93,8 @@ class ConversionReport:
     def print(self, console: Console):
         """Print a table with one row for each module of an encoder layer, and the totals."""
         table = Table(title=f"{self.source} → XLM-SWCM", title_justify="left", box=box.SIMPLE)
-        for column, justify in (("", "left"), ("tensors", "right"), ("from", "left"), ("to", "left")):
-            table.add_column(column, justify=justify)
+        for column in ("", "tensors", "from", "to"):
+            table.add_column(column, justify="right" if column == "tensors" else "left")
         for source, targets in self._group_copied().items():
             source = source.removeprefix("encoder.layer.{}.")
             table.add_row("copied", str(len(targets)), source, ", ".join(dict.fromkeys(targets)))

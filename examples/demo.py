@@ -44,10 +44,10 @@ from transformers import (
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.training.arguments import has_fast_bf16
 from modeling_xlm_swcm.training.files import write_json
-from modeling_xlm_swcm.training.plots import make_figure, save_figure
 
 
 SOURCE = "zh"

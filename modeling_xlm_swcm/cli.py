@@ -3,9 +3,8 @@
 import contextlib
 import traceback
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,23 +17,17 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
 from modeling_xlm_swcm.conversion.from_encoder import convert
-from modeling_xlm_swcm.conversion.options import CHOICES
+from modeling_xlm_swcm.conversion.options import DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
-from modeling_xlm_swcm.export.export import QUANTIZATIONS, export
+from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
-from modeling_xlm_swcm.vocabulary.extend import INITS, extend
+from modeling_xlm_swcm.vocabulary.extend import Init, extend
 from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 from modeling_xlm_swcm.vocabulary.trim import trim
 
 
-LayerMap = StrEnum("LayerMap", CHOICES["layer_map"])
-DecoderInit = StrEnum("DecoderInit", CHOICES["decoder_init"])
-NormalLayers = StrEnum("NormalLayers", CHOICES["normal_layers"])
-WeightSharing = StrEnum("WeightSharing", CHOICES["weight_sharing"])
-EmbeddingInit = StrEnum("EmbeddingInit", INITS)
-Quantization = StrEnum("Quantization", QUANTIZATIONS)
-Dtype = StrEnum("Dtype", ("float32", "bfloat16", "float16"))
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 MAX_SEED = 2**32 - 1
 
@@ -65,7 +58,7 @@ TextFiles = Annotated[
     ),
 ]
 EvalFiles = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option("--eval", metavar="FILE...", help="Text files to measure the tokenizer on. Default: the corpus."),
 ]
 Plot = Annotated[
@@ -76,7 +69,7 @@ Plot = Annotated[
 ]
 
 Languages = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         metavar="CODE...",
         help="Languages that get a tag. Put this option last or before another option. Default: none.",
@@ -134,7 +127,8 @@ class SeveralValues(TyperCommand):
     options = ("--languages", "--corpus", "--eval")
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        repeated, option = [], None
+        repeated: list[str] = []
+        option = None
         for argument in args:
             if argument.startswith("-"):
                 name = argument.partition("=")[0]
@@ -170,7 +164,7 @@ def convert_command(
     source: Annotated[str, typer.Argument(help="Encoder to convert: Hub id or folder.")],
     output: Output,
     revision: SourceRevision = None,
-    languages: Languages = (),
+    languages: Languages = None,
     normal_layer_interval: NormalLayerInterval = 3,
     layer_map: LayerMapOption = "same",
     decoder_init: DecoderInitOption = None,
@@ -198,13 +192,13 @@ def convert_command(
             dry_run=dry_run,
             license=license,
             revision=revision,
-            languages=split_codes(languages),
+            languages=split_codes(languages or []),
             normal_layer_interval=normal_layer_interval,
-            layer_map=layer_map.value,
-            decoder_init=decoder_init.value if decoder_init else None,
-            normal_layers=normal_layers.value,
-            weight_sharing=weight_sharing.value,
-            dtype=dtype.value if dtype else None,
+            layer_map=layer_map,
+            decoder_init=decoder_init,
+            normal_layers=normal_layers,
+            weight_sharing=weight_sharing,
+            dtype=dtype,
             seed=seed,
         )
     with report_errors(debug, describe_output(output, dry_run)):
@@ -224,19 +218,19 @@ def convert_released_command(
     output: Output,
     encoder: Annotated[str, typer.Option(help="Encoder of the release, for config and tokenizer: Hub id or folder.")],
     languages: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="CODE...",
             help="Languages of the tags in the file, in the order of their ids. Put this option last or before "
             "another option. Default: none.",
         ),
-    ] = (),
+    ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
     """Convert the weights that the paper's authors released."""
     with report_errors(debug):
-        report = convert_released(path, encoder, output, languages=split_codes(languages), overwrite=overwrite)
+        report = convert_released(path, encoder, output, languages=split_codes(languages or []), overwrite=overwrite)
         console = Console()
         report.print(console)
         console.print(f"Written to {output}.")
@@ -320,7 +314,7 @@ def export_command(
 ):
     """Export a model that runs on a CPU with OpenVINO, without PyTorch."""
     with report_errors(debug):
-        files = export(folder, output, quantize=quantize.value, overwrite=overwrite)
+        files = export(folder, output, quantize=quantize, overwrite=overwrite)
         console = Console(soft_wrap=True, highlight=False)
         console.print(f"Written to {output}: {', '.join(f'{name} ({decimal(size)})' for name, size in files.items())}")
 
@@ -334,13 +328,13 @@ def extend_command(
         int, typer.Option(metavar="N", help="Number of tokens to learn. Tokens that the vocabulary lacks are added.")
     ],
     init: Annotated[
-        EmbeddingInit,
+        Init,
         typer.Option(
             help="How to initialise the embeddings of new tokens. `mean-of-pieces`: the mean of the embeddings of the "
             "old tokens. `random`: random embeddings."
         ),
     ] = "mean-of-pieces",
-    evaluate: EvalFiles = (),
+    evaluate: EvalFiles = None,
     plot: Plot = None,
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Random seed for the text sample and new embeddings.")
@@ -359,8 +353,8 @@ def extend_command(
             output,
             corpus=corpus,
             size=size,
-            init=init.value,
-            evaluate=evaluate,
+            init=init,
+            evaluate=evaluate or [],
             revision=revision,
             seed=seed,
             overwrite=overwrite,
@@ -393,7 +387,7 @@ def trim_command(
             help="Round the number of embeddings up to a multiple of N. The extra embeddings are never generated.",
         ),
     ] = 1,
-    evaluate: EvalFiles = (),
+    evaluate: EvalFiles = None,
     plot: Plot = None,
     revision: CheckpointRevision = None,
     dry_run: DryRun = False,
@@ -412,7 +406,7 @@ def trim_command(
             size=size,
             coverage=coverage,
             pad_to_multiple_of=pad_to_multiple_of,
-            evaluate=evaluate,
+            evaluate=evaluate or [],
             revision=revision,
             overwrite=overwrite,
             dry_run=dry_run,

@@ -18,7 +18,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from modeling_xlm_swcm.vocabulary.pieces import learnt_pieces
+from modeling_xlm_swcm.vocabulary.pieces import read_learnt_pieces
 
 
 SENTENCES = [
@@ -45,7 +45,7 @@ def unigram_pieces(sentences: list[str] = SENTENCES, size: int = 150) -> list[tu
         vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
     )
     tokenizer.train_from_iterator(sentences, trainer)
-    return learnt_pieces(tokenizer, ["<unk>"])
+    return read_learnt_pieces(tokenizer, ["<unk>"])
 
 
 def special(*tokens: str) -> list[tuple[str, float]]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from loopback_hub import READ, WRITE
 from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
+import modeling_xlm_swcm
 from modeling_xlm_swcm import XLMSWCMTokenizer, cli
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
@@ -77,14 +79,30 @@ def test_shards_and_parts_arrive_whole(hub, client, folder):
     assert hub.count(r"PUT /lfs/\w+\?part=2") and hub.count("POST /lfs/.*/complete")
 
 
-def test_a_push_removes_the_weights_of_an_older_one_and_keeps_other_files(hub, client, converted, tmp_path):
+def test_a_push_removes_weights_and_code_of_an_older_one_and_keeps_other_files(hub, client, converted, tmp_path):
     (tmp_path / "old").mkdir()
     weights = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    for name in (*weights, "training_args.bin"):
+    for name in (*weights, "products_xlm_swcm.py", "training_args.bin"):
         (tmp_path / "old" / name).write_text("old")
     hub.add("someone/model", tmp_path / "old")
     pushed(client.command("push", converted, "someone/model"))
     assert hub.repositories["someone/model"].files.keys() == SENT | {"training_args.bin"}
+
+
+def test_a_push_sends_the_code_of_the_package_and_not_that_of_the_folder(hub, client, folder):
+    old = Path(__file__).parent / "fixtures" / "saved_by_0_1_0"
+    (folder / "compat_xlm_swcm.py").unlink()
+    for path in old.glob("*.py"):
+        shutil.copy(path, folder)
+    before = contents(folder)
+    pushed(client.command("push", folder, "someone/model"))
+    files = hub.repositories["someone/model"].files
+    assert files.keys() == SENT
+    package = Path(modeling_xlm_swcm.__file__).parent
+    for name in files:
+        if name.endswith(".py"):
+            assert files[name] == (package / name).read_bytes()
+    assert contents(folder) == before
 
 
 def test_pushing_the_same_again_makes_no_commit(hub, client, converted):

@@ -11,8 +11,8 @@ from decoders import RANDOM, VARIANTS, WARM_START
 from sacrebleu.metrics import CHRF
 from tasks import TASKS
 
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 from modeling_xlm_swcm.training.files import load_json, write_json, write_whole
-from modeling_xlm_swcm.training.plots import make_figure, save_figure
 from modeling_xlm_swcm.training.rows import DataError
 
 

@@ -134,7 +134,7 @@ def check_config(name: str, config: dict):
     if reason is not None:
         raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
     try:
-        CONFIG_MAPPING[model_type].from_dict(config)
+        CONFIG_MAPPING[config["model_type"]].from_dict(config)
     except Exception as error:
         raise make_config_error(name, error) from error
 

@@ -142,7 +142,8 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     report = read_conversion_report(source, revision)
     headers = read_headers(source, revision)
     tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
-    parts, parameters = dict.fromkeys(MODEL_PARTS.values(), 0), Counter()
+    parts = dict.fromkeys(MODEL_PARTS.values(), 0)
+    parameters: Counter[str] = Counter()
     for name, tensor in tensors.items():
         # A model without a head is saved without the prefix "model.".
         names = name, f"model.{name}"
@@ -165,7 +166,7 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
 def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig:
     """Read the config of an XLM-SWCM model, or raise a `ConversionError` for another kind of model."""
     fields = read_config(source, revision)
-    config_class = CONFIG_CLASSES.get(fields.get("model_type"))
+    config_class = CONFIG_CLASSES.get(fields.get("model_type", ""))
     if config_class is None:
         raise ConversionError(
             f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model. Convert it '
@@ -216,7 +217,7 @@ CUSTOM, NORMAL = "■", "□"
 
 def draw_layers(config: XLMSWCMConfig) -> str:
     """Draw the layers of encoder and decoder in two rows, each copied layer below its encoder layer."""
-    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks]
+    decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks or []]
     custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
     aligned = custom == config.num_hidden_layers
     encoder = [" " if aligned and block == NORMAL else CUSTOM for block in decoder]

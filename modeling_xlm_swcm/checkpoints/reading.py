@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, get_session
@@ -117,17 +118,17 @@ class StoredTensor:
 
 def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Tensor | StoredTensor]:
     """Return the tensors of a folder or Hub repository from safetensors or `.bin` files, whole or in shards."""
-    found = ((name, find_file(source, name, revision)) for name in WEIGHT_FILES)
-    name, path = next(((name, path) for name, path in found if path is not None), (None, None))
+    files = (find_file(source, name, revision) for name in WEIGHT_FILES)
+    path = next((file for file in files if file is not None), None)
     if path is None:
         raise ConversionError(f"{source} has no weights. It needs one of these files: {', '.join(WEIGHT_FILES)}.")
-    if not name.endswith(".index.json"):
+    if not path.name.endswith(".index.json"):
         return _read_file(path)
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{path} has no valid weight_map. Download it again.") from error
-    weights = {}
+    weights: dict[str, torch.Tensor | StoredTensor] = {}
     for shard in shards:
         shard_path = find_file(source, shard, revision)
         if shard_path is None:
@@ -158,7 +159,7 @@ def load_file(path: Path) -> object:
         ) from error
 
 
-def load_pretrained(auto_class: type, source: str | os.PathLike, **options):
+def load_pretrained(auto_class: type[Any], source: str | os.PathLike, **options):
     """
     Call `auto_class.from_pretrained(source, **options)`.
 

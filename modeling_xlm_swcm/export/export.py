@@ -5,6 +5,7 @@ import shutil
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from typing import Literal, get_args
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
@@ -15,7 +16,8 @@ from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
 
-QUANTIZATIONS = ("none", "int8")
+Quantization = Literal["none", "int8"]
+QUANTIZATIONS = get_args(Quantization)
 
 # Settings of generation_config.json that the runtime supports.
 SUPPORTED_SETTINGS = {

@@ -8,6 +8,7 @@ from openvino import Model, Node, Output, save_model
 from openvino import opset15 as op
 from torch import nn
 
+from modeling_xlm_swcm.layers_xlm_swcm import XLMSWCMAttention
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 
 
@@ -109,7 +110,8 @@ class GraphBuilder:
         token, position = (named_parameter(name, [-1, 1]) for name in ("token", "position"))
         previous_row = named_parameter("previous_row", [-1], np.int32)
         source_mask, k = named_parameter("source_mask", [-1, -1]), named_parameter("k", [], np.int32)
-        inputs, states = [token, position, previous_row, source_mask, k], []
+        inputs = [token, position, previous_row, source_mask, k]
+        states: list[Node] = []
         x, mask = self.embed(token, position), make_additive_mask(source_mask)
         for index, layer in enumerate(self.decoder_modules.layers):
             query, key, value = (
@@ -132,8 +134,8 @@ class GraphBuilder:
             x = self.cross_attention(x, keys, values, mask, layer.cross_attn)
             last = layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn
             x = self.feed_forward(x, last.fc1, last.fc2, last.layer_norm)
-        if self.config.lm_head_transform:
-            transform = self.model.lm_head_transform
+        transform = self.model.lm_head_transform
+        if transform is not None:
             x = self.normalise(op.gelu(self.linear(x, transform.dense), "erf"), transform.layer_norm)
         logits = op.squeeze(self.linear(x, self.model.lm_head), [1])
         top = op.topk(logits, k, 1, "max", "value", index_element_type="i32")
@@ -149,7 +151,7 @@ class GraphBuilder:
         states.append(op.assign(after := op.concat([op.gather(before, previous_row, 0), new], 2), name))
         return after
 
-    def cross_attention(self, x: Node, keys: Node, values: Node, mask: Node, module: nn.Module) -> Node:
+    def cross_attention(self, x: Node, keys: Node, values: Node, mask: Node, module: XLMSWCMAttention) -> Node:
         # All rows of a source are queries of one attention, so beams need no copies of the source's keys and values.
         sources = op.gather(op.shape_of(keys), [0], 0)
         split = op.concat([sources, np.array([-1, self.config.num_attention_heads, self.head_dim])], 0)

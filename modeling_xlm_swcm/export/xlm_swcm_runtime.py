@@ -201,7 +201,7 @@ class ExportedModel:
         generated[:, 0] = self.config["decoder_start_token_id"]
         running, rows = np.ones(batch, bool), np.arange(batch)
         for place in range(max_new_tokens):
-            _, top_tokens = self._step(generated[:, place], place, rows, 1)
+            top_tokens = self._step(generated[:, place], place, rows, 1)[1]
             token = top_tokens[:, 0]
             if place == 0 and forced_bos_token_id is not None:
                 token = np.full(batch, forced_bos_token_id)

@@ -13,8 +13,8 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.hub_errors import translate_hub_errors
 
 
-# Weight files of an older push, whole or in shards, which a push removes.
-WEIGHTS = r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+# Files of an older push that a new push removes: weights, whole or in shards, and code that no model uses any more.
+STALE = r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|products_xlm_swcm\.py"
 
 
 def check_repo_id(repo_id: str):
@@ -58,10 +58,11 @@ def upload(
             raise ConversionError(f"{repo_id} exists and is public. Make it private on the Hub first.")
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        before = api.repo_info(repo_id, revision=revision)
-        stale = {file.rfilename for file in before.siblings} - files.keys()
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        operations += [CommitOperationDelete(name) for name in sorted(stale) if re.fullmatch(WEIGHTS, name)]
+        before = api.model_info(repo_id, revision=revision)
+        stale = {file.rfilename for file in before.siblings or []} - files.keys()
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations += [CommitOperationDelete(name) for name in sorted(stale) if re.fullmatch(STALE, name)]
         commit = api.create_commit(
             repo_id,
             operations,

@@ -1,28 +1,14 @@
-"""Plots as PNG files. Figures do not use pyplot, so no display and no choice of a backend is needed."""
+"""Plot the losses and metrics of a training run."""
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from modeling_xlm_swcm.checkpoints.writing import whole_file
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 
 
 # endings of logged names that are no metrics of the model
 NOT_METRICS = ("runtime", "per_second", "epoch", "flos", "model_preparation_time", "gen_len")
-
-
-def make_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Return a figure of `size` inches and its axes, as an array of shape (rows, columns)."""
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save_figure(figure: Figure, path: Path):
-    """Write a figure as PNG, complete or not at all."""
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
 
 
 def plot_history(history: list[dict], path: Path):

@@ -6,12 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
+
 from .arguments import ModelArguments, TrainingArguments
 from .examples import Pair
 from .files import write_json, write_whole
 from .finetuning import finetune_on_pairs, load_tokenizer
 from .finetuning_data import SCORES, FinetuneDataArguments, group_of, read_pairs
-from .plots import make_figure, save_figure
 from .rows import DataError
 
 

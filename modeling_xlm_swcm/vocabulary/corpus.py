@@ -51,9 +51,6 @@ class Corpus:
             raise ConversionError(f"The language of {path} is missing. Pass it before the path: bo={path}.")
         return cls(Path(path), language.strip())
 
-    # An alias for scripts that use this name.
-    named = parse
-
     def lines(self) -> Iterator[tuple[str, int]]:
         """Yield each line that has text, with its size in bytes."""
         try:
@@ -95,7 +92,8 @@ def read_corpora(corpora: list[Corpus], progress: str) -> Iterator[tuple[str, li
         total=sum(corpus.path.stat().st_size for corpus in corpora), desc=progress, unit="B", unit_scale=True
     ) as bar:
         for corpus in corpora:
-            batch, size = [], 0
+            batch: list[str] = []
+            size = 0
             for line, line_bytes in corpus.lines():
                 if size >= BATCH_BYTES:
                     yield corpus.language, batch

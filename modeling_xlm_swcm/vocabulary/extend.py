@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -19,7 +20,8 @@ from .rewrite import read_source, select_rows, write_checkpoint
 
 
 MAX_SIZE = 10_000_000
-INITS = ("mean-of-pieces", "random")
+Init = Literal["mean-of-pieces", "random"]
+INITS = get_args(Init)
 
 
 def extend(
@@ -29,7 +31,7 @@ def extend(
     corpus: list[str],
     size: int,
     init: str = "mean-of-pieces",
-    evaluate: list[str] = (),
+    evaluate: list[str] | tuple[str, ...] = (),
     revision: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -98,11 +100,12 @@ class OldSegmentations:
         parts (`list[tuple[list[int], list[str | None]]]`):
             For each new token, the ids of its known old tokens, and for each `<unk>` its script, or `None` for a text
             without letters.
-        script_ids (`dict[str, list[int]]`): For each of these scripts, the ids of the old tokens in only this script.
+        script_ids (`dict[str | None, list[int]]`):
+            For each of these scripts, the ids of the old tokens in only this script.
     """
 
     parts: list[tuple[list[int], list[str | None]]]
-    script_ids: dict[str, list[int]]
+    script_ids: dict[str | None, list[int]]
 
 
 def segment_new_tokens(vocabulary: UnigramVocabulary, new: list[tuple[str, float]]) -> OldSegmentations:

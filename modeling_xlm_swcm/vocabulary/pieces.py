@@ -5,9 +5,10 @@ import json
 import random
 import statistics
 import unicodedata
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from tokenizers import Tokenizer, models, trainers
@@ -44,14 +45,14 @@ def find_script(character: str) -> str | None:
     return unicodedata.name(character, "UNNAMED").split()[0]
 
 
-def find_scripts(counts: dict[str, float], share: float) -> set[str]:
+def find_scripts(counts: Mapping[str, float], share: float) -> set[str]:
     """Return the scripts with at least `share` of the letters in `counts`, which maps texts to their frequency."""
-    letters = Counter()
+    letters: dict[str, float] = defaultdict(float)
     for text, count in counts.items():
         for character in text:
             if (script := find_script(character)) is not None:
                 letters[script] += count
-    return {script for script, count in letters.items() if count >= share * letters.total()}
+    return {script for script, count in letters.items() if count >= share * sum(letters.values())}
 
 
 def invert_ids(old_ids: list[int]) -> dict[int, int]:
@@ -186,7 +187,7 @@ def train_unigram(vocabulary: UnigramVocabulary, sample: list[str], size: int) -
     """Train a Unigram model of `size` pieces on the sample and return its pieces with scores."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = vocabulary.backend.pre_tokenizer
-    trainer = trainers.UnigramTrainer(
+    trainer = trainers.UnigramTrainer(  # type: ignore[call-arg]  # its stub lacks seed_size
         vocab_size=size + 1, seed_size=SEED_PIECES * size, unk_token="<unk>", special_tokens=["<unk>"]
     )
     # If the size is smaller than the number of characters, the library fails or never returns.
@@ -226,10 +227,6 @@ def read_learnt_pieces(tokenizer: Tokenizer, special_tokens: Collection[str]) ->
     return sorted(rounded, key=lambda piece: (-piece[1], piece[0]))
 
 
-# An alias for scripts that use this name.
-learnt_pieces = read_learnt_pieces
-
-
 @dataclass
 class TokenCounts:
     """
@@ -243,7 +240,7 @@ class TokenCounts:
 
     def total(self) -> np.ndarray:
         """Return the counts over all languages."""
-        return sum(self.by_language.values())
+        return reduce(np.add, self.by_language.values())
 
     def mean_share(self) -> np.ndarray:
         """Return the mean share over the languages, so that a small corpus weighs as much as a large one."""

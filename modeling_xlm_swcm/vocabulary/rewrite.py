@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -68,7 +69,7 @@ def read_source(
     checkpoint: str | PathLike,
     output: str | PathLike,
     corpus: list[str],
-    evaluate: list[str],
+    evaluate: list[str] | tuple[str, ...],
     revision: str | None,
     overwrite: bool,
 ) -> tuple[SourceCheckpoint, list[Corpus], list[Corpus]]:
@@ -96,7 +97,7 @@ def read_source(
     return source, corpora, evaluation
 
 
-def parse_corpora(corpus: list[str], evaluate: list[str]) -> tuple[list[Corpus], list[Corpus]]:
+def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> tuple[list[Corpus], list[Corpus]]:
     """Return the corpora and the corpora to measure on, which are the same by default."""
     if not corpus:
         raise ConversionError("The corpus is empty. Pass text files with --corpus.")
@@ -140,7 +141,7 @@ def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
 def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
     """Return the class that config.json names."""
     architecture = (config.get("architectures") or ["None"])[0]
-    model_class = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
+    model_class: Any = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
     model_type = config["model_type"]
     if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != model_type:
         raise ConversionError(
@@ -266,8 +267,10 @@ def save_weights(
 ):
     """Save tensors, configs and, for XLM-SWCM, the code with the `save_pretrained` of the model's class."""
     fields = renumber_config(source.config, old_ids) | {"vocab_size": len(old_ids)}
+    config_class = source.model_class.config_class
+    assert config_class is not None  # `find_model_class` read its model type
     with torch.device("meta"):
-        model = source.model_class._from_config(source.model_class.config_class.from_dict(fields), dtype=dtype)
+        model = source.model_class._from_config(config_class.from_dict(fields), dtype=dtype)
     if source.generation_config is not None:
         model.generation_config = GenerationConfig.from_dict(renumber_config(source.generation_config, old_ids))
     model.save_pretrained(folder, state_dict=tensors)

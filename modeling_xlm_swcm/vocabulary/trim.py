@@ -38,7 +38,7 @@ def trim(
     size: int | None = None,
     coverage: float | None = None,
     pad_to_multiple_of: int = 1,
-    evaluate: list[str] = (),
+    evaluate: list[str] | tuple[str, ...] = (),
     revision: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
