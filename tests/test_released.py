@@ -497,4 +497,4 @@ def test_a_machine_with_transformers_alone_computes_the_same(encoder, tmp_path):
     with torch.no_grad():
         assert_close(remote["logits"], plain(batch["input_ids"], targets))
     options = dict(forced_bos_token_id=tokens + 1, no_repeat_ngram_size=1, max_new_tokens=8)
-    assert torch.equal(remote["written"], model.generate(batch["input_ids"], **options))
+    assert torch.equal(remote["generated"], model.generate(batch["input_ids"], **options))
