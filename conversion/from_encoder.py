@@ -210,7 +210,7 @@ def instantiate_model(plan: ConversionPlan, state_dict: dict[str, torch.Tensor])
         logging.set_verbosity(verbosity)
     wrong = {*info["unexpected_keys"], *info["mismatched_keys"], *(info["missing_keys"] & state_dict.keys())}
     if wrong:
-        raise RuntimeError(f"Copied tensors did not reach the model: {wrong}")
+        raise RuntimeError(f"These copied tensors are missing from the model: {wrong}. Report this bug.")
     fresh = [name for name in model.state_dict() if name in info["missing_keys"]]
     plan.new |= {name: plan.new.get(name, "fresh") for name in fresh}
     for name, how in plan.new.items():
@@ -232,4 +232,4 @@ def prove_copies(plan: ConversionPlan, tensors: dict[str, torch.Tensor | StoredT
                     kept = [row not in plan.new_ids for row in range(rows.start, rows.stop)]
                     copy, expected = copy[kept], expected[kept]
                 if not torch.equal(as_bytes(copy), as_bytes(expected)):
-                    raise RuntimeError(f"{target} is not bit-equal to {name} of {plan.source.name}.")
+                    raise RuntimeError(f"{target} differs from {name} of {plan.source.name}. Report this bug.")

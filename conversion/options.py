@@ -88,16 +88,24 @@ class ConversionOptions:
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
             raise ConversionError(f"normal_layer_interval must be at least 1 (got {self.normal_layer_interval}).")
         if self.decoder_init == "silent" and not goes_silent:
+            wanted = {"layer_map": "same", "weight_sharing": "init"}
+            option = next((name for name in wanted if getattr(self, name) != wanted[name]), "normal_layers")
             raise ConversionError(
-                'decoder_init "silent" needs layer_map "same", normal_layers "random" or "none", and weight_sharing '
-                '"init". Change one of these options.'
+                f'decoder_init "silent" cannot be combined with {option} "{getattr(self, option)}". '
+                'Use decoder_init "shared".'
             )
-        layers = self.layer_map, self.decoder_init, self.normal_layers == "copy"
-        if self.weight_sharing == "tied" and layers != ("same", "shared", False):
-            raise ConversionError(
-                'weight_sharing "tied" needs layer_map "same", decoder_init "shared", and normal_layers "random" or '
-                '"none". Change one of these options.'
-            )
+        if self.weight_sharing == "tied":
+            refused = [
+                (self.decoder_init != "shared", "decoder_init", '"shared"'),
+                (self.layer_map != "same", "layer_map", '"same"'),
+                (self.normal_layers == "copy", "normal_layers", '"random" or "none"'),
+            ]
+            for is_refused, option, allowed in refused:
+                if is_refused:
+                    raise ConversionError(
+                        f'weight_sharing "tied" cannot be combined with {option} "{getattr(self, option)}". '
+                        f"Use {option} {allowed}."
+                    )
 
     def to_dict(self) -> dict:
         """Return the options as a dict."""

@@ -165,7 +165,7 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
     """Return the tokenizer of the source with a tag for each language."""
     if source.tokenizer is None:
         if languages:
-            raise ConversionError("languages need a tokenizer for their tags. Pass tokenizer=.")
+            raise ConversionError("`languages` needs a tokenizer. Pass the tokenizer of the encoder as `tokenizer`.")
         return None
     check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
     try:
@@ -267,7 +267,7 @@ def claim_encoder_tensors(plan: ConversionPlan):
         reason = next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, name)), None)
         if reason is None:
             raise ConversionError(
-                f"{source.name} has a tensor that no rule claims: {name}. Check that its config.json describes its "
+                f"{source.name} has an unknown tensor: {name}. Check that its config.json describes its "
                 "weights and that it is a plain XLM-R encoder."
             )
         plan.dropped[name] = reason

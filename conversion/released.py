@@ -216,7 +216,7 @@ def claim_release_tensors(plan: ConversionPlan):
         pattern = next((pattern for pattern in DROPPED_RELEASED if re.fullmatch(pattern, name)), None)
         if pattern is None:
             raise ConversionError(
-                f"{source.name} has a tensor that no rule claims: {name}. Pass a released XLM-SWCM and its encoder, "
+                f"{source.name} has an unknown tensor: {name}. Pass a released XLM-SWCM and its encoder, "
                 "which must have as many layers."
             )
         if repeated := re.fullmatch(REPEATED_EMBEDDINGS, name):

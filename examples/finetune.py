@@ -7,8 +7,9 @@
     python examples/finetune.py settings.yaml
 
 The script takes the main options of Transformers' run_summarization.py and run_translation.py, also from a YAML or
-JSON file. `--help` lists the options. Files are .jsonl, .csv, .tsv, .parquet or compressed (.gz). Each row has its own
-language tags, and scores are given for each language and for all.
+JSON file. `--help` lists the options. Files are .jsonl, .csv, .tsv or .parquet. All formats except .parquet can be
+compressed with gzip, for example train.tsv.gz. To read a Hub dataset, pass --dataset_name instead of files. The script
+uses the language tags of each row. It scores each language, or each translation direction, separately.
 """
 
 import sys

@@ -11,13 +11,13 @@ import sys
 from transformers import HfArgumentParser
 
 from modeling_xlm_swcm.checkpoints.errors import first_line
-from modeling_xlm_swcm.training.arguments import check_options
+from modeling_xlm_swcm.training.arguments import HelpFormatter, check_options
 from modeling_xlm_swcm.training.generation import GenerateArguments, generate_file
 
 
 def main():
     try:
-        parser = HfArgumentParser(GenerateArguments)
+        parser = HfArgumentParser(GenerateArguments, formatter_class=HelpFormatter)
         check_options(parser, sys.argv[1:])
         (args,) = parser.parse_args_into_dataclasses()
         generate_file(args)

@@ -38,8 +38,14 @@ License = Annotated[
     str | None,
     typer.Option(help="Licence of the encoder, for example apache-2.0. Default: the licence in its model card."),
 ]
+PushLicense = Annotated[
+    str | None,
+    typer.Option(
+        help="Licence of the encoder, for example apache-2.0. Default: the licence in conversion_report.json."
+    ),
+]
 Private = Annotated[bool, typer.Option("--private", help="Make the Hub repository private.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything except write.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, but write and upload nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it holds a model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 SourceRevision = Annotated[
@@ -53,8 +59,8 @@ TextFiles = Annotated[
     typer.Option(
         "--corpus",
         metavar="FILE...",
-        help="Text files with one sentence or paragraph a line. Write bo=FILE, or start the file name with the "
-        "language, for example bo.news.txt. Put this option last or before another option.",
+        help="Text files with one sentence or paragraph per line. Name the language in front of the path (bo=FILE) or "
+        "in the file name (bo.news.txt). Put this option last or before another option.",
     ),
 ]
 EvalFiles = Annotated[
@@ -64,7 +70,8 @@ EvalFiles = Annotated[
 Plot = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="PNG file for a plot of tokens per word and <unk> before and after. Default: no plot."
+        metavar="FILE",
+        help="PNG file for a plot of tokens per word and share of <unk>, before and after. Default: no plot.",
     ),
 ]
 
@@ -72,20 +79,21 @@ Languages = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE...",
-        help="Languages that get a tag. Put this option last or before another option. Default: none.",
+        help="Codes of the languages that get a tag, for example bo zh. Put this option last or before another "
+        "option. Default: none.",
     ),
 ]
 NormalLayerInterval = Annotated[
     int,
     typer.Option(
-        metavar="N", help="Insert a randomly initialised layer after every N copied layers (X in the paper)."
+        metavar="N", help="Insert a normal layer after every N custom layers, except the last (X in the paper)."
     ),
 ]
 LayerMapOption = Annotated[
     LayerMap,
     typer.Option(
-        help="Encoder layers of each decoder layer. `same`: one encoder layer. `interleaved`: two encoder layers, so "
-        "that the decoder has half as many copied layers."
+        help="Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: two layers, so the "
+        "decoder has half as many custom layers."
     ),
 ]
 DecoderInitOption = Annotated[
@@ -99,16 +107,15 @@ DecoderInitOption = Annotated[
 NormalLayersOption = Annotated[
     NormalLayers,
     typer.Option(
-        help="Layers to insert. `random`: new layers. `copy`: copies of the layer before. `none`: no layers."
+        help="Normal layers to insert. `random`: random weights. `copy`: a copy of the custom layer before. `none`: "
+        "no normal layers."
     ),
 ]
 WeightSharingOption = Annotated[
     WeightSharing,
     typer.Option(help="How the decoder uses the encoder's weights. `init`: separate copies. `tied`: same tensors."),
 ]
-DtypeOption = Annotated[
-    Dtype | None, typer.Option(help="Data type of the new weights. Default: the data type of SOURCE.")
-]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Data type of the model. Default: the data type of SOURCE.")]
 PushToHub = Annotated[
     str | None, typer.Option(metavar="REPO", help="Upload OUTPUT to this Hub repository, as owner/name.")
 ]
@@ -140,23 +147,21 @@ class SeveralValues(TyperCommand):
 
 
 @contextlib.contextmanager
-def report_errors(debug: bool, when_interrupted: str = "nothing was written.") -> Iterator[None]:
+def report_errors(debug: bool, when_interrupted: str = "Nothing was written.") -> Iterator[None]:
     """Print an error on one line and exit with code 1. With `debug`, print the traceback first."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        interrupted = isinstance(error, KeyboardInterrupt)
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"error: {f'interrupted; {when_interrupted}' if interrupted else first_line(error)}", markup=False
-        )
+        message = f"Interrupted. {when_interrupted}" if isinstance(error, KeyboardInterrupt) else first_line(error)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False)
         raise typer.Exit(1) from error
 
 
 def describe_output(output: Path, dry_run: bool) -> str:
     """Return whether the output exists, for the message of an interrupted command."""
-    return "nothing was written." if dry_run else f"{output} is written."
+    return "Nothing was written." if dry_run else f"{output} is written."
 
 
 @main.command("convert", cls=SeveralValues)
@@ -258,7 +263,7 @@ def push_command(
         str,
         typer.Argument(metavar="REPO", help="Hub repository, as owner/name. It is created if it does not exist."),
     ],
-    license: License = None,
+    license: PushLicense = None,
     private: Private = False,
     revision: Annotated[
         str | None,
@@ -272,7 +277,7 @@ def push_command(
     debug: Debug = False,
 ):
     """Check a model and upload it to the Hub in one commit, with a model card."""
-    with report_errors(debug, "push again. Files that have arrived are not sent twice."):
+    with report_errors(debug, "Push again. Files that have arrived are not sent twice."):
         console = Console(soft_wrap=True, highlight=False)
         files = list_files(console, folder, repo_id, license)
         if dry_run:
@@ -294,7 +299,7 @@ def inspect_command(
 
 @main.command("refresh")
 def refresh_command(folder: ModelFolder, debug: Debug = False):
-    """Replace the code that is saved with a model by the code of the installed package."""
+    """Replace the code that is saved with a model with the code of the installed package."""
     with report_errors(debug):
         changed = replace_code(folder, read_folder_config(folder))
         console = Console(soft_wrap=True, highlight=False)
@@ -372,7 +377,9 @@ def trim_command(
         int | None,
         typer.Option(metavar="N", help="Keep tokens that occur at least N times in the corpus. Default: not used."),
     ] = None,
-    size: Annotated[int | None, typer.Option(metavar="N", help="Number of tokens to keep. Default: not used.")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", help="Maximum number of tokens to keep. Default: not used.")
+    ] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
@@ -384,7 +391,7 @@ def trim_command(
         int,
         typer.Option(
             metavar="N",
-            help="Round the number of embeddings up to a multiple of N. The extra embeddings are never generated.",
+            help="Round the number of embeddings up to a multiple of N. The model does not generate the extra ids.",
         ),
     ] = 1,
     evaluate: EvalFiles = None,
@@ -394,7 +401,7 @@ def trim_command(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
-    """Keep the tokens that the languages of a corpus need, and all characters of the corpus."""
+    """Keep the tokens that the languages of a corpus need, and all characters of their scripts."""
     with report_errors(debug):
         if plot is not None:
             check_plot_path(plot)

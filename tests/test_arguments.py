@@ -30,6 +30,21 @@ def test_json_and_dashes(tmp_path):
     assert model.freeze_encoder and training.scheduled_sampling == 0.1
 
 
+def test_the_help_names_each_default_once(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse("--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[SETTINGS.yaml|SETTINGS.json] [OPTIONS]" in printed
+    for sentence in (
+        "Model to start from: a local folder or a Hub id. Required. --lora",
+        "Rank of the LoRA adapters. Default: 16. --freeze_encoder",
+        "Licence for the model card, for example mit. Default: the licence in the conversion report. --",
+        "some collators need extra columns, for example `epoch`. Default: False. --",
+    ):
+        assert sentence in printed
+    assert "default: None" not in printed and "Default: None" not in printed
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeypatch, fast):
     monkeypatch.setattr("modeling_xlm_swcm.training.arguments.has_fast_bf16", lambda: fast)

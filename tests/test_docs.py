@@ -275,7 +275,7 @@ def test_yaml_blocks_are_corpora():
     for block in blocks:
         for entries in yaml.safe_load(block).values():
             for entry in entries:
-                mixture.Corpus(**entry)
+                mixture.CorpusConfig(**entry)
 
 
 @pytest.fixture

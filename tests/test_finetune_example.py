@@ -329,7 +329,8 @@ class TestRuns:
             ({"do_eval": True}, "There is no validation data. Pass --validation_file"),
             (
                 {"task": "summarization"},
-                "A row for summarization has one target. Pass its language with --lang_column.",
+                "--target_lang takes one language for summarization (got kk bo). "
+                "Pass one code, or replace it with --lang_column.",
             ),
             (
                 {"task": "summarization", "target_lang": ["kk"], "both_directions": True},
@@ -341,9 +342,18 @@ class TestRuns:
             ({"output_dir": ""}, "--output_dir is empty. Name a folder."),
             ({"generation_num_beams": 1}, "--generation_num_beams has no effect. Use --num_beams instead."),
             ({"generation_max_length": 9}, "--generation_max_length has no effect. Use --max_target_length instead."),
-            ({"batch_eval_metrics": True}, "Remove --batch_eval_metrics"),
-            ({"eval_do_concat_batches": False}, "and --eval_do_concat_batches"),
-            ({"prediction_loss_only": True}, "--prediction_loss_only"),
+            (
+                {"batch_eval_metrics": True},
+                "--batch_eval_metrics does not work with --predict_with_generate. Remove it.",
+            ),
+            (
+                {"eval_do_concat_batches": False},
+                "--eval_do_concat_batches false does not work with --predict_with_generate. Remove it.",
+            ),
+            (
+                {"prediction_loss_only": True},
+                "--prediction_loss_only does not work with --predict_with_generate. Remove it.",
+            ),
             ({"task": "summarization", "target_lang": ["kk"]}, "Set the column with --text_column."),
             (
                 {"source_lang": "kk", "target_lang": ["bo", "kk"]},
@@ -409,7 +419,7 @@ class TestRuns:
         damaged = shutil.copytree(learner_folder, tmp_path / "model")
         cut_short(damaged / file)
         error = main(finetune, **translation | {"model_name_or_path": str(damaged)})
-        assert error.startswith(f"error: {damaged} cannot be loaded: ") and "\n" not in error
+        assert error.startswith(f"error: Cannot load {damaged}: ") and "\n" not in error
 
     def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
         with loopback_hub() as hub:

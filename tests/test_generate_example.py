@@ -158,7 +158,7 @@ def test_a_damaged_model_is_named(folder, tmp_path, file):
     (tmp_path / "in.txt").write_text("我们\n", encoding="utf-8")
     damaged = shutil.copytree(folder, tmp_path / "model")
     cut_short(damaged / file)
-    with pytest.raises(ValueError, match=f"^{damaged} cannot be loaded: .*[^.]; convert or download it again.$"):
+    with pytest.raises(ValueError, match=f"^Cannot load {damaged}: .*[^.]\\. Convert or download it again.$"):
         generate_file(arguments(damaged, input=str(tmp_path / "in.txt"), output=str(tmp_path / "out.txt")))
     assert not (tmp_path / "out.txt").exists()
 

@@ -267,15 +267,15 @@ BAD_FOLDERS = {
     "no config": (unlink("config.json"), ["config.json"]),
     "another kind of model": (lambda folder: edit_config(folder, model_type="bart"), ['"bart"', "xlm-swcm convert"]),
     "no weights": (unlink("model.safetensors"), ["no weights in safetensors"]),
-    "weights cut short": (write("model.safetensors", "half"), ["cannot be loaded"]),
+    "weights cut short": (write("model.safetensors", "half"), ["Cannot load"]),
     "a layer missing": (lambda folder: edit_tensors(folder, drop_layer), ["missing keys", "decoder.layers.3."]),
     "a tensor too many": (
         lambda folder: edit_tensors(folder, lambda tensors: tensors | {"model.more": torch.ones(3)}),
         ["unexpected keys", "model.more"],
     ),
-    "sizes that do not fit": (lambda folder: edit_config(folder, intermediate_size=36), ["cannot be loaded"]),
+    "sizes that do not fit": (lambda folder: edit_config(folder, intermediate_size=36), ["Cannot load"]),
     "no tokenizer": (unlink("tokenizer.json"), ["lacks tokenizer.json"]),
-    "a damaged tokenizer": (write("tokenizer.json", "{"), ["cannot be loaded"]),
+    "a damaged tokenizer": (write("tokenizer.json", "{"), ["Cannot load"]),
     "another tokenizer": (
         write("tokenizer_config.json", '{"tokenizer_class": "XLMRobertaTokenizer"}'),
         ["XLMRobertaTokenizer", "XLMSWCMTokenizer"],
@@ -369,10 +369,10 @@ def test_a_push_that_is_interrupted_says_what_there_is(encoder_folder, converted
     monkeypatch.setattr(cli, "upload", interrupt)
     push = ["push", str(converted), "someone/model"]
     convert = ["convert", str(encoder_folder), str(output), "--license", "mit", "--push-to-hub", "someone/model"]
-    for command, words in ((push, "push again"), (convert, f"{output} is written")):
+    for command, words in ((push, "Push again"), (convert, f"{output} is written")):
         outcome = CliRunner().invoke(main, command)
         assert outcome.exit_code == 1
-        assert outcome.stderr.splitlines()[-1].startswith(f"error: interrupted; {words}")
+        assert outcome.stderr.splitlines()[-1].startswith(f"error: Interrupted. {words}")
     assert (output / "config.json").is_file()
 
 

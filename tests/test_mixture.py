@@ -179,11 +179,11 @@ class TestCorporaFile:
         ("content", "message"),
         [
             ("train: [", "corpora.yaml cannot be read"),
-            ("- a", "must have a list of corpora under train"),
-            ({"training": []}, "must have a list of corpora under train"),
+            ("- a", "needs a list of corpora under `train`"),
+            ({"training": []}, "needs a list of corpora under `train`"),
             ({"train": [{"path": "a", "language": "en", "lang": "ug"}]}, "unknown field lang"),
-            ({"train": [{"language": "en"}]}, "a corpus without a path"),
-            ({"train": ["a.txt"]}, "a corpus without a path: a.txt"),
+            ({"train": [{"language": "en"}]}, "A corpus in .*corpora.yaml has no path: "),
+            ({"train": ["a.txt"]}, "A corpus in .*corpora.yaml has no path: a.txt. Add `path: FILE`."),
             ({"train": [{"path": "a"}]}, "Corpus a needs either language .monolingual. or languages .parallel."),
             (
                 {"train": [{"path": "a", "languages": ["en"]}]},
@@ -221,7 +221,10 @@ class TestCorporaFile:
                 {"train": [{"path": "a", "language": "en", "examples": "3k"}]},
                 r"Corpus .*: examples cannot be '3k'\. Give a whole number above 0",
             ),
-            ({"train": {"path": "a", "language": "en"}}, "must have a list under train"),
+            (
+                {"train": {"path": "a", "language": "en"}},
+                "`train` in .*corpora.yaml must be a list. Put `- ` in front of each corpus.",
+            ),
             ("train: [{path: a, language: en, 3: x, foo: y}]", "unknown field 3"),
             ("train: []\ntrain: [{path: a, language: en}]", "train is given twice"),
             ("train: [{path: a, path: b, language: en}]", "path is given twice"),
@@ -262,7 +265,7 @@ def test_a_corpus_of_no_rows_whose_number_was_given_does_not_turn_for_ever(token
 
 def test_a_list_of_no_corpora_is_refused(tmp_path):
     (tmp_path / "corpora.yaml").write_text("train:\n")
-    with pytest.raises(DataError, match="must have a list of corpora under train"):
+    with pytest.raises(DataError, match="needs a list of corpora under `train`"):
         load_corpora(str(tmp_path / "corpora.yaml"))
 
 

@@ -127,5 +127,23 @@ def test_the_decoder_starts_silent_unless_it_is_asked_for_otherwise():
     ]:
         assert ConversionOptions(**options).decoder_init == start
         if start == "shared":
-            with pytest.raises(ConversionError, match='decoder_init "silent" needs layer_map "same"'):
+            ((option, value),) = options.items()
+            with pytest.raises(ConversionError) as refused:
                 ConversionOptions(decoder_init="silent", **options)
+            wanted = f'decoder_init "silent" cannot be combined with {option} "{value}". Use decoder_init "shared".'
+            assert str(refused.value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("decoder_init", "random", '"shared"'),
+        ("layer_map", "interleaved", '"same"'),
+        ("normal_layers", "copy", '"random" or "none"'),
+    ],
+)
+def test_tied_weights_name_the_option_that_does_not_fit(option, value, allowed):
+    with pytest.raises(ConversionError) as refused:
+        ConversionOptions(weight_sharing="tied", **{option: value})
+    wanted = f'weight_sharing "tied" cannot be combined with {option} "{value}". Use {option} {allowed}.'
+    assert str(refused.value) == wanted

@@ -448,7 +448,9 @@ class TestLora:
 
     def test_adapters_are_not_spread_over_gpus(self, tokenizer, monkeypatch):
         monkeypatch.setattr("modeling_xlm_swcm.training.trainer.is_fsdp_enabled", lambda: True)
-        with pytest.raises(TrainingError, match="--lora cannot merge adapters that FSDP shards"):
+        with pytest.raises(
+            TrainingError, match="^--lora does not work with FSDP. Launch with `accelerate launch --multi_gpu`"
+        ):
             adapt_model(new_model(tokenizer), ModelArguments("", lora=True))
 
     @pytest.mark.parametrize("option", ["--lora", "--freeze_encoder", "FSDP"])

@@ -84,7 +84,7 @@ class TestFormats:
         expected = [(f"somebody/corpus, row {number} of train,", row) for number, row in enumerate(rows, 1)]
         assert eval(client.run(code.format("corpus", "train"))["printed"]) == expected
         assert len(eval(client.run(code.format("corpus", "validation"))["printed"])) == 1
-        failure = "DataError: somebody/{} is not a file, and the Hub has no such dataset that can be loaded: "
+        failure = "DataError: somebody/{} is not a file, and no such Hub dataset can be loaded: "
         for name, split, reason in (("corpus", "test", "Bad split: test"), ("nothing", "train", "Dataset ")):
             assert failure.format(name) + reason in client.run(code.format(name, split))["error"]
 

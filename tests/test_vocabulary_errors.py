@@ -100,9 +100,9 @@ def test_bad_text(encoder_folder, output, text, tmp_path, action, case, option):
         (["extend", "--size", 0], ["--size must be from 1 to 10,000,000 (got 0). Use a larger size."]),
         (["extend", "--size", 20], ["--size must be at least ", " for this corpus (got 20). Use a larger size."]),
         (["trim", "--size", 30], ["--size must be at least ", "characters", "(got 30). Use a larger size."]),
-        (["trim", "--size", 90, "--min-count", 2], ["--min-count and --size exclude each other.", ONLY_ONE]),
-        (["trim", "--size", 90, "--coverage", 0.9], ["--size and --coverage exclude each other.", ONLY_ONE]),
-        (["trim", "--coverage", 0.9, "--min-count", 2], ["--min-count and --coverage exclude each other.", ONLY_ONE]),
+        (["trim", "--size", 90, "--min-count", 2], ["--min-count and --size cannot be combined.", ONLY_ONE]),
+        (["trim", "--size", 90, "--coverage", 0.9], ["--size and --coverage cannot be combined.", ONLY_ONE]),
+        (["trim", "--coverage", 0.9, "--min-count", 2], ["--min-count and --coverage cannot be combined.", ONLY_ONE]),
         (["trim", "--coverage", 0], ["--coverage must be above 0 and at most 1 (got 0.0)."]),
         (["trim", "--coverage", 1.5], ["--coverage must be above 0 and at most 1 (got 1.5)."]),
         (["trim", "--pad-to-multiple-of", 0], ["--pad-to-multiple-of must be from 1 to 65536 (got 0)."]),
@@ -268,7 +268,7 @@ def test_the_text_is_not_overwritten(encoder_folder, tmp_path, text, action, nam
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(KeyboardInterrupt(), "interrupted; nothing was written."), (OSError("the disk is gone"), "the disk is gone")],
+    [(KeyboardInterrupt(), "Interrupted. Nothing was written."), (OSError("the disk is gone"), "the disk is gone")],
     ids=["interrupted", "a full disk"],
 )
 @pytest.mark.parametrize("step", ["save_weights", "check_written_tensors"])

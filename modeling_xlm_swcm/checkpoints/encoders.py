@@ -200,6 +200,7 @@ def require_license(license: str | None, encoder: str) -> str:
         )
     if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
         raise ConversionError(
-            f'The Hub knows no licence "{license}". Pass --license an id, for example apache-2.0, cc-by-4.0 or other.'
+            f'"{license}" is not a valid licence id. Pass --license with an id of the Hub, for example apache-2.0, '
+            "cc-by-4.0 or other."
         )
     return license

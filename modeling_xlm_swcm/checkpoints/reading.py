@@ -154,8 +154,8 @@ def load_file(path: Path) -> object:
         # PyTorch's message for an unsafe pickle suggests to run its code.
         details = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise ConversionError(
-            f"{path} cannot be read as weights: it is cut short, damaged or holds pickled code, which is never run. "
-            f"Download it again, or convert it to safetensors.{details}"
+            f"Cannot read weights from {path}. The file is cut short or damaged, or it holds pickled code, which "
+            f"xlm-swcm never runs. Download it again, or convert it to safetensors.{details}"
         ) from error
 
 
@@ -171,7 +171,7 @@ def load_pretrained(auto_class: type[Any], source: str | os.PathLike, **options)
     # A damaged file can raise any error of its parser.
     except Exception as error:
         raise ConversionError(
-            f"{source} cannot be loaded: {first_line(error).rstrip('.')}; convert or download it again."
+            f"Cannot load {source}: {first_line(error).rstrip('.')}. Convert or download it again."
         ) from error
 
 

@@ -42,8 +42,8 @@ class ExportedModel:
         # The parsers of damaged files raise many kinds of exceptions.
         except Exception as error:
             raise ValueError(
-                f"Cannot load an exported model from {folder}: a file is missing, damaged or of another model. "
-                "Write the folder again with xlm-swcm export."
+                f"Cannot load the exported model in {folder}. A file is missing or damaged, or belongs to another "
+                "model. Run xlm-swcm export again."
             ) from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()

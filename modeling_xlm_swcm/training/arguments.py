@@ -1,7 +1,9 @@
 """Command-line arguments of the training scripts, with defaults from a YAML or JSON file."""
 
+import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,7 +40,9 @@ class ModelArguments:
     )
     license: str | None = field(
         default=None,
-        metadata={"help": "Licence for the model card (example: mit), if the conversion report has none."},
+        metadata={
+            "help": "Licence for the model card, for example mit. Default: the licence in the conversion report."
+        },
     )
 
     def __post_init__(self):
@@ -52,22 +56,28 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
     Args:
         scheduled_sampling (`float`, *optional*, defaults to 0.0):
-            Share of decoder inputs that are the model's own predictions at the end of training. The share grows
-            linearly from 0 (Mihaylova and Martins, 2019).
+            Final share of decoder inputs that are replaced by the model's predictions. The share grows linearly from
+            0 (Mihaylova and Martins, 2019).
     """
 
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "Drop columns that the model does not accept. The collator needs some, such as epoch."},
+        metadata={
+            "help": "Drop columns that the model does not accept. Keep the default: some collators need extra "
+            "columns, for example `epoch`."
+        },
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Search for unused parameters in each distributed step. The model has none."}
+        default=False,
+        metadata={
+            "help": "Search for unused parameters in each distributed step. Not needed: the model uses all parameters."
+        },
     )
     scheduled_sampling: float = field(
         default=0.0,
         metadata={
-            "help": "Share of decoder inputs that are the model's own predictions at the end of training. "
-            "The share grows linearly from 0 (Mihaylova and Martins, 2019)."
+            "help": "Final share of decoder inputs that are replaced by the model's predictions. The share grows "
+            "linearly from 0 (Mihaylova and Martins, 2019)."
         },
     )
 
@@ -115,7 +125,8 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         `tuple`: one object of each dataclass.
     """
     # The usage that argparse writes by itself lists all options, which fills a screen.
-    parser = HfArgumentParser(classes, usage="%(prog)s [SETTINGS.yaml] [OPTIONS]. Use --help to list the options.")
+    usage = "%(prog)s [SETTINGS.yaml|SETTINGS.json] [OPTIONS]. Use --help to list the options."
+    parser = HfArgumentParser(classes, usage=usage, formatter_class=HelpFormatter)
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -131,6 +142,21 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         return parsed
     except ValueError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Add "Required." or the default to the help of an option, unless the help names it or there is no default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if not text or re.search(r"\bDefaults?\b|\(default|\bdefaults? (to|is|value)", text):
+            return text
+        sentence = f"{text.strip().removesuffix('.')}."
+        if action.required:
+            return f"{sentence} Required."
+        if action.default in (None, [], argparse.SUPPRESS):
+            return text
+        return f"{sentence} Default: %(default)s."
 
 
 def check_options(parser: HfArgumentParser, argv: list[str]):

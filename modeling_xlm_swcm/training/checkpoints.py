@@ -278,7 +278,7 @@ def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | 
         raise TrainingError(f"{state} is damaged. Delete this checkpoint and resume from an earlier one.") from error
     if args.deepspeed is None and not Path(checkpoint, SCHEDULER_NAME).is_file():
         raise TrainingError(
-            f"{checkpoint} has no optimizer state (it was saved with --save_only_model), so it cannot be resumed. "
-            f"Start a new run with --model_name_or_path {checkpoint} and another --output_dir."
+            f"Cannot resume from {checkpoint}: it has no optimizer state. It was probably saved with "
+            f"--save_only_model. Start a new run with --model_name_or_path {checkpoint} and another --output_dir."
         )
     return checkpoint

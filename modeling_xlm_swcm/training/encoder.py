@@ -58,7 +58,9 @@ class EncoderArguments:
                 f"(got {self.hidden_size} and {self.num_attention_heads})."
             )
         if not 0 < self.mask_share < 1:
-            raise ValueError(f"--mask_share must be between 0 and 1 (got {self.mask_share}).")
+            raise ValueError(
+                f"--mask_share must be above 0 and below 1 (got {self.mask_share}). Use, for example, 0.2."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout must be at least 0 and below 1 (got {self.dropout}).")
         if self.max_length < 3:

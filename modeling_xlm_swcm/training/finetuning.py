@@ -252,12 +252,15 @@ def check_evaluation(args: TrainingArguments):
     for name, ours in {"generation_num_beams": "num_beams", "generation_max_length": "max_target_length"}.items():
         if getattr(args, name) is not None:
             raise DataError(f"--{name} has no effect. Use --{ours} instead.")
-    in_parts = args.batch_eval_metrics or args.prediction_loss_only or not args.eval_do_concat_batches
-    if args.predict_with_generate and in_parts:
-        raise DataError(
-            "--predict_with_generate scores the texts of a whole split. Remove --batch_eval_metrics, "
-            "--prediction_loss_only and --eval_do_concat_batches."
-        )
+    # The scores need the generated texts of a whole split.
+    in_parts = {
+        "--batch_eval_metrics": args.batch_eval_metrics,
+        "--prediction_loss_only": args.prediction_loss_only,
+        "--eval_do_concat_batches false": not args.eval_do_concat_batches,
+    }
+    for option, is_set in in_parts.items():
+        if args.predict_with_generate and is_set:
+            raise DataError(f"{option} does not work with --predict_with_generate. Remove it.")
 
 
 def print_scores(title: str, results: Scores, signatures: dict[str, str]):

@@ -29,16 +29,22 @@ SCORES = {
 class FinetuneDataArguments:
     """Options that describe the data of fine-tuning."""
 
-    task: str = field(metadata={"help": "Task of the rows.", "choices": list(SCORES)})
+    task: str = field(metadata={"help": "Task to fine-tune on.", "choices": list(SCORES)})
     source_lang: str | None = field(default=None, metadata={"help": "Language code of the sources."})
     target_lang: list[str] | None = field(
-        default=None, metadata={"help": "Language codes of the targets. Default: the language of the source."}
+        default=None,
+        metadata={
+            "help": "Language codes of the targets. Required for translation. Default for other tasks: the language "
+            "of the source."
+        },
     )
     both_directions: bool = field(default=False, metadata={"help": "Translate in both directions (translation only)."})
     lang_column: str | None = field(
         default=None, metadata={"help": "Column with the language code of each row. Replaces --source_lang."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Id of a Hub dataset. Replaces the files."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Id of a Hub dataset. Cannot be combined with files."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     train_file: str | None = field(default=None, metadata={"help": "File of training rows, for --do_train."})
     validation_file: str | None = field(
@@ -84,7 +90,7 @@ class FinetuneDataArguments:
         else:
             self._check_monolingual()
         if self.dataset_name and (self.train_file or self.validation_file or self.test_file):
-            raise DataError("--dataset_name and files exclude each other. Pass one of them.")
+            raise DataError("--dataset_name cannot be combined with files. Pass one of them.")
 
     def _check_translation(self):
         if not (self.source_lang and self.target_lang):
@@ -100,7 +106,10 @@ class FinetuneDataArguments:
         if not (self.source_lang or self.lang_column):
             raise DataError("The language of the rows is not set. Pass --source_lang or --lang_column.")
         if len(self.target_lang or ()) > 1:
-            raise DataError(f"A row for {self.task} has one target. Pass its language with --lang_column.")
+            raise DataError(
+                f"--target_lang takes one language for {self.task} (got {' '.join(self.target_lang)}). "
+                "Pass one code, or replace it with --lang_column."
+            )
 
     def columns(self) -> dict[str, str]:
         """Return the required columns of a row, each with the option that sets its name."""

@@ -206,12 +206,12 @@ def load_corpora(path: str) -> dict[str, list[CorpusConfig]]:
     names = {"train", "validation"}
     if not isinstance(content, dict) or "train" not in content or not content.keys() <= names or not content["train"]:
         raise DataError(
-            f"{path} must have a list of corpora under train. A list under validation is optional, other keys are not "
-            "allowed."
+            f"{path} needs a list of corpora under `train`. A list under `validation` is optional. Remove all other "
+            "keys."
         )
     for name, entries in content.items():
         if not isinstance(entries or [], list):
-            raise DataError(f"{path} must have a list under {name}. Put a - in front of each corpus.")
+            raise DataError(f"`{name}` in {path} must be a list. Put `- ` in front of each corpus.")
     return {name: [make_corpus(path, entry) for entry in entries or []] for name, entries in content.items()}
 
 
@@ -219,7 +219,7 @@ def make_corpus(path: str, entry: dict) -> CorpusConfig:
     """Make a corpus of an entry of the corpora file `path`."""
     known = [option.name for option in fields(CorpusConfig)]
     if not isinstance(entry, dict) or "path" not in entry:
-        raise DataError(f"{path} has a corpus without a path: {entry}. Add the field path.")
+        raise DataError(f"A corpus in {path} has no path: {entry}. Add `path: FILE`.")
     if unknown := sorted(map(str, entry.keys() - known)):
         raise DataError(f"{path} has a corpus with the unknown field {unknown[0]}. Known fields: {', '.join(known)}.")
     return CorpusConfig(**entry)

@@ -134,7 +134,7 @@ def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str 
     if not Path(path).is_file():
         if suffix in (".txt", *JSON, *TABLES, *PARQUET) or is_gzip(path) or glob.has_magic(path):
             raise DataError(f"{path} does not exist. Check the path.")
-        failure = f"{path} is not a file, and the Hub has no such dataset that can be loaded"
+        failure = f"{path} is not a file, and no such Hub dataset can be loaded"
         yield from read_dataset(path, f" of {split}", failure, path, name, split=split)
     elif suffix in PARQUET:
         yield from read_dataset(path, "", f"{path} cannot be read", "parquet", data_files=path, split="train")

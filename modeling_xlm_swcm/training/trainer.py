@@ -224,7 +224,7 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
             f"{requested[0]} needs a decoder with its own weights. Convert the encoder with --weight-sharing init."
         )
     if args.lora and is_fsdp_enabled():
-        raise TrainingError("--lora cannot merge adapters that FSDP shards. Launch with --multi_gpu instead.")
+        raise TrainingError("--lora does not work with FSDP. Launch with `accelerate launch --multi_gpu` instead.")
     if args.freeze_encoder:
         model.model.encoder.requires_grad_(False)
     if not args.lora:

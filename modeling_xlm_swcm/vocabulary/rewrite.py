@@ -245,7 +245,9 @@ def write_checkpoint(
             (folder / "conversion_report.json").write_text(content, encoding="utf-8")
         check_written_tensors(source, old_ids, folder)
         if AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
-            raise RuntimeError(f"The saved tokenizer of {source.name} has another vocabulary. Report this bug.")
+            raise RuntimeError(
+                f"The saved tokenizer of {source.name} differs from the planned vocabulary. Report this bug."
+            )
     return report
 
 

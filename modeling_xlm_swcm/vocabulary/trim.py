@@ -91,7 +91,7 @@ def check_trim_options(
     given = [f"--{name.replace('_', '-')}" for name in ("min_count", "size", "coverage") if options[name] is not None]
     if len(given) > 1:
         raise ConversionError(
-            f"{' and '.join(given)} exclude each other. Use only one of --min-count, --size and --coverage."
+            f"{' and '.join(given)} cannot be combined. Use only one of --min-count, --size and --coverage."
         )
     if coverage is not None and not 0 < coverage <= 1:
         raise ConversionError(
