@@ -6,13 +6,13 @@ TORCH ?= torch==2.13.0
 # versions of Transformers for `make test-versions`
 VERSIONS ?= 5.20.2 5.22.2 5.24.0
 # what depends on the version of Transformers: model, generation, files, remote code, converter, pipeline, trainers
-VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,modeling generation saving registration conversion pipeline \
+VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,modeling generation loss linear tokenization saving registration conversion pipeline \
 	training trainer released export versions))
 # a Hub id or folder of a real encoder, for the demo
 BASE ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-versions test-lowest lint docs bench clean
+.PHONY: demo test test-versions test-newest test-lowest lint docs bench clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
@@ -24,6 +24,10 @@ test-versions: $(VERSIONS:%=test-version-%)
 
 test-version-%: .cache/versions/%/ready
 	OMP_NUM_THREADS=1 .cache/versions/$*/bin/python -m pytest -n 2 -q $(VERSION_TESTS)
+
+# the newest release of Transformers, pinned or not
+test-newest:
+	$(MAKE) test-version-$$($(PYTHON) -m pip index versions transformers | sed -n 's/^transformers (\(.*\))/\1/p')
 
 # the oldest versions that pyproject.toml admits
 test-lowest: .cache/versions/lowest/ready

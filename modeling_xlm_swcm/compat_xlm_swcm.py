@@ -6,10 +6,11 @@ that an unsupported version ends with the error of `check_transformers` and not 
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 
 import torch
+import transformers
 
 
 # Version of this code. A model on the Hub contains a copy of it.
@@ -27,11 +28,10 @@ def check_transformers(installed: str):
         )
 
 
-check_transformers(version("transformers"))
+check_transformers(transformers.__version__)
 
 from transformers.masking_utils import create_causal_mask  # noqa: E402
 from transformers.utils import TransformersKwargs  # noqa: E402
-from transformers.utils.deprecation import deprecate_kwarg  # noqa: E402
 from transformers.utils.output_capturing import OutputRecorder  # noqa: E402
 
 
@@ -63,14 +63,16 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
         TypeError: if an unknown keyword has a value other than `None`, or if the cache is given twice.
     """
     signature = inspect.signature(forward)
-    known = signature.parameters.keys() | KNOWN_KEYWORDS
+    known = (signature.parameters.keys() | KNOWN_KEYWORDS) - {"self", "kwargs"}
 
     @functools.wraps(forward)
     def checked(self, *args, **kwargs):
-        if OLD_CACHE in kwargs:
-            if "cache" in kwargs:
+        if (old_cache := kwargs.pop(OLD_CACHE, None)) is not None:
+            if kwargs.get("cache") is not None:
                 raise TypeError(f"Pass the cache as `cache` or as `{OLD_CACHE}`, not as both.")
-            kwargs["cache"] = kwargs.pop(OLD_CACHE)
+            kwargs["cache"] = old_cache
+            if CACHE != OLD_CACHE and not torch.compiler.is_compiling():
+                warnings.warn(f"`{OLD_CACHE}` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=2)
         for name in kwargs.keys() - known:
             if kwargs.pop(name) is not None and name not in ignored:
                 raise TypeError(
@@ -85,7 +87,7 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
             for parameter in signature.parameters.values()
         ]
     )
-    return checked if CACHE == OLD_CACHE else deprecate_kwarg(OLD_CACHE, "5.40.0", new_name="cache")(checked)
+    return checked
 
 
 def output_recorder(target_class: type, num_hidden_layers_key: str) -> OutputRecorder:

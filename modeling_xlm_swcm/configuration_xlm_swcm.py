@@ -122,7 +122,7 @@ class XLMSWCMConfig(PreTrainedConfig):
         "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
         "AutoModelForSeq2SeqLM": "modeling_xlm_swcm.XLMSWCMForConditionalGeneration",
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     vocab_size: int = 250002
     hidden_size: int = 768

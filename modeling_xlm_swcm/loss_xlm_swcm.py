@@ -136,11 +136,15 @@ class SharedEmbedding:
     def __init__(self, weight: nn.Parameter):
         self.parameter = weight
         self.weight = weight
+        # Set when the loss uses the weight. A lookup that is computed again in backward comes too late to be added.
+        self.is_used = False
 
     def supports(self, embedding: nn.Module) -> bool:
-        """Return True if `embedding` is an `nn.Embedding` of the same weight, without adapters or extra options."""
+        """Return True if `embedding` is an `nn.Embedding` of the same weight, and its gradient can still be added."""
         return (
-            type(embedding) is nn.Embedding
+            torch.is_grad_enabled()
+            and not self.is_used
+            and type(embedding) is nn.Embedding
             and "forward" not in vars(embedding)
             and embedding.weight is self.parameter
             and embedding.max_norm is None

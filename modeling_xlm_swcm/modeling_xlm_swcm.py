@@ -454,6 +454,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if self.lm_head_transform is not None:
             hidden_states = self.lm_head_transform(hidden_states)
+        if shared_embedding is not None:
+            shared_embedding.is_used = True
         if not has_logits:
             weight = self.lm_head.weight if shared_embedding is None else shared_embedding.weight
             return linear_cross_entropy(hidden_states, weight, self.lm_head.bias, labels, **kwargs), None

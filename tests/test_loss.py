@@ -479,3 +479,15 @@ class TestTrainer:
         trainer.train()
         assert trainer.evaluate()["eval_shape"] == [3, 7, 99]
         assert trainer.predict(trainer.eval_dataset).predictions[0].shape == (3, 7, 99)
+
+
+def test_a_frozen_encoder_takes_no_gradient_away_from_the_output_projection(batch):
+    """Lookups under `no_grad` are not shared."""
+    gradients = []
+    for logits_in_training in (False, True):
+        dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        model = tiny_model(logits_in_training=logits_in_training, **dropout).train()
+        model.model.encoder.forward = torch.no_grad()(model.model.encoder.forward)
+        model(**batch).loss.backward()
+        gradients.append(model.lm_head.weight.grad)
+    assert_close(*gradients)

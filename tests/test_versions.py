@@ -1,5 +1,6 @@
 """Old checkpoints, renamed keywords and unsupported versions of Transformers."""
 
+import copy
 import json
 import math
 import shutil
@@ -13,10 +14,11 @@ import transformers
 from conftest import assert_refused, tiny_model
 from packaging.version import Version
 from safetensors.torch import save_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments
 from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMModel
+from modeling_xlm_swcm.checkpoints.code import read_code_version
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.loading import check_cache
 from modeling_xlm_swcm.cli import main
@@ -136,8 +138,47 @@ class TestOldCheckpoints:
         assert not (old_folder / "gone_xlm_swcm.py").exists()
         assert (old_folder / "mine.py").read_text() == "x = 1\n"
 
-    def test_newer_code_is_not_replaced(self, old_folder):
-        (old_folder / "compat_xlm_swcm.py").write_text('VERSION = "99.0"\n')
+    def test_a_link_is_replaced_and_not_the_file_that_it_leads_to(self, old_folder, tmp_path):
+        blob = tmp_path / "blob"
+        (old_folder / "modeling_xlm_swcm.py").rename(blob)
+        (old_folder / "modeling_xlm_swcm.py").symlink_to(blob)
+        before = blob.read_bytes()
+        assert CliRunner().invoke(main, ["refresh", str(old_folder)]).exit_code == 0
+        assert blob.read_bytes() == before
+        assert not (old_folder / "modeling_xlm_swcm.py").is_symlink()
+
+    @pytest.mark.parametrize("number", [0, 3, 6])
+    def test_an_interrupted_refresh_stays_outdated_and_can_be_repeated(self, old_folder, number, monkeypatch):
+        replace, calls = Path.replace, []
+
+        def interrupt(self, target):
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            calls.append(target)
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", interrupt)
+        result = CliRunner().invoke(main, ["refresh", str(old_folder)])
+        assert result.exit_code == 1 and "Run xlm-swcm refresh again." in result.stderr
+        assert not list(old_folder.glob("*.partial")) + list(old_folder.glob(".*.partial"))
+        assert read_code_version(str(old_folder)) == "0.1.0"
+        monkeypatch.undo()
+        assert CliRunner().invoke(main, ["refresh", str(old_folder)]).exit_code == 0
+        assert read_code_version(str(old_folder)) == VERSION
+
+    def test_a_folder_in_the_place_of_a_code_file_is_named_before_anything_is_written(self, old_folder):
+        (old_folder / "layers_xlm_swcm.py").mkdir()
+        before = (old_folder / "modeling_xlm_swcm.py").read_bytes()
+        assert_refused(CliRunner().invoke(main, ["refresh", str(old_folder)]), "layers_xlm_swcm.py", "Remove it")
+        assert (old_folder / "modeling_xlm_swcm.py").read_bytes() == before
+
+    def test_code_without_a_readable_version_is_not_replaced(self, old_folder):
+        (old_folder / "compat_xlm_swcm.py").write_text('VERSION = "nonsense"\n')
+        assert_refused(CliRunner().invoke(main, ["refresh", str(old_folder)]), "compat_xlm_swcm.py", "VERSION")
+
+    @pytest.mark.parametrize("line", ['VERSION = "99.0"', "VERSION = '99.0'  # newer", 'VERSION: str = "99.0"'])
+    def test_newer_code_is_not_replaced(self, old_folder, line):
+        (old_folder / "compat_xlm_swcm.py").write_text(line + "\n")
         before = (old_folder / "modeling_xlm_swcm.py").read_bytes()
         assert_refused(CliRunner().invoke(main, ["refresh", str(old_folder)]), "xlm-swcm 99.0", VERSION)
         assert (old_folder / "modeling_xlm_swcm.py").read_bytes() == before
@@ -178,8 +219,46 @@ class TestKeywords:
         whole = model(**source, decoder_input_ids=target)
         torch.testing.assert_close(second.logits, whole.logits[:, 3:], atol=1e-5, rtol=1e-5)
 
+    @torch.no_grad()
+    @pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
+    def test_only_one_of_the_names_may_have_a_value(self, model, source, target):
+        inputs = source | {"decoder_input_ids": target[:, :1]}
+        cache = getattr(model(**source, decoder_input_ids=target[:, :3], use_cache=True), CACHE)
+        expected = model(**inputs, **{CACHE: copy.deepcopy(cache)}).logits
+        for names in ({"cache": None, "past_key_values": cache}, {"cache": cache, "past_key_values": None}):
+            given = {name: copy.deepcopy(value) for name, value in names.items()}
+            assert torch.equal(model(**inputs, **given).logits, expected)
+        with pytest.raises(TypeError, match="not as both"):
+            model(**inputs, cache=cache, past_key_values=cache)
+
+    def test_the_trainer_leaves_the_cache_out_of_its_predictions(self, model, source, target, tmp_path):
+        rows = [
+            {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": tokens}
+            for ids, mask, tokens in zip(source["input_ids"], source["attention_mask"], target, strict=True)
+        ]
+        args = Seq2SeqTrainingArguments(tmp_path, use_cpu=True, use_cache=True, report_to="none", disable_tqdm=True)
+        predictions = Seq2SeqTrainer(model, args).predict(rows).predictions
+        logits = predictions[0] if isinstance(predictions, tuple) else predictions
+        assert logits.shape == (3, 7, 99)
+
 
 class TestCheckOfTheCache:
+    @pytest.mark.parametrize(
+        "settings", [{"stop_strings": ["a"]}, {"guidance_scale": 1.5}, {"num_beams": 3}, {"max_length": 3}], ids=str
+    )
+    def test_settings_of_the_checkpoint_do_not_disturb_it(self, trained_model, settings):
+        model = copy.deepcopy(trained_model).train()
+        model.generation_config.update(**settings)
+        own = model.generation_config
+        check_cache(model, "folder")
+        assert model.generation_config is own and model.training
+
+    def test_weights_that_are_not_finite_are_named(self, trained_model):
+        model = copy.deepcopy(trained_model)
+        model.lm_head.bias.data[5] = float("nan")
+        with pytest.raises(ConversionError, match="not finite"):
+            check_cache(model, "folder")
+
     def test_a_model_that_decodes_rightly_passes(self, trained_model):
         check_cache(trained_model, "folder")
 
@@ -213,9 +292,8 @@ class TestFloor:
     def test_saved_code_says_which_version_it_needs(self, old_folder):
         CliRunner().invoke(main, ["refresh", str(old_folder)])
         pretend = """
-import importlib.metadata as metadata
-version = metadata.version
-metadata.version = lambda name: "5.19.0" if name == "transformers" else version(name)
+import transformers
+transformers.__version__ = "5.19.0"
 """
         done = write_alone(old_folder, pretend + WRITE + ALONE)
         assert done.returncode == 1

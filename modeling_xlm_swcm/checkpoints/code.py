@@ -12,10 +12,11 @@ from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 
 from .errors import ConversionError
 from .reading import find_file
-from .writing import whole_file
 
 
 PACKAGE = Path(compat_xlm_swcm.__file__).parent
+
+VERSION_FILE = "compat_xlm_swcm.py"
 
 # Code of this version and older names no version.
 UNNAMED_VERSION = "0.1.0"
@@ -41,14 +42,15 @@ def find_code(folder: Path, modules: list[str]) -> dict[str, Path]:
 
 def read_code_version(source: str, revision: str | None = None) -> str | None:
     """Return the version of xlm-swcm whose code a folder or Hub repository holds, or `None` if it holds no code."""
-    path = find_file(source, "compat_xlm_swcm.py", revision)
+    path = find_file(source, VERSION_FILE, revision)
     if path is None:
         return UNNAMED_VERSION if find_file(source, "configuration_xlm_swcm.py", revision) else None
-    found = re.search(r'^VERSION = "(.+)"$', path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"""^VERSION\b[^=\n]*=\s*["']([^"'\n]+)["']""", text, re.MULTILINE)
     try:
-        return str(Version(found.group(1))) if found else UNNAMED_VERSION
-    except InvalidVersion:
-        return UNNAMED_VERSION
+        return str(Version(found.group(1) if found else ""))
+    except InvalidVersion as error:
+        raise ConversionError(f"{path} names no valid VERSION. Remove the file, then run xlm-swcm refresh.") from error
 
 
 def is_outdated(version: str | None) -> bool:
@@ -87,10 +89,19 @@ def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
     new = {name: path.read_bytes() for name, path in package_code(config).items()}
     old = {name: path.read_bytes() for name, path in find_code(folder, [Path(name).stem for name in new]).items()}
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    for name in changed:
-        if name in new:
-            with whole_file(folder / name) as partial:
-                partial.write_bytes(new[name])
+    if blocked := [name for name in new if (folder / name).is_dir()]:
+        raise ConversionError(f"{folder / blocked[0]} is a folder. Remove it.")
+    # The version goes last. Until then the folder counts as outdated, and the command can be repeated.
+    written = sorted(new.keys() & changed, key=lambda name: (name == VERSION_FILE, name))
+    try:
+        for name in written:
+            (folder / f".{name}.partial").write_bytes(new[name])
+        for name in written:
+            # A link is replaced, not its target, which other checkpoints may share.
+            (folder / f".{name}.partial").replace(folder / name)
+    finally:
+        for name in written:
+            (folder / f".{name}.partial").unlink(missing_ok=True)
     # Remove old modules last, because the old files still import them.
     for name in old.keys() - new.keys():
         (folder / name).unlink()

@@ -1,6 +1,7 @@
 """Load model and tokenizer of a checkpoint and check that they are complete and belong together."""
 
 from os import PathLike
+from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
@@ -87,16 +88,28 @@ def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
         ConversionError: if the logits differ, because `generate` and `forward` do not fit together.
     """
     length = min(8, model.config.longest_input)
-    tokens = torch.linspace(0, model.config.vocab_size - 1, length).long()[None]
-    settings = GenerationConfig(
-        max_new_tokens=length, min_new_tokens=length, num_beams=1, do_sample=False, use_cache=True
-    )
-    settings.update(return_dict_in_generate=True, output_logits=True, num_return_sequences=1)
-    was_training = model.training
-    output = model.eval().generate(tokens, generation_config=settings)
-    cached = torch.stack(output.logits, dim=1).float()
-    plain = model(tokens, decoder_input_ids=output.sequences[:, :-1], use_cache=False).logits.float()
-    model.train(was_training)
+    tokens = torch.linspace(0, model.config.vocab_size - 1, length).long()
+    source_ids = torch.stack([tokens, tokens.flip(0)])
+    mask = torch.ones_like(source_ids)
+    mask[1, length // 2 + 1 :] = 0
+    padding = model.model.decoder.embeddings.padding_idx
+    source_ids = source_ids.masked_fill(mask == 0, padding)
+    options: dict[str, Any] = dict(max_new_tokens=length, min_new_tokens=length, do_sample=False, use_cache=True)
+    # A generated padding token would change the positions of the tokens after it.
+    options |= dict(return_dict_in_generate=True, output_logits=True, suppress_tokens=[padding])
+    own_settings, was_training = model.generation_config, model.training
+    # The settings of the checkpoint may ask for something that this check cannot follow, such as stop strings.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    try:
+        output = model.eval().generate(source_ids, attention_mask=mask, **options)
+        targets = output.sequences[:, :-1]
+        plain = model(source_ids, attention_mask=mask, decoder_input_ids=targets, use_cache=False).logits.float()
+        cached = torch.stack(output.logits, dim=1).float()
+    finally:
+        model.generation_config = own_settings
+        model.train(was_training)
+    if not plain.isfinite().all():
+        raise ConversionError(f"The weights of {source} give logits that are not finite. Use another checkpoint.")
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     if not torch.allclose(cached, plain, rtol=0, atol=tolerance * plain.std().item()):
         difference = (cached - plain).abs().max().item()
