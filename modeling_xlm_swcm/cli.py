@@ -299,7 +299,7 @@ def inspect_command(
 
 @main.command("refresh")
 def refresh_command(folder: ModelFolder, debug: Debug = False):
-    """Replace the code that is saved with a model with the code of the installed package."""
+    """Replace the saved code of a model with the code of the installed package."""
     with report_errors(debug, "Run xlm-swcm refresh again."):
         changed = replace_code(folder, read_folder_config(folder))
         console = Console(soft_wrap=True, highlight=False)
