@@ -6,8 +6,8 @@ TORCH ?= torch==2.13.0
 # versions of Transformers for `make test-versions`
 VERSIONS ?= 5.20.2 5.22.2 5.24.0
 # what depends on the version of Transformers: model, generation, files, remote code, converter, pipeline, trainers
-VERSION_TESTS := $(addprefix tests/test_,$(addsuffix .py,modeling generation loss linear tokenization saving registration conversion pipeline \
-	training trainer released export versions))
+VERSION_TESTS := $(filter-out %/test_transformers_suite.py,$(wildcard tests/model/test_*.py)) tests/conversion/test_conversion.py \
+	tests/export tests/training/test_trainer.py tests/training/test_training.py
 # a Hub id or folder of a real encoder, for the demo
 BASE ?=
 BIN := .venv/bin

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_refused, contents, run, run_process, run_script
-from encoders import read_tensors, write_shards
-from loopback_hub import loopback_hub
+from support.commands import assert_refused, run, run_process, run_script
+from support.encoders import read_tensors, write_shards
+from support.folders import contents
+from support.loopback_hub import loopback_hub
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command

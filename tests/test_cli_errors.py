@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_refused, contents, run, run_script
-from encoders import (
+from support.commands import assert_refused, run, run_script
+from support.encoders import (
     Tensors,
     edit_config,
     edit_tensors,
@@ -19,6 +19,7 @@ from encoders import (
     write_shards,
     xlm_roberta_tokenizer,
 )
+from support.folders import contents
 from transformers import AutoTokenizer, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm.conversion import convert

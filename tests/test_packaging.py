@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
+from support.encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
 from transformers import XLMRobertaForMaskedLM
 
 

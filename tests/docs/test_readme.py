@@ -1,0 +1,199 @@
+"""The README is true: its examples run, and its tables are those of the code. See also `test_docs.py`."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
+from support.loopback_hub import WRITE
+from transformers import XLMRobertaForMaskedLM
+from typer.testing import CliRunner
+
+from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.conversion.plan import OUTPUT_BIAS, WEIGHT_MAP, count_parameters
+
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+METHOD = (ROOT / "docs" / "concepts" / "method.md").read_text(encoding="utf-8")
+CLI = "from modeling_xlm_swcm.cli import main; main()"
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)[1]
+
+
+def run_python(folder: Path, *arguments: str, **environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
+    )
+    assert run.returncode == 0, f"{arguments}\n{run.stdout}{run.stderr}"
+    return run.stdout
+
+
+def test_it_is_neither_long_nor_short():
+    """Words outside code blocks, tables included; a word has a letter or a digit."""
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    assert 1000 <= sum(re.search(r"\w", word) is not None for word in text.split()) <= 1200
+
+
+def test_its_sections_stand_in_order():
+    titles = ["Install", "Quickstart", "Commands", "How it works", "Results", "Supported encoders"]
+    titles += ["Supported versions", "Limits", "Differences from the authors' code", "Folders"]
+    titles += ["Contribute, cite, licence"]
+    assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == titles
+
+
+def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(tmp_path):
+    steps = ["--encoder_steps", "20", "--steps", "20", "--batch_size", "16"]
+    printed = run_python(tmp_path, str(ROOT / "examples" / "demo.py"), *steps)
+    outputs = tmp_path / "outputs" / "demo"
+    results = json.loads((outputs / "results.json").read_text(encoding="utf-8"))
+    assert {"copied", "random"} == results["chrF"].keys()
+    assert len(results["outputs"]) > 300 and all("copied" in output for output in results["outputs"])
+    assert (outputs / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{results['chrF']['copied']['all']:.1f}" in printed
+    assert "copied decoder: 170 tensors copied from the encoder, 60 new." in printed
+    assert "random decoder: 70 tensors copied from the encoder, 156 new." in printed
+    code = """
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+import modeling_xlm_swcm
+model = AutoModelForSeq2SeqLM.from_pretrained("outputs/demo/copied")
+tokenizer = AutoTokenizer.from_pretrained("outputs/demo/copied", src_lang="zh")
+inputs = tokenizer(["吉尔吉斯语", "突尼斯第纳尔"], padding=True, return_tensors="pt")
+for language in tokenizer.languages[1:]:
+    tokens = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=8)
+    print(language, len(tokenizer.batch_decode(tokens, skip_special_tokens=True)))
+"""
+    assert run_python(tmp_path, "-c", code).splitlines() == ["bo 2", "ug 2", "kk 2", "mn 2"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    tokenizer = xlm_roberta_tokenizer()
+    return save_encoder(tmp_path_factory.mktemp("encoder"), make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
+
+
+def test_the_quickstart_runs_as_printed(encoder, tmp_path):
+    code = next(code for code in code_blocks("python") if "from_encoder" in code)
+    assert len(code.splitlines()) < 26
+    printed = run_python(tmp_path, "-c", code.replace("FacebookAI/xlm-roberta-base", str(encoder)))
+    assert len(ast.literal_eval(printed.splitlines()[-1])) == 4
+    assert (tmp_path / "zh-kk" / "model.safetensors").exists()
+
+
+def test_the_whole_way_runs_as_printed(hub, tmp_path):
+    """From the Hub to the Hub and to a pipeline, with a small encoder, little text and few steps."""
+    tokenizer = xlm_roberta_tokenizer()
+    encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, max_position_embeddings=130)
+    hub.add("FacebookAI/xlm-roberta-base", save_encoder(tmp_path / "encoder", encoder, tokenizer))
+    hub.user = "your-name"
+    syllables, characters = ["ང", "ཚོས", "དཔེ", "ཆ", "ཀློག", "གི", "ཡོད", "མི"], "我们早上去了河边没有风"
+    rows = [
+        ("".join(characters[i % 7 :: 1 + i % 3]), "་".join(syllables[i % 5 :: 1 + i % 2]) + "།") for i in range(40)
+    ]
+    for number, language in enumerate(("zh", "bo")):
+        (tmp_path / f"{language}.txt").write_text("".join(row[number] + "\n" for row in rows), encoding="utf-8")
+    for split in ("train", "dev", "test"):
+        lines = ["zh\tbo", *map("\t".join, rows[:8])]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "corpora.yaml").write_text(
+        "train:\n- {path: bo.txt, language: bo}\n- {path: train.tsv, languages: [zh, bo]}\n"
+        "validation:\n- {path: dev.tsv, languages: [zh, bo]}\n"
+    )
+    small = {
+        "extend": ["--size", "60"],
+        "pretrain.py": ["--max_length", "64", "--max_steps", "2", "--gradient_accumulation_steps", "1"],
+        "finetune.py": ["--max_source_length", "64", "--max_target_length", "64", "--num_train_epochs", "1"],
+        "generate.py": ["--max_length", "16"],
+    }
+    environment = hub.environment | {"HF_HOME": str(tmp_path), "HF_TOKEN": WRITE, "OMP_NUM_THREADS": "1"}
+    block = next(code for code in code_blocks("bash") if "vocab extend FacebookAI" in code)
+    for line in block.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line)
+        if program == "hf":  # HF_TOKEN logs in
+            continue
+        if program == "xlm-swcm":
+            program = ["-c", CLI]
+        else:
+            program, arguments = [], [re.sub("^examples/", f"{ROOT}/examples/", word) for word in arguments]
+        added = next((words for name, words in small.items() if name in line), [])
+        run_python(tmp_path, *program, *arguments, *added, **environment)
+    assert len((tmp_path / "output.txt").read_text(encoding="utf-8").splitlines()) == len(rows)
+    assert {"README.md", "model.safetensors"} <= hub.repositories["your-name/zh-bo"].files.keys()
+    (pipeline,) = [code for code in code_blocks("python") if "pipeline(" in code]
+    run_python(tmp_path, "-c", pipeline, **environment)
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench"])
+def test_every_make_command_is_there(target):
+    run = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and ".venv/bin" in run.stdout
+
+
+def test_every_command_has_a_row_and_every_row_is_a_command():
+    rows = re.findall(r"^\| `([^`]+)` \|.*\]\((docs/guides/[\w-]+\.md)\) \|$", section("Commands"), flags=re.MULTILINE)
+    listed = {name.removeprefix("xlm-swcm ") for name, _ in rows if name.startswith("xlm-swcm ")}
+    groups = {None: main, "vocab": main.registered_groups[0].typer_instance}
+    names = {
+        " ".join(filter(None, [group, command.name or command.callback.__name__.replace("_", "-")]))
+        for group, app in groups.items()
+        for command in app.registered_commands
+    }
+    assert listed == names
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text("utf-8")}
+    # demo.py is `make demo`
+    assert {Path(name).name for name, _ in rows if name.startswith("examples/")} == scripts - {"demo.py"}
+    for name, guide in rows:
+        assert name in (ROOT / guide).read_text(encoding="utf-8"), f"{guide} does not tell of {name}"
+
+
+def test_every_option_that_is_named_is_one_of_the_commands():
+    commands = (["convert"], ["push"], ["inspect"], ["refresh"], ["export"], ["vocab", "extend"], ["vocab", "trim"])
+    help_text = "".join(CliRunner().invoke(main, [*command, "--help"]).stdout for command in commands)
+    without_code = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    options = set(re.findall(r"--[a-z][\w-]+", without_code))
+    squeezed = re.sub(r"[\s│]", "", help_text)
+    assert options and not [option for option in options if option[:20] not in squeezed]
+
+
+def test_every_report_of_a_result_holds_its_figures():
+    rows = [line.split("|") for line in section("Results").splitlines() if "docs/results/" in line]
+    assert len(rows) > 4
+    for row in rows:
+        report = (ROOT / re.search(r"\((docs/results/.+?)\)", row[3])[1]).read_text(encoding="utf-8")
+        for figure in re.findall(r"\d+\.\d+", row[2]):
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", report), f"{row[1]}: {figure}"
+
+
+def test_the_map_of_copied_weights_is_the_converters():
+    """One row per module, so two tensors."""
+    for source, targets in WEIGHT_MAP.items():
+        module = source.removesuffix(".weight").removesuffix(".bias").replace("{}", "k")
+        targets = targets if source.startswith("lm_head.") and source != OUTPUT_BIAS else targets[1:]
+        copies = [re.sub(r"\.(weight|bias)$", "", target) for target in targets]
+        copies = [f"`{copy.removeprefix('model.decoder.layers.{}.')}`" for copy in copies]
+        row = next(line for line in METHOD.splitlines() if line.startswith(f"| `{module}"))
+        assert ", ".join(copies) in row
+
+
+def test_the_parameter_counts_are_those_of_the_code():
+    counts = count_parameters(XLMSWCMConfig(lm_head_transform=True))
+    for sharing in ("init", "tied"):
+        assert f'| `weight_sharing="{sharing}"` | {counts[sharing] / 1e6:.0f} million |' in METHOD
+        assert f"{counts[sharing] / 1e6:.0f} million" in section("How it works")

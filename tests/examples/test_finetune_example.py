@@ -1,0 +1,490 @@
+"""Fine-tuning and transfer, with their scripts: rows, examples, and runs in several languages."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import finetune
+import pytest
+import torch
+import transfer
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from support.commands import run_process
+from support.encoders import edit_config, edit_tensors
+from support.folders import cut_short, load
+from support.loopback_hub import WRITE, loopback_hub
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.training.examples import Pair
+from modeling_xlm_swcm.training.finetuning_data import (
+    FinetuneDataArguments,
+    PairEncoder,
+    encode_for_evaluation,
+    pairs_of_row,
+    read_pairs,
+)
+from modeling_xlm_swcm.training.rows import BadRows, DataError
+from modeling_xlm_swcm.training.transfer import choose_pairs
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ROWS = [
+    {"zh": "我们", "kk": "жел жоқ", "bo": "ང་ཚོ"},
+    {"zh": "河边没有风", "kk": "өзен", "bo": "ཁྱེད་རང"},
+    {"zh": "早上去河边", "kk": "бардық", "bo": "ཞོགས་པ"},
+]
+IN_TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+QUICK = {
+    "max_source_length": 30,
+    "max_target_length": 20,
+    "num_beams": 1,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "constant",
+    "bf16": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "license": "mit",
+}
+
+
+def write_table(path: Path, rows: list[dict]) -> str:
+    lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def flags(options: dict) -> list[str]:
+    """Return options as words of a command line."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """Return a function that runs a script in this process and returns its error message, or None."""
+
+    def run(script, *words: str, **options) -> str | None:
+        monkeypatch.setattr(sys, "argv", ["script", *words, *flags(options)])
+        try:
+            script.main()
+        except SystemExit as error:
+            return error.code
+        return None
+
+    return run
+
+
+@pytest.fixture
+def translation(learner_folder, tmp_path) -> dict:
+    """Return the options of a run that learns `ROWS` by heart."""
+    table = write_table(tmp_path / "rows.tsv", ROWS)
+    languages = {"task": "translation", "source_lang": "zh", "target_lang": ["kk", "bo"]}
+    steps = {"do_train": True, "do_predict": True, "predict_with_generate": True, "max_steps": 90}
+    folders = {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+    return QUICK | languages | steps | folders | {"train_file": table, "test_file": table}
+
+
+def data_arguments(task: str, **options) -> FinetuneDataArguments:
+    return FinetuneDataArguments(task, **({"source_lang": "zh"} | options))
+
+
+def pairs_of(row: dict, args: FinetuneDataArguments) -> list[Pair]:
+    bad_rows = BadRows()
+    pairs = list(pairs_of_row("data.jsonl:7", row, args, bad_rows))
+    bad_rows.report()
+    return pairs
+
+
+class TestRows:
+    def test_translation_into_several_languages_and_back(self):
+        args = data_arguments("translation", target_lang=["kk", "bo"], both_directions=True)
+        expected = [
+            ("我们", "жел жоқ", "zh", "kk"),
+            ("我们", "ང་ཚོ", "zh", "bo"),
+            ("жел жоқ", "我们", "kk", "zh"),
+            ("ང་ཚོ", "我们", "bo", "zh"),
+        ]
+        for row in (ROWS[0], {"id": 1, "translation": ROWS[0]}):
+            assert [pair[1:] for pair in pairs_of(row, args)] == expected
+
+    def test_a_language_that_is_asked_for_twice_is_one(self):
+        args = data_arguments("translation", target_lang=["kk", "kk"])
+        assert [pair.tgt_lang for pair in pairs_of(ROWS[0], args)] == ["kk"]
+
+    def test_a_summary_has_the_language_of_its_row(self):
+        args = data_arguments("summarization", source_lang=None, lang_column="lang", summary_column="title")
+        (pair,) = pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)
+        assert pair == ("data.jsonl:7", "a b", "a", "kk", "kk")
+        args.target_lang = ["zh"]
+        assert pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)[0].tgt_lang == "zh"
+
+    @pytest.mark.parametrize("answers", ["b", ["b", "c"], {"text": ["b", "c"], "answer_start": [2, 4]}])
+    def test_an_answer_is_read_as_text_as_list_and_as_in_squad(self, answers):
+        row = {"question": "q?", "context": "a b c", "answers": answers}
+        (pair,) = pairs_of(row, data_arguments("question-answering"))
+        assert (pair.source, pair.target) == (("q?", "a b c"), "b")
+
+    @pytest.mark.parametrize(
+        ("task", "row", "message"),
+        [
+            ("summarization", {"text": "a"}, 'data.jsonl:7 has no column "summary"'),
+            ("summarization", {"text": " ", "summary": "a"}, 'data.jsonl:7 is empty in the column "text"'),
+            ("question-answering", {"question": "q", "context": "c", "answers": {"text": []}}, "data.jsonl:7 has no"),
+            ("translation", {"zh": "a"}, 'data.jsonl:7 has no column "kk"'),
+        ],
+    )
+    def test_a_row_without_its_texts_is_named(self, task, row, message):
+        target_lang = ["kk"] if task == "translation" else None
+        with pytest.raises(DataError, match=message):
+            pairs_of(row, data_arguments(task, target_lang=target_lang))
+
+
+class TestEncoding:
+    @pytest.fixture
+    def tokenizer(self, learner_folder) -> XLMSWCMTokenizer:
+        return XLMSWCMTokenizer.from_pretrained(learner_folder)
+
+    def test_question_and_context_are_a_pair_of_texts(self, tokenizer):
+        args = data_arguments("question-answering")
+        pair = Pair("x:1", ("风？", "河边没有风"), "没有", "zh", "zh")
+        (example,) = PairEncoder(tokenizer, args, BadRows())([pair], 20)
+        tokenizer.src_lang = tokenizer.tgt_lang = "zh"
+        assert example["input_ids"] == tokenizer("风？", "河边没有风")["input_ids"]
+        assert example["labels"] == tokenizer(text_target="没有")["input_ids"]
+
+    def test_long_sources_are_cut_off_only_where_asked_and_counted(self, tokenizer):
+        pairs = [Pair("x:1", "河" * 40, "风", "zh", "zh"), Pair("x:2", "河", "风", "zh", "zh")]
+        args = data_arguments("summarization", max_source_length=12, truncate_sources=True)
+        encoder = PairEncoder(tokenizer, args, BadRows())
+        long, short = encoder(pairs, 20)
+        tokenizer.src_lang = "zh"
+        whole = tokenizer("河" * 40)["input_ids"]
+        assert long["input_ids"] == [*whole[:11], tokenizer.eos_token_id] and len(short["input_ids"]) < 12
+        assert encoder.num_truncated == 1
+        args.truncate_sources = False
+        with pytest.raises(DataError, match="x:1 has a source of more than 12 tokens"):
+            encoder = PairEncoder(tokenizer, args, BadRows())
+            assert len(list(encoder(pairs, 20))) == 1
+            encoder.report()
+
+    def test_references_stay_beside_their_examples_when_rows_are_skipped(self, tokenizer):
+        args = data_arguments("translation", target_lang=["kk"], max_source_length=12)
+        sources, target = ["我们", "河" * 40, "风"], "өзен " * 100
+        pairs = [Pair(f"x:{n}", source, f"{n} {target}", "zh", "kk") for n, source in enumerate(sources)]
+        examples, metrics = encode_for_evaluation(pairs, PairEncoder(tokenizer, args, BadRows(True)))
+        assert metrics.references == [f"0 {target}", f"2 {target}"]
+        assert [len(example["labels"]) for example in examples] == [128, 128]
+        assert metrics.groups == ["zh-kk", "zh-kk"]
+
+
+class TestRuns:
+    def test_every_text_is_written_in_its_own_language_and_scored_for_it(self, main, translation, tmp_path, capsys):
+        # The rows of the test set have another order, so that a batch has both languages.
+        translation["test_file"] = write_table(tmp_path / "test.tsv", [ROWS[2], ROWS[0], ROWS[1]])
+        # Training batches of similar length must not change the order of the test set.
+        assert main(finetune, **translation, train_sampling_strategy="group_by_length") is None
+        output = tmp_path / "output"
+        written = (output / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()
+        assert written == [ROWS[number][code] for number in (2, 0, 1) for code in ("kk", "bo")]
+        scores = json.loads((output / "predict_results.json").read_text())
+        assert scores.keys() == {"all", "zh-kk", "zh-bo"}
+        assert scores["zh-bo"]["chrf++"] == scores["all"]["bleu"] == 100 and "bleu_signature" in scores["all"]
+        metrics = json.loads((output / "metrics.json").read_text())
+        assert metrics["results"]["chrf++"] == {"all": 100, "zh-kk": 100, "zh-bo": 100}
+        assert metrics["training"]["steps"] == 90 and metrics["dataset"] == "test.tsv"
+        printed = capsys.readouterr().out
+        assert "zh-bo" in printed and "bleu_signature: nrefs:1|case:mixed|eff:yes|tok:uax29-nfkc" in printed
+        card = (output / "README.md").read_text()
+        assert "zh-bo" in card and "0.003" in card
+        load(output)
+
+    def test_without_training_a_model_is_scored_and_not_written(self, main, translation, tmp_path):
+        assert (
+            main(
+                finetune,
+                **translation | {"do_train": False, "do_eval": True, "validation_file": translation["test_file"]},
+            )
+            is None
+        )
+        files = {path.name for path in (tmp_path / "output").iterdir()}
+        assert files == {"eval_results.json", "predict_results.json", "generated_predictions.txt"}
+
+    @pytest.mark.slow
+    def test_two_processes_write_what_one_writes(self, main, translation, tmp_path):
+        # The texts fill neither the batches of two nor the processes evenly.
+        translation["test_file"] = write_table(tmp_path / "test.tsv", ROWS)
+        options = translation | {"do_train": False, "target_lang": ["kk", "bo"], "per_device_eval_batch_size": 2}
+        options |= {"max_predict_samples": 3, "both_directions": True, "max_target_length": 6}
+        assert main(finetune, **options) is None
+        again = options | {"output_dir": str(tmp_path / "again"), "use_cpu": True}
+        run = run_process(sys.executable, *IN_TWO_PROCESSES, EXAMPLES / "finetune.py", *flags(again))
+        assert run.returncode == 0, run.stderr
+        for name in ("generated_predictions.txt", "predict_results.json"):
+            assert (tmp_path / "again" / name).read_text() == (tmp_path / "output" / name).read_text()
+
+    def test_two_processes_learn_what_one_learns_and_no_row_twice(self, main, translation, tmp_path):
+        # Twelve rows in batches of ten: the second batch has two rows for the first process, and none for the second.
+        model = Path(shutil.copytree(translation["model_name_or_path"], tmp_path / "still"))
+        edit_config(model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        options = translation | {"model_name_or_path": str(model), "do_predict": False, "both_directions": True}
+        options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
+        assert main(finetune, **options | {"per_device_train_batch_size": 10}) is None
+        again = options | {"output_dir": str(tmp_path / "again"), "per_device_train_batch_size": 5, "use_cpu": True}
+        run = run_process(sys.executable, *IN_TWO_PROCESSES, EXAMPLES / "finetune.py", *flags(again))
+        assert run.returncode == 0, run.stderr
+        one, two = (
+            [entry["loss"] for entry in json.loads(path.read_text())["log_history"] if "loss" in entry]
+            for path in (tmp_path / name / "checkpoint-4" / "trainer_state.json" for name in ("output", "again"))
+        )
+        assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
+
+    def test_an_evaluation_without_texts_leaves_its_loss(self, main, translation, tmp_path, capsys):
+        options = {"do_train": False, "do_predict": False, "predict_with_generate": False, "do_eval": True}
+        options |= {"validation_file": translation["test_file"]}
+        assert main(finetune, **translation | options) is None
+        (scores,) = json.loads((tmp_path / "output" / "eval_results.json").read_text()).values()
+        assert list(scores) == ["loss"] and f"{scores['loss']:.2f}" in capsys.readouterr().out
+
+    def test_a_settings_file_is_the_same_as_flags(self, main, translation, tmp_path):
+        translation |= {"max_steps": 3, "do_predict": False}
+        assert main(finetune, **translation) is None
+        settings = translation | {"output_dir": str(tmp_path / "again")}
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+        assert main(finetune, str(tmp_path / "settings.yaml")) is None
+        flagged, settled = (load(tmp_path / name).state_dict() for name in ("output", "again"))
+        assert all(torch.equal(flagged[name], settled[name]) for name in flagged)
+
+    def test_a_run_goes_on_from_its_last_checkpoint(self, main, translation, tmp_path):
+        saving = translation | {"do_predict": False, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        whole = saving | {"max_steps": 6, "output_dir": str(tmp_path / "whole")}
+        assert main(finetune, **saving) is None
+        assert "resume_from_checkpoint" in main(finetune, **saving)
+        assert main(finetune, **saving | {"max_steps": 6, "resume_from_checkpoint": "last"}) is None
+        assert main(finetune, **whole) is None
+        resumed, uninterrupted = (load(tmp_path / name).state_dict() for name in ("output", "whole"))
+        assert all(torch.equal(resumed[name], uninterrupted[name]) for name in resumed)
+
+    @pytest.mark.parametrize("option", ["lora", "freeze_encoder"])
+    def test_adapters_are_merged_and_a_frozen_encoder_stays(self, main, translation, learner_folder, tmp_path, option):
+        assert main(finetune, **translation | {option: True, "max_steps": 3}) is None
+        before, after = load(learner_folder).state_dict(), load(tmp_path / "output").state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert any(".decoder.layers." in name for name in changed)
+        assert not any(name.startswith("model.encoder.") for name in changed)
+        assert not list((tmp_path / "output").glob("adapter*"))
+
+    def test_reading_comprehension(self, main, learner_folder, tmp_path):
+        rows = [{"question": "风？", "context": "河边没有风", "answers": {"text": ["没有"]}} for _ in range(2)]
+        file = write_jsonl(tmp_path / "qa.jsonl", rows)
+        options = QUICK | {"task": "question-answering", "source_lang": "zh", "max_steps": 30, "test_file": file}
+        options |= {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+        words = ["--do_train", "--do_predict", "--predict_with_generate"]
+        assert main(finetune, *words, **options, train_file=file) is None
+        metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+        assert metrics["results"]["exact_match"]["zh"] == metrics["results"]["token_f1"]["all"] == 100
+
+    def test_a_model_that_is_not_whole_is_not_trained(self, main, translation, learner_folder, tmp_path):
+        broken = translation | {"model_name_or_path": str(shutil.copytree(learner_folder, tmp_path / "broken"))}
+        edit_tensors(tmp_path / "broken", lambda tensors: dict(list(tensors.items())[:-1]))
+        assert "do not fit its config: missing keys, " in main(finetune, **broken)
+        shutil.copy(learner_folder / "model.safetensors", tmp_path / "broken")
+        tokenizer = XLMSWCMTokenizer.from_pretrained(learner_folder)
+        tokenizer.add_tokens(["风车"])
+        tokenizer.save_pretrained(tmp_path / "broken")
+        assert "Use the tokenizer that belongs to the weights." in main(finetune, **broken)
+        assert not (tmp_path / "output").exists()
+
+    def test_a_model_is_not_written_over_by_its_training(self, main, translation, learner_folder, tmp_path):
+        own = str(shutil.copytree(learner_folder, tmp_path / "own"))
+        before = (tmp_path / "own" / "model.safetensors").read_bytes()
+        error = main(finetune, **translation | {"model_name_or_path": own, "output_dir": own})
+        assert error == f"error: --output_dir {own} is the folder of the model to start from. Choose another folder."
+        assert (tmp_path / "own" / "model.safetensors").read_bytes() == before
+
+    def test_the_model_is_saved_before_an_evaluation_can_change_it(self, main, translation, tmp_path):
+        assert main(finetune, **translation | {"max_steps": 1, "bf16_full_eval": True}) is None
+        tensors = load_file(tmp_path / "output" / "model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"do_train": False, "do_predict": False}, "There is nothing to do. Pass --do_train"),
+            ({"predict_with_generate": False}, "--do_predict needs --predict_with_generate."),
+            ({"target_lang": ["ug"]}, 'The model has no language tag for "ug". Known languages: zh, kk, bo.'),
+            ({"max_source_length": 50}, "--max_source_length must be at most 38 for this model (got 50)."),
+            ({"test_file": "nowhere.tsv"}, "nowhere.tsv does not exist. Check the path."),
+            ({"do_eval": True}, "There is no validation data. Pass --validation_file"),
+            (
+                {"task": "summarization"},
+                "--target_lang takes one language for summarization (got kk bo). "
+                "Pass one code, or replace it with --lang_column.",
+            ),
+            (
+                {"task": "summarization", "target_lang": ["kk"], "both_directions": True},
+                "--both_directions is for translation only.",
+            ),
+            ({"lang_column": "lang"}, "Translation takes --source_lang and --target_lang, not --lang_column."),
+            ({"max_train_samples": -1}, "--max_train_samples must be at least 1 (got -1)."),
+            ({"num_beams": 0}, "--num_beams must be at least 1"),
+            ({"output_dir": ""}, "--output_dir is empty. Name a folder."),
+            ({"generation_num_beams": 1}, "--generation_num_beams has no effect. Use --num_beams instead."),
+            ({"generation_max_length": 9}, "--generation_max_length has no effect. Use --max_target_length instead."),
+            (
+                {"batch_eval_metrics": True},
+                "--batch_eval_metrics does not work with --predict_with_generate. Remove it.",
+            ),
+            (
+                {"eval_do_concat_batches": False},
+                "--eval_do_concat_batches false does not work with --predict_with_generate. Remove it.",
+            ),
+            (
+                {"prediction_loss_only": True},
+                "--prediction_loss_only does not work with --predict_with_generate. Remove it.",
+            ),
+            ({"task": "summarization", "target_lang": ["kk"]}, "Set the column with --text_column."),
+            (
+                {"source_lang": "kk", "target_lang": ["bo", "kk"]},
+                "--target_lang contains the source language kk. Remove it.",
+            ),
+            ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
+            ({"push_to_hub": True}, "--hub_model_id"),
+            (
+                {"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"},
+                "--hub_token shows the token to other users.",
+            ),
+            ({"max_source_length": 3, "skip_bad_rows": True}, "The train data has no usable row."),
+        ],
+    )
+    def test_errors_are_one_sentence_before_any_training(self, main, translation, tmp_path, options, message):
+        error = main(finetune, **translation | options)
+        assert error.startswith("error: ") and message in error and "\n" not in error
+        assert not (tmp_path / "output").exists()
+
+    @pytest.mark.parametrize(
+        ("task", "row", "option"),
+        [
+            ("translation", {"zh": "风", "ug": "شامال"}, "--target_lang"),
+            ("translation", {"en": "wind", "kk": "жел"}, "--source_lang"),
+            ("summarization", {"text": "风", "title": "风", "lang": "zh"}, "--summary_column"),
+            ("summarization", {"text": "风", "summary": "风"}, "--lang_column"),
+            ("question-answering", {"question": "风", "context": "风", "lang": "zh"}, "--answer_column"),
+        ],
+    )
+    def test_a_column_that_a_file_lacks_comes_with_the_option_that_names_it(self, tmp_path, task, row, option):
+        options = {"target_lang": ["kk"]} if task == "translation" else {"lang_column": "lang"}
+        file = write_table(tmp_path / "rows.tsv", [row])
+        args = data_arguments(task, train_file=file, skip_bad_rows=True, **options)
+        with pytest.raises(DataError, match=rf"has no column .* \(columns: {', '.join(row)}\)\. .* with {option}\.$"):
+            read_pairs(args, ["train"])
+
+    def test_a_dataset_has_configurations_and_splits_with_a_limit_each(self, tmp_path):
+        for config in ("short", "long"):
+            (tmp_path / config).mkdir()
+            for split in ("train", "validation", "test"):
+                rows = [row | {"zh": f"{config} {split} {number}"} for number, row in enumerate(ROWS + ROWS, 1)]
+                write_jsonl(tmp_path / config / f"{split}.jsonl", rows)
+        configs = [{"config_name": config, "data_dir": config} for config in ("short", "long")]
+        (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+        args = data_arguments(
+            "translation",
+            target_lang=["kk"],
+            dataset_name=str(tmp_path),
+            dataset_config_name="long",
+            max_train_samples=3,
+            max_eval_samples=1,
+            max_predict_samples=2,
+        )
+        read = read_pairs(args, ["train", "validation", "test"])
+        assert {split: [pair.source for pair in pairs] for split, pairs in read.items()} == {
+            "train": ["long train 1", "long train 2", "long train 3"],
+            "validation": ["long validation 1"],
+            "test": ["long test 1", "long test 2"],
+        }
+
+    @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+    def test_a_damaged_model_is_named(self, main, translation, learner_folder, tmp_path, file):
+        damaged = shutil.copytree(learner_folder, tmp_path / "model")
+        cut_short(damaged / file)
+        error = main(finetune, **translation | {"model_name_or_path": str(damaged)})
+        assert error.startswith(f"error: Cannot load {damaged}: ") and "\n" not in error
+
+    def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
+        with loopback_hub() as hub:
+            options = translation | {"push_to_hub": True, "hub_model_id": "someone/model", "max_steps": 2}
+            command = [sys.executable, EXAMPLES / "finetune.py", *flags(options)]
+            run = run_process(
+                *command,
+                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE},
+            )
+            assert run.returncode == 0, run.stderr
+            assert "Pushed: " in run.stdout
+            files = hub.repositories["someone/model"].files
+        assert {"README.md", "model.safetensors", "tokenizer.json", "metrics.json"} <= files.keys()
+        assert not any(name.startswith("checkpoint") for name in files)
+
+
+class TestTransfer:
+    @given(st.lists(st.sampled_from(["zh", "kk", "bo"]), max_size=30), st.integers(0, 5), st.integers(0, 3))
+    def test_samples_are_nested_and_of_the_asked_number(self, languages, samples, seed):
+        pairs = [Pair(f"x:{n}", "s", "t", code, code) for n, code in enumerate(["zh", *languages])]
+        try:
+            chosen = choose_pairs(pairs, "summarization", "zh", samples, seed)
+        except DataError:
+            assert any(0 < languages.count(code) < samples for code in ("kk", "bo"))
+            return
+        counts = {code: sum(pair.tgt_lang == code for pair in chosen) for code in languages}
+        assert counts == {code: languages.count("zh") + 1 if code == "zh" else samples for code in counts}
+        assert [pair for pair in chosen if pair.tgt_lang == "zh"] == [pair for pair in pairs if pair.tgt_lang == "zh"]
+        fewer = choose_pairs(pairs, "summarization", "zh", max(samples - 1, 0), seed)
+        assert set(fewer) <= set(chosen) <= set(pairs)
+
+    def test_a_run_for_each_number_of_samples_and_a_score_for_each_language(self, main, learner_folder, tmp_path):
+        rows = [{"text": row[code], "summary": row[code], "lang": code} for row in ROWS for code in ("zh", "kk", "bo")]
+        file = write_jsonl(tmp_path / "rows.jsonl", rows)
+        options = QUICK | {"task": "summarization", "lang_column": "lang", "high_resource": "zh", "max_steps": 4}
+        options |= {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+        options |= {"train_file": file, "test_file": file, "samples": [0, 2]}
+        assert main(transfer, **options) is None
+        results = json.loads((tmp_path / "output" / "transfer.json").read_text())
+        assert {samples: list(row) for samples, row in results["scores"].items()} == dict.fromkeys(
+            "02", ["zh", "kk", "bo"]
+        )
+        assert results["metric"] == "rougeL_f"
+        lines = (tmp_path / "output" / "transfer.md").read_text().splitlines()
+        assert lines[0] == "| rougeL_f | zh | kk | bo |" and lines[3].startswith("| zh + 2 | ")
+        assert (tmp_path / "output" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+        trained = [load(tmp_path / "output" / f"zh+{samples}").state_dict() for samples in (0, 2)]
+        assert any(not torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"samples": [0, -1]}, "--samples must not be negative (got -1)."),
+            ({"high_resource": "ug"}, "The training data has no examples in ug. It has bo, kk, zh."),
+            ({"samples": [0, 9]}, "The training data has 3 examples in bo, fewer than --samples 9."),
+            ({"metric": "bleu"}, "--metric must be one of rougeL_f, rouge1_f, rouge2_f, chrf++ (got bleu)."),
+            ({"push_to_hub": True}, "xlm-swcm push"),
+        ],
+    )
+    def test_errors_come_before_the_first_run(self, main, learner_folder, tmp_path, options, message):
+        rows = [{"text": row[code], "summary": row[code], "lang": code} for row in ROWS for code in ("zh", "kk", "bo")]
+        file = write_jsonl(tmp_path / "rows.jsonl", rows)
+        options = {"high_resource": "zh", "samples": [0], "train_file": file, "test_file": file} | options
+        options |= QUICK | {"task": "summarization", "lang_column": "lang", "output_dir": str(tmp_path / "output")}
+        error = main(transfer, **options, model_name_or_path=str(learner_folder))
+        assert error.startswith("error: ") and message in error
+        assert not (tmp_path / "output").exists()

@@ -1,0 +1,176 @@
+"""examples/generate.py and `generation`: one line of output for each line of input, in order."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import generate
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.folders import cut_short
+from support.models import teach
+from transformers import DataCollatorForSeq2Seq
+
+from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.training import generation
+from modeling_xlm_swcm.training.generation import GenerateArguments, generate_file
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# The model learns these targets in Kazakh and Tibetan.
+PAIRS = {
+    "我们": {"kk": "жел жоқ", "bo": "ང་ཚོ"},
+    "河边没有风": {"kk": "өзен", "bo": "ཁྱེད་རང"},
+    "早上去河边": {"kk": "бардық", "bo": "ཞོགས་པ"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(learner_folder, tmp_path_factory) -> Path:
+    """Return the folder of a model that knows `PAIRS` by heart."""
+    output = shutil.copytree(learner_folder, tmp_path_factory.mktemp("generate") / "model")
+    model = XLMSWCMForConditionalGeneration.from_pretrained(output)
+    tokenizer = XLMSWCMTokenizer.from_pretrained(output, src_lang="zh")
+    rows = []
+    for source, targets in PAIRS.items():
+        for tokenizer.tgt_lang, target in targets.items():
+            rows.append(dict(tokenizer(source, text_target=target)))
+    teach(model, DataCollatorForSeq2Seq(tokenizer, model)(rows)).save_pretrained(output)
+    return output
+
+
+def arguments(folder: Path, **options) -> GenerateArguments:
+    return GenerateArguments(
+        str(folder), **{"source_lang": "zh", "target_lang": "bo", "num_beams": 2, "max_length": 12} | options
+    )
+
+
+@pytest.mark.parametrize(("target", "batch_tokens"), [("kk", 1), ("bo", 22), ("kk", 4096)])
+def test_every_line_is_what_the_model_writes_for_it(folder, tmp_path, target, batch_tokens):
+    lines = ["我们", "", "河边没有风", "早上去河边", "  ", "我们", ""]
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output = tmp_path / "out.txt"
+    files = {"input": str(tmp_path / "in.txt"), "output": str(output)}
+    generate_file(arguments(folder, **files, target_lang=target, batch_tokens=batch_tokens))
+    expected = [PAIRS[line][target] if line.strip() else "" for line in lines]
+    assert output.read_text(encoding="utf-8").split("\n") == [*expected, ""]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt"}
+
+
+def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
+    command = [sys.executable, EXAMPLES / "generate.py", "--model_name_or_path", folder]
+    command += ["--source_lang", "zh", "--target_lang", "bo"]
+    run = subprocess.run(
+        list(map(str, command)), input="我们\r\n\n早上去河边".encode(), capture_output=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.decode() == f"{PAIRS['我们']['bo']}\n\n{PAIRS['早上去河边']['bo']}\n"
+    assert b"Generating" in run.stderr
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "in.txt").write_bytes("\ufeff我们\n\ufeff\n".encode())
+    assert generation.read_texts(str(tmp_path / "in.txt")) == ["我们", "\ufeff"]
+
+
+@pytest.mark.parametrize("name", ["num_beams", "max_length", "batch_tokens"])
+def test_numbers_below_one_are_refused(folder, name):
+    with pytest.raises(ValueError, match=f"--{name} must be at least 1 .got 0."):
+        arguments(folder, **{name: 0})
+
+
+def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"ab\n\xe7\n")
+    words = ["--model_name_or_path", folder, "--source_lang", "zh", "--target_lang", "bo", "--input", path]
+    for expected in (
+        f"error: Line 2 of {path} is not UTF-8 (unexpected end of data). "
+        "Convert the text with iconv -f ENCODING -t UTF-8.",
+        f"error: {path} does not exist. Check the path.",
+    ):
+        monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, words)])
+        with pytest.raises(SystemExit) as error:
+            generate.main()
+        assert error.value.code == expected
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sorce_lang", "zh"], "Unknown option --sorce_lang. Did you mean --source_lang?"),
+        (["--fire=1"], "Unknown option --fire. Run with --help to list the options."),
+        (["bo.txt"], "Unexpected argument bo.txt. Run with --help to list the options."),
+    ],
+)
+def test_words_that_are_no_options_are_named(monkeypatch, words, message):
+    needed = [] if "--sorce_lang" in words else ["--source_lang", "zh"]
+    command = ["generate.py", "--model_name", "m", "--target-lang", "bo", *needed, *words]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as error:
+        generate.main()
+    assert error.value.code == f"error: {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (
+            "a\n\n" + "河" * 200,
+            {},
+            r"Line 3 of .*in.txt has 20\d tokens, and the limit of the model is 38. Split the line.",
+        ),
+        ("a", {"output": "."}, r"--output \. is a folder. Name a file."),
+        ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
+        ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite the input. Name another file."),
+        ("", {}, r"in\.txt is empty. Give one text per line."),
+        ("\ufeff", {}, r"in\.txt is empty."),
+        ("a\nb\0c", {}, r"Line 2 of .*in\.txt contains NUL bytes. Convert the text with iconv"),
+        (
+            "a",
+            {"output": "nowhere/out.txt"},
+            "The folder of --output nowhere/out.txt does not exist. Create it first.",
+        ),
+        ("a", {"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(folder, tmp_path, monkeypatch, content, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text(content, encoding="utf-8")
+    args = arguments(folder, **{"input": str(tmp_path / "in.txt"), "output": str(tmp_path / "out.txt")})
+    for name, value in options.items():
+        setattr(args, name, value)
+    with pytest.raises(ValueError, match=message):
+        generate_file(args)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    assert (tmp_path / "in.txt").read_text(encoding="utf-8") == content
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_first(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match="The folder of --output .*out.txt is not writable. Choose another folder."):
+        generate_file(arguments(folder, input="nowhere.txt", output=str(tmp_path / "out.txt")))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_model_is_named(folder, tmp_path, file):
+    (tmp_path / "in.txt").write_text("我们\n", encoding="utf-8")
+    damaged = shutil.copytree(folder, tmp_path / "model")
+    cut_short(damaged / file)
+    with pytest.raises(ValueError, match=f"^Cannot load {damaged}: .*[^.]\\. Convert or download it again.$"):
+        generate_file(arguments(damaged, input=str(tmp_path / "in.txt"), output=str(tmp_path / "out.txt")))
+    assert not (tmp_path / "out.txt").exists()
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, batch_tokens):
+    rows = {index: [0] * length for index, length in enumerate(lengths)}
+    batches = list(generation.batches_by_length(rows, batch_tokens))
+    assert sorted(index for batch in batches for index in batch) == list(rows)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
+    # Two neighbouring batches do not fit into one.
+    for first, second in zip(batches, batches[1:], strict=False):
+        assert lengths[first[0]] * (len(first) + 1) > batch_tokens and second

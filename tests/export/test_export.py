@@ -1,0 +1,280 @@
+"""Exported models generate the same text as PyTorch, run without it, and refuse unsupported input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.commands import assert_refused
+from support.encoders import SENTENCES, edit_config
+from support.folders import contents, cut_short
+from support.models import learn, next_texts
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.conversion import ConversionError
+from modeling_xlm_swcm.export import export
+from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
+
+
+TEXTS = [sentence[:14] for sentence in SENTENCES]
+UNSEEN = ["The ferry stays", "no wind", "two herons, one boat", "བདེ་ལེགས།"]
+
+
+@dataclass
+class Learner:
+    """A model that generates the next text of TEXTS for `<bo>`, and the text after the next for `<kk>`."""
+
+    folder: Path
+    model: XLMSWCMForConditionalGeneration
+    tokenizer: XLMSWCMTokenizer
+
+    def write(self, texts: list[str], language: str, **options) -> np.ndarray:
+        inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
+        tag = self.tokenizer.get_lang_id(language)
+        return self.model.generate(**inputs, forced_bos_token_id=tag, do_sample=False, **options).numpy()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        dict(weight_sharing="init", lm_head_transform=True),
+        dict(weight_sharing="tied", lm_head_transform=False, tie_word_embeddings=False),
+    ],
+    ids=["init, with a transform", "tied, with an untied output"],
+)
+def learner(request, learner_folder, tmp_path_factory) -> Learner:
+    tokenizer = AutoTokenizer.from_pretrained(learner_folder, src_lang="zh")
+    config = XLMSWCMConfig.from_pretrained(learner_folder, **request.param)
+    model = learn(config, next_texts(tokenizer, TEXTS, ["bo", "kk"]))
+    model.generation_config.max_length = 24
+    folder = tmp_path_factory.mktemp("learner")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Learner(folder, model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def exported(learner, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(learner.folder, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_new_tokens": 3},
+        {"num_beams": 4},
+        {"num_beams": 4, "length_penalty": -2.0},
+        {"num_beams": 3, "length_penalty": 3.0},
+        {"num_beams": 5, "max_new_tokens": 4},
+    ],
+    ids=str,
+)
+def test_tokens_are_equal_to_pytorch(learner, exported, options):
+    """Compare on trained and unseen sources of different lengths, with a tag and with the generation config."""
+    runtime = ExportedModel(exported, threads=1)
+    input_ids = learner.tokenizer(TEXTS + UNSEEN, padding=True, return_tensors="np")["input_ids"]
+    for language in ("bo", "kk"):
+        expected = learner.write(TEXTS + UNSEEN, language, **options)
+        written = runtime.generate(input_ids, forced_bos_token_id=learner.tokenizer.get_lang_id(language), **options)
+        np.testing.assert_array_equal(written, expected)
+        assert len(np.unique(written[:, 2:], axis=0)) > 3
+    inputs = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(input_ids).ne(1).long()}
+    expected = learner.model.generate(**inputs, do_sample=False, **options).numpy()
+    np.testing.assert_array_equal(runtime.generate(input_ids, **options), expected)
+
+
+def test_the_options_change_the_generated_tokens(learner):
+    """Check that the test above compares different searches."""
+    greedy, beams, short = (
+        [learner.write(TEXTS + UNSEEN, language, **options).tolist() for language in ("bo", "kk")]
+        for options in ({}, {"num_beams": 4}, {"num_beams": 4, "length_penalty": -2.0})
+    )
+    assert beams != short and greedy != short
+
+
+def test_texts_are_generated_in_the_target_language(learner, exported):
+    runtime = ExportedModel(exported, threads=1)
+    for language in ("bo", "kk"):
+        expected = learner.tokenizer.batch_decode(learner.write(TEXTS, language), skip_special_tokens=True)
+        assert runtime(TEXTS, src_lang="zh", tgt_lang=language) == expected
+    assert runtime([], src_lang="zh", tgt_lang="bo") == []
+    # A padding token that a text spells out is an input token.
+    spelt = ["no <pad> wind", "<pad>ང་ཚོས་དཔེ", *(f"<pad>{text}" for text in TEXTS)]
+    expected = learner.tokenizer.batch_decode(learner.write(spelt, "bo"), skip_special_tokens=True)
+    assert runtime(spelt, src_lang="zh", tgt_lang="bo") == expected
+
+
+def test_int8_is_smaller_and_generates_the_trained_texts(learner, exported, tmp_path):
+    export(learner.folder, tmp_path / "int8", quantize="int8")
+    runtime = ExportedModel(tmp_path / "int8", threads=1)
+    input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
+    for options in ({}, {"num_beams": 4}):
+        expected = learner.write(TEXTS, "bo", max_new_tokens=12, **options)
+        tag = learner.tokenizer.get_lang_id("bo")
+        written = runtime.generate(input_ids, forced_bos_token_id=tag, max_new_tokens=12, **options)
+        assert (written == expected).mean() > 0.98
+    sizes = [(folder / "model.bin").stat().st_size for folder in (tmp_path / "int8", exported)]
+    # The scales of the rows take much of the space, because a row has only 32 columns.
+    assert sizes[0] < 0.5 * sizes[1]
+
+
+def test_shared_weights_are_stored_once(learner, exported):
+    parameters = 4 * learner.model.num_parameters()
+    assert parameters <= (exported / "model.bin").stat().st_size < 1.01 * parameters
+
+
+def test_the_folder_runs_without_pytorch(learner, exported):
+    code = """if True:
+        import sys
+        for name in ("torch", "transformers", "modeling_xlm_swcm"):
+            sys.modules[name] = None
+        from xlm_swcm_runtime import ExportedModel
+        print(ExportedModel(threads=1)(sys.argv[1:], src_lang="zh", tgt_lang="bo", num_beams=2))
+    """
+    command = [sys.executable, "-c", code, *TEXTS]
+    run = subprocess.run(command, cwd=exported, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
+    assert run.returncode == 0, run.stderr
+    expected = learner.tokenizer.batch_decode(learner.write(TEXTS, "bo", num_beams=2), skip_special_tokens=True)
+    assert run.stdout.strip() == str(expected)
+
+
+def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
+    folder = Path(shutil.copytree(learner.folder, tmp_path / "model"))
+    tag = learner.tokenizer.get_lang_id("kk")
+    # Transformers' trainer writes all settings with their defaults.
+    defaults = GenerationConfig._get_default_generation_params()
+    settings = {name: value for name, value in defaults.items() if value is not None}
+    settings |= json.loads((folder / "generation_config.json").read_text())
+    settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
+    # These settings do not change greedy decoding and beam search.
+    settings |= {"temperature": 0.7, "repetition_penalty": 1.0, "early_stopping": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    export(folder, tmp_path / "exported")
+    runtime = ExportedModel(tmp_path / "exported", threads=1)
+    input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
+    expected = learner.write(TEXTS, "kk", num_beams=3, length_penalty=0.5, max_new_tokens=9)
+    np.testing.assert_array_equal(runtime.generate(input_ids), expected)
+    assert runtime(TEXTS, src_lang="zh") == learner.tokenizer.batch_decode(expected, skip_special_tokens=True)
+
+
+def change_settings(**fields) -> Callable[[Path], None]:
+    def change(folder: Path):
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return change
+
+
+def make_released(folder: Path):
+    edit_config(folder, model_type=ReleasedXLMSWCMConfig.model_type, decoder_blocks=None, decoder_layers=None)
+
+
+@pytest.fixture
+def no_bars():
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.mark.usefixtures("no_bars")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (shutil.rmtree, ["does not exist"]),
+        (lambda folder: (folder / "config.json").unlink(), ["has no config.json"]),
+        (lambda folder: edit_config(folder, model_type="xlm-roberta"), ["xlm-roberta", "xlm-swcm convert"]),
+        (make_released, ["uses the authors' original layers, which cannot be exported."]),
+        (
+            lambda folder: edit_config(folder, hidden_act="silu"),
+            ["hidden_act in config.json", 'is "silu", which cannot be exported.', "gelu"],
+        ),
+        (
+            change_settings(no_repeat_ngram_size=3),
+            ["generation_config.json", "sets no_repeat_ngram_size to 3,", "Remove this"],
+        ),
+        (change_settings(max_time=9.5), ["generation_config.json", "sets max_time to 9.5,", "Remove this setting."]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["Cannot load"]),
+    ],
+    ids=["no folder", "no config", "an encoder", "released", "activation", "settings", "time", "tokenizer"],
+)
+def test_models_that_cannot_be_exported_are_refused(folder, tmp_path, change, words):
+    change(folder)
+    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
+    assert_refused(result, str(folder), *words)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[export.__module__], "find_spec", lambda name: None)
+    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
+    assert_refused(result, "The export needs OpenVINO. Install it with pip install openvino.")
+
+
+def test_the_source_is_not_overwritten(folder, tmp_path):
+    before = contents(folder)
+    with pytest.raises(ConversionError, match="is not empty"):
+        export(folder, folder)
+    with pytest.raises(ConversionError, match="would be lost"):
+        export(folder, folder, overwrite=True)
+    with pytest.raises(ConversionError, match='Unknown quantization "int4". Use one of: none, int8.'):
+        export(folder, tmp_path / "exported", quantize="int4")
+    assert contents(folder) == before and not (tmp_path / "exported").exists()
+
+
+def test_the_command_lists_the_written_files(folder, tmp_path):
+    output = tmp_path / "exported"
+    for options in ((), ("--overwrite",)):
+        result = CliRunner().invoke(main, ["export", str(folder), str(output), "--quantize", "int8", *options])
+        assert result.exit_code == 0, result.stderr
+        assert str(output) in result.stdout and "model.bin (" in result.stdout and "kB)" in result.stdout
+    assert {path.name for path in output.iterdir()} == {
+        *("config.json", "model.xml", "model.bin", "tokenizer.json", "xlm_swcm_runtime.py")
+    }
+
+
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "tokenizer.json", "config.json"])
+def test_a_damaged_export_is_named(exported, tmp_path, file):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    for damage in (cut_short, Path.unlink, lambda _: shutil.rmtree(folder)):
+        damage(folder / file)
+        with pytest.raises(
+            ValueError, match=f"^Cannot load the exported model in {folder}. .* Run xlm-swcm export again.$"
+        ):
+            ExportedModel(folder)
+
+
+def test_the_runtime_refuses_unsupported_input(learner, exported):
+    with pytest.raises(ValueError, match="Cannot load the exported model"):
+        ExportedModel(learner.folder)
+    runtime = ExportedModel(exported, threads=1)
+    with pytest.raises(ValueError, match='Unknown language "en" for src_lang. Use one of: zh, kk, bo'):
+        runtime(TEXTS, src_lang="en", tgt_lang="bo")
+    for given, missing in (("tgt_lang", "src_lang"), ("src_lang", "tgt_lang")):
+        with pytest.raises(ValueError, match=f"{missing} is not set. Use one of: zh, kk, bo"):
+            runtime(TEXTS, **{given: "bo"})
+    with pytest.raises(TypeError, match="texts must be a list of strings .got one string.. Put the string in a list"):
+        runtime(TEXTS[0], src_lang="zh", tgt_lang="bo")
+    with pytest.raises(ValueError, match="Text 2 has .* tokens, but the model reads at most 38. Split the text."):
+        runtime(["no wind", "no wind " * 40], src_lang="zh", tgt_lang="bo")
+    input_ids = np.full((1, 3), 5)
+    for options in ({"max_new_tokens": 0}, {"max_new_tokens": 39}, {"num_beams": 0}):
+        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
+            runtime.generate(input_ids, **options)
+    for wrong in (np.full((1, 39), 5), np.full(3, 5)):
+        with pytest.raises(ValueError, match="input_ids must have shape"):
+            runtime.generate(wrong)

@@ -1,0 +1,172 @@
+"""Translation, summarization and question answering with `pipeline`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.encoders import SENTENCES, edit_tensors
+from support.models import learn, next_texts
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMPipeline
+from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
+
+
+TEXTS = ["The river", "A quiet morning", "no wind", "The ferry stays"]
+OPTIONS = dict(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def converted(converted, tmp_path_factory) -> Path:
+    """Return a checkpoint whose output differs for every text and language."""
+    folder = Path(shutil.copytree(converted, tmp_path_factory.mktemp("translator") / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, src_lang="zh")
+    model = learn(XLMSWCMConfig.from_pretrained(folder), next_texts(tokenizer, TEXTS, ["bo", "kk-Arab", "zh"]))
+    learnt = model.state_dict()
+    edit_tensors(folder, lambda tensors: {name: learnt[name] for name in tensors})
+    return folder
+
+
+@pytest.fixture(params=["code of the folder", "the plugin's"])
+def load(request, converted):
+    """Return a function that loads a pipeline for a task."""
+    how = (
+        dict(trust_remote_code=True) if request.param == "code of the folder" else dict(pipeline_class=XLMSWCMPipeline)
+    )
+    return lambda task, **options: pipeline(task, model=str(converted), **how, **options)
+
+
+@pytest.fixture
+def write(converted):
+    """Return a function that calls `generate` for a source, without a pipeline."""
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(converted), AutoTokenizer.from_pretrained(converted)
+
+    def write(*source: str, src: str, tgt: str, **options) -> list[str]:
+        tokenizer.src_lang = src
+        inputs = tokenizer(*source, return_tensors="pt")
+        ids = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id(tgt), **OPTIONS | options)
+        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    return write
+
+
+def test_a_text_and_a_list_of_texts_are_translated(load, write):
+    translate = load("translation")
+    expected = [{"translation_text": write(text, src="zh", tgt="bo")[0]} for text in TEXTS]
+    assert len({answer["translation_text"] for answer in expected}) > 1
+    languages = dict(src_lang="zh", tgt_lang="bo")
+    assert translate(TEXTS[0], **languages, **OPTIONS) == expected[:1]
+    for batch_size in (1, 2, 3, 8):
+        assert translate(TEXTS, **languages, **OPTIONS, batch_size=batch_size) == expected
+    assert translate([], **languages) == []
+    streamed = translate((text for text in TEXTS), **languages, **OPTIONS, batch_size=2)
+    assert [answer for answers in streamed for answer in answers] == expected
+
+
+def test_languages_and_options_may_be_set_once_and_changed_in_a_call(load, write):
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
+    for call, languages in (({}, ("zh", "bo")), ({"tgt_lang": "kk-Arab"}, ("zh", "kk-Arab")), ({}, ("zh", "bo"))):
+        expected = write(TEXTS[1], src=languages[0], tgt=languages[1])
+        assert [answer["translation_text"] for answer in translate(TEXTS[1], **call)] == expected
+    assert translate(TEXTS[1], max_new_tokens=3) != translate(TEXTS[1])
+
+
+def test_a_call_leaves_the_tokenizers_language_as_it_is(load):
+    translate = load("translation", **OPTIONS)
+    translate(TEXTS[0], src_lang="zh", tgt_lang="bo")
+    assert translate.tokenizer.src_lang is None
+    with pytest.raises(ValueError, match="src_lang is not set"):
+        translate(TEXTS[0], tgt_lang="bo")
+
+
+def test_several_sequences_and_beams_are_returned(load, write):
+    beams = dict(num_beams=4, num_return_sequences=3)
+    expected = [
+        [{"translation_text": text} for text in write(source, src="zh", tgt="bo", **beams)] for source in TEXTS
+    ]
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
+    assert translate(TEXTS, **beams, batch_size=3) == expected
+    assert translate(TEXTS, **beams, return_dict_in_generate=True) == expected
+    assert translate(TEXTS[0], **beams) == expected[0]
+
+
+def test_a_generation_config_is_taken(load, write):
+    config = GenerationConfig(max_new_tokens=4, num_beams=2, decoder_start_token_id=0)
+    answers = load("translation")(TEXTS[0], src_lang="zh", tgt_lang="bo", generation_config=config)
+    assert answers[0]["translation_text"] == write(TEXTS[0], src="zh", tgt="bo", max_new_tokens=4, num_beams=2)[0]
+
+
+def test_a_forced_tag_stands_before_languages_that_are_not_asked_for(load, write):
+    translate, summarize = (load(task, src_lang="zh", **OPTIONS) for task in ("translation", "summarization"))
+    expected = write(TEXTS[0], src="zh", tgt="bo")[0]
+    tag = translate.tokenizer.get_lang_id("bo")
+    settings = GenerationConfig(
+        forced_bos_token_id=tag, decoder_start_token_id=0, max_new_tokens=OPTIONS["max_new_tokens"]
+    )
+    for forced in ({"forced_bos_token_id": tag}, {"generation_config": settings}):
+        assert translate(TEXTS[0], **forced) == [{"translation_text": expected}]
+        assert summarize(TEXTS[0], **forced) == [{"summary_text": expected}]
+    in_chinese = write(TEXTS[0], src="zh", tgt="zh")[0]
+    assert translate(TEXTS[0], tgt_lang="zh", forced_bos_token_id=tag) == [{"translation_text": in_chinese}]
+
+
+def test_a_summary_is_in_the_language_of_the_text_unless_another_is_asked_for(load, write):
+    summarize = load("summarization", **OPTIONS)
+    for call, tgt in (({}, "bo"), ({"tgt_lang": "zh"}, "zh")):
+        expected = [{"summary_text": write(text, src="bo", tgt=tgt)[0]} for text in TEXTS]
+        assert summarize(TEXTS, src_lang="bo", **call, batch_size=2) == expected
+
+
+def test_a_question_is_answered_from_its_context_in_every_form_of_input(load, write):
+    answer = load("question-answering", src_lang="zh", **OPTIONS)
+    questions, contexts = TEXTS[:3], TEXTS[1:4]
+    expected = [{"answer": write(*pair, src="zh", tgt="zh")[0]} for pair in zip(questions, contexts, strict=True)]
+    pairs = [dict(question=q, context=c) for q, c in zip(questions, contexts, strict=True)]
+    assert answer(question=questions[0], context=contexts[0]) == expected[0] == answer(pairs[0])
+    assert answer(question=questions, context=contexts, batch_size=2) == expected == answer(pairs)
+    several = answer(pairs[0], num_beams=2, num_return_sequences=2)
+    assert [list(one) for one in several] == [["answer"], ["answer"]]
+
+
+def test_a_pipeline_saves_a_model_that_a_pipeline_loads(load, tmp_path):
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
+    translate.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"].keys() == TASKS.keys()
+    again = pipeline("translation", model=str(tmp_path), trust_remote_code=True, **OPTIONS)
+    assert again(TEXTS, src_lang="zh", tgt_lang="bo") == translate(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "options", "words"),
+    [
+        ("translation", "The river", dict(tgt_lang="bo"), "src_lang is not set"),
+        ("translation", "The river", dict(src_lang="bo"), "tgt_lang is not set. Set it to one of: zh, kk-Arab, bo"),
+        ("translation", "The river", dict(src_lang="bo", tgt_lang="ug"), 'Unknown language "ug"'),
+        ("translation", {"text": "The river"}, dict(src_lang="bo", tgt_lang="zh"), "Pass a text or a list"),
+        ("translation", None, dict(src_lang="bo", tgt_lang="zh"), "Cannot read the input None. Pass a text"),
+        ("question-answering", "Who?", dict(src_lang="bo"), "question and context"),
+        ("question-answering", {"question": "Who?", "context": None}, dict(src_lang="bo"), "dict of two texts"),
+        ("question-answering", {"question": "Who?", "context": ["a"]}, dict(src_lang="bo"), "dict of two texts"),
+        ("question-answering", None, dict(question="Who?", src_lang="bo"), "question and context"),
+        ("question-answering", None, dict(question=["a", "b"], context=["a"], src_lang="bo"), "same length"),
+        ("summarization", SENTENCES[0], dict(src_lang="bo"), "49 tokens, but the maximum is 38. Shorten it"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(load, task, inputs, options, words):
+    with pytest.raises(ValueError, match=words):
+        load(task)(inputs, **options)
+
+
+def test_a_long_text_is_cut_where_that_is_asked_for(load):
+    assert load("summarization")(SENTENCES[0], src_lang="bo", truncation=True, **OPTIONS)
+
+
+def test_another_task_is_refused_by_name(converted):
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(converted), AutoTokenizer.from_pretrained(converted)
+    with pytest.raises(ValueError, match='Unknown task "paraphrase". Choose one of: translation, summarization'):
+        XLMSWCMPipeline(model, tokenizer, task="paraphrase")
+
+
+def test_the_tasks_of_a_saved_config_are_those_of_the_pipeline(converted):
+    assert json.loads((converted / "config.json").read_text())["custom_pipelines"].keys() == TASKS.keys()

@@ -1,0 +1,82 @@
+"""Run the common tests of Transformers on XLM-SWCM."""
+
+import unittest
+from unittest import mock
+
+import pytest
+import torch
+from support.transformers_suite import load
+from transformers.models.auto import modeling_auto
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModel
+
+
+ModelTesterMixin = load("test_modeling_common").ModelTesterMixin
+ConfigTester = load("test_configuration_common").ConfigTester
+ids_tensor = load("test_modeling_common").ids_tensor
+
+# The suite looks up models here, and silently skips models that are not listed.
+modeling_auto.MODEL_MAPPING_NAMES.setdefault("xlm_swcm", "XLMSWCMModel")
+modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.setdefault("xlm_swcm", "XLMSWCMForConditionalGeneration")
+
+
+class XLMSWCMModelTester:
+    base_model_class = XLMSWCMModel
+    causal_lm_class = XLMSWCMForConditionalGeneration
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.batch_size = 13
+        self.seq_length = self.encoder_seq_length = self.decoder_seq_length = 7
+        self.num_hidden_layers = self.decoder_layers = 2
+        self.hidden_size = 32
+        self.num_attention_heads = 4
+        self.vocab_size = 99
+        self.is_training = True
+
+    def get_config(self) -> XLMSWCMConfig:
+        return XLMSWCMConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=37,
+            max_position_embeddings=70,
+            # One layer of each type, because the suite allows only two layers.
+            decoder_blocks=["custom", "normal"],
+            hidden_dropout_prob=0.1,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        input_ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size).clamp(3)
+        decoder_input_ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size).clamp(3)
+        return self.get_config(), {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": torch.ones_like(decoder_input_ids),
+        }
+
+
+# A test of the suite passes the cache by its old name, and checks that this gives a warning.
+@pytest.mark.filterwarnings("always:.past_key_values. is deprecated")
+class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (XLMSWCMModel, XLMSWCMForConditionalGeneration)
+    is_encoder_decoder = True
+
+    def setUp(self):
+        self._model_tester = XLMSWCMModelTester(self)
+        self.config_tester = ConfigTester(self, config_class=XLMSWCMConfig)
+        # The encoder and decoder classes have the plans. The suite checks them only if the config has a plan too.
+        self.enterContext(mock.patch.object(XLMSWCMConfig, "base_model_tp_plan", {}))
+
+    @property
+    def model_tester(self):
+        return self._model_tester
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    @unittest.skip("The source distribution has no generation suite. tests/test_generation.py tests generation.")
+    def test_generation_tester_mixin_inheritance(self):
+        pass

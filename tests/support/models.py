@@ -1,0 +1,94 @@
+"""Tiny models, and batches that they learn."""
+
+import itertools
+from importlib.metadata import version
+
+import pytest
+import torch
+from packaging.version import Version
+from transformers import PreTrainedModel
+from transformers.integrations.peft import MIN_PEFT_VERSION
+
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+
+
+ATTENTIONS = ("eager", "sdpa")
+SHARINGS = [
+    {"weight_sharing": sharing, "tie_word_embeddings": tie}
+    for sharing, tie in itertools.product(("init", "tied"), (True, False))
+]
+# by its name in Transformers before 5.23
+CHECKPOINTING = (
+    "activation_checkpointing_enable"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing_enable"
+)
+QUICK_TO_LEARN = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+HEAD_TRANSFORM = {"weight_sharing": "init", "tie_word_embeddings": True, "lm_head_transform": True}
+Batch = dict[str, torch.Tensor]
+# Transformers' own `add_adapter` refuses an older PEFT, and 5.24 wants 0.22, which is not released yet
+wants_peft = pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION),
+    reason=f"model.add_adapter of this Transformers needs peft>={MIN_PEFT_VERSION}",
+)
+
+
+def tiny_config(**options) -> XLMSWCMConfig:
+    """A decoder of five layers (custom, custom, normal, custom, custom) on an encoder of four."""
+    sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    return XLMSWCMConfig(**(sizes | dict(max_position_embeddings=66, normal_layer_interval=2) | options))
+
+
+def tiny_model(**options) -> XLMSWCMForConditionalGeneration:
+    torch.manual_seed(0)
+    # far larger weights than at initialisation, so that a wrong mask or a lost layer moves the outputs
+    model = XLMSWCMForConditionalGeneration(tiny_config(initializer_range=0.3, **options)).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:  # biases and LayerNorms, which start as zeros and ones
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        elif name.endswith((".out_proj.weight", ".fc2.weight", ".output.dense.weight")):
+            # what a sublayer adds may not drown its input, or all tokens look alike after some layers
+            parameter.data.mul_(0.25)
+    return model
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def logits_of(model: XLMSWCMForConditionalGeneration, **inputs) -> torch.Tensor:
+    return model(**inputs).logits
+
+
+def random_tokens(*shape: int, seed: int = 3) -> torch.Tensor:
+    return torch.randint(4, 99, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneration:
+    """A fresh model that knows `batch` by heart."""
+    torch.manual_seed(0)
+    for name, value in QUICK_TO_LEARN.items():
+        setattr(config, name, value)
+    return teach(XLMSWCMForConditionalGeneration(config), batch)
+
+
+def teach(model: XLMSWCMForConditionalGeneration, batch: Batch) -> XLMSWCMForConditionalGeneration:
+    """Random weights write one token for ever; what has learnt a batch writes real sequences."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def next_texts(tokenizer: XLMSWCMTokenizer, texts: list[str], languages: list[str]) -> Batch:
+    """To each text belongs the next one in the first language, the one after it in the second, and so on."""
+    labels = []
+    for shift, language in enumerate(languages, 1):
+        tokenizer.tgt_lang = language
+        labels += tokenizer(text_target=texts[shift:] + texts[:shift])["input_ids"]
+    labels = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, labels)), batch_first=True, padding_value=-100)
+    return {**tokenizer(texts * len(languages), padding=True, return_tensors="pt"), "labels": labels}

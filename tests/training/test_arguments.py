@@ -1,0 +1,141 @@
+"""Arguments of the training scripts: settings files, command lines, presets and errors."""
+
+from pathlib import Path
+
+import pytest
+
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.pretraining import PretrainDataArguments
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def parse(*argv) -> tuple[ModelArguments, TrainingArguments]:
+    return parse_arguments(ModelArguments, TrainingArguments, argv=list(map(str, argv)))
+
+
+def test_a_file_gives_defaults_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "preset.yaml"
+    path.write_text("learning_rate: 1e-4\nmax_steps: 7\nlora: true\nmodel_name_or_path: m\nuse_cpu: true\n")
+    model, training = parse(path, "--max_steps", 9, "--output_dir", tmp_path)
+    assert (model.model_name_or_path, model.lora) == ("m", True)
+    assert (training.learning_rate, training.max_steps, training.output_dir) == (1e-4, 9, str(tmp_path))
+
+
+def test_json_and_dashes(tmp_path):
+    path = tmp_path / "preset.json"
+    path.write_text('{"scheduled_sampling": 0.1, "use_cpu": true}')
+    model, training = parse(path, "--model-name-or-path", "m", "--freeze-encoder", "--output_dir", tmp_path)
+    assert model.freeze_encoder and training.scheduled_sampling == 0.1
+
+
+def test_the_help_names_each_default_once(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse("--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[SETTINGS.yaml|SETTINGS.json] [OPTIONS]" in printed
+    for sentence in (
+        "Model to start from: a local folder or a Hub id. Required. --lora",
+        "Rank of the LoRA adapters. Default: 16. --freeze_encoder",
+        "Licence for the model card, for example mit. Default: the licence in the conversion report. --",
+        "some collators need extra columns, for example `epoch`. Default: False. --",
+    ):
+        assert sentence in printed
+    assert "default: None" not in printed and "Default: None" not in printed
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeypatch, fast):
+    monkeypatch.setattr("modeling_xlm_swcm.training.arguments.has_fast_bf16", lambda: fast)
+    command = ["--model_name_or_path", "m", "--output_dir", tmp_path, "--use_cpu"]
+    assert parse(*command)[1].bf16 is fast
+    assert parse(*command, "--bf16", "false")[1].bf16 is False
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: "),
+        ("[", "cannot be read: "),
+        ("3", "must contain one setting per line (example: learning_rate: 0.0001)."),
+        ("rate: 3", "has the unknown setting rate. Run with --help to list the options."),
+        ("no: 3", "has the unknown setting False. Run with --help to list the options."),
+        ("seed: 3\nseed: 4", "cannot be read: seed is given twice"),
+        ("max_stepz: 3", "has the unknown setting max_stepz. Did you mean max_steps?"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, capsys, content, message):
+    path = tmp_path / "preset.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as error:
+        parse(path)
+    assert error.value.code.startswith(f"error: {path} {message}") and "\n" not in error.value.code
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max_stepz", 3], "Unknown option --max_stepz. Did you mean --max_steps?"),
+        (["--fire"], "Unknown option --fire. Run with --help to list the options."),
+        (["settings.yaml"], "Unexpected argument settings.yaml. Run with --help to list the options."),
+    ],
+)
+def test_words_that_are_no_options_are_named(tmp_path, words, message):
+    with pytest.raises(SystemExit) as error:
+        parse("--model_name", "m", "--output-dir", tmp_path, "--use_cpu", "true", *words)
+    assert error.value.code == f"error: {message}"
+
+
+def test_a_file_is_read_like_a_command_line(tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "model_name_or_path: m\nreport_to: none\nbf16: null\nuse_cpu: yes\nlr_scheduler_kwargs: {a: 1}\n"
+        "logging_nan_inf_filter: false\n"
+    )
+    _, training = parse(path, "--output_dir", tmp_path)
+    assert (training.report_to, training.use_cpu, training.lr_scheduler_kwargs) == ([], True, {"a": 1})
+    assert training.logging_nan_inf_filter is False
+    path.write_text("max_steps: 1.5\n")
+    with pytest.raises(SystemExit):
+        parse(path, "--model_name_or_path", "m")
+    error = capsys.readouterr().err
+    # The usage does not list all options.
+    assert "invalid int value: '1.5'" in error and error.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max_lenght", "3"], "--max_lenght"),
+        (["--scheduled_sampling", "2"], "--scheduled_sampling must be between 0 and 1 (got 2.0)."),
+        (["--lora_rank", "0"], "--lora_rank must be at least 1 (got 0)."),
+        (["--learning_rate", "-1"], "--learning_rate must not be negative (got -1.0)."),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
+        (["--report_to", "nobodys"], "--report_to nobodys needs the package nobodys. Install it first."),
+    ],
+)
+def test_impossible_arguments_are_one_sentence(tmp_path, words, message):
+    with pytest.raises(SystemExit) as error:
+        parse("--model_name_or_path", "m", "--output_dir", tmp_path, *words)
+    assert error.value.code.startswith("error: ") and message in error.value.code
+
+
+def test_float16_takes_the_place_of_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_xlm_swcm.training.arguments.has_fast_bf16", lambda: True)
+    training = parse("--model_name_or_path", "m", "--output_dir", tmp_path, "--use_cpu", "--fp16")[1]
+    assert training.fp16 and not training.bf16
+
+
+@pytest.mark.parametrize("preset", ["paper", "one_gpu", "cpu_small"])
+def test_presets_are_understood(preset, tmp_path):
+    path = EXAMPLES / "presets" / f"{preset}.yaml"
+    command = [str(path), "--model_name_or_path", "m", "--data", "d", "--output_dir", str(tmp_path), "--use_cpu"]
+    _, data, training = parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=command)
+    assert data.sampling_exponent == 0.3 and training.learning_rate in (1e-4, 1e-3)
+    if preset == "paper":
+        assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 2 == 600
+        assert (training.num_train_epochs, training.warmup_steps, training.max_grad_norm) == (8, 0.1, 1.0)
+        assert training.optim == "adamw_torch" and data.max_length == 256
