@@ -20,10 +20,11 @@ from .checkpoints import check_output_dir, find_checkpoint
 from .examples import Pair
 from .files import write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
+from .lora import adapt_model, save_merged
 from .metrics import GenerationMetrics
-from .results import save_merged, write_results
+from .results import write_results
 from .rows import BadRows, DataError
-from .trainer import XLMSWCMTrainer, adapt_model
+from .trainer import XLMSWCMTrainer
 
 
 # metric -> language -> score

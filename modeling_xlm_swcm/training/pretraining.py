@@ -15,10 +15,11 @@ from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import TrainingError, find_checkpoint
 from .denoising import DataCollatorForDenoising
+from .lora import adapt_model, save_merged
 from .mixture import CorpusConfig, Mixture, load_corpora
-from .results import save_merged, write_results
+from .results import write_results
 from .rows import BadRows, DataError
-from .trainer import XLMSWCMTrainer, adapt_model
+from .trainer import XLMSWCMTrainer
 
 
 # room for start token, tag, end token and some text

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from .arguments import ModelArguments
 from .files import write_json
 from .plots import plot_history
@@ -54,17 +52,3 @@ def write_results(
     write_json(folder / "metrics.json", metrics)
     plot_history(trainer.state.log_history, folder / "training.png")
     trainer.create_model_card(license=model_args.license)
-
-
-def save_merged(trainer: XLMSWCMTrainer):
-    """
-    Save model and tokenizer to the output folder. LoRA adapters are merged into the weights first.
-
-    Call it before the evaluation, which can fail or change the precision of the model.
-    """
-    if model_is_adapted := not isinstance(trainer.accelerator.unwrap_model(trainer.model), PreTrainedModel):
-        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model()
-    if model_is_adapted and trainer.is_world_process_zero():
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            Path(trainer.args.output_dir, name).unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Trainer of XLM-SWCM: scheduled sampling, generation with language tags, and the model card."""
 
 import shutil
-import warnings
 from datetime import date
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import transformers
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
-from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import HubStrategy, has_length
 from transformers.utils import CONFIG_NAME
 
@@ -20,11 +18,8 @@ from modeling_xlm_swcm.hub.card_template import fill_card
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
-from .arguments import ModelArguments, TrainingArguments
+from .arguments import TrainingArguments
 from .checkpoints import ResumableTrainer, TrainingError
-
-
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
@@ -199,40 +194,3 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
                 shutil.copy(path, self.args.output_dir)
         self._write_card(Path(checkpoint_folder), {"training": self.describe()})
         super()._push_from_checkpoint(checkpoint_folder)
-
-
-def adapt_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
-    """
-    Add LoRA adapters to the projections of the decoder, or freeze the encoder, as the options say.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model to train.
-        args ([`ModelArguments`]):
-            Options `lora`, `lora_rank` and `freeze_encoder`.
-
-    Returns:
-        `torch.nn.Module`: the model, wrapped by PEFT if it has adapters.
-
-    Raises:
-        TrainingError: if encoder and decoder share their layers, or if adapters meet FSDP.
-    """
-    needs_own_weights = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
-    requested = [name for name, is_on in needs_own_weights.items() if is_on]
-    if requested and model.config.weight_sharing == "tied":
-        raise TrainingError(
-            f"{requested[0]} needs a decoder with its own weights. Convert the encoder with --weight-sharing init."
-        )
-    if args.lora and is_fsdp_enabled():
-        raise TrainingError("--lora does not work with FSDP. Launch with `accelerate launch --multi_gpu` instead.")
-    if args.freeze_encoder:
-        model.model.encoder.requires_grad_(False)
-    if not args.lora:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
-    with warnings.catch_warnings():
-        # PEFT reads a property that Transformers deprecates.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, lora)

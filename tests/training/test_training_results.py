@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.hub import card_template as card
-from modeling_xlm_swcm.training import results
 from modeling_xlm_swcm.training.arguments import ModelArguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
+from modeling_xlm_swcm.training.lora import adapt_model, save_merged
 from modeling_xlm_swcm.training.plots import plot_history
 from modeling_xlm_swcm.training.results import write_results
-from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer, adapt_model
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 
 class TestResults:
@@ -37,7 +37,7 @@ class TestResults:
         trainer = make_trainer(model, logging_steps=1, eval_strategy="steps", eval_steps=2, **options)
         trainer.train()
         data = {"training data": "text.txt", "bleu_signature": "nrefs:1|case:mixed"}
-        results.save_merged(trainer)
+        save_merged(trainer)
         write_results(trainer, ModelArguments(str(start)), "translation", "news", {"chrf": {"ug": 12.5}}, data)
 
     def test_everything_is_left_behind(self, make_trainer, start, tmp_path):
