@@ -14,6 +14,8 @@ IGNORE_INDEX = -100
 MAX_LOGITS = 2**25
 # Number of rows of the weight's gradient in a block of `ChunkBuffer.add_product`.
 ROWS_PER_BLOCK = 2**10
+# Bound on the sums of a float16 product. The largest float16 number is 65504.
+FLOAT16_BOUND = 2.0**15
 
 
 def cross_entropy(
@@ -188,10 +190,34 @@ def _divisor(labels: torch.LongTensor, num_items_in_batch: torch.Tensor | int | 
     return torch.as_tensor(num_items_in_batch, device=labels.device)
 
 
+def _float16_factor(hidden_states: torch.Tensor, weight: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """
+    Return the power of two by which gradients of logits are multiplied, so that float16 holds their products.
+
+    A gradient of a logit is at most 1. So `chunk_size` times the largest state bounds the gradient of the weight, and
+    twice the largest weight bounds the gradient of a state.
+    """
+    if hidden_states.numel() == 0:
+        return torch.ones((), device=weight.device)
+    largest_state, largest_weight = (tensor.detach().abs().amax().float() for tensor in (hidden_states, weight))
+    bound = torch.maximum(chunk_size * largest_state, 2 * largest_weight).clamp(min=1)
+    return torch.exp2(torch.floor(torch.log2(FLOAT16_BOUND / bound)))
+
+
+def _gradient_dtype(tensor: torch.Tensor, sum_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the gradient of `tensor` between forward and backward."""
+    return sum_dtype if tensor.dtype == torch.float16 else tensor.dtype
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_states, weight, bias, labels, scale, label_smoothing, num_chunks, dtype):
-        """Compute loss and gradients. Products have the dtype `dtype`, sums at least float32."""
+        """
+        Compute loss and gradients. Products have the dtype `dtype`, sums at least float32.
+
+        Small numbers are zero in float16. So float16 products are scaled, and float16 gradients stay in float32 until
+        backward, which multiplies them by the scale of a gradient scaler.
+        """
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         sum_dtype = torch.promote_types(dtype, torch.float32)
         loss = torch.zeros((), dtype=sum_dtype, device=weight.device)
@@ -201,6 +227,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compute_weight, compute_bias = weight.to(dtype), bias.to(dtype)
         chunks = hidden_states.to(dtype).chunk(num_chunks)
         buffer = ChunkBuffer(len(chunks[0]), weight, dtype, sum_dtype)
+        logits_scale = scale
+        if dtype == torch.float16:
+            logits_scale = _float16_factor(hidden_states, weight, len(chunks[0]))
         for states, targets in zip(chunks, labels.chunk(num_chunks), strict=True):
             targets = targets[:, None]
             kept = targets != IGNORE_INDEX
@@ -216,7 +245,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
 
-            factor = (scale * kept).to(sum_dtype)
+            factor = (logits_scale * kept).to(sum_dtype)
             d_logits = exponentials.mul_(factor / total)
             if label_smoothing:
                 d_logits -= factor * label_smoothing / len(weight)
@@ -228,11 +257,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_hidden.append(d_logits @ compute_weight)
             if needs_weight:
                 buffer.add_product(d_weight, d_logits, states)
-        ctx.save_for_backward(
-            torch.cat(d_hidden).to(hidden_states.dtype) if needs_hidden else None,
-            d_weight.to(weight.dtype) if needs_weight else None,
-            d_bias.to(bias.dtype) if needs_bias else None,
-        )
+        inputs = hidden_states, weight, bias
+        gradients = [
+            None if gradient is None else gradient.to(_gradient_dtype(tensor, sum_dtype))
+            for gradient, tensor in zip(
+                (torch.cat(d_hidden) if d_hidden else None, d_weight, d_bias), inputs, strict=True
+            )
+        ]
+        if dtype == torch.float16:
+            for gradient in filter(torch.is_tensor, gradients):
+                gradient *= scale / logits_scale
+        ctx.dtypes = [tensor.dtype for tensor in inputs]
+        ctx.save_for_backward(*gradients)
         return loss * scale
 
     @staticmethod
@@ -245,6 +281,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "backward can run only once for the loss in chunks. Remove retain_graph, or set "
                 "config.logits_in_training."
             ) from error
+        is_one = False
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 raise RuntimeError(
@@ -252,9 +289,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     "config.logits_in_training."
                 )
             # Avoid a copy of the gradients. Other devices would have to synchronize to compare.
-            if d_loss.device.type == "cpu" and d_loss == 1:
-                return *gradients, None, None, None, None, None
-        scaled = (gradient if gradient is None else gradient * d_loss for gradient in gradients)
+            is_one = d_loss.device.type == "cpu" and bool(d_loss == 1)
+        scaled = (
+            None if gradient is None else (gradient if is_one else gradient * d_loss).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
         return *scaled, None, None, None, None, None
 
 

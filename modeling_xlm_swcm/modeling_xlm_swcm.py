@@ -38,7 +38,7 @@ from .layers_xlm_swcm import (
     XLMSWCMNormalDecoderLayer,
     eager_attention_forward,  # noqa: F401  (public import path)
 )
-from .linear_xlm_swcm import compute_dtype, fast_linear, is_plain_linear
+from .linear_xlm_swcm import fast_linear, is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .positions_xlm_swcm import check_length, position_ids_from_mask
@@ -470,8 +470,6 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
             and not self.config.logits_in_training
             and self.loss_function is cross_entropy
             and is_plain_linear(self.lm_head)
-            # The chunked loss computes gradients in forward, before a gradient scaler for float16 scales the loss.
-            and compute_dtype(self.lm_head.weight) != torch.float16
         )
 
     def _shared_embedding(self) -> SharedEmbedding | None:
