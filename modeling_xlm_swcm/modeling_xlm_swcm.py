@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, 
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapters_xlm_swcm import check_adapters, check_cache_layers, output_projection
 from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder, slice_logits_to_keep
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .generation_xlm_swcm import XLMSWCMGenerationMixin
@@ -38,7 +39,7 @@ from .layers_xlm_swcm import (
     XLMSWCMNormalDecoderLayer,
     eager_attention_forward,  # noqa: F401  (public import path)
 )
-from .linear_xlm_swcm import fast_linear, is_plain_linear
+from .linear_xlm_swcm import is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .positions_xlm_swcm import check_length, position_ids_from_mask
@@ -183,6 +184,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
 
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        check_cache_layers(cache, len(self.layers))
         past_length = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
             position_ids = self._position_ids(input_ids, inputs_embeds, attention_mask, past_length)
@@ -313,6 +315,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         shared_embedding (`SharedEmbedding`, *optional*):
             Word embeddings that share one gradient with the output projection, for training.
         """
+        check_adapters(self)
         if encoder_outputs is None:
             encoder_outputs = self._encode(input_ids, attention_mask, inputs_embeds, shared_embedding, **kwargs)
         elif not isinstance(encoder_outputs, ModelOutput):
@@ -410,6 +413,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
             are the labels shifted right. In training mode `logits` is None, unless `config.logits_in_training` is
             True. The keyword `label_smoothing=0.1` spreads a tenth of each label over the whole vocabulary.
         """
+        check_adapters(self)
         if labels is not None:
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -459,7 +463,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
         if not has_logits:
             weight = self.lm_head.weight if shared_embedding is None else shared_embedding.weight
             return linear_cross_entropy(hidden_states, weight, self.lm_head.bias, labels, **kwargs), None
-        logits = fast_linear(self.lm_head, hidden_states)
+        logits = output_projection(self.lm_head, hidden_states)
         if labels is None:
             return None, logits
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs), logits
