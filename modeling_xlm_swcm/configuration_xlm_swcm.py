@@ -75,14 +75,15 @@ class XLMSWCMConfig(PreTrainedConfig):
             means no normal layers. Ignored if `decoder_blocks` is given.
         decoder_blocks (`list[str]`, *optional*):
             Type of each decoder layer, in order: `"custom"` or `"normal"`. By default one custom layer for each
-            encoder layer, and normal layers as `normal_layer_interval` says.
+            encoder layer, and normal layers as `normal_layer_interval` says. A prefix decoder has one `"prefix"`
+            layer for each encoder layer, and no others.
         decoder_layers (`int`, *optional*):
             Number of decoder layers, which Transformers reads to size caches. By default the length of
             `decoder_blocks`.
         weight_sharing (`str`, *optional*, defaults to `"init"`):
-            How custom layers share weights with the encoder. `"init"`: custom layers start as copies of encoder
-            layers, and train independently. `"tied"`: a custom layer and its encoder layer use the same parameters,
-            which are saved once. Use `"init"` with LoRA and quantization, which do not support tied layers.
+            How custom and prefix layers share weights with the encoder. `"init"`: they start as copies of encoder
+            layers, and train independently. `"tied"`: a decoder layer and its encoder layer use the same parameters,
+            which are saved once. Tied custom layers do not support LoRA and quantization. Tied prefix layers do.
         lm_head_transform (`bool`, *optional*, defaults to `False`):
             Whether to apply a dense layer, GELU and LayerNorm before the output projection, as in the masked-LM head
             of XLM-R.
@@ -116,6 +117,7 @@ class XLMSWCMConfig(PreTrainedConfig):
 
     model_type = "xlm_swcm"
     block_types = ("custom", "normal")
+    prefix_block = "prefix"
     # Every saved config names all classes, so that any of them can load the checkpoint.
     auto_classes = {
         "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
@@ -172,6 +174,11 @@ class XLMSWCMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def has_prefix_decoder(self) -> bool:
+        """`bool`: Whether the decoder layers are encoder layers that also read the source."""
+        return self.prefix_block in self.decoder_blocks
+
+    @property
     def longest_input(self) -> int:
         """`int`: Maximum length of a source or target in tokens, special tokens included."""
         # XLM-R's first position is `pad_token_id + 1`.
@@ -199,10 +206,14 @@ class XLMSWCMConfig(PreTrainedConfig):
             )
 
     def _validate_decoder(self):
-        unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
-        if unknown or not self.decoder_blocks:
-            known = '" and "'.join(self.block_types)
-            raise ValueError(f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}).')
+        if self.has_prefix_decoder:
+            if self.decoder_blocks != [self.prefix_block] * self.num_hidden_layers:
+                raise ValueError(
+                    f'decoder_blocks with "{self.prefix_block}" must be {self.num_hidden_layers} times '
+                    f'"{self.prefix_block}", one for each encoder layer (got {self.decoder_blocks}).'
+                )
+        else:
+            self._validate_block_types()
         if self.decoder_layers != len(self.decoder_blocks):
             raise ValueError(
                 f"decoder_layers must be the length of decoder_blocks, {len(self.decoder_blocks)} "
@@ -211,11 +222,21 @@ class XLMSWCMConfig(PreTrainedConfig):
         if self.weight_sharing not in ("init", "tied"):
             raise ValueError(f'weight_sharing must be "init" or "tied" (got "{self.weight_sharing}").')
         num_custom_layers = self.decoder_blocks.count("custom")
-        if self.weight_sharing == "tied" and num_custom_layers != self.num_hidden_layers:
+        if (
+            self.weight_sharing == "tied"
+            and not self.has_prefix_decoder
+            and num_custom_layers != self.num_hidden_layers
+        ):
             raise ValueError(
                 f'weight_sharing="tied" needs {self.num_hidden_layers} custom layers, one for each encoder layer '
                 f'(got {num_custom_layers}). Change decoder_blocks, or use weight_sharing="init".'
             )
+
+    def _validate_block_types(self):
+        unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
+        if unknown or not self.decoder_blocks:
+            known = '" and "'.join(self.block_types)
+            raise ValueError(f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}).')
 
 
 __all__ = ["XLMSWCMConfig"]

@@ -5,10 +5,13 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.utils import logging
 
-from .positions_xlm_swcm import check_length, position_ids_from_mask
+from .compat_xlm_swcm import CACHE
+from .positions_xlm_swcm import cached_length, check_length, position_ids_from_mask
 
 
 logger = logging.get_logger(f"transformers.{__name__}")
+
+LIMITS = {"max_length", "max_new_tokens"}
 
 
 class XLMSWCMGenerationMixin(GenerationMixin):
@@ -23,6 +26,19 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         # `generate` calls the encoder directly, without the check of `XLMSWCMModel`.
         check_length("source", inputs_tensor.shape[1], self.config)
         return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor=inputs_tensor, **kwargs)
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs
+    ) -> tuple[GenerationConfig, dict]:
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        # The limit of a call replaces the limit that is stored with the model, whichever of the two names it has.
+        for settings in (kwargs, {} if generation_config is None else generation_config.to_dict()):
+            given = {name for name in LIMITS if settings.get(name) is not None}
+            for name in LIMITS - given if given else ():
+                setattr(prepared, name, None)
+            if given:
+                break
+        return prepared, model_kwargs
 
     def _prepare_generated_length(self, *args, **kwargs) -> GenerationConfig:
         generation_config = super()._prepare_generated_length(*args, **kwargs)
@@ -54,6 +70,27 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         # With a static cache the mask becomes 4D, so the positions must be counted before.
         if decoder_attention_mask is not None and kwargs.get("decoder_position_ids") is None:
             kwargs["decoder_position_ids"] = position_ids_from_mask(decoder_attention_mask, self.config.pad_token_id)
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             input_ids, *args, decoder_attention_mask=decoder_attention_mask, **kwargs
         )
+        if self.config.has_prefix_decoder:
+            inputs["decoder_attention_mask"] = self._prefix_target_mask(decoder_attention_mask, inputs.get(CACHE))
+        return inputs
+
+    def _prefix_target_mask(self, mask: torch.Tensor | None, cache: EncoderDecoderCache | None) -> torch.Tensor | None:
+        """Return the 2D mask of the target, with the length of a static cache, so that its shape stays the same."""
+        if mask is None or cache is None or not cache.is_compileable:
+            return mask
+        return torch.nn.functional.pad(mask, (0, cached_length(cache, mask.shape[1]) - mask.shape[1]))
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, *args, **kwargs
+    ) -> tuple[torch.LongTensor | None, dict]:
+        # Transformers repeats the rows of tensors, but not of the tuple that a prefix decoder reads.
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
+        outputs = kwargs.get("encoder_outputs")
+        if expand_size > 1 and outputs is not None and outputs.get("hidden_states") is not None:
+            outputs["hidden_states"] = tuple(
+                states.repeat_interleave(expand_size, dim=0) for states in outputs["hidden_states"]
+            )
+        return input_ids, kwargs

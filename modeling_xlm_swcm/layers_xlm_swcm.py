@@ -5,6 +5,7 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,12 +13,14 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .compat_xlm_swcm import checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .linear_xlm_swcm import activation_linear, byte_mask_dropout, fast_linear
+from .positions_xlm_swcm import cached_length
 
 
 # Maps each module of a custom decoder layer to the module of the encoder layer that it copies. The weight map of the
@@ -40,6 +43,12 @@ CUSTOM_LAYER_SOURCES = {
         "fc2": "output.dense",
         "layer_norm": "output.LayerNorm",
     }.items()
+}
+# The same table for a prefix decoder layer, which has one attention and one FFN.
+PREFIX_LAYER_SOURCES = {
+    target.replace("ffn1.", "ffn."): source
+    for target, source in CUSTOM_LAYER_SOURCES.items()
+    if target.startswith(("self_attn.", "ffn1."))
 }
 
 
@@ -65,7 +74,7 @@ def eager_attention_forward(
 class XLMSWCMAttention(nn.Module):
     """Self-attention, or cross-attention if `key_value_states` are given, with residual and LayerNorm."""
 
-    def __init__(self, config: XLMSWCMConfig, layer_idx: int, is_causal: bool):
+    def __init__(self, config: XLMSWCMConfig, layer_idx: int, is_causal: bool, has_weights: bool = True):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -73,6 +82,8 @@ class XLMSWCMAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
+        if not has_weights:
+            return
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -89,7 +100,7 @@ class XLMSWCMAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self._split_heads(fast_linear(self.q_proj, hidden_states))
-        key, value = self._keys_and_values(hidden_states, key_value_states, cache)
+        key, value = self._keys_and_values(hidden_states, key_value_states, cache, self)
 
         implementation = self.config._attn_implementation
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
@@ -121,6 +132,7 @@ class XLMSWCMAttention(nn.Module):
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None,
         cache: EncoderDecoderCache | None,
+        modules: "XLMSWCMAttention | AttentionModules",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         is_cross_attention = key_value_states is not None
         if is_cross_attention and cache is not None and cache.is_updated.get(self.layer_idx):
@@ -129,13 +141,94 @@ class XLMSWCMAttention(nn.Module):
             return cached.keys, cached.values
 
         states = key_value_states if is_cross_attention else hidden_states
-        key, value = (self._split_heads(fast_linear(linear, states)) for linear in (self.k_proj, self.v_proj))
+        key, value = (self._split_heads(fast_linear(linear, states)) for linear in (modules.k_proj, modules.v_proj))
         if cache is None:
             return key, value
         if not is_cross_attention:
             return cache.self_attention_cache.update(key, value, self.layer_idx)
         cache.is_updated[self.layer_idx] = True
         return cache.cross_attention_cache.update(key, value, self.layer_idx)
+
+
+class AttentionModules(NamedTuple):
+    """Modules of the self-attention of an encoder layer, by the names of [`XLMSWCMAttention`]."""
+
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
+    dropout: nn.Module
+    layer_norm: nn.Module
+
+
+class FeedForwardModules(NamedTuple):
+    """Modules of the feed-forward network of an encoder layer, by the names of [`XLMSWCMFeedForward`]."""
+
+    fc1: nn.Module
+    activation: nn.Module
+    fc2: nn.Module
+    dropout: nn.Module
+    layer_norm: nn.Module
+
+
+def modules_of(layer: XLMRobertaLayer) -> tuple[AttentionModules, FeedForwardModules]:
+    """Return the modules of an encoder layer, for a prefix decoder layer that is tied to it."""
+    attention, dense = layer.attention.self, layer.attention.output
+    inner, output = layer.intermediate, layer.output
+    return (
+        AttentionModules(attention.query, attention.key, attention.value, dense.dense, dense.dropout, dense.LayerNorm),
+        FeedForwardModules(inner.dense, inner.intermediate_act_fn, output.dense, output.dropout, output.LayerNorm),
+    )
+
+
+class XLMSWCMPrefixAttention(XLMSWCMAttention):
+    """
+    Attention of the target to the source and to the target so far, under one softmax.
+
+    The keys and values of the source come from the input of the encoder layer that the decoder layer belongs to.
+    """
+
+    def __init__(self, config: XLMSWCMConfig, layer_idx: int):
+        super().__init__(config, layer_idx, is_causal=False, has_weights=config.weight_sharing == "init")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        source_states: torch.Tensor,
+        cache: EncoderDecoderCache | None,
+        modules: "XLMSWCMPrefixAttention | AttentionModules",
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        query = self._split_heads(fast_linear(modules.q_proj, hidden_states))
+        source_key, source_value = self._keys_and_values(hidden_states, source_states, cache, modules)
+        key, value = self._keys_and_values(hidden_states, None, cache, modules)
+        # Other attention functions cannot express the mask.
+        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attended, weights = attention_interface(
+            self,
+            query,
+            torch.cat([source_key, key], dim=2),
+            torch.cat([source_value, value], dim=2),
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attended = byte_mask_dropout(modules.dropout, fast_linear(modules.out_proj, attended.flatten(2)))
+        hidden_states = modules.layer_norm(hidden_states + attended)
+        if weights is None:
+            return hidden_states, None, None
+        source_weights, target_weights = weights.split([source_key.shape[2], key.shape[2]], dim=-1)
+        return hidden_states, target_weights, source_weights
+
+
+def feed_forward(modules: "XLMSWCMFeedForward | FeedForwardModules", hidden_states: torch.Tensor) -> torch.Tensor:
+    """Apply a feed-forward network with residual and LayerNorm."""
+    inner = fast_linear(modules.fc1, hidden_states)  # (batch, target_len, intermediate_size)
+    output = activation_linear(modules.activation, modules.fc2, inner)
+    return modules.layer_norm(hidden_states + byte_mask_dropout(modules.dropout, output))
 
 
 class XLMSWCMFeedForward(nn.Module):
@@ -150,9 +243,7 @@ class XLMSWCMFeedForward(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = fast_linear(self.fc1, hidden_states)  # (batch, target_len, intermediate_size)
-        output = activation_linear(self.activation, self.fc2, inner)
-        return self.layer_norm(hidden_states + byte_mask_dropout(self.dropout, output))
+        return feed_forward(self, hidden_states)
 
 
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
@@ -210,6 +301,67 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
 
     def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.ffn(hidden_states)
+
+
+def make_prefix_mask(
+    source_mask: torch.Tensor | None,
+    target_mask: torch.Tensor | None,
+    source_states: torch.Tensor,
+    hidden_states: torch.Tensor,
+    cache: EncoderDecoderCache | None,
+    is_additive: bool,
+) -> torch.Tensor:
+    """Return a mask of shape `(batch, 1, target_len, source_len + key_len)`, which is causal in the target."""
+    (batch, length, _), device = hidden_states.shape, hidden_states.device
+    past_length = cache.get_seq_length() if cache is not None else 0
+    num_keys = cached_length(cache, past_length + length)
+    queries = past_length + torch.arange(length, device=device)
+    target = torch.arange(num_keys, device=device) <= queries[:, None]  # (target_len, key_len)
+    if target_mask is not None:
+        padded = nn.functional.pad(target_mask.bool(), (0, num_keys - target_mask.shape[1]))
+        target = target & padded[:, None, None]
+    if source_mask is None:
+        source_mask = torch.ones(source_states.shape[:2], device=device)
+    source = source_mask.bool()[:, None, None]
+    mask = torch.cat([part.expand(batch, 1, length, -1) for part in (source, target)], dim=-1)
+    if not is_additive:
+        return mask
+    lowest = torch.finfo(hidden_states.dtype).min
+    return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask, lowest)
+
+
+class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):
+    """
+    An encoder layer that reads the source and the target so far: one attention, one FFN.
+
+    With `weight_sharing="tied"` the layer has no weights, and calls the modules of its encoder layer.
+    """
+
+    def __init__(self, config: XLMSWCMConfig, layer_idx: int):
+        # The base class would add cross-attention.
+        GradientCheckpointingLayer.__init__(self)
+        self.self_attn = XLMSWCMPrefixAttention(config, layer_idx)
+        self.ffn = XLMSWCMFeedForward(config) if config.weight_sharing == "init" else None
+
+    @checked_forward
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+        encoder_layer: XLMRobertaLayer | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        if self.ffn is None:
+            attention_modules, ffn_modules = modules_of(encoder_layer)
+        else:
+            attention_modules, ffn_modules = self.self_attn, self.ffn
+        hidden_states, *_ = self.self_attn(
+            hidden_states, attention_mask, encoder_hidden_states, cache, attention_modules, **kwargs
+        )
+        return feed_forward(ffn_modules, hidden_states)
 
 
 class XLMSWCMHeadTransform(nn.Module):

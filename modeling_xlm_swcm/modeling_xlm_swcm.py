@@ -4,11 +4,9 @@ Source: "Multilingual Encoder Knows more than You Realize: Shared Weights Pretra
 Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 """
 
-from functools import partial
-
 import torch
 from torch import nn
-from transformers import PreTrainedModel, XLMRobertaModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -27,6 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .adapters_xlm_swcm import check_adapters, check_cache_layers, output_projection
 from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder, slice_logits_to_keep
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .encoder_xlm_swcm import XLMSWCMEncoder
 from .generation_xlm_swcm import XLMSWCMGenerationMixin
 from .hub_xlm_swcm import XLMSWCMHubMixin
 from .layers_xlm_swcm import (
@@ -37,7 +36,10 @@ from .layers_xlm_swcm import (
     XLMSWCMFeedForward,  # noqa: F401  (public import path)
     XLMSWCMHeadTransform,
     XLMSWCMNormalDecoderLayer,
+    XLMSWCMPrefixAttention,
+    XLMSWCMPrefixDecoderLayer,
     eager_attention_forward,  # noqa: F401  (public import path)
+    make_prefix_mask,
 )
 from .linear_xlm_swcm import is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
@@ -55,6 +57,7 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, PreTrainedModel):
         "XLMRobertaLayer",
         "XLMSWCMCustomDecoderLayer",
         "XLMSWCMNormalDecoderLayer",
+        "XLMSWCMPrefixDecoderLayer",
     ]
     _skip_keys_device_placement = ["cache", OLD_CACHE]
     _supports_flash_attn = True
@@ -72,60 +75,21 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, PreTrainedModel):
             init.zeros_(module.token_type_ids)
 
 
-class XLMSWCMEncoder(XLMRobertaModel):
-    """Transformers' XLM-R without its pooler, with a tensor-parallel plan."""
-
-    _tp_plan = {
-        "embeddings.word_embeddings": "embedding_rowwise",
-        "encoder.layer.*.attention.self.query": "colwise",
-        "encoder.layer.*.attention.self.key": "colwise",
-        "encoder.layer.*.attention.self.value": "colwise",
-        "encoder.layer.*.attention.output.dense": "rowwise",
-        "encoder.layer.*.intermediate.dense": "colwise",
-        "encoder.layer.*.output.dense": "rowwise",
-    }
-
-    def __init__(self, config: XLMSWCMConfig):
-        super().__init__(config, add_pooling_layer=False)
-
-    # `generate` passes these keywords of the whole model to the encoder.
-    @partial(checked_forward, ignored=("labels", "logits_to_keep"))
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        shared_embedding: SharedEmbedding | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutput:
-        # Transformers counts the positions of `inputs_embeds` from the first column, even if it is padding.
-        is_padded = inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2
-        if position_ids is None and is_padded:
-            position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
-        embedding, padding_idx = self.embeddings.word_embeddings, self.embeddings.padding_idx
-        has_only_ids = input_ids is not None and inputs_embeds is None
-        if has_only_ids and shared_embedding is not None and shared_embedding.supports(embedding):
-            if position_ids is None:
-                position_ids = self.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx)
-            inputs_embeds, input_ids = shared_embedding.look_up(embedding, input_ids), None
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-
-
 class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
     """Decoder with the layers of `config.decoder_blocks`. In [`XLMSWCMModel`] it shares the encoder's embeddings."""
 
-    layer_classes = {"custom": XLMSWCMCustomDecoderLayer, "normal": XLMSWCMNormalDecoderLayer}
+    layer_classes = {
+        "custom": XLMSWCMCustomDecoderLayer,
+        "normal": XLMSWCMNormalDecoderLayer,
+        "prefix": XLMSWCMPrefixDecoderLayer,
+    }
     _can_record_outputs = {
         "hidden_states": output_recorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
         "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
+        "cross_attentions": [
+            OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
+            OutputRecorder(XLMSWCMPrefixAttention, index=2, layer_name="self_attn"),
+        ],
     }
     _tp_plan = {
         "embeddings.word_embeddings": "embedding_rowwise",
@@ -169,11 +133,16 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         shared_embedding: SharedEmbedding | None = None,
+        encoder_layers: nn.ModuleList | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         r"""
+        encoder_hidden_states (`torch.Tensor` of shape `(batch_size, source_len, hidden_size)` or `tuple` of them):
+            Output of the encoder. A prefix decoder needs the input of every encoder layer, as a tuple.
         shared_embedding (`SharedEmbedding`, *optional*):
             Word embeddings that share one gradient with the output projection, for training.
+        encoder_layers (`nn.ModuleList`, *optional*):
+            Layers of the encoder, which a tied prefix decoder calls.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -190,29 +159,56 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             position_ids = self._position_ids(input_ids, inputs_embeds, attention_mask, past_length)
         hidden_states = self._embed(input_ids, inputs_embeds, position_ids, past_length, shared_embedding)
 
-        attention_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            **{CACHE: cache.self_attention_cache if cache is not None else None},
+        attention_mask, encoder_attention_mask = self._make_masks(
+            attention_mask, encoder_attention_mask, hidden_states, encoder_hidden_states, cache
         )
-        encoder_attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
-        )
-        for layer in self.layers:
+        is_prefix = self.config.has_prefix_decoder
+        for index, layer in enumerate(self.layers):
+            if encoder_layers is not None:
+                kwargs["encoder_layer"] = encoder_layers[index]
             hidden_states = layer(
                 hidden_states,
                 attention_mask,
                 # Reentrant activation checkpointing returns gradients of positional arguments only.
-                encoder_hidden_states,
+                encoder_hidden_states[index] if is_prefix else encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
                 **{CACHE: cache},
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+
+    def _make_masks(
+        self,
+        attention_mask: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, ...],
+        cache: EncoderDecoderCache | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the masks of self-attention and cross-attention. A prefix decoder has one mask for both."""
+        if self.config.has_prefix_decoder:
+            mask = make_prefix_mask(
+                encoder_attention_mask,
+                attention_mask,
+                encoder_hidden_states[0],
+                hidden_states,
+                cache,
+                is_additive=self.config._attn_implementation == "eager",
+            )
+            return mask, None
+        self_attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            **{CACHE: cache.self_attention_cache if cache is not None else None},
+        )
+        cross_attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        return self_attention_mask, cross_attention_mask
 
     def _embed(
         self,
@@ -270,6 +266,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             for name, _ in self.encoder.embeddings.named_parameters()
         }
         if self.config.weight_sharing == "tied":
+            # A tied prefix decoder calls the modules of the encoder, so its layers have no weights to tie.
             custom = [index for index, block in enumerate(self.config.decoder_blocks) if block == "custom"]
             for encoder_index, decoder_index in enumerate(custom):
                 for target, source in CUSTOM_LAYER_SOURCES.items():
@@ -324,18 +321,21 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
                 hidden_states=encoder_outputs[1] if len(encoder_outputs) > 1 else None,
                 attentions=encoder_outputs[2] if len(encoder_outputs) > 2 else None,
             )
+        source_states, encoder_layers = self._source_of_decoder(encoder_outputs)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             position_ids=decoder_position_ids,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=source_states,
             encoder_attention_mask=attention_mask,
             **{CACHE: cache},
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             shared_embedding=shared_embedding,
+            encoder_layers=encoder_layers,
             **kwargs,
         )
+        wants_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
             **{CACHE: getattr(decoder_outputs, CACHE)},
@@ -343,9 +343,23 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_hidden_states=encoder_outputs.hidden_states if wants_states else None,
             encoder_attentions=encoder_outputs.attentions,
         )
+
+    def _source_of_decoder(
+        self, encoder_outputs: BaseModelOutput
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], nn.ModuleList | None]:
+        """Return the states of the source that the decoder reads, and the encoder layers that it calls."""
+        if not self.config.has_prefix_decoder:
+            return encoder_outputs.last_hidden_state, None
+        if encoder_outputs.hidden_states is None:
+            raise ValueError(
+                "encoder_outputs has no hidden_states, which a prefix decoder needs. Pass the output of "
+                "model.get_encoder()."
+            )
+        is_tied = self.config.weight_sharing == "tied"
+        return encoder_outputs.hidden_states, self.encoder.encoder.layer if is_tied else None
 
     def _encode(
         self,

@@ -1,6 +1,7 @@
 """Positions of XLM-R: the first token has the position `pad_token_id + 1`, and padding has `pad_token_id`."""
 
 import torch
+from transformers.cache_utils import EncoderDecoderCache
 
 from .configuration_xlm_swcm import XLMSWCMConfig
 
@@ -17,3 +18,10 @@ def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> to
     """Return the positions for a mask of shape `(batch_size, length)` that is 1 for tokens and 0 for padding."""
     is_token = attention_mask.ne(0).long()
     return is_token.cumsum(-1) * is_token + padding_idx
+
+
+def cached_length(cache: EncoderDecoderCache | None, length: int) -> int:
+    """Return the number of target positions that the cache returns after `length` tokens."""
+    if cache is not None and cache.is_compileable:
+        return cache.self_attention_cache.layers[0].max_cache_len
+    return length

@@ -1,0 +1,69 @@
+"""The encoder: XLM-R, which also returns the input of every layer if the decoder reads it."""
+
+from functools import partial
+
+import torch
+from transformers import XLMRobertaModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
+
+from .compat_xlm_swcm import checked_forward
+from .configuration_xlm_swcm import XLMSWCMConfig
+from .loss_xlm_swcm import SharedEmbedding
+from .positions_xlm_swcm import position_ids_from_mask
+
+
+class XLMSWCMEncoder(XLMRobertaModel):
+    """Transformers' XLM-R without its pooler, with a tensor-parallel plan."""
+
+    _tp_plan = {
+        "embeddings.word_embeddings": "embedding_rowwise",
+        "encoder.layer.*.attention.self.query": "colwise",
+        "encoder.layer.*.attention.self.key": "colwise",
+        "encoder.layer.*.attention.self.value": "colwise",
+        "encoder.layer.*.attention.output.dense": "rowwise",
+        "encoder.layer.*.intermediate.dense": "colwise",
+        "encoder.layer.*.output.dense": "rowwise",
+    }
+
+    def __init__(self, config: XLMSWCMConfig):
+        super().__init__(config, add_pooling_layer=False)
+
+    # `generate` passes these keywords of the whole model to the encoder.
+    @capture_outputs
+    @partial(checked_forward, ignored=("labels", "logits_to_keep"))
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        shared_embedding: SharedEmbedding | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Got both or neither of input_ids and inputs_embeds. Pass exactly one of them.")
+        # Transformers counts the positions of `inputs_embeds` from the first column, even if it is padding.
+        is_padded = inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2
+        if position_ids is None and is_padded:
+            position_ids = position_ids_from_mask(attention_mask, self.config.pad_token_id)
+        embedding, padding_idx = self.embeddings.word_embeddings, self.embeddings.padding_idx
+        if input_ids is not None and shared_embedding is not None and shared_embedding.supports(embedding):
+            if position_ids is None:
+                position_ids = self.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx)
+            inputs_embeds, input_ids = shared_embedding.look_up(embedding, input_ids), None
+        hidden_states = self.embeddings(input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        layer_inputs = []
+        for layer in self.encoder.layer:
+            layer_inputs.append(hidden_states)
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=(*layer_inputs, hidden_states) if self.config.has_prefix_decoder else None,
+        )
