@@ -22,7 +22,6 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, 
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .adapters_xlm_swcm import check_adapters, check_cache_layers, output_projection
 from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder, slice_logits_to_keep
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .encoder_xlm_swcm import XLMSWCMEncoder
@@ -43,6 +42,7 @@ from .layers_xlm_swcm import (
 )
 from .linear_xlm_swcm import is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
+from .peft_xlm_swcm import check_adapters, check_cache_layers, output_projection
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .positions_xlm_swcm import check_length, position_ids_from_mask
 
