@@ -44,9 +44,27 @@ class ModelArguments:
             "help": "Licence for the model card, for example mit. Default: the licence in the conversion report."
         },
     )
+    lora_train_embeddings: str = field(
+        default="none",
+        metadata={
+            "help": "Word embeddings to train with the LoRA adapters. none: no embeddings. tags: language tags. new: "
+            "language tags and the tokens that `xlm-swcm vocab extend` added. Instead of new, you can pass the path "
+            "of the vocabulary_report.json of the extension."
+        },
+    )
+    lora_merge: bool = field(
+        default=True,
+        metadata={"help": "Merge the LoRA adapters into the saved weights. false: save only the adapters."},
+    )
 
     def __post_init__(self):
         check_counts(self, "lora_rank")
+        if self.lora_train_embeddings != "none" and not self.lora:
+            raise ValueError("--lora_train_embeddings needs --lora.")
+        if self.lora_train_embeddings != "none" and self.freeze_encoder:
+            raise ValueError("--freeze_encoder keeps the embeddings. Remove it, or remove --lora_train_embeddings.")
+        if not self.lora_merge and not self.lora:
+            raise ValueError("--lora_merge false needs --lora.")
 
 
 @dataclass

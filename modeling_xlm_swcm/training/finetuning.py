@@ -20,7 +20,7 @@ from .checkpoints import check_output_dir, find_checkpoint
 from .examples import Pair
 from .files import write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
-from .lora import adapt_model, save_merged
+from .lora import adapt_model, save_trained
 from .metrics import GenerationMetrics
 from .results import write_results
 from .rows import BadRows, DataError
@@ -112,7 +112,7 @@ def finetune_on_pairs(
     datasets, metrics = encode_splits(data_args, tokenizer, pairs)
     model = loading.load_model(model_args.model_name_or_path)
     trainer = XLMSWCMTrainer(
-        adapt_model(model, model_args),
+        adapt_model(model, model_args, tokenizer),
         args,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         train_dataset=datasets.get("train"),
@@ -123,7 +123,7 @@ def finetune_on_pairs(
     trainer.settings = vars(model_args) | vars(data_args)
     if "train" in datasets:
         trainer.train(resume_from_checkpoint=checkpoint)
-        save_merged(trainer)
+        save_trained(trainer, model_args)
     results = evaluate_splits(trainer, datasets, metrics)
     if "train" in datasets:
         scored = metrics.get("test") or metrics.get("validation")
@@ -232,6 +232,10 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
     """
     if args.hub_model_id is None:
         raise DataError("--push_to_hub needs --hub_model_id (example: owner/name).")
+    if not model_args.lora_merge:
+        raise DataError(
+            "--push_to_hub pushes a whole model. Remove --lora_merge false, or upload the adapters with `hf upload`."
+        )
     check_repo_id(args.hub_model_id)
     if args.hub_token is not None:
         raise DataError(

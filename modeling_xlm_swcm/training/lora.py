@@ -1,4 +1,4 @@
-"""LoRA adapters for fine-tuning and pretraining: add them before the training and merge them after it."""
+"""LoRA adapters for fine-tuning and pretraining: add them before the training, and merge or save them after it."""
 
 import warnings
 from pathlib import Path
@@ -7,14 +7,18 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations import is_fsdp_enabled
 
+from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.reading import find_file, read_json
+
 from .arguments import ModelArguments
 from .checkpoints import TrainingError
 
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+VOCABULARY_REPORT = "vocabulary_report.json"
 
 
-def adapt_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
+def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCMTokenizer | None = None) -> nn.Module:
     """
     Add LoRA adapters to the projections of the decoder, or freeze the encoder, as the options say.
 
@@ -22,14 +26,39 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
         model ([`~transformers.PreTrainedModel`]):
             Model to train.
         args ([`ModelArguments`]):
-            Options `lora`, `lora_rank` and `freeze_encoder`.
+            Options `lora`, `lora_rank`, `lora_train_embeddings` and `freeze_encoder`.
+        tokenizer ([`XLMSWCMTokenizer`], *optional*):
+            Tokenizer of the model. Required for `lora_train_embeddings`.
 
     Returns:
         `torch.nn.Module`: the model, wrapped by PEFT if it has adapters.
 
     Raises:
-        TrainingError: if encoder and decoder share their layers, or if adapters meet FSDP.
+        TrainingError: if encoder and decoder share their layers, if adapters meet FSDP, or if the embeddings cannot be
+            trained.
     """
+    check_combination(model, args)
+    if args.freeze_encoder:
+        model.model.encoder.requires_grad_(False)
+    if not args.lora:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    tokens = find_trained_tokens(args, tokenizer)
+    lora = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=2 * args.lora_rank,
+        target_modules=LORA_TARGETS,
+        trainable_token_indices=tokens or None,
+    )
+    with warnings.catch_warnings():
+        # PEFT reads a property that Transformers deprecates.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, lora)
+
+
+def check_combination(model: PreTrainedModel, args: ModelArguments):
+    """Refuse options that do not work together or with this model."""
     needs_own_weights = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
     requested = [name for name, is_on in needs_own_weights.items() if is_on]
     if requested and model.config.weight_sharing == "tied":
@@ -38,17 +67,91 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments) -> nn.Module:
         )
     if args.lora and is_fsdp_enabled():
         raise TrainingError("--lora does not work with FSDP. Launch with `accelerate launch --multi_gpu` instead.")
-    if args.freeze_encoder:
-        model.model.encoder.requires_grad_(False)
-    if not args.lora:
-        return model
-    from peft import LoraConfig, get_peft_model
+    if args.lora_train_embeddings != "none" and not model.config.tie_word_embeddings:
+        raise TrainingError(
+            "--lora_train_embeddings needs an output projection that is tied to the word embeddings. Train without "
+            "--lora, or use another model."
+        )
 
-    lora = LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules=LORA_TARGETS)
-    with warnings.catch_warnings():
-        # PEFT reads a property that Transformers deprecates.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, lora)
+
+def find_trained_tokens(args: ModelArguments, tokenizer: XLMSWCMTokenizer | None) -> list[int]:
+    """
+    Return the ids of the tokens whose embeddings train with the adapters.
+
+    Args:
+        args ([`ModelArguments`]):
+            Option `lora_train_embeddings`, and the model for its vocabulary report.
+        tokenizer ([`XLMSWCMTokenizer`], *optional*):
+            Tokenizer of the model.
+
+    Returns:
+        `list[int]`: the ids in ascending order.
+
+    Raises:
+        TrainingError: if there are no such tokens, or the vocabulary report does not fit the tokenizer.
+    """
+    choice = args.lora_train_embeddings
+    if choice == "none":
+        return []
+    if tokenizer is None:
+        raise TrainingError("--lora_train_embeddings needs a tokenizer. Pass `tokenizer` to `adapt_model`.")
+    tags = {tokenizer.get_lang_id(code) for code in tokenizer.languages}
+    if choice == "tags":
+        if not tags:
+            raise TrainingError("--lora_train_embeddings tags: the tokenizer has no language tags. Use new or none.")
+        return sorted(tags)
+    path = find_file(args.model_name_or_path, VOCABULARY_REPORT) if choice == "new" else Path(choice)
+    if path is None:
+        raise TrainingError(
+            f"--lora_train_embeddings new: {args.model_name_or_path} has no {VOCABULARY_REPORT}. Pass the path of the "
+            "report that xlm-swcm vocab extend wrote, or use tags."
+        )
+    return sorted(tags.union(read_new_tokens(path, len(tokenizer))))
+
+
+def read_new_tokens(path: Path, size: int) -> range:
+    """
+    Read which tokens a vocabulary extension added.
+
+    Args:
+        path (`Path`):
+            Vocabulary report.
+        size (`int`):
+            Number of tokens of the tokenizer.
+
+    Returns:
+        `range`: ids of the added tokens.
+
+    Raises:
+        TrainingError: if the file is not the report of an extension of this vocabulary.
+    """
+    if not path.is_file():
+        raise TrainingError(
+            f"--lora_train_embeddings {path} is not a file. Use none, tags, new or the path of a {VOCABULARY_REPORT}."
+        )
+    report = read_json(path)
+    if report.get("action") != "extend":
+        raise TrainingError(
+            f'{path} does not describe an extension: "action" must be "extend". Pass the report of xlm-swcm vocab '
+            "extend, and do not trim the vocabulary after it."
+        )
+    tokens = report.get("tokens")
+    before, after = (tokens.get(name) if isinstance(tokens, dict) else None for name in ("before", "after"))
+    # `bool` is a subclass of `int`.
+    if type(before) is not int or type(after) is not int or not 0 < before < after <= size:
+        raise TrainingError(
+            f'The field "tokens" of {path} does not fit the tokenizer, which has {size:,} tokens. Pass the report of '
+            "this vocabulary."
+        )
+    return range(before, after)
+
+
+def save_trained(trainer: Trainer, args: ModelArguments):
+    """Save model and tokenizer, with merged adapters, or only adapters and tokenizer if `lora_merge` is false."""
+    if args.lora_merge:
+        save_merged(trainer)
+    else:
+        trainer.save_model()
 
 
 def save_merged(trainer: Trainer):

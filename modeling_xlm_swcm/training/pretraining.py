@@ -15,7 +15,7 @@ from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import TrainingError, find_checkpoint
 from .denoising import DataCollatorForDenoising
-from .lora import adapt_model, save_merged
+from .lora import adapt_model, save_trained
 from .mixture import CorpusConfig, Mixture, load_corpora
 from .results import write_results
 from .rows import BadRows, DataError
@@ -85,7 +85,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
     if training.process_index == 0:
         print_mixture(mixture, training)
     trainer = XLMSWCMTrainer(
-        adapt_model(model, model_args),
+        adapt_model(model, model_args, tokenizer),
         training,
         train_dataset=mixture,
         eval_dataset=held_out or None,
@@ -94,7 +94,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
     )
     trainer.settings = vars(model_args) | vars(data_args)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save_merged(trainer)
+    save_trained(trainer, model_args)
     results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
     write_results(trainer, model_args, None, dataset, results, describe_mixture(data_args, mixture))
