@@ -19,7 +19,7 @@ def read_texts(files: list[str]) -> dict[str, list[str]]:
     """Return the lines of each language."""
     texts = {}
     if files:
-        for language, lines in read_corpora([Corpus.parse(name) for name in files], "Reading"):
+        for language, lines in read_corpora(Corpus.parse_all(files), "Reading"):
             texts.setdefault(language, []).extend(lines)
     return texts
 

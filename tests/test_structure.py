@@ -11,12 +11,13 @@ PACKAGE = "modeling_xlm_swcm"
 # a part may import the parts that stand before it in its row
 MAY_IMPORT = {
     "checkpoints": {"model"},
-    "vocabulary": {"model", "checkpoints"},
+    "corpora": {"model", "checkpoints"},
+    "vocabulary": {"model", "checkpoints", "corpora"},
     "conversion": {"model", "checkpoints"},
     "hub": {"model", "checkpoints"},
     "export": {"model", "checkpoints"},
-    "training": {"model", "checkpoints", "hub"},
-    "cli": {"model", "checkpoints", "vocabulary", "conversion", "hub", "export", "training"},
+    "training": {"model", "checkpoints", "corpora", "hub"},
+    "cli": {"model", "checkpoints", "corpora", "vocabulary", "conversion", "hub", "export", "training"},
     "model": set(),
 }
 # external packages that every machine with Transformers has

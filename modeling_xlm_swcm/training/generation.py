@@ -1,6 +1,5 @@
 """Generation for text files: one line of output for each line of input."""
 
-import codecs
 import os
 import re
 import sys
@@ -17,9 +16,11 @@ from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import whole_file
+from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
+from modeling_xlm_swcm.corpora.rows import stream_texts
 
 from .arguments import check_counts
-from .rows import AS_TEXT, TO_UTF8, decode_line
+from .rows import AS_TEXT, BadRows, DataError
 
 
 @dataclass
@@ -29,7 +30,13 @@ class GenerateArguments:
     model_name_or_path: str = field(metadata={"help": "Model: a local folder or a Hub id."})
     source_lang: str = field(metadata={"help": "Language code of the input."})
     target_lang: str = field(metadata={"help": "Language code of the output."})
-    input: str = field(default="-", metadata={"help": "UTF-8 file with one text per line. - reads stdin."})
+    input: str = field(
+        default="-",
+        metadata={
+            "help": "File with one text per line, or a .jsonl, .json, .csv, .tsv or .parquet file with a column named "
+            "as --source_lang or text. - reads lines from stdin."
+        },
+    )
     output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})
     num_beams: int = field(default=4, metadata={"help": "Number of beams. 1 is greedy decoding."})
     max_length: int | None = field(
@@ -53,7 +60,6 @@ def generate_file(args: GenerateArguments):
 
     Raises:
         ValueError: if input or output cannot be used.
-        OSError: if the input cannot be read.
     """
     check_output(args)
     config = read_model_config(args.model_name_or_path)
@@ -61,7 +67,7 @@ def generate_file(args: GenerateArguments):
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
     tokenizer = load_tokenizer(args.model_name_or_path, config.vocab_size)
     tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang
-    texts = read_texts(args.input)
+    texts = read_texts(args.input, args.source_lang)
     rows = encode_lines(texts, tokenizer, limit, "stdin" if args.input == "-" else args.input)
     model = load_model(args.model_name_or_path, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,24 +93,23 @@ def check_output(args: GenerateArguments):
         raise ValueError(f"--output {args.output} would overwrite the input. Name another file.")
 
 
-def read_texts(path: str) -> list[str]:
+def read_texts(path: str, language: str) -> list[str]:
     """
-    Read the lines of a UTF-8 file, or of stdin for "-".
+    Read the texts of a file in a language, or the lines of stdin for "-".
 
     Raises:
-        ValueError: if there are no lines, or a line is not text.
+        DataError: if there are no rows, or a row is not text.
     """
     name = "stdin" if path == "-" else path
-    data = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).removeprefix(codecs.BOM_UTF8)
-    if not data:
-        raise ValueError(f"{name} is empty. Give one text per line.")
-    texts = []
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
-        try:
-            texts.append(decode_line(line, "utf-8").strip())
-        except ValueError as error:
-            cause = f" ({error.__cause__.reason})" if isinstance(error.__cause__, UnicodeDecodeError) else ""
-            raise ValueError(f"Line {number} of {name} {error}{cause}. Convert the text with {TO_UTF8}.") from error
+    bad_rows = BadRows(skip_option="", allow_empty=True)
+    if path == "-":
+        rows = read_plain_text(name, split_lines(sys.stdin.buffer), bad_rows)
+    else:
+        rows = stream_texts(path, language, bad_rows)
+    texts = [(text or "").strip() for _, text in rows]
+    bad_rows.report()
+    if not texts:
+        raise DataError(f"{name} is empty. Give one text per line.")
     return texts
 
 

@@ -17,18 +17,7 @@ from modeling_xlm_swcm import XLMSWCMTokenizer
 from .arguments import read_yaml
 from .denoising import TokenTables
 from .examples import Pair, encode_pairs, encode_texts
-from .rows import (
-    JSON,
-    PARQUET,
-    TABLES,
-    BadRows,
-    DataError,
-    check_columns,
-    get_text,
-    read_aligned,
-    read_rows,
-    suffix_of,
-)
+from .rows import BadRows, DataError, check_columns, get_text, is_plain_text, read_aligned, read_rows
 
 
 @dataclass
@@ -171,7 +160,7 @@ class CorpusConfig:
         return not Path(self.files[0]).is_file()
 
     def _is_plain_text(self) -> bool:
-        return not self._is_on_hub() and suffix_of(self.files[0]) not in (*JSON, *TABLES, *PARQUET)
+        return not self._is_on_hub() and is_plain_text(self.files[0])
 
     def _pairs(self, bad_rows: BadRows) -> Iterator[Pair]:
         for place, row in self._rows(bad_rows):

@@ -1,4 +1,4 @@
-"""Read text files line by line and measure how tokenizers segment them."""
+"""Read the texts of languages and measure how tokenizers segment them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,9 +9,13 @@ from tokenizers import Tokenizer
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.corpora.bad_rows import BadRows
+from modeling_xlm_swcm.corpora.files import check_format, find_files, is_compressed, is_plain_text
+from modeling_xlm_swcm.corpora.rows import stream_texts
 
 
-MAX_LINE_BYTES = 2**20
+# Learning pieces from a text takes a few hundred bytes of memory for each of its bytes.
+MAX_TEXT_BYTES = 2**20
 
 BATCH_BYTES = 2**20
 
@@ -22,7 +26,7 @@ WORD = regex.compile(r"\p{Han}|(?:(?!\p{Han})[\p{L}\p{M}\p{N}])+")
 
 @dataclass(frozen=True)
 class Corpus:
-    """A UTF-8 text file in one language, with one sentence or paragraph per line."""
+    """A file with text in one language: plain text, or rows with a column named as the language or `text`."""
 
     path: Path
     language: str
@@ -30,67 +34,87 @@ class Corpus:
     @classmethod
     def parse(cls, argument: str) -> "Corpus":
         """
-        Parse a command-line argument.
+        Parse a command-line argument that names one file.
 
         Args:
             argument (`str`): `bo=some/file.txt`, or a file whose name starts with its language: `bo.news.txt`.
 
         Returns:
-            `Corpus`: The text file and its language.
+            `Corpus`: The file and its language.
 
         Raises:
-            ConversionError: if the file does not exist or the language is empty.
+            ConversionError: if the file does not exist or cannot be read, or the language is empty.
         """
-        language, equals, path = argument.partition("=")
-        if not equals or Path(argument).is_file():
-            language, path = Path(argument).name.partition(".")[0], argument
-        if not Path(path).is_file():
-            problem = "is not a file" if Path(path).exists() else "does not exist"
-            raise ConversionError(f'"{path}" {problem}. Pass a UTF-8 text file.')
-        if not language.strip():
-            raise ConversionError(f"The language of {path} is missing. Pass it before the path: bo={path}.")
-        return cls(Path(path), language.strip())
+        corpus, *others = cls.parse_all([argument])
+        if others:
+            raise ConversionError(f"{argument} names {1 + len(others)} files. Pass one file.")
+        return corpus
+
+    @classmethod
+    def parse_all(cls, arguments: list[str]) -> "list[Corpus]":
+        """
+        Parse command-line arguments that name files or patterns, for example `bo=texts/*.txt.gz`.
+
+        Raises:
+            ConversionError: if a file does not exist or cannot be read, or a language is empty.
+        """
+        corpora = []
+        for argument in arguments:
+            language, equals, path = argument.partition("=")
+            if not equals or find_files(argument):
+                language, path = "", argument
+            if not (files := find_files(path)):
+                problem = "is not a file" if Path(path).exists() else "does not exist"
+                raise ConversionError(f'"{path}" {problem}. Pass a file with text.')
+            for file in files:
+                check_format(file)
+                code = language if path != argument else Path(file).name.partition(".")[0]
+                if not code.strip():
+                    raise ConversionError(f"The language of {file} is missing. Pass it before the path: bo={file}.")
+                corpora.append(cls(Path(file), code.strip()))
+        return corpora
+
+    def has_same_text(self, other: "Corpus") -> bool:
+        """Return True if both are the same file, and not two columns of it."""
+        is_same_column = self.language == other.language or is_plain_text(str(self.path))
+        return is_same_column and self.path.samefile(other.path)
+
+    @property
+    def text_bytes(self) -> int:
+        """Size of plain text in bytes. 0 if the text is compressed or in a column, so that its size is not known."""
+        path = str(self.path)
+        return self.path.stat().st_size if is_plain_text(path) and not is_compressed(path) else 0
 
     def lines(self) -> Iterator[tuple[str, int]]:
-        """Yield each line that has text, with its size in bytes."""
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise ConversionError(f"Cannot read {self.path}: {error.strerror}. Check the file.") from error
-        with file:
-            for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
-                if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                    raise ConversionError(
-                        f"Line {number} of {self.path} is longer than 1 MiB. Write one sentence or paragraph per line."
-                    )
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise ConversionError(
-                        f"Line {number} of {self.path} is not UTF-8. Convert the file, for example with iconv."
-                    ) from error
-                if "\0" in line:
-                    raise ConversionError(
-                        f"Line {number} of {self.path} contains NUL bytes. Convert the file to UTF-8."
-                    )
-                if line:
-                    yield line, len(raw)
+        """
+        Yield each text, with its size in bytes. Rows without text are left out.
+
+        Raises:
+            ConversionError: if there are rows that are not text.
+        """
+        bad_rows = BadRows(skip_option="", allow_empty=True)
+        for place, text in stream_texts(str(self.path), self.language, bad_rows):
+            size = len(text.encode()) + 1 if text else 0
+            if size > MAX_TEXT_BYTES:
+                bad_rows.reject(place, "is longer than 1 MiB", ". Write one sentence or paragraph per line")
+            elif text:
+                yield text.strip(), size
+        bad_rows.report()
 
 
 def read_corpora(corpora: list[Corpus], progress: str) -> Iterator[tuple[str, list[str]]]:
     """
-    Yield batches of lines with their language and show a progress bar.
+    Yield batches of texts with their language and show a progress bar.
 
     Args:
-        corpora (`list[Corpus]`): The text files.
+        corpora (`list[Corpus]`): The files.
         progress (`str`): Label of the progress bar.
 
     Raises:
-        ConversionError: if a file has no text, is not UTF-8 or has a line that is too long.
+        ConversionError: if a file has no text, or has rows that are not text.
     """
-    with logging.tqdm(
-        total=sum(corpus.path.stat().st_size for corpus in corpora), desc=progress, unit="B", unit_scale=True
-    ) as bar:
+    total = sum(corpus.text_bytes for corpus in corpora)
+    with logging.tqdm(total=total or None, desc=progress, unit="B", unit_scale=True) as bar:
         for corpus in corpora:
             batch: list[str] = []
             size = 0
@@ -162,7 +186,7 @@ def compare_segmentations(
         after (`Tokenizer`): The second tokenizer.
         old_ids (`list[int]`): For each id of `after`, the id of the same token in `before`, or -1 for a new token.
         unk_id (`int`): The id of `<unk>` in `before`.
-        corpora (`list[Corpus]`): The text files.
+        corpora (`list[Corpus]`): The files.
 
     Returns:
         `dict[str, SegmentationComparison]`: The comparison for each language.

@@ -171,12 +171,24 @@ def learn_pieces(
 
 def sample_corpora(corpora: list[Corpus], seed: int) -> list[str]:
     """Return a random sample of about `SAMPLE_BYTES` of the lines."""
-    share = SAMPLE_BYTES / max(1, sum(corpus.path.stat().st_size for corpus in corpora))
+    share = SAMPLE_BYTES / max(1, sum(corpus.text_bytes for corpus in corpora))
     generator = random.Random(seed)
-    sample = []
+    sample: list[str] = []
+    size = 0
     for _, lines in read_corpora(corpora, "Reading"):
-        sample += [line for line in lines if generator.random() < share]
+        added = [line for line in lines if generator.random() < share]
+        sample += added
+        size += count_bytes(added)
+        # The size of compressed text is not known before it is read.
+        while size > 2 * SAMPLE_BYTES:
+            share = min(share, 1.0) / 2
+            sample = [line for line in sample if generator.random() < 0.5]
+            size = count_bytes(sample)
     return sample
+
+
+def count_bytes(lines: list[str]) -> int:
+    return sum(len(line.encode()) + 1 for line in lines)
 
 
 def normalise_line(tokenizer: Tokenizer, line: str) -> str:

@@ -101,10 +101,10 @@ def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> t
     """Return the corpora and the corpora to measure on, which are the same by default."""
     if not corpus:
         raise ConversionError("The corpus is empty. Pass text files with --corpus.")
-    corpora = [Corpus.parse(file) for file in corpus]
-    evaluation = [Corpus.parse(file) for file in evaluate] or corpora
+    corpora = Corpus.parse_all(corpus)
+    evaluation = Corpus.parse_all(list(evaluate)) or corpora
     for texts in (corpora, evaluation):
-        if repeated := [text.path for text in texts if sum(text.path.samefile(other.path) for other in texts) > 1]:
+        if repeated := [text.path for text in texts if sum(map(text.has_same_text, texts)) > 1]:
             raise ConversionError(f"{repeated[0]} is given twice. Pass each text file once.")
     return corpora, evaluation
 

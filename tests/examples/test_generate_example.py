@@ -72,7 +72,7 @@ def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "in.txt").write_bytes("\ufeff我们\n\ufeff\n".encode())
-    assert generation.read_texts(str(tmp_path / "in.txt")) == ["我们", "\ufeff"]
+    assert generation.read_texts(str(tmp_path / "in.txt"), "zh") == ["我们", "\ufeff"]
 
 
 @pytest.mark.parametrize("name", ["num_beams", "max_length", "batch_tokens"])
@@ -86,8 +86,8 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     path.write_bytes(b"ab\n\xe7\n")
     words = ["--model_name_or_path", folder, "--source_lang", "zh", "--target_lang", "bo", "--input", path]
     for expected in (
-        f"error: Line 2 of {path} is not UTF-8 (unexpected end of data). "
-        "Convert the text with iconv -f ENCODING -t UTF-8.",
+        f"error: 1 row cannot be used: {path}:2 is not UTF-8. "
+        "Correct the data (convert text with iconv -f ENCODING -t UTF-8).",
         f"error: {path} does not exist. Check the path.",
     ):
         monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, words)])
@@ -127,7 +127,7 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite the input. Name another file."),
         ("", {}, r"in\.txt is empty. Give one text per line."),
         ("\ufeff", {}, r"in\.txt is empty."),
-        ("a\nb\0c", {}, r"Line 2 of .*in\.txt contains NUL bytes. Convert the text with iconv"),
+        ("a\nb\0c", {}, r"in\.txt:2 contains NUL bytes. Correct the data \(convert text with iconv"),
         (
             "a",
             {"output": "nowhere/out.txt"},

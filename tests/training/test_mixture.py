@@ -14,7 +14,7 @@ import yaml
 from support.corpus_files import read_all, write_lines
 
 from modeling_xlm_swcm import training
-from modeling_xlm_swcm.training import rows as data
+from modeling_xlm_swcm.corpora import files
 from modeling_xlm_swcm.training.mixture import CorpusConfig, Mixture, load_corpora
 from modeling_xlm_swcm.training.rows import BadRows, DataError, read_rows
 
@@ -106,7 +106,7 @@ class TestMixture:
     def test_a_corpus_is_not_held_in_memory(self, corpora, tokenizer, monkeypatch):
         mixture = make_mixture(corpora[:1], tokenizer)
         read = []
-        monkeypatch.setattr(data, "decode_line", lambda line: read.append(line) or line.decode().strip())
+        monkeypatch.setattr(files, "decode_line", lambda line, is_first: read.append(line) or line.decode())
         monkeypatch.setattr(mixture, "batches_sorted_together", 2)
         next(iter(mixture))
         assert len(read) <= 16 + 2 * 4 + 8 + 256

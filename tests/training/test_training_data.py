@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.corpus_files import read_all, write_lines, write_rows
 
-from modeling_xlm_swcm.training import rows as data
+from modeling_xlm_swcm.corpora import bad_rows as bad_rows_module
 from modeling_xlm_swcm.training.examples import Pair, encode_pairs, split_ids
 from modeling_xlm_swcm.training.mixture import CorpusConfig
-from modeling_xlm_swcm.training.rows import BadRows, DataError, read_rows
+from modeling_xlm_swcm.training.rows import BadRows, DataError, get_text, read_rows
 
 
 ZH = ["我们早上去了河边。", "没有风。", "河边没有我们。"]
@@ -85,7 +85,7 @@ class TestFormats:
 
     def test_what_is_beside_the_nesting_counts_first(self):
         row = {"text": "a", "translation": {"text": "b", "en": "c"}}
-        assert [data.get_text("", row, column, BadRows()) for column in ("text", "en")] == ["a", "c"]
+        assert [get_text("", row, column, BadRows()) for column in ("text", "en")] == ["a", "c"]
 
     def test_a_column_may_have_the_name_of_the_nesting(self, tmp_path, tokenizer, tables):
         path = write_rows(tmp_path / "a.csv", [{"translation": text} for text in UG])
@@ -144,9 +144,9 @@ class TestBadRows:
 
     def test_they_are_skipped_and_counted(self, bad, tokenizer, tables, caplog):
         path, message = bad
-        data.logger.addHandler(caplog.handler)
+        bad_rows_module.logger.addHandler(caplog.handler)
         assert len(read_all(CorpusConfig(path, language="en"), tokenizer, tables, BadRows(skip=True))) == 2
-        data.logger.removeHandler(caplog.handler)
+        bad_rows_module.logger.removeHandler(caplog.handler)
         assert "Skipped 1 row: 1 x " in caplog.text and message in caplog.text
 
     @pytest.mark.parametrize(("rank", "worker", "says"), [("0", 0, True), ("1", 0, False), ("0", 1, False)])

@@ -1,0 +1,183 @@
+"""Rows of .csv and .tsv files."""
+
+import csv
+import itertools
+import re
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from .bad_rows import EMPTY, TO_UTF8, BadRows, DataError
+from .files import MAX_LINE_BYTES, decode_line, number_lines, open_lines, strip_line_break, suffix_of
+
+
+QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
+FIELD = rf'(?:{QUOTED.pattern}|[^"\t\r\n]*)'
+RECORD = re.compile(rf"{FIELD}(?:\t{FIELD})*")
+FIELDS = re.compile(rf"(?:(?<=\t)|\A){FIELD}")
+# a line whose last field is quoted and goes on in the next line
+OPEN = re.compile(rf'(?:{FIELD}\t)*"[^"]*(?:""[^"]*)*')
+# pandas and Excel quote a field because of these, or because it is empty
+NEEDS_QUOTES = re.compile(r'["\t\r\n,]|\A\Z')
+
+Line = tuple[int, str]
+Record = tuple[int, list[str]]
+
+
+def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, str]]]:
+    """
+    Stream the place and fields of each row of a .csv or .tsv file. The place of a row of several lines is its last
+    line.
+
+    In .csv, quotes are those of Excel and pandas. In .tsv, a quote mark is text, unless Excel or pandas could have
+    written the field: it starts and ends with a quote mark, all quote marks inside are doubled, and it has a reason
+    for quotes (a tab, line break, comma or quote mark inside, or no text, or a header whose names are all quoted).
+
+    Raises:
+        DataError: if the header cannot be used, or the file cannot be read.
+    """
+    raw = open_lines(path)
+    first = next(raw, None)
+    if first is None:
+        return
+    try:
+        line = decode_line(first, is_first=True)
+    except ValueError as error:
+        raise DataError(f"The header of {path} {error}. Convert the file with {TO_UTF8}.") from error
+    lines = itertools.chain([(1, line)], number_lines(path, raw, bad_rows, start=2))
+    is_tsv = suffix_of(path) != ".csv"
+    if is_tsv and not all(map(QUOTED.fullmatch, split_tabs(line))):
+        records = read_tsv(path, lines, bad_rows)
+    else:
+        records = read_csv(path, lines, bad_rows, "\t" if is_tsv else ",")
+    header: list[str] = []
+    for number, fields in records:
+        if not header:
+            header = check_header(path, fields)
+        elif len(fields) == len(header):
+            yield f"{path}:{number}", dict(zip(header, fields, strict=True))
+        elif not any(fields):
+            bad_rows.reject(f"{path}:{number}", EMPTY)
+        else:
+            counts = f" ({len(fields)} instead of {len(header)})"
+            bad_rows.reject(f"{path}:{number}", "has a wrong number of columns", counts)
+
+
+def check_header(path: str, names: list[str]) -> list[str]:
+    """Return the column names of a table. Raise a [`DataError`] if there are none, or two are equal."""
+    if not any(name.strip() for name in names):
+        raise DataError(f"The header of {path} is empty. Write the names of the columns in the first line.")
+    if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise DataError(f"{path} has two columns named {repeated[0]}. Rename one of them.")
+    return names
+
+
+def read_csv(path: str, lines: Iterator[Line], bad_rows: BadRows, delimiter: str) -> Iterator[Record]:
+    """Stream the fields of each row with the number of its last line."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    numbers: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for number, text in lines:
+            numbers.append(number)
+            yield text
+
+    # Without strict, an unclosed quote swallows all rows behind it.
+    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    before = 0
+    while True:
+        numbers.clear()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not before:
+                raise DataError(f"The header of {path} is not valid CSV: {error}. Correct the first line.") from error
+            details = f" ({error}; the row starts after {path}:{before})"
+            bad_rows.reject(f"{path}:{numbers[-1]}", "ends a row that is not valid CSV", details)
+        else:
+            # A line inside the row that is not text was rejected, so the row is not whole.
+            if numbers[-1] - numbers[0] + 1 == len(numbers):
+                yield numbers[-1], row
+        before = numbers[-1]
+
+
+def split_tabs(line: str) -> list[str]:
+    return line.rstrip("\r\n").split("\t")
+
+
+def read_tsv(path: str, lines: Iterator[Line], bad_rows: BadRows) -> Iterator[Record]:
+    """Stream the fields of each row with the number of its last line, and decide for each field if it is quoted."""
+    ahead: deque[Line] = deque()
+    columns = 0
+    while line := ahead.popleft() if ahead else next(lines, None):
+        number, text = line
+        try:
+            if '"' not in text:
+                fields = strip_line_break(text).split("\t")
+            elif columns and (record := complete_record(line, lines, ahead, columns)):
+                number, fields = record
+            else:
+                fields = [unquote(field) for field in split_tabs(text)]
+        except ValueError as error:
+            if not columns:
+                raise DataError(f"The header of {path} {error}. Correct the first line.") from error
+            bad_rows.reject(f"{path}:{number}", str(error))
+            continue
+        columns = columns or len(fields)
+        yield number, fields
+
+
+def complete_record(line: Line, lines: Iterator[Line], ahead: deque[Line], columns: int) -> Record | None:
+    """
+    Return the row that starts in a line if its quoted fields contain tabs or line breaks, or else `None`.
+
+    Lines that are read to decide it and are not part of the row stay in `ahead`.
+    """
+    parts = [line]
+    if is_odd(line[1]):
+        if not OPEN.fullmatch(line[1]):
+            return None
+        parts += find_end(line, lines, ahead)
+    are_rows = all(len(split_tabs(text)) == columns for _, text in parts)
+    record = "".join(text for _, text in parts).rstrip("\r\n")
+    if (are_rows and (columns > 1 or len(parts) == 1)) or not RECORD.fullmatch(record):
+        return None
+    fields = [match[0] for match in FIELDS.finditer(record)]
+    if len(fields) != columns:
+        return None
+    for _ in parts[1:]:
+        ahead.popleft()
+    return parts[-1][0], [unquote(field) for field in fields]
+
+
+def is_odd(text: str) -> bool:
+    """Return True if a quoted field that starts in `text` ends behind it."""
+    return text.count('"') % 2 == 1
+
+
+def find_end(line: Line, lines: Iterator[Line], ahead: deque[Line]) -> list[Line]:
+    """Return the lines up to the next one with an odd number of quote marks, or an empty list if there is none."""
+    number, size, parts = line[0], len(line[1]), []
+    for following in itertools.chain(list(ahead), copy_to(ahead, lines)):
+        number, size = number + 1, size + len(following[1])
+        if following[0] != number or size > MAX_LINE_BYTES:
+            break
+        parts.append(following)
+        if is_odd(following[1]):
+            return parts
+    return []
+
+
+def copy_to(ahead: deque[Line], lines: Iterator[Line]) -> Iterator[Line]:
+    for line in lines:
+        ahead.append(line)
+        yield line
+
+
+def unquote(field: str) -> str:
+    """Return the text of a field of a .tsv file: without quotes if pandas or Excel could have quoted it."""
+    quoted = QUOTED.fullmatch(field)
+    if quoted and NEEDS_QUOTES.search(quoted[1]):
+        return quoted[1].replace('""', '"')
+    return strip_line_break(field)
