@@ -73,14 +73,14 @@ def test_a_file_that_is_not_there(encoder_folder, output, text, action):
 BAD_TEXTS = {
     "nothing": (b"", ["has no text."]),
     "empty lines": (b"\n\n  \n", ["has no text."]),
-    "another encoding": (b"first\nsecond\n\xff\xfea\x00\n", ["Line 3", "is not UTF-8. Convert the file", "iconv"]),
+    "another encoding": (b"first\nsecond\n\xff\xfea\x00\n", ["zh.txt:3 is not UTF-8. Correct", "iconv"]),
     "another encoding without a mark": (
         "first\nsecond".encode("utf-16-le"),
-        ["Line 1", "contains NUL bytes. Convert"],
+        ["zh.txt:1 contains NUL bytes", "iconv"],
     ),
     "one endless line": (
         b"first\n" + b"word " * 250_000,
-        ["Line 2", "is longer than 1 MiB. Write one sentence"],
+        ["zh.txt:2 is longer than 1 MiB. Write one sentence"],
     ),
 }
 
