@@ -63,7 +63,8 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
         TypeError: if an unknown keyword has a value other than `None`, or if the cache is given twice.
     """
     signature = inspect.signature(forward)
-    known = (signature.parameters.keys() | KNOWN_KEYWORDS) - {"self", "kwargs"}
+    # Dynamo of PyTorch 2.8 cannot trace operations on sets.
+    known = tuple((signature.parameters.keys() | KNOWN_KEYWORDS) - {"self", "kwargs"})
 
     @functools.wraps(forward)
     def checked(self, *args, **kwargs):
@@ -73,8 +74,8 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
             kwargs["cache"] = old_cache
             if CACHE != OLD_CACHE and not torch.compiler.is_compiling():
                 warnings.warn(f"`{OLD_CACHE}` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=2)
-        for name in kwargs.keys() - known:
-            if kwargs.pop(name) is not None and name not in ignored:
+        for name in list(kwargs):
+            if name not in known and kwargs.pop(name) is not None and name not in ignored:
                 raise TypeError(
                     f"{type(self).__name__}.forward does not know the keyword `{name}`. Remove it, or check that "
                     f"your version of Transformers is supported by xlm-swcm {VERSION}."

@@ -62,8 +62,9 @@ def byte_mask_dropout(dropout: nn.Dropout, states: torch.Tensor) -> torch.Tensor
 
     PyTorch's mask takes the dtype of `states`, so four bytes in float32. Both masks drop the same elements.
     """
-    is_plain = type(dropout) is nn.Dropout and is_unhooked(dropout) and dropout.training and dropout.p > 0
-    if is_plain and states.device.type == "cpu" and not torch.compiler.is_compiling():
+    # Dynamo of PyTorch 2.8 cannot trace `is_unhooked`.
+    is_eager_cpu = states.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_eager_cpu and type(dropout) is nn.Dropout and dropout.training and dropout.p > 0 and is_unhooked(dropout):
         return torch.native_dropout(states, dropout.p, True)[0]
     return dropout(states)
 
@@ -83,9 +84,10 @@ def activation_linear(activation: nn.Module, linear: nn.Linear, states: torch.Te
     Returns:
         `torch.Tensor` of shape `(..., out_features)`: output of the layer.
     """
-    is_gelu = type(activation) is GELUActivation and is_unhooked(activation)
-    is_plain = is_gelu and is_plain_linear(linear) and type(linear.weight) is nn.Parameter
-    if torch.is_grad_enabled() and is_plain and not torch.compiler.is_compiling():
+    # Dynamo of PyTorch 2.8 cannot trace `is_unhooked`.
+    is_eager_gelu = not torch.compiler.is_compiling() and type(activation) is GELUActivation and is_unhooked(activation)
+    is_plain = is_eager_gelu and is_plain_linear(linear) and type(linear.weight) is nn.Parameter
+    if torch.is_grad_enabled() and is_plain:
         return _GeluLinear.apply(states, linear.weight, linear.bias)
     return fast_linear(linear, activation(states))
 
