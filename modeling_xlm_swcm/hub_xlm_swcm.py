@@ -3,9 +3,10 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import file_exists
 from transformers.utils import CONFIG_NAME, cached_file, logging
@@ -19,6 +20,12 @@ REPORT_FIELDS = {"source": str, "options": dict, "counts": dict}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_swcm.py", "compat_xlm_swcm.py")
 # This text stands in the cards that Transformers and its Trainer write.
 TRANSFORMERS_CARD = r"model card has been (automatically generated\.|generated automatically according to)"
+# A local path with at least one folder inside a text. URLs and fractions do not match.
+LOCAL_PATH = re.compile(
+    r"""(?<![\w:/\\<.~+-])(?:file://|~|[A-Za-z]:)?[/\\](?:[^\s/\\"'`,;()|]+[/\\])+([^\s/\\"'`,;()|]*)"""
+)
+# Texts of vocabularies, in which a path is a token.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json")
 
 
 class XLMSWCMHubMixin:
@@ -59,7 +66,8 @@ class XLMSWCMHubMixin:
             return None
         if isinstance(self._loaded_from, Path):
             path = self._loaded_from / name
-            return path if path.is_file() else None
+            # A link can lead to a private file.
+            return path if path.is_file() and is_inside(path, self._loaded_from) else None
         source, options = self._loaded_from
         return cached_file(
             source,
@@ -81,7 +89,9 @@ class XLMSWCMHubMixin:
             text = json.dumps(self.conversion_report, indent=2, ensure_ascii=False) + "\n"
             (folder / REPORT).write_text(text, encoding="utf-8")
 
-    def _upload_modified_files(self, working_dir: str | PathLike, repo_id: str, *args, **kwargs):
+    def _upload_modified_files(
+        self, working_dir: str | PathLike, repo_id: str, files_timestamps: dict[str, float], *args, **kwargs
+    ):
         # `push_to_hub` and `save_pretrained(push_to_hub=True)` both call this method.
         folder = Path(working_dir)
         self._save_report(folder)
@@ -97,7 +107,64 @@ class XLMSWCMHubMixin:
         )
         if can_fill and re.search(TRANSFORMERS_CARD, card.read_text(encoding="utf-8")):
             card.write_text(self.fill_card(folder, repo_id, self.conversion_report), encoding="utf-8")
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        # Files that are not newer than their time stamp were there before the model was saved.
+        files = {
+            path.name: path
+            for path in folder.iterdir()
+            if path.is_file() and path.stat().st_mtime > files_timestamps.get(path.name, 0)
+        }
+        with tempfile.TemporaryDirectory() as staged:
+            stage_files(files, folder, Path(staged))
+            return super()._upload_modified_files(staged, repo_id, {}, *args, **kwargs)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return True if `path` is in `folder`, all links followed, or in the part of the Hub's cache for `folder`."""
+    target, folder = path.resolve(), folder.resolve()
+    # The cache keeps the files of all snapshots of a repository in one folder, and links to them.
+    blobs = [folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else []
+    return any(target.is_relative_to(place) for place in (folder, *blobs))
+
+
+def stage_files(files: dict[str, Path], folder: Path, staged: Path):
+    """
+    Prepare files of a folder for an upload: local paths in JSON and Markdown are shortened.
+
+    Args:
+        files (`dict[str, Path]`):
+            Files by their name in the repository.
+        folder (`Path`):
+            Folder that holds the files.
+        staged (`Path`):
+            Empty folder. It gets the changed files and links to the other files.
+
+    Raises:
+        ValueError: if a file is a link out of the folder.
+    """
+    for name, path in files.items():
+        if not is_inside(path, folder):
+            raise ValueError(f"{path} is a link out of its folder. Replace the link with the file.")
+        public = make_public(path)
+        if public is None:
+            (staged / name).symlink_to(path.resolve())
+        else:
+            (staged / name).write_bytes(public)
+
+
+def make_public(path: Path) -> bytes | None:
+    """Return a JSON or Markdown file with each local path shortened to its last part, or None if there is none."""
+    if path.suffix not in (".json", ".md") or path.name in VOCABULARY_FILES:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else text
+    except ValueError:
+        # The file is not text, so no path is found in it.
+        return None
+    public = without_paths(content)
+    if public == content:
+        return None
+    return (public if isinstance(public, str) else json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_report(path: str | PathLike) -> dict | None:
@@ -134,13 +201,17 @@ def parse_report(path: str | PathLike) -> dict:
     return report
 
 
-def without_paths(report: dict) -> dict:
-    """Return the report with each absolute path shortened to its last part, so that local paths stay private."""
-    shortened = {}
-    for name, value in report.items():
-        if isinstance(value, dict):
-            value = without_paths(value)
-        elif isinstance(value, str) and Path(value).is_absolute():
-            value = Path(value).name
-        shortened[name] = value
-    return shortened
+def without_paths(content):
+    """Return a text, or a JSON value, with each local path shortened to its last part, so that paths stay private."""
+    if isinstance(content, dict):
+        return {without_paths(name): without_paths(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_paths(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    path = Path(content)
+    if "\n" not in content and len(path.parts) > 2 and (path.is_absolute() or path.parts[0] in ("~", "..")):
+        return path.name
+    if len(PureWindowsPath(content).parts) > 1 and PureWindowsPath(content).drive:
+        return PureWindowsPath(content).name
+    return LOCAL_PATH.sub(r"\1", content)

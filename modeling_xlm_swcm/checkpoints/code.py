@@ -42,9 +42,11 @@ def find_code(folder: Path, modules: list[str]) -> dict[str, Path]:
 
 def read_code_version(source: str, revision: str | None = None) -> str | None:
     """Return the version of xlm-swcm whose code a folder or Hub repository holds, or `None` if it holds no code."""
-    path = find_file(source, VERSION_FILE, revision)
+    # Only the version is used, and refresh replaces links.
+    path = find_file(source, VERSION_FILE, revision, follow_links=True)
     if path is None:
-        return UNNAMED_VERSION if find_file(source, "configuration_xlm_swcm.py", revision) else None
+        has_code = find_file(source, "configuration_xlm_swcm.py", revision, follow_links=True)
+        return UNNAMED_VERSION if has_code else None
     text = path.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"""^VERSION\b[^=\n]*=\s*["']([^"'\n]+)["']""", text, re.MULTILINE)
     try:

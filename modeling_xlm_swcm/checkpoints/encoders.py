@@ -12,8 +12,17 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
-from .errors import ConversionError, first_line, make_config_error
-from .reading import StoredTensor, equal, find_file, read_config, read_weights
+from .errors import ConversionError, make_config_error
+from .reading import (
+    StoredTensor,
+    check_dtypes,
+    equal,
+    find_file,
+    load_pretrained,
+    read_config,
+    read_tokenizer_config,
+    read_weights,
+)
 
 
 REQUIRED_FIELDS = (
@@ -96,6 +105,7 @@ def load_encoder(
         if not Path(name).is_dir():
             commit = extract_commit_hash(str(find_file(name, "config.json", revision)), None)
         license = read_license(name, revision)
+    check_dtypes(name, tensors)
     if tokenizer is not None:
         check_tokenizer(name, config, tokenizer)
     return Encoder(name, config, strip_prefix(name, tensors), tokenizer, commit, license)
@@ -103,8 +113,8 @@ def load_encoder(
 
 def read_license(name: str, revision: str | None) -> str | None:
     """Return the licence in an encoder's model card, or `None` if there is no readable card."""
+    card = find_file(name, "README.md", revision)
     try:
-        card = find_file(name, "README.md", revision)
         return ModelCard.load(card).data.license if card is not None else None
     except (ValueError, YAMLError):
         return None
@@ -164,14 +174,8 @@ def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrained
         raise ConversionError(
             f"{name} has no tokenizer. It needs one of these files: {', '.join(ENCODER_TOKENIZER_FILES)}."
         )
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
-    # A damaged file can raise any error of its parser.
-    except Exception as error:
-        raise ConversionError(
-            f"The tokenizer of {name} cannot be loaded: {first_line(error).rstrip('.')}. Download its "
-            "tokenizer.json or sentencepiece.bpe.model again."
-        ) from error
+    read_tokenizer_config(name, revision)
+    return load_pretrained(AutoTokenizer, name, revision=revision)
 
 
 def strip_prefix(name: str, tensors: dict[str, torch.Tensor | StoredTensor]) -> dict[str, torch.Tensor | StoredTensor]:
@@ -182,6 +186,11 @@ def strip_prefix(name: str, tensors: dict[str, torch.Tensor | StoredTensor]) -> 
         raise ConversionError(
             f"{name} has no tensor {suffix}, so it is not an XLM-R-shaped encoder. Use a checkpoint of type "
             "xlm-roberta, roberta or camembert."
+        )
+    if twice := [key for key in tensors if key.startswith(prefix) and prefix and key.removeprefix(prefix) in tensors]:
+        raise ConversionError(
+            f"{name} has both {twice[0]} and {twice[0].removeprefix(prefix)}. Save the encoder again with "
+            "save_pretrained."
         )
     tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     bias, decoder_bias = tensors.get("lm_head.bias"), tensors.get("lm_head.decoder.bias")

@@ -1,14 +1,50 @@
 """The error for input that a user can correct, and helpers for its message."""
 
+import os
+import re
+
+
+# Words of upstream messages that advise to run code in a checkpoint, to set an option that xlm-swcm does not have, or
+# to read a report that is not shown.
+UPSTREAM_ADVICE = re.compile(
+    r"weights_only|trust_remote_code|ignore_mismatched_sizes|above report|allow_pickle|from_(tf|flax)\b|pip install|"
+    r"use_fast|use_safetensors|add_safe_globals|force_download|local_files_only|Bearer|token=|issues"
+)
+
 
 class ConversionError(ValueError):
     """Raised for input that cannot be used. The message names the problem and says what to do."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error on one line, as a command prints it."""
+    if isinstance(error, ConversionError):
+        return escape_unprintable(str(error))
+    if isinstance(error, MemoryError):
+        return "There is not enough memory. Close other programs, or use a machine with more memory."
+    if isinstance(error, OSError) and error.errno:
+        place = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        return escape_unprintable(f"{os.strerror(error.errno)}{place}")
+    return escape_unprintable(first_line(error))
+
+
+def escape_unprintable(text: str) -> str:
+    """Escape line breaks, control characters and bytes that are not UTF-8, for example of a file name."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, joined with the second line if the first ends in a colon."""
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+
+
+def describe_cause(error: BaseException, template: str) -> str:
+    """Return the first line of a library's message in `template`, or nothing if it gives advice that is wrong here."""
+    line = first_line(error).rstrip(".")
+    return "" if UPSTREAM_ADVICE.search(line) else template.format(line)
 
 
 def make_config_error(name: str, error: Exception) -> ConversionError:

@@ -11,7 +11,8 @@ from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .encoders import check_rows
 from .errors import ConversionError
-from .reading import load_pretrained
+from .inspection import read_model_config
+from .reading import check_dtypes, find_file, load_pretrained, read_tokenizer_config, read_weights
 
 
 def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGeneration:
@@ -30,21 +31,43 @@ def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGenera
     Raises:
         ConversionError: if a file is damaged, or a tensor is missing, unexpected or of another shape.
     """
+    check_files(str(source))
     verbosity = logging.get_verbosity()
     # Transformers only warns about missing tensors. This function raises an error instead.
     logging.set_verbosity_error()
     try:
-        model, info = load_pretrained(AutoModelForSeq2SeqLM, source, output_loading_info=True, **options)
+        model, info = load_pretrained(
+            AutoModelForSeq2SeqLM, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     finally:
         logging.set_verbosity(verbosity)
     for kind, keys in info.items():
         if keys:
-            key = str(sorted(map(str, keys))[0])
+            key = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)[0]
             raise ConversionError(
                 f"The weights in {source} do not fit its config: {kind.replace('_', ' ')}, for example {key}. Convert "
                 "or download the checkpoint again."
             )
     return model
+
+
+def check_files(source: str):
+    """Check config and weight files of a model before any memory is taken for them."""
+    if find_file(source, "adapter_config.json"):
+        raise ConversionError(
+            f"{source} holds an adapter, adapter_config.json. Merge the adapter into its model with merge_and_unload, "
+            "and save the model to a new folder."
+        )
+    config, weights = read_model_config(source), read_weights(source)
+    layers = config.num_hidden_layers + len(config.decoder_blocks or [])
+    if layers > len(weights):
+        raise ConversionError(
+            f"config.json of {source} describes {layers} layers, but the weights are only {len(weights)} tensors. "
+            "Check that weights and config.json belong together."
+        )
+    # Transformers reads quantised weights if the config describes the quantisation.
+    if getattr(config, "quantization_config", None) is None:
+        check_dtypes(source, weights)
 
 
 def load_tokenizer(source: str | PathLike, vocab_size: int) -> XLMSWCMTokenizer:
@@ -63,6 +86,7 @@ def load_tokenizer(source: str | PathLike, vocab_size: int) -> XLMSWCMTokenizer:
     Raises:
         ConversionError: if a file is damaged, or the tokenizer has another class or more than `vocab_size` tokens.
     """
+    read_tokenizer_config(str(source))
     tokenizer = load_pretrained(AutoTokenizer, source)
     if not isinstance(tokenizer, XLMSWCMTokenizer):
         raise ConversionError(
