@@ -1,8 +1,10 @@
 """Pipelines for translation, summarization and question answering, which Transformers 5 no longer has."""
 
 from transformers import Pipeline
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 # Each task has the output key that it had in Transformers 4.
 TASKS = {"translation": "translation_text", "summarization": "summary_text", "question-answering": "answer"}
@@ -17,7 +19,7 @@ class XLMSWCMPipeline(Pipeline):
 
     The input is a text or a list of texts. For `"question-answering"` it is a dict with `question` and `context`, or a
     list of such dicts. You can also pass `question=` and `context=`, each a text or each a list. The source is the
-    question, then the context.
+    question, then the context. Special tokens and language tags that are spelt out in an input are ordinary text.
 
     Set these arguments when you make the pipeline, or in a call. Other arguments go to `generate`.
 
@@ -28,8 +30,8 @@ class XLMSWCMPipeline(Pipeline):
             Language of the outputs. By default the language of `forced_bos_token_id` if you set it, or else
             `tokenizer.tgt_lang`. If neither is set, tasks other than translation use the language of the inputs.
         truncation (`bool` or `str`, *optional*, defaults to `False`):
-            Whether to truncate long inputs. Also accepts a truncation strategy of the tokenizer, for example
-            `"only_second"`.
+            Whether to truncate long inputs, with a warning. Also accepts a truncation strategy of the tokenizer, for
+            example `"only_second"`.
         batch_size (`int`, *optional*, defaults to 1):
             Number of inputs in a batch.
 
@@ -81,17 +83,16 @@ class XLMSWCMPipeline(Pipeline):
             texts = (inputs,)
         else:
             raise ValueError(f"Cannot read the input {inputs!r}. Pass a text or a list of texts.")
-        before = self.tokenizer.src_lang
-        self.tokenizer.src_lang = before if src_lang is None else src_lang
-        try:
-            source = self.tokenizer(*texts, truncation=truncation, return_tensors="pt")
-        finally:
-            self.tokenizer.src_lang = before
+        options = {"src_lang": src_lang, "split_special_tokens": True, "return_tensors": "pt", "verbose": False}
+        source = self.tokenizer(*texts, **options)
         length, limit = source["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > limit:
-            raise ValueError(
-                f"The input has {length} tokens, but the maximum is {limit}. Shorten it, or set truncation=True."
-            )
+            if not truncation or truncation == "do_not_truncate":
+                raise ValueError(
+                    f"The input has {length} tokens, but the maximum is {limit}. Shorten it, or set truncation=True."
+                )
+            logger.warning(f"The input has {length} tokens. It is truncated to {limit} tokens.")
+            source = self.tokenizer(*texts, truncation=truncation, **options)
         return source
 
     def _forward(self, inputs, src_lang=None, tgt_lang=None, **generate_kwargs):
@@ -111,7 +112,9 @@ class XLMSWCMPipeline(Pipeline):
         return {"generated": generated.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)
 
     def postprocess(self, outputs):
-        texts = self.tokenizer.batch_decode(outputs["generated"][0], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return [{TASKS[self.task]: text.strip()} for text in texts]
 
 

@@ -5,8 +5,16 @@ from .compat_xlm_swcm import check_transformers  # noqa: F401
 
 
 # isort: split
-from tokenizers import AddedToken, processors
-from transformers import TokenizersBackend
+import copy
+import json
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
+from transformers import BatchEncoding, TokenizersBackend
+
+
+# Prefix of control pieces in the model that reads text. No text contains it: spaces become "▁" before segmentation.
+UNREACHABLE = "\0 "
 
 
 def language_tag(code: str) -> str:
@@ -23,16 +31,24 @@ class XLMSWCMTokenizer(TokenizersBackend):
     start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in generation. Without
     `languages`, a source is `<s> ... </s>` and a target is `... </s>`.
 
+    Languages are arguments of a call: `tokenizer(text, src_lang="zh", text_target=target, tgt_lang="bo")`. A call
+    changes no state, so threads can share a tokenizer.
+
+    As in Transformers, special tokens and tags that are spelt out in a text become their ids by default, for example
+    `<mask>`. With `split_special_tokens=True` they are ordinary text: the tokenizer segments their characters, and
+    decoding returns them. Set it, here or in a call, for text that you did not write yourself. Training scripts,
+    pipelines and exported models always do.
+
     Args:
         languages (`list[str]`, *optional*):
             BCP-47 codes, for example `bo` or `kk-Arab`. Each code gets a tag.
         src_lang (`str`, *optional*):
-            Language of the sources. You can also set `tokenizer.src_lang` later.
+            Default language of the sources. You can also set `tokenizer.src_lang` later.
         tgt_lang (`str`, *optional*):
-            Language of the targets. You can also set `tokenizer.tgt_lang` later.
+            Default language of the targets. You can also set `tokenizer.tgt_lang` later.
 
     Raises:
-        ValueError: if a language is not in `languages`, or if you tokenize a text before you set its language.
+        ValueError: if a language is not in `languages`, or if you tokenize a text without a language.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -66,17 +82,19 @@ class XLMSWCMTokenizer(TokenizersBackend):
 
     @property
     def src_lang(self) -> str | None:
-        """`str` or `None`: Language of the sources."""
+        """`str` or `None`: Default language of the sources."""
         return self._src_lang
 
     @src_lang.setter
     def src_lang(self, code: str | None):
         self._src_lang = self._check_language(code)
-        self._switch_to_input_mode()
+        # Calls bring their own template. This one is saved for other users of `tokenizer.json`.
+        tags = [] if code is None else [language_tag(code)]
+        self._tokenizer.post_processor = self._make_template([self.bos_token, *tags])
 
     @property
     def tgt_lang(self) -> str | None:
-        """`str` or `None`: Language of the targets."""
+        """`str` or `None`: Default language of the targets."""
         return self._tgt_lang
 
     @tgt_lang.setter
@@ -109,35 +127,145 @@ class XLMSWCMTokenizer(TokenizersBackend):
     def _known_languages(self) -> str:
         return ", ".join(self._languages) or "none (use --languages to add languages when you convert)"
 
-    def _switch_to_input_mode(self):
-        self._set_template([self.bos_token], self._src_lang)
-        self._unset_language = "src_lang" if self._languages and self._src_lang is None else None
+    def __call__(
+        self,
+        text=None,
+        text_pair=None,
+        text_target=None,
+        text_pair_target=None,
+        *args,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        **kwargs,
+    ) -> BatchEncoding:
+        """
+        Tokenize sources, targets or both. The ids of targets are the `labels` if there are sources too.
 
-    def _switch_to_target_mode(self):
-        self._set_template([], self._tgt_lang)
-        self._unset_language = "tgt_lang" if self._languages and self._tgt_lang is None else None
+        Args:
+            text, text_pair, text_target, text_pair_target, args, kwargs:
+                Arguments of the tokenizers of Transformers.
+            src_lang (`str`, *optional*, defaults to `tokenizer.src_lang`):
+                Language of `text`.
+            tgt_lang (`str`, *optional*, defaults to `tokenizer.tgt_lang`):
+                Language of `text_target`.
 
-    def _set_template(self, prefix: list[str], code: str | None):
-        prefix = prefix + ([] if code is None else [language_tag(code)])
+        Returns:
+            `BatchEncoding`: token ids and attention mask.
+
+        Raises:
+            ValueError: if a language is unknown, or if a text has no language.
+        """
+        kwargs |= {"src_lang": src_lang, "tgt_lang": tgt_lang}
+        sources = None
+        if text is not None or text_target is None:
+            sources = super().__call__(text, text_pair, None, None, *args, **kwargs)
+        if text_target is None:
+            return sources
+        targets = super().__call__(None, None, text_target, text_pair_target, *args, is_target=True, **kwargs)
+        if sources is None:
+            return targets
+        sources["labels"] = targets["input_ids"]
+        return sources
+
+    def _encode_plus(
+        self,
+        text,
+        text_pair=None,
+        add_special_tokens=True,
+        split_special_tokens=None,
+        src_lang=None,
+        tgt_lang=None,
+        is_target=False,
+        **kwargs,
+    ) -> BatchEncoding:
+        prefix = self._make_prefix(src_lang, tgt_lang, is_target, add_special_tokens)
+        as_text = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        kwargs |= {"text": text, "text_pair": text_pair, "add_special_tokens": add_special_tokens}
+        kwargs |= {"split_special_tokens": as_text}
+        # Transformers keeps the settings of a call in the backend, so each call has a backend of its own.
+        reader = copy.copy(self)
+        reader._tokenizer = self._make_backend(prefix, self._tokenizer.model)
+        encoded = super(XLMSWCMTokenizer, reader)._encode_plus(**kwargs)
+        if as_text and self._contains_special_token(encoded.encodings):
+            reader._tokenizer = self._make_backend(prefix, self._get_text_model(), UNREACHABLE)
+            # Padding looks up this id, and the new backend has another name for the token.
+            vars(reader)["pad_token_id"] = self.pad_token_id
+            encoded = super(XLMSWCMTokenizer, reader)._encode_plus(**kwargs)
+        return encoded
+
+    def _make_prefix(self, src_lang, tgt_lang, is_target: bool, needs_tag: bool) -> list[str]:
+        """Return the tokens in front of a source or target."""
+        languages = {
+            "src_lang": self._check_language(src_lang) or self._src_lang,
+            "tgt_lang": self._check_language(tgt_lang) or self._tgt_lang,
+        }
+        name = "tgt_lang" if is_target else "src_lang"
+        if self._languages and languages[name] is None and needs_tag:
+            raise ValueError(
+                f"{name} is not set, so the text has no language tag. Pass {name}=, or set tokenizer.{name}, to one "
+                f"of: {self._known_languages()}."
+            )
+        tags = [] if languages[name] is None else [language_tag(languages[name])]
+        return tags if is_target else [self.bos_token, *tags]
+
+    def _make_template(self, prefix: list[str]) -> processors.TemplateProcessing:
         eos = self.eos_token
-        self._tokenizer.post_processor = processors.TemplateProcessing(
+        return processors.TemplateProcessing(
             single=[*prefix, "$A", eos],
             pair=[*prefix, "$A", eos, eos, "$B", eos],
             special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in [*prefix, eos]],
         )
 
-    def _encode_plus(self, text, text_pair=None, add_special_tokens=True, **kwargs):
-        try:
-            if add_special_tokens and self._unset_language:
+    def _make_backend(self, prefix: list[str], model: models.Model, mark: str = "") -> Tokenizer:
+        """Return a copy of the backend that shares the vocabulary. `mark` stands before special tokens in `model`."""
+        backend = Tokenizer(model)
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            setattr(backend, part, getattr(self._tokenizer, part))
+        backend.post_processor = self._make_template(prefix)
+        added = [token for _, token in sorted(self._tokenizer.get_added_tokens_decoder().items())]
+        marked = [AddedToken(mark + token.content, special=True) if token.special else token for token in added]
+        backend.add_tokens(marked if mark else added)
+        return backend
+
+    def _contains_special_token(self, encodings: Iterable[Encoding]) -> bool:
+        """Return True if a special token stands where a text was."""
+        special, unknown = self._get_special_ids() - {self.unk_token_id}, self.unk_token
+        for encoding in encodings:
+            if sum(map(special.__contains__, encoding.ids)) > sum(encoding.special_tokens_mask):
+                return True
+            # Unknown characters have the id of `<unk>`, but their own text.
+            if self.unk_token_id in encoding.ids and any(
+                unknown in token
+                for token, token_id in zip(encoding.tokens, encoding.ids, strict=True)
+                if token_id == self.unk_token_id
+            ):
+                return True
+        return False
+
+    def _get_special_ids(self) -> set[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {*self.all_special_ids, *(token_id for token_id, token in added.items() if token.special)}
+
+    def _get_text_model(self) -> models.Unigram:
+        """Return the model without its special tokens, which a Unigram vocabulary has with the best score."""
+        # Most texts do not spell a special token, and a copy of a large vocabulary takes a second.
+        if vars(self).get("_text_model") is None:
+            fields = json.loads(self._tokenizer.to_str())["model"]
+            if fields["type"] != "Unigram":
                 raise ValueError(
-                    f"{self._unset_language} is not set, so the text has no language tag. Set "
-                    f"tokenizer.{self._unset_language} to one of: {self._known_languages()}."
+                    f"A text spells a special token, which a vocabulary of the type {fields['type']} cannot read as "
+                    "text. Remove the special token from the text."
                 )
-            return super()._encode_plus(text, text_pair=text_pair, add_special_tokens=add_special_tokens, **kwargs)
-        except Exception:
-            # After an error in a target, the next source must not use the template of targets.
-            self._switch_to_input_mode()
-            raise
+            special = self._get_special_ids()
+            pieces = [
+                (UNREACHABLE + piece if token_id in special else piece, score)
+                for token_id, (piece, score) in enumerate(fields["vocab"])
+            ]
+            self._text_model = models.Unigram(pieces, fields["unk_id"], fields.get("byte_fallback", False))
+        return self._text_model
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_text_model"}
 
 
 __all__ = ["XLMSWCMTokenizer"]

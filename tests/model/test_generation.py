@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from support.models import Batch, tiny_config, tiny_model
+from transformers import GenerationConfig
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 
@@ -144,6 +145,33 @@ class TestSequences:
         assert longest.shape[1] == limit + 1
         cut = write(model, rows_of(source, slice(2)), max_new_tokens=limit + 30, **options)
         assert torch.equal(cut, longest)
+
+    @pytest.mark.parametrize("stored", [{"max_length": 30}, {"max_new_tokens": 29}, {}], ids=str)
+    @pytest.mark.parametrize(
+        ("options", "tokens"),
+        [
+            (dict(max_new_tokens=5), 5),
+            (dict(max_length=7), 6),
+            (dict(generation_config=GenerationConfig(max_new_tokens=5)), 5),
+            (dict(generation_config=GenerationConfig(max_length=7)), 6),
+            ({}, None),
+        ],
+        ids=str,
+    )
+    def test_the_limit_of_a_call_replaces_the_stored_one_without_a_warning(
+        self, model, source, stored, options, tokens, caplog
+    ):
+        model.generation_config = GenerationConfig(decoder_start_token_id=START, pad_token_id=PAD, **stored)
+        if "generation_config" in options:
+            options["generation_config"].decoder_start_token_id = START
+        generated = model.generate(**rows_of(source, slice(2)), **options)
+        # Transformers generates 20 tokens by default.
+        assert generated.shape[1] - 1 == (tokens or (29 if stored else 20))
+        assert caplog.records == []
+
+    def test_two_limits_of_one_call_are_said(self, model, source, caplog):
+        write(model, source, max_new_tokens=5, max_length=9)
+        assert "`max_new_tokens` will take precedence" in caplog.text
 
     def test_beam_search_finds_no_less_probable_sequences_than_greedy_search(self, model, source):
         def score(sequences):

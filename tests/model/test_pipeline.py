@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,49 @@ def test_a_call_leaves_the_tokenizers_language_as_it_is(load):
     assert translate.tokenizer.src_lang is None
     with pytest.raises(ValueError, match="src_lang is not set"):
         translate(TEXTS[0], tgt_lang="bo")
+
+
+def test_threads_share_a_pipeline(load, write, monkeypatch):
+    translate = load("translation", **OPTIONS)
+    languages = [("zh", "bo"), ("bo", "zh"), ("kk-Arab", "bo"), ("bo", "kk-Arab")]
+    expected = [
+        [{"translation_text": write(TEXTS[0], src=src, tgt=tgt)[0]} for src, tgt in [pair]] for pair in languages
+    ]
+    barrier, tags = threading.Barrier(4), []
+    tokenizer_class = type(translate.tokenizer)
+    encode, generate = tokenizer_class._encode_plus, translate.model.generate
+
+    def wait(self, *args, **kwargs):
+        # All threads have made their call, and no text is encoded.
+        barrier.wait(timeout=60)
+        return encode(self, *args, **kwargs)
+
+    def watch(**options):
+        tags.append((options["input_ids"][0, 1].item(), options["forced_bos_token_id"]))
+        return generate(**options)
+
+    monkeypatch.setattr(tokenizer_class, "_encode_plus", wait)
+    monkeypatch.setattr(translate.model, "generate", watch)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(translate, TEXTS[0], src_lang=src, tgt_lang=tgt) for src, tgt in languages]
+        assert [call.result() for call in calls] == expected
+    tag = translate.tokenizer.get_lang_id
+    assert sorted(tags) == sorted((tag(src), tag(tgt)) for src, tgt in languages)
+
+
+@pytest.mark.parametrize("spelt", ["<bo>", "<s>", "</s>", "<mask>", "<unk>"])
+def test_a_special_token_that_is_spelt_out_is_text(load, spelt):
+    translate = load("translation")
+    ids = translate.preprocess(f"The {spelt} river", src_lang="zh")["input_ids"][0].tolist()
+    tokenizer = translate.tokenizer
+    start = [tokenizer.bos_token_id, tokenizer.get_lang_id("zh")]
+    assert ids[:2] == start and ids[-1] == tokenizer.eos_token_id
+    control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert control.isdisjoint(ids[2:-1])
+    question = {"question": f"{spelt} a", "context": f"b {spelt}"}
+    pair = load("question-answering").preprocess(question, src_lang="zh")["input_ids"][0].tolist()
+    assert pair[:2] == start and pair.count(tokenizer.eos_token_id) == 3
+    assert sum(token in control for token in pair) == 5
 
 
 def test_several_sequences_and_beams_are_returned(load, write):
@@ -158,8 +203,22 @@ def test_what_is_missing_or_wrong_is_named(load, task, inputs, options, words):
         load(task)(inputs, **options)
 
 
-def test_a_long_text_is_cut_where_that_is_asked_for(load):
-    assert load("summarization")(SENTENCES[0], src_lang="bo", truncation=True, **OPTIONS)
+def test_a_long_text_is_cut_where_that_is_asked_for_with_a_warning(load, caplog):
+    summarize = load("summarization")
+    assert summarize(SENTENCES[0], src_lang="bo", truncation=True, **OPTIONS)
+    assert "The input has 49 tokens. It is truncated to 38 tokens." in caplog.text
+    ids = summarize.preprocess(SENTENCES[0], src_lang="bo", truncation=True)["input_ids"][0].tolist()
+    tokenizer = summarize.tokenizer
+    assert [len(ids), ids[1], ids[-1]] == [38, tokenizer.get_lang_id("bo"), tokenizer.eos_token_id]
+    with pytest.raises(ValueError, match="49 tokens, but the maximum is 38"):
+        summarize(SENTENCES[0], src_lang="bo", truncation="do_not_truncate", **OPTIONS)
+
+
+def test_spaces_before_punctuation_stay(load):
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
+    translate.tokenizer.clean_up_tokenization_spaces = True
+    ids = translate.tokenizer("The river .", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert translate.postprocess({"generated": ids[None]}) == [{"translation_text": "The river ."}]
 
 
 def test_another_task_is_refused_by_name(converted):

@@ -6,23 +6,10 @@ import pytest
 import torch
 from support.encoders import camembert_tokenizer, roberta_tokenizer, unigram_pieces
 from support.models import tiny_model
-from tokenizers import AddedToken
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase, XLMRobertaTokenizer
+from support.tags import BOS, EOS, LANGUAGES, PAD, TEXTS, UNK, unigram_tokenizer, with_tags
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, XLMRobertaTokenizer
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-
-
-TEXTS = {
-    "bo": "ང་རང་ཆུ་འགྲམ་དུ་དེབ་ཀློག་རྒྱུར་དགའ་པོ་ཡོད།",
-    "ug": "ئۇ دەريا بويىدا كىتاب ئوقۇشنى ياخشى كۆرىدۇ.",
-    "kk": "Ол өзен жағасында кітап оқығанды ұнатады.",
-    "kk-Arab": "ول وزەن جاعاسىندا كىتاپ وقىعاندى ۇناتادى.",
-    "mn": "Тэр голын эрэг дээр ном унших дуртай.",
-    "zh": "她喜欢坐在河边看书，一直看到天黑。",
-    "en": "She likes to read by the river until it is dark.",
-}
-LANGUAGES = list(TEXTS)
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
 
 
 @pytest.fixture(scope="session")
@@ -30,20 +17,9 @@ def pieces() -> list[tuple[str, float]]:
     return unigram_pieces(list(TEXTS.values()), 250)
 
 
-def xlm_roberta_tokenizer(pieces: list[tuple[str, float]]) -> XLMRobertaTokenizer:
-    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    mask = AddedToken("<mask>", lstrip=True, special=True)
-    return XLMRobertaTokenizer(vocab=[*special, *pieces, ("<mask>", 0.0)], mask_token=mask)
-
-
-def with_tags(encoder_tokenizer: PreTrainedTokenizerBase, languages=LANGUAGES, **options) -> XLMSWCMTokenizer:
-    backend, special = encoder_tokenizer.backend_tokenizer, encoder_tokenizer.special_tokens_map
-    return XLMSWCMTokenizer(tokenizer_object=backend, languages=languages, **special, **options)
-
-
 @pytest.fixture
 def encoder_tokenizer(pieces) -> XLMRobertaTokenizer:
-    return xlm_roberta_tokenizer(pieces)
+    return unigram_tokenizer(pieces)
 
 
 @pytest.fixture
@@ -80,7 +56,7 @@ class TestTags:
         assert tag in tokenizer.all_special_ids
 
     def test_a_tag_that_the_vocabulary_has_already_keeps_its_id(self, pieces):
-        encoder_tokenizer = xlm_roberta_tokenizer([*pieces, ("<ug>", 0.0)])
+        encoder_tokenizer = unigram_tokenizer([*pieces, ("<ug>", 0.0)])
         tokenizer = with_tags(encoder_tokenizer, ["ug", "zh"], src_lang="ug")
         assert tokenizer.get_lang_id("ug") == encoder_tokenizer.convert_tokens_to_ids("<ug>")
         assert tokenizer.get_lang_id("zh") == len(encoder_tokenizer)
