@@ -1,5 +1,10 @@
 """XLM-SWCM for Transformers. Importing this package registers its classes with the Auto classes."""
 
+# This import handles Ctrl-C during the other imports, which take seconds.
+from . import interruption  # noqa: F401
+
+
+# isort: split
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from .compat_xlm_swcm import VERSION

@@ -13,15 +13,17 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from modeling_xlm_swcm.checkpoints.code import replace_code
-from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, describe_error
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
+from modeling_xlm_swcm.checkpoints.writing import recover, remove_unfinished
 from modeling_xlm_swcm.conversion.from_encoder import convert
 from modeling_xlm_swcm.conversion.options import DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
+from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 from modeling_xlm_swcm.vocabulary.extend import Init, extend
 from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 from modeling_xlm_swcm.vocabulary.trim import trim
@@ -128,12 +130,20 @@ vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of
 main.add_typer(vocab, name="vocab")
 
 
-class SeveralValues(TyperCommand):
-    """A command whose list options accept several words, such as `--languages bo ug kk`."""
+class Command(TyperCommand):
+    """A command that tidies up after killed runs. List options accept several words: `--languages bo ug kk`."""
 
     options = ("--languages", "--corpus", "--eval")
 
+    def invoke(self, ctx):
+        for value in ctx.params.values():
+            if isinstance(value, str | Path):
+                recover(Path(value))
+        return super().invoke(ctx)
+
     def parse_args(self, ctx, args: list[str]) -> list[str]:
+        with report_errors("--debug" in args):
+            check_words(args)
         repeated: list[str] = []
         option = None
         for argument in args:
@@ -146,17 +156,39 @@ class SeveralValues(TyperCommand):
         return super().parse_args(ctx, repeated)
 
 
+def check_words(words: list[str]):
+    """Refuse words that no option can use."""
+    if "" in words:
+        before = words[words.index("") - 1] if words.index("") else ""
+        place = f" after {before}" if before else ""
+        raise ConversionError(f"The word{place} on the command line is empty. Write a value, or leave out the option.")
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise ConversionError(f"{word} is not valid UTF-8. Rename the file, for example with convmv.") from error
+
+
+def make_console(**options) -> Console:
+    """Return a console that prints text as it is, for example a path with square brackets."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+
 @contextlib.contextmanager
 def report_errors(debug: bool, when_interrupted: str = "Nothing was written.") -> Iterator[None]:
-    """Print an error on one line and exit with code 1. With `debug`, print the traceback first."""
+    """
+    Print an error on one line and exit with code 1, or 130 after Ctrl-C. With `debug`, print the traceback first.
+    """
+    interrupted = f"Interrupted. {when_interrupted}"
     try:
-        yield
+        with interruptible(f"error: {interrupted}", remove_unfinished):
+            yield
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        message = f"Interrupted. {when_interrupted}" if isinstance(error, KeyboardInterrupt) else first_line(error)
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {message}", markup=False)
-        raise typer.Exit(1) from error
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        make_console(stderr=True).print(f"error: {interrupted if is_interrupt else describe_error(error)}")
+        raise typer.Exit(EXIT_CODE if is_interrupt else 1) from error
 
 
 def describe_output(output: Path, dry_run: bool) -> str:
@@ -164,7 +196,7 @@ def describe_output(output: Path, dry_run: bool) -> str:
     return "Nothing was written." if dry_run else f"{output} is written."
 
 
-@main.command("convert", cls=SeveralValues)
+@main.command("convert", cls=Command)
 def convert_command(
     source: Annotated[str, typer.Argument(help="Encoder to convert: Hub id or folder.")],
     output: Output,
@@ -207,7 +239,7 @@ def convert_command(
             seed=seed,
         )
     with report_errors(debug, describe_output(output, dry_run)):
-        console = Console()
+        console = make_console()
         report.print(console)
         if not languages:
             console.print("No language has a tag. To add tags, pass --languages, for example --languages bo zh.")
@@ -217,7 +249,7 @@ def convert_command(
             console.print(f"Pushed: {upload(files, push_to_hub, private)}", soft_wrap=True)
 
 
-@main.command("convert-released", cls=SeveralValues)
+@main.command("convert-released", cls=Command)
 def convert_released_command(
     path: Annotated[Path, typer.Argument(help="Weight file of the release.")],
     output: Output,
@@ -236,7 +268,7 @@ def convert_released_command(
     """Convert the weights that the paper's authors released."""
     with report_errors(debug):
         report = convert_released(path, encoder, output, languages=split_codes(languages or []), overwrite=overwrite)
-        console = Console()
+        console = make_console()
         report.print(console)
         console.print(f"Written to {output}.")
 
@@ -256,7 +288,7 @@ def list_files(console: Console, folder: Path, repo_id: str, license: str | None
     return files
 
 
-@main.command("push")
+@main.command("push", cls=Command)
 def push_command(
     folder: ModelFolder,
     repo_id: Annotated[
@@ -278,7 +310,7 @@ def push_command(
 ):
     """Check a model and upload it to the Hub in one commit, with a model card."""
     with report_errors(debug, "Push again. Files that have arrived are not sent twice."):
-        console = Console(soft_wrap=True, highlight=False)
+        console = make_console()
         files = list_files(console, folder, repo_id, license)
         if dry_run:
             console.print("Nothing was sent (--dry-run).")
@@ -286,7 +318,7 @@ def push_command(
             console.print(f"Pushed: {upload(files, repo_id, private, revision, create_pr, commit_message)}")
 
 
-@main.command("inspect")
+@main.command("inspect", cls=Command)
 def inspect_command(
     source: Annotated[str, typer.Argument(help="XLM-SWCM model: Hub id or folder.")],
     revision: SourceRevision = None,
@@ -294,19 +326,19 @@ def inspect_command(
 ):
     """Show layers, parameters and origin of a model without downloading its weights."""
     with report_errors(debug):
-        inspect(source, revision).print(Console(soft_wrap=True))
+        inspect(source, revision).print(make_console())
 
 
-@main.command("refresh")
+@main.command("refresh", cls=Command)
 def refresh_command(folder: ModelFolder, debug: Debug = False):
     """Replace the saved code of a model with the code of the installed package."""
     with report_errors(debug, "Run xlm-swcm refresh again."):
         changed = replace_code(folder, read_folder_config(folder))
-        console = Console(soft_wrap=True, highlight=False)
+        console = make_console()
         console.print(f"Replaced in {folder}: {', '.join(changed)}." if changed else f"{folder} is up to date.")
 
 
-@main.command("export")
+@main.command("export", cls=Command)
 def export_command(
     folder: ModelFolder,
     output: Output,
@@ -320,11 +352,11 @@ def export_command(
     """Export a model that runs on a CPU with OpenVINO, without PyTorch."""
     with report_errors(debug):
         files = export(folder, output, quantize=quantize, overwrite=overwrite)
-        console = Console(soft_wrap=True, highlight=False)
+        console = make_console()
         console.print(f"Written to {output}: {', '.join(f'{name} ({decimal(size)})' for name, size in files.items())}")
 
 
-@vocab.command("extend", cls=SeveralValues)
+@vocab.command("extend", cls=Command)
 def extend_command(
     checkpoint: Checkpoint,
     output: Output,
@@ -368,7 +400,7 @@ def extend_command(
     print_vocabulary_report(report, output, plot, dry_run, debug)
 
 
-@vocab.command("trim", cls=SeveralValues)
+@vocab.command("trim", cls=Command)
 def trim_command(
     checkpoint: Checkpoint,
     output: Output,
@@ -424,7 +456,7 @@ def trim_command(
 def print_vocabulary_report(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool, debug: bool):
     """Print the report of a vocabulary change and draw its plot."""
     with report_errors(debug, describe_output(output, dry_run)):
-        console = Console(highlight=False)
+        console = make_console()
         report.print(console)
         if plot is not None:
             report.plot(plot)

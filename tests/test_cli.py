@@ -261,7 +261,7 @@ def test_a_file_written_whole_keeps_links_and_writes_into_what_is_no_file(tmp_pa
 def test_an_interrupted_run_says_so_and_leaves_nothing(encoder_folder, output):
     script = STOPPED_WHILE_SAVING.format(signal="SIGINT")
     result = run_process(sys.executable, "-c", script, "convert", encoder_folder, output)
-    assert result.returncode == 1
+    assert result.returncode == 130
     assert result.stderr.splitlines()[-1] == "error: Interrupted. Nothing was written."
     assert "Traceback" not in result.stderr
     assert contents(output.parent) == {}
@@ -280,7 +280,8 @@ main()
 def test_a_full_disk_is_said_and_leaves_nothing(encoder_folder, output):
     result = run_process(sys.executable, "-c", SMALL_DISK, "convert", encoder_folder, output)
     assert result.returncode == 1, result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: ")
+    expected = f"error: Cannot write {output}: File too large. Free some space, or choose another folder."
+    assert result.stderr.splitlines()[-1] == expected
     assert "Traceback" not in result.stderr
     assert contents(output.parent) == {}
 
@@ -317,10 +318,12 @@ def test_an_overwrite_that_fails_in_the_last_step_puts_the_old_folder_back(encod
     before = contents(old_output.parent)
 
     def rename(path: Path, target: Path, rename=Path.rename):
+        # Without an exchange, the old folder is moved away before the new one gets its name.
         if (path / "model.safetensors").exists():
             raise OSError(f"{path} cannot be renamed")
         return rename(path, target)
 
+    monkeypatch.setattr("modeling_xlm_swcm.checkpoints.writing.exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", rename)
     assert run(encoder_folder, old_output, "--overwrite").exit_code == 1
     assert contents(old_output.parent) == before
@@ -361,32 +364,6 @@ def test_the_current_folder_is_no_output(encoder_folder, output, monkeypatch, pl
     message = f"Cannot overwrite {Path(place)}: it {relation} the current directory. Choose another folder."
     assert_refused(run(encoder_folder, place, "--overwrite"), message)
     assert Path.cwd() == output and not list(output.iterdir())
-
-
-@pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_a_link_to_a_folder_is_an_output_like_the_folder(encoder_folder, tmp_path, output, options):
-    target = tmp_path / "elsewhere"
-    target.mkdir()
-    if options:
-        (target / "config.json").write_text("an older model")
-    output.parent.mkdir()
-    output.symlink_to(target)
-    assert_converted(run(encoder_folder, output, *options), output)
-    assert list(output.parent.iterdir()) == [output]
-    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "outputs"}
-
-
-def test_a_file_is_no_output(encoder_folder, output):
-    output.parent.mkdir()
-    output.write_text("not to be lost")
-    for options in ([], ["--overwrite"]):
-        assert_refused(run(encoder_folder, output, *options), str(output), "is a file")
-    assert output.read_text() == "not to be lost"
-
-
-def test_a_file_is_no_parent_of_an_output(encoder_folder, tmp_path):
-    (tmp_path / "file").write_text("not to be lost")
-    assert_refused(run(encoder_folder, tmp_path / "file" / "model"), str(tmp_path / "file"))
 
 
 def test_overwrite_does_not_replace_a_folder_that_is_no_model(encoder_folder, output):

@@ -115,7 +115,7 @@ def test_an_interruption_after_writing_names_the_folder(reader, texts, output, t
     monkeypatch.setattr(VocabularyReport, "plot", interrupt)
     arguments = ["--corpus", texts["bo"], "--size", 150, "--plot", tmp_path / "change.png"]
     result = run_vocab("extend", reader, output, *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == f"error: Interrupted. {output} is written."
     assert (output / "config.json").is_file()
 

@@ -267,12 +267,15 @@ def test_the_text_is_not_overwritten(encoder_folder, tmp_path, text, action, nam
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [(KeyboardInterrupt(), "Interrupted. Nothing was written."), (OSError("the disk is gone"), "the disk is gone")],
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted. Nothing was written."),
+        (OSError("the disk is gone"), 1, "the disk is gone"),
+    ],
     ids=["interrupted", "a full disk"],
 )
 @pytest.mark.parametrize("step", ["save_weights", "check_written_tensors"])
-def test_a_failure_leaves_nothing(encoder_folder, output, text, action, monkeypatch, error, said, step):
+def test_a_failure_leaves_nothing(encoder_folder, output, text, action, monkeypatch, error, code, said, step):
     work = getattr(rewrite, step)
 
     def fail(*arguments):
@@ -281,7 +284,7 @@ def test_a_failure_leaves_nothing(encoder_folder, output, text, action, monkeypa
 
     monkeypatch.setattr(rewrite, step, fail)
     result = run(action, encoder_folder, output, text)
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert result.stderr.splitlines()[-1] == f"error: {said}"
     assert contents(output.parent) == {}
 

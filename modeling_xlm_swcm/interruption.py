@@ -1,0 +1,85 @@
+"""End a command at Ctrl-C with one sentence and exit code 130, also while native code runs."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+
+EXIT_CODE = 130
+
+# Native code that takes longer to return to Python is not waited for.
+PATIENCE_SECONDS = 1.5
+
+
+def end_process(message: str):
+    """Print a message and end the process without running any other code."""
+    os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    os._exit(EXIT_CODE)
+
+
+def end_while_starting(number=None, frame=None):
+    end_process("error: Interrupted. Nothing was written.")
+
+
+def ignore(number=None, frame=None):
+    """Ignore Ctrl-C in a process that has done its work."""
+
+
+def raise_once(number, frame):
+    """Raise `KeyboardInterrupt`. Ignore more signals, so that nothing interrupts the cleanup."""
+    signal.signal(signal.SIGINT, ignore)
+    raise KeyboardInterrupt
+
+
+def watch_start(command: str):
+    """End the process at Ctrl-C while a command imports its modules. Other programs are not changed."""
+    is_command = os.path.basename(sys.argv[0] if sys.argv else "") == command
+    if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_while_starting)
+
+
+@contextlib.contextmanager
+def interruptible(message: str, clean_up: Callable[[], None]) -> Iterator[None]:
+    """
+    Raise `KeyboardInterrupt` at Ctrl-C. If native code delays the exception, clean up and end the process.
+
+    Args:
+        message (`str`): The message to print if the process is ended.
+        clean_up (`Callable`): Function that removes unfinished files.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch():
+        # Python writes the numbers of signals to this socket at once, also while native code runs.
+        while number := reader.recv(1):
+            if number[0] == signal.SIGINT and not ended.wait(PATIENCE_SECONDS):
+                clean_up()
+                end_process(f"\n{message}")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    previous_socket = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, raise_once)
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(previous_socket)
+        signal.signal(signal.SIGINT, ignore if previous is end_while_starting else previous)
+        writer.close()
+        watcher.join()
+        reader.close()
+
+
+# The command "xlm-swcm" imports this module first.
+watch_start("xlm-swcm")

@@ -1,0 +1,128 @@
+"""Ctrl-C in every command: one sentence, exit code 130, within two seconds, and nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.folders import contents
+
+from modeling_xlm_swcm import interruption
+
+
+COMMAND = Path(sys.executable).with_name("xlm-swcm")
+SAID = "error: Interrupted. Nothing was written."
+
+# Runs a command as the console script does, and stays for half a minute in {module}.{name}.
+STAYS = """
+import hashlib, importlib, sys, time
+from pathlib import Path
+
+sys.argv[0] = "xlm-swcm"
+module = importlib.import_module({module!r})
+from modeling_xlm_swcm.cli import main
+
+def stay(*arguments, **options):
+    for folder in Path({folder!r}).glob(".*"):
+        (folder / "half").write_text("half of it")
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8) if {native} else time.sleep(30)
+
+module.{name} = stay
+main()
+"""
+
+
+def interrupt(command: list, wait: float | str, times: int = 1) -> tuple[int, str, float]:
+    """Send SIGINT after a time or after a line of output. Return exit code, stderr and seconds until the end."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # A background process can ignore SIGINT.
+    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(list(map(str, command)), env=environment, **pipes, **restore) as process:
+        if isinstance(wait, str):
+            assert process.stdout.readline().strip() == wait
+        else:
+            time.sleep(wait)
+        start = time.monotonic()
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr, time.monotonic() - start
+
+
+@pytest.mark.parametrize("wait", [0.3, 1.0, 2.5])
+def test_an_interruption_while_the_command_starts(encoder_folder, output, wait):
+    code, stderr, seconds = interrupt([COMMAND, "convert", encoder_folder, output], wait)
+    assert (code, stderr.splitlines()[-1]) == (130, SAID) and seconds < 2
+    assert "Traceback" not in stderr and not output.parent.exists()
+
+
+VOCABULARY = "modeling_xlm_swcm.vocabulary.rewrite"
+PLACES = {
+    "convert": (["convert", "SOURCE", "OUTPUT"], "modeling_xlm_swcm.conversion.from_encoder", "prove_copies"),
+    "extend": (
+        ["vocab", "extend", "SOURCE", "OUTPUT", "--size", "60", "--corpus", "TEXT"],
+        VOCABULARY,
+        "save_weights",
+    ),
+    "trim": (
+        ["vocab", "trim", "SOURCE", "OUTPUT", "--corpus", "TEXT"],
+        "modeling_xlm_swcm.vocabulary.trim",
+        "partial",
+    ),
+    "export": (["export", "MODEL", "OUTPUT"], "modeling_xlm_swcm.export.graph", "write_graph"),
+    "inspect": (["inspect", "MODEL"], "modeling_xlm_swcm.checkpoints.inspection", "read_headers"),
+    "refresh": (["refresh", "MODEL"], "modeling_xlm_swcm.checkpoints.code", "package_code"),
+    "push": (["push", "MODEL", "someone/model", "--dry-run"], "modeling_xlm_swcm.hub.push", "check_cache"),
+}
+OTHER_WORDS = {
+    "push": "error: Interrupted. Push again. Files that have arrived are not sent twice.",
+    "refresh": "error: Interrupted. Run xlm-swcm refresh again.",
+}
+
+
+@pytest.mark.parametrize("command", PLACES)
+def test_an_interruption_in_native_code_ends_every_command(encoder_folder, converted, output, tmp_path, command):
+    words, module, name = PLACES[command]
+    (tmp_path / "bo.txt").write_text("ང་ཚོས་དཔེ་ཆ་ཀློག་གི་ཡོད།\n")
+    paths = {"SOURCE": encoder_folder, "MODEL": converted, "OUTPUT": output, "TEXT": tmp_path / "bo.txt"}
+    script = STAYS.format(module=module, name=name, native=True, folder=str(output.parent))
+    arguments = [paths.get(word, word) for word in words]
+    code, stderr, seconds = interrupt([sys.executable, "-c", script, *arguments], "ready")
+    assert (code, stderr.splitlines()[-1]) == (130, OTHER_WORDS.get(command, SAID))
+    assert seconds < 2.5 and "Traceback" not in stderr
+    assert contents(output.parent) == {}
+
+
+def test_an_interruption_in_python_ends_at_once_and_a_second_one_does_not_stop_the_cleanup(encoder_folder, output):
+    words, module, name = PLACES["convert"]
+    script = STAYS.format(module=module, name=name, native=False, folder=str(output.parent))
+    code, stderr, seconds = interrupt([sys.executable, "-c", script, "convert", encoder_folder, output], "ready", 5)
+    assert (code, stderr.splitlines()[-1]) == (130, SAID) and seconds < 1.5
+    assert stderr.count("Interrupted") == 1 and contents(output.parent) == {}
+
+
+def test_the_handler_of_another_program_is_kept():
+    before = signal.getsignal(signal.SIGINT)
+    interruption.watch_start("xlm-swcm")
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), interruption.interruptible("", lambda: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_program_that_ignores_the_signal_still_does():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruption.interruptible("", lambda: None):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
