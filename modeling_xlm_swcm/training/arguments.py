@@ -38,6 +38,14 @@ class ModelArguments:
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train the decoder only. Encoder and embeddings keep their weights."}
     )
+    save_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data type of the saved weights. Weights always train in float32. Default: the data type of the "
+            "model to start from.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
     license: str | None = field(
         default=None,
         metadata={

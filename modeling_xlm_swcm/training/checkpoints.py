@@ -3,18 +3,22 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
+
+from modeling_xlm_swcm.checkpoints.errors import first_line
+
+from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
 
 
 logger = logging.get_logger(__name__)
@@ -64,15 +68,21 @@ class ResumableTrainer(Trainer):
     - Each checkpoint is written to `_unfinished/` and then renamed, so an incomplete checkpoint is never loaded.
     - Each checkpoint stores the settings of its run. A run that resumes with other settings logs them and uses them.
       A run that has ended does not train further.
-    - A loss or gradient that is not finite stops the training before the weights change.
+    - Weights train in float32. `save_model` writes the dtype that the model had before the training, and checkpoints
+      hold float32.
+    - A loss or gradient that is not finite stops the training before the weights change. Weights that are not finite
+      are never saved.
     - A run with fewer steps than `logging_steps` still logs its losses, so that there is a plot at its end.
 
     Attributes:
         settings (`dict`): settings of the training script, stored beside the training arguments.
+        saved_dtype (`torch.dtype`, *optional*): dtype in which `save_model` writes the weights of a whole model.
     """
 
     settings: dict = {}
+    saved_dtype: torch.dtype | None = None
     _is_saving = False
+    _skipped_steps = 0
 
     def set_initial_training_values(self, args, dataloader):
         values = super().set_initial_training_values(args, dataloader)
@@ -90,6 +100,16 @@ class ResumableTrainer(Trainer):
             sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(seed + epoch)
         return sampler
 
+    def call_model_init(self, trial=None):
+        model = super().call_model_init(trial)
+        self._prepare_weights(model)
+        return model
+
+    def _prepare_weights(self, model: nn.Module):
+        if self.saved_dtype is None:
+            self.saved_dtype = getattr(model, "dtype", None)
+        use_float32_weights(model)
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
@@ -99,7 +119,28 @@ class ResumableTrainer(Trainer):
                 )
         if resume_from_checkpoint and self.is_world_process_zero():
             self._log_changed_settings(Path(resume_from_checkpoint, RUN))
+        self._prepare_weights(self.model)
+        self._skipped_steps = 0
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _finalize_training(self, *args, **kwargs):
+        if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+            self._check_weights()
+        steps = self.state.global_step - self._initial_global_step
+        if self._skipped_steps and self._skipped_steps >= steps:
+            self._stop(f"The gradients of all {steps} steps overflow in float16, so no weight has changed", steps)
+        return super()._finalize_training(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.control.should_evaluate:
+            self._check_weights()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        # A whole evaluation in float16 or bfloat16 converts the model in place.
+        converts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
+        with keep_weights(self.model) if converts else nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
 
     def _describe_run(self) -> dict[str, str]:
         settings = {name: getattr(self.args, name, None) for name in RUN_SETTINGS} | self.settings
@@ -172,25 +213,90 @@ class ResumableTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        # In float16 the gradient scaler skips such steps.
-        if not self.args.fp16 and not torch.as_tensor(grad_norm).isfinite():
-            self._stop(f"The norm of the gradients is {float(grad_norm)}")
+        if not torch.as_tensor(grad_norm).isfinite():
+            scaler = self.accelerator.scaler
+            # A gradient scaler for float16 skips such steps and halves its scale.
+            if scaler is None and not self.args.fp16:
+                self._stop(f"The norm of the gradients is {float(grad_norm)}")
+            if scaler is not None and scaler.get_scale() < 1:
+                self._stop(
+                    f"The norm of the gradients is {float(grad_norm)} with a loss scale of {scaler.get_scale()}"
+                )
+            self._skipped_steps += 1
         return grad_norm
 
-    def _stop(self, what: str):
+    def _check_weights(self):
+        """Raise a [`TrainingError`] if a weight is infinite or NaN."""
+        if name := find_not_finite(dict(self.model.named_parameters())):
+            self._stop(f"The weight {name} is not finite", self.state.global_step)
+
+    def _stop(self, what: str, step: int | None = None):
         """Raise a [`TrainingError`] that names the last good checkpoint."""
-        checkpoint = get_last_checkpoint(self.args.output_dir)
+        folder = Path(self.args.output_dir)
+        checkpoint = get_last_checkpoint(self.args.output_dir) if folder.is_dir() else None
         kept = "There is no checkpoint yet." if checkpoint is None else f"The last good checkpoint is {checkpoint}."
+        step = self.state.global_step + 1 if step is None else step
         raise TrainingError(
-            f"{what} at step {self.state.global_step + 1}. {kept} Try a lower learning rate, a longer warm-up or "
-            "float32, and check the data of this step."
+            f"{what} at step {step}. {kept} Try a lower learning rate, a longer warm-up or float32, and check the "
+            "data of this step."
         )
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if not self._is_saving:
+            self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self._is_saving or not self.args.should_save:
+            return super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        with self._explaining_write_errors(folder):
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            try:
+                self._save_converted(folder / UNFINISHED, state_dict)
+                for path in (folder / UNFINISHED).iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(folder / path.name, ignore_errors=True)
+                    path.replace(folder / path.name)
+            finally:
+                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+    def _save_converted(self, folder: Path, state_dict: dict | None):
+        """Save the model in `saved_dtype`. Adapters keep their dtype."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        is_whole = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
+        if not is_whole or self.saved_dtype in (None, model.dtype):
+            super()._save(str(folder), state_dict)
+            return
+        state_dict = convert_tensors(model.state_dict() if state_dict is None else state_dict, self.saved_dtype)
+        if name := find_not_finite(state_dict):
+            raise TrainingError(
+                f"The weight {name} is too large for {dtype_name(self.saved_dtype)}. Save in float32 instead."
+            )
+        super()._save(str(folder), state_dict)
+        trained_dtype, model.config.dtype = model.config.dtype, dtype_name(self.saved_dtype)
+        model.config.save_pretrained(folder)
+        model.config.dtype = trained_dtype
+
+    @contextmanager
+    def _explaining_write_errors(self, folder: Path):
+        """Raise errors of a disk that is full or cannot be written as a [`TrainingError`]."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise TrainingError(
+                f"Cannot write {folder}: {first_line(error).rstrip('.')}. Free some space or choose another "
+                "--output_dir, and resume from the last checkpoint, if any."
+            ) from error
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
         return str(Path(folder, UNFINISHED)) if self._is_saving else folder
 
     def _save_checkpoint(self, model: nn.Module, trial):
+        self._check_weights()
         run = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -198,7 +304,12 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
-            super()._save_checkpoint(model, trial)
+            with self._explaining_write_errors(run / name):
+                super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+            raise
         finally:
             self._is_saving = False
         self.accelerator.wait_for_everyone()

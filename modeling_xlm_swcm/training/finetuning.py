@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,7 @@ from .files import write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
 from .lora import adapt_model, save_trained
 from .metrics import GenerationMetrics
+from .precision import choose_saved_dtype, round_weights
 from .results import write_results
 from .rows import BadRows, DataError
 from .trainer import XLMSWCMTrainer
@@ -110,7 +112,7 @@ def finetune_on_pairs(
         check_output_dir(args)
     set_seed(args.seed)
     datasets, metrics = encode_splits(data_args, tokenizer, pairs)
-    model = loading.load_model(model_args.model_name_or_path)
+    model = loading.load_model(model_args.model_name_or_path, dtype=torch.float32)
     trainer = XLMSWCMTrainer(
         adapt_model(model, model_args, tokenizer),
         args,
@@ -121,9 +123,11 @@ def finetune_on_pairs(
         compute_metrics=metrics.get("validation") if args.predict_with_generate else None,
     )
     trainer.settings = vars(model_args) | vars(data_args)
+    trainer.saved_dtype = choose_saved_dtype(model_args)
     if "train" in datasets:
         trainer.train(resume_from_checkpoint=checkpoint)
         save_trained(trainer, model_args)
+        round_weights(trainer.model, trainer.saved_dtype)
     results = evaluate_splits(trainer, datasets, metrics)
     if "train" in datasets:
         scored = metrics.get("test") or metrics.get("validation")

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
@@ -17,6 +18,7 @@ from .checkpoints import TrainingError, find_checkpoint
 from .denoising import DataCollatorForDenoising
 from .lora import adapt_model, save_trained
 from .mixture import CorpusConfig, Mixture, load_corpora
+from .precision import choose_saved_dtype, round_weights
 from .results import write_results
 from .rows import BadRows, DataError
 from .trainer import XLMSWCMTrainer
@@ -75,7 +77,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
         collator = DataCollatorForDenoising(tokenizer, data_args.mask_share, data_args.span_length, seed=training.seed)
     except ValueError as error:
         raise DataError(str(error)) from error
-    model = load_model(model_args.model_name_or_path)
+    model = load_model(model_args.model_name_or_path, dtype=torch.float32)
     check_pretraining(data_args, training, model.config)
     corpora = load_corpora(data_args.data)
     mixture = make_mixture(data_args, training, corpora["train"], tokenizer)
@@ -93,8 +95,10 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
         processing_class=tokenizer,
     )
     trainer.settings = vars(model_args) | vars(data_args)
+    trainer.saved_dtype = choose_saved_dtype(model_args)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_trained(trainer, model_args)
+    round_weights(trainer.model, trainer.saved_dtype)
     results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
     write_results(trainer, model_args, None, dataset, results, describe_mixture(data_args, mixture))

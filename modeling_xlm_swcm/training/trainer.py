@@ -20,6 +20,11 @@ from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 from .arguments import TrainingArguments
 from .checkpoints import ResumableTrainer, TrainingError
+from .precision import dtype_name
+
+
+# names of Accelerate for the dtype of matrix products
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
@@ -127,7 +132,8 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
             "max_grad_norm": args.max_grad_norm,
             "label_smoothing": args.label_smoothing_factor,
             "scheduled_sampling": args.scheduled_sampling,
-            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "precision": PRECISIONS.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
+            "saved_dtype": dtype_name(self.saved_dtype) if self.saved_dtype else None,
             "seed": str(args.seed),
             "processes": args.world_size,
             "device": torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type,

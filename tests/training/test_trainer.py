@@ -82,6 +82,8 @@ class TestCheckpoints:
 
         with monkeypatch.context() as patch:
             patch.setattr(XLMSWCMTrainer, written, die)
+            # A process that is killed does not clean up.
+            patch.setattr("modeling_xlm_swcm.training.checkpoints.shutil.rmtree", lambda *args, **options: None)
             with pytest.raises(KeyboardInterrupt):
                 trainer.train()
         assert (tmp_path / UNFINISHED / "checkpoint-4" / "model.safetensors").is_file()
