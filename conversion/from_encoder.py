@@ -48,8 +48,8 @@ def from_encoder(
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the encoder. Default: the tokenizer in `encoder`, if that is a Hub id or folder.
         options (`dict`, *optional*):
-            Fields of [`ConversionOptions`]: `languages`, `normal_layer_interval`, `layer_map`, `decoder_init`,
-            `normal_layers`, `weight_sharing`, `dtype` and `seed`.
+            Fields of [`ConversionOptions`]: `languages`, `decoder`, `normal_layer_interval`, `layer_map`,
+            `decoder_init`, `normal_layers`, `weight_sharing`, `dtype` and `seed`.
 
     Returns:
         `tuple`: the model ([`XLMSWCMForConditionalGeneration`]), in evaluation mode, and the [`ConversionReport`]. The

@@ -10,16 +10,36 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 
 
+Decoder = Literal["paper", "prefix"]
 LayerMap = Literal["same", "interleaved"]
 DecoderInit = Literal["silent", "shared", "random"]
 NormalLayers = Literal["random", "copy", "none"]
 WeightSharing = Literal["init", "tied"]
 
 CHOICES = {
+    "decoder": get_args(Decoder),
     "layer_map": get_args(LayerMap),
     "decoder_init": get_args(DecoderInit),
     "normal_layers": get_args(NormalLayers),
     "weight_sharing": get_args(WeightSharing),
+}
+
+# Values of other options that an option can be combined with.
+FITS_SILENT: dict[str, tuple] = {
+    "decoder": ("paper",),
+    "layer_map": ("same",),
+    "weight_sharing": ("init",),
+    "normal_layers": ("random", "none"),
+}
+FITS_TIED: dict[str, tuple] = {
+    "decoder_init": ("shared",),
+    "layer_map": ("same",),
+    "normal_layers": ("random", "none"),
+}
+FITS_PREFIX: dict[str, tuple] = {
+    "layer_map": ("same",),
+    "normal_layers": ("random", "none"),
+    "normal_layer_interval": (3, None),
 }
 
 # For each decoder layer, the encoder layers of its two halves, or None for a normal layer.
@@ -34,6 +54,9 @@ class ConversionOptions:
     Args:
         languages (`list[str]`, *optional*, defaults to `()`):
             Language codes that get a tag. The embedding of a tag starts at the mean of all embeddings, plus noise.
+        decoder (`str`, *optional*, defaults to `"paper"`):
+            Kind of decoder. `"paper"`: the decoder of the paper, whose layers add cross-attention. `"prefix"`: each
+            decoder layer is an encoder layer that also reads the source, so the decoder has no new kind of layer.
         normal_layer_interval (`int` or `None`, *optional*, defaults to 3):
             Insert a normal layer after every N custom layers (X in the paper). `None` inserts no normal layers.
         layer_map (`str`, *optional*, defaults to `"same"`):
@@ -61,6 +84,7 @@ class ConversionOptions:
     """
 
     languages: list[str] | tuple[str, ...] = ()
+    decoder: str = "paper"
     normal_layer_interval: int | None = 3
     layer_map: str = "same"
     decoder_init: str | None = None
@@ -72,7 +96,8 @@ class ConversionOptions:
     def __post_init__(self):
         self.languages = list(self.languages)
         self.dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        goes_silent = (self.layer_map, self.weight_sharing) == ("same", "init") and self.normal_layers != "copy"
+        goes_silent = self.decoder == "paper" and (self.layer_map, self.weight_sharing) == ("same", "init")
+        goes_silent = goes_silent and self.normal_layers != "copy"
         if self.decoder_init is None:
             self.decoder_init = "silent" if goes_silent else "shared"
         for name, choices in CHOICES.items():
@@ -88,24 +113,21 @@ class ConversionOptions:
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
             raise ConversionError(f"normal_layer_interval must be at least 1 (got {self.normal_layer_interval}).")
         if self.decoder_init == "silent" and not goes_silent:
-            wanted = {"layer_map": "same", "weight_sharing": "init"}
-            option = next((name for name in wanted if getattr(self, name) != wanted[name]), "normal_layers")
-            raise ConversionError(
-                f'decoder_init "silent" cannot be combined with {option} "{getattr(self, option)}". '
-                'Use decoder_init "shared".'
-            )
+            self._require('decoder_init "silent"', FITS_SILENT, 'Use decoder_init "shared".')
         if self.weight_sharing == "tied":
-            refused = [
-                (self.decoder_init != "shared", "decoder_init", '"shared"'),
-                (self.layer_map != "same", "layer_map", '"same"'),
-                (self.normal_layers == "copy", "normal_layers", '"random" or "none"'),
-            ]
-            for is_refused, option, allowed in refused:
-                if is_refused:
-                    raise ConversionError(
-                        f'weight_sharing "tied" cannot be combined with {option} "{getattr(self, option)}". '
-                        f"Use {option} {allowed}."
-                    )
+            self._require('weight_sharing "tied"', FITS_TIED)
+        if self.decoder == "prefix":
+            self._require('decoder "prefix"', FITS_PREFIX)
+            self.normal_layers, self.normal_layer_interval = "none", None
+
+    def _require(self, option: str, allowed: dict[str, tuple], remedy: str | None = None):
+        """Raise an error if an option has a value that does not fit `option`."""
+        for name, values in allowed.items():
+            if (value := getattr(self, name)) not in values:
+                choices = " or ".join(f'"{choice}"' for choice in values)
+                raise ConversionError(
+                    f'{option} cannot be combined with {name} "{value}". {remedy or f"Use {name} {choices}."}'
+                )
 
     def to_dict(self) -> dict:
         """Return the options as a dict."""
@@ -122,6 +144,8 @@ class ConversionOptions:
 
     def plan_decoder(self, num_layers: int) -> DecoderPlan:
         """Return the layers of the decoder for an encoder with `num_layers` layers."""
+        if self.decoder == "prefix":
+            return [(index, index) for index in range(num_layers)]
         if self.layer_map == "same":
             sources = [(index, index) for index in range(num_layers)]
         elif num_layers % 2 == 0:

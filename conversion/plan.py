@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_rows, load_encoder
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
-from modeling_xlm_swcm.modeling_xlm_swcm import CUSTOM_LAYER_SOURCES
+from modeling_xlm_swcm.layers_xlm_swcm import CUSTOM_LAYER_SOURCES, PREFIX_LAYER_SOURCES
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
 from .options import CHOICES, ConversionOptions, DecoderPlan
@@ -22,7 +22,7 @@ from .options import CHOICES, ConversionOptions, DecoderPlan
 
 # Tensor of the encoder -> tensors of the model that are copies of it. The first {} is the encoder layer. The {} after
 # "model.decoder.layers." is the decoder layer that is copied from it. A silent start removes some of the copies.
-WEIGHT_MAP = {
+OUTER_WEIGHT_MAP = {
     "embeddings.word_embeddings.weight": ["model.encoder.embeddings.word_embeddings.weight"],
     "embeddings.position_embeddings.weight": ["model.encoder.embeddings.position_embeddings.weight"],
     "embeddings.token_type_embeddings.weight": ["model.encoder.embeddings.token_type_embeddings.weight"],
@@ -33,18 +33,23 @@ WEIGHT_MAP = {
     "lm_head.dense.bias": ["lm_head_transform.dense.bias"],
     "lm_head.layer_norm.weight": ["lm_head_transform.layer_norm.weight"],
     "lm_head.layer_norm.bias": ["lm_head_transform.layer_norm.bias"],
-} | {
-    f"encoder.layer.{{}}.{source}.{parameter}": [
-        f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
-        *(
-            f"model.decoder.layers.{{}}.{copy}.{parameter}"
-            for copy, of in CUSTOM_LAYER_SOURCES.items()
-            if of == source
-        ),
-    ]
-    for source in dict.fromkeys(CUSTOM_LAYER_SOURCES.values())
-    for parameter in ("weight", "bias")
 }
+
+
+def map_layers(layer_sources: dict[str, str]) -> dict[str, list[str]]:
+    """Return the weight map of an encoder layer for a table of decoder module -> encoder module."""
+    return {
+        f"encoder.layer.{{}}.{source}.{parameter}": [
+            f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
+            *(f"model.decoder.layers.{{}}.{copy}.{parameter}" for copy, of in layer_sources.items() if of == source),
+        ]
+        for source in dict.fromkeys(layer_sources.values())
+        for parameter in ("weight", "bias")
+    }
+
+
+WEIGHT_MAP = OUTER_WEIGHT_MAP | map_layers(CUSTOM_LAYER_SOURCES)
+PREFIX_WEIGHT_MAP = OUTER_WEIGHT_MAP | map_layers(PREFIX_LAYER_SOURCES)
 
 # Sublayers that an encoder layer does not have, in the order in which they run -> module that makes their output. A
 # silent start sets these modules to zero.
@@ -57,7 +62,7 @@ SILENT_SUBLAYERS = {
 DROPPED = {
     r"pooler\..+": "used only for classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer that the model creates",
-    r"lm_head\.(dense|layer_norm)\..+": "used only by a silent start with a complete masked-LM head and tied output",
+    r"lm_head\.(dense|layer_norm)\..+": "used only by a silent start or a prefix decoder, with a complete masked-LM head and tied output",
     r"lm_head\.decoder\.weight": "replaced by the word embeddings",
     r"lm_head\.decoder\.bias": "equal to lm_head.bias",
     r"(classifier|qa_outputs)\..+": "the head of another task",
@@ -140,9 +145,9 @@ def plan_encoder_conversion(
         source,
         tokenizer,
         normal_layer_interval=options.normal_layer_interval,
-        decoder_blocks=["normal" if sources is None else "custom" for sources in layers],
+        decoder_blocks=decoder_blocks(options, layers),
         weight_sharing=options.weight_sharing,
-        lm_head_transform=options.decoder_init == "silent" and has_transform(source),
+        lm_head_transform=uses_transform(options) and has_transform(source),
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
     )
     plan = ConversionPlan(source, config, options.to_dict(), tokenizer, revision)
@@ -159,6 +164,18 @@ def plan_encoder_conversion(
     claim_encoder_tensors(plan)
     check_shapes(plan)
     return plan
+
+
+def decoder_blocks(options: ConversionOptions, layers: DecoderPlan) -> list[str]:
+    """Return the kind of each decoder layer."""
+    copied = "prefix" if options.decoder == "prefix" else "custom"
+    return ["normal" if sources is None else copied for sources in layers]
+
+
+def uses_transform(options: ConversionOptions) -> bool:
+    """Return True if the decoder states are states that the masked-LM head was trained on."""
+    is_copied_prefix = options.decoder == "prefix" and options.decoder_init == "shared"
+    return options.decoder_init == "silent" or is_copied_prefix
 
 
 def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMTokenizer | None:
@@ -213,9 +230,9 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     """Return the number of parameters for each kind of weight sharing that the decoder layers allow."""
     counts, blocks = {}, config.decoder_blocks or []
     for sharing in CHOICES["weight_sharing"]:
-        if sharing == "init" or blocks.count("custom") == config.num_hidden_layers:
-            # A tied decoder cannot start silent, so it has no transform.
-            transform = config.lm_head_transform and sharing == "init"
+        if sharing == "init" or len(blocks) - blocks.count("normal") == config.num_hidden_layers:
+            # A tied decoder of the paper cannot start silent, so it has no transform.
+            transform = config.lm_head_transform and (sharing == "init" or config.has_prefix_decoder)
             fields = {"weight_sharing": sharing, "lm_head_transform": transform}
             variant = type(config).from_dict(config.to_dict() | fields)
             with torch.device("meta"):
@@ -224,9 +241,13 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
 
 
 def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderPlan) -> dict[str, str]:
-    """Return `WEIGHT_MAP` for all layers, as tensor of the model -> tensor of the source."""
+    """Return the weight map for all layers, as tensor of the model -> tensor of the source."""
     copies: dict[str, str] = {}
-    for name, targets in WEIGHT_MAP.items():
+    if config.has_prefix_decoder and config.weight_sharing == "tied":
+        # The decoder calls the modules of the encoder, so no tensor is copied to it.
+        layers = []
+    weight_map = PREFIX_WEIGHT_MAP if config.has_prefix_decoder else WEIGHT_MAP
+    for name, targets in weight_map.items():
         for target in targets:
             if target == OUTPUT_BIAS and name not in source.tensors:
                 continue

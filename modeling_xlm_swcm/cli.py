@@ -18,7 +18,7 @@ from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
 from modeling_xlm_swcm.checkpoints.writing import recover, remove_unfinished
 from modeling_xlm_swcm.conversion.from_encoder import convert
-from modeling_xlm_swcm.conversion.options import DecoderInit, LayerMap, NormalLayers, WeightSharing
+from modeling_xlm_swcm.conversion.options import Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
@@ -85,6 +85,13 @@ Languages = Annotated[
         "option. Default: none.",
     ),
 ]
+DecoderOption = Annotated[
+    Decoder,
+    typer.Option(
+        help="Kind of decoder. `paper`: the layers of the paper, with cross-attention. `prefix`: encoder layers that "
+        "also read the source. With `--weight-sharing tied`, a prefix decoder has no weights."
+    ),
+]
 NormalLayerInterval = Annotated[
     int,
     typer.Option(
@@ -102,8 +109,8 @@ DecoderInitOption = Annotated[
     DecoderInit | None,
     typer.Option(
         help="How to initialise the decoder. `silent`: copied weights, new sublayers start at zero. `shared`: copied "
-        "weights as in the paper. `random`: no copied weights. Default: `silent`, or `shared` with `--weight-sharing "
-        "tied`, `--layer-map interleaved` or `--normal-layers copy`."
+        "weights as in the paper. `random`: no copied weights. Default: `silent`, or `shared` with `--decoder "
+        "prefix`, `--weight-sharing tied`, `--layer-map interleaved` or `--normal-layers copy`."
     ),
 ]
 NormalLayersOption = Annotated[
@@ -202,6 +209,7 @@ def convert_command(
     output: Output,
     revision: SourceRevision = None,
     languages: Languages = None,
+    decoder: DecoderOption = "paper",
     normal_layer_interval: NormalLayerInterval = 3,
     layer_map: LayerMapOption = "same",
     decoder_init: DecoderInitOption = None,
@@ -230,6 +238,7 @@ def convert_command(
             license=license,
             revision=revision,
             languages=split_codes(languages or []),
+            decoder=decoder,
             normal_layer_interval=normal_layer_interval,
             layer_map=layer_map,
             decoder_init=decoder_init,

@@ -218,6 +218,12 @@ CUSTOM, NORMAL = "■", "□"
 
 def draw_layers(config: XLMSWCMConfig) -> str:
     """Draw the layers of encoder and decoder in two rows, each copied layer below its encoder layer."""
+    if config.has_prefix_decoder:
+        layers, number = " ".join([CUSTOM] * config.num_hidden_layers), config.num_hidden_layers
+        return (
+            f"encoder  {layers}  {number} layers\ndecoder  {layers}  {number} prefix\n"
+            f"{CUSTOM} encoder layer. In the decoder it also reads the source, as the input of the layer above it"
+        )
     decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks or []]
     custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)
     aligned = custom == config.num_hidden_layers
