@@ -38,7 +38,12 @@ def escape_unprintable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, joined with the second line if the first ends in a colon."""
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    return hide_password(f"{first} {others[0].strip()}" if first.endswith(":") and others else first)
+
+
+def hide_password(text: str) -> str:
+    """Return a text without user names and passwords in its URLs."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def describe_cause(error: BaseException, template: str) -> str:

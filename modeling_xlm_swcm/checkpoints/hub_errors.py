@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import ConversionError, first_line
+from .errors import ConversionError, describe_cause, hide_password
 
 
 @contextlib.contextmanager
@@ -36,7 +36,8 @@ def explain_hub_error(repo_id: str, error: BaseException | None) -> str | None:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     answer = getattr(error, "server_message", None) or f"status {status}"
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated. Ask for access at {constants.ENDPOINT}/{repo_id} with the account of your token."
+        page = f"{hide_password(constants.ENDPOINT)}/{repo_id}"
+        return f"{repo_id} is gated. Ask for access at {page} with the account of your token."
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision. Use a branch, a tag or a commit of the repository."
     if status == 401 and re.search("credentials|password", answer):
@@ -48,7 +49,7 @@ def explain_hub_error(repo_id: str, error: BaseException | None) -> str | None:
     if status is not None:
         return f"The Hub returned an error for {repo_id}: {answer.splitlines()[0]}"
     if isinstance(error, (HTTPError, OfflineModeIsEnabled)):
-        return f"The Hub at {constants.ENDPOINT} cannot be reached: {first_line(error)}"
+        return f"The Hub at {hide_password(constants.ENDPOINT)} cannot be reached{describe_cause(error, ': {}')}"
     # The client wraps the error of a failed upload in another error.
     if error is not None and error.__cause__ is not None:
         return explain_hub_error(repo_id, error.__cause__)

@@ -18,7 +18,7 @@ from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 from .code import UNNAMED_VERSION, is_outdated, read_code_version
 from .errors import ConversionError, first_line, make_config_error
 from .hub_errors import translate_hub_errors
-from .reading import check_weight_files, find_file, read_config, read_json
+from .reading import check_safetensors, find_file, read_config, read_json
 
 
 CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
@@ -197,7 +197,7 @@ def read_conversion_report(source: str, revision: str | None = None) -> dict | N
 
 def read_headers(source: str, revision: str | None) -> dict:
     """Return the header of every weight file by file name."""
-    check_weight_files(source, revision)
+    check_safetensors(source, revision)
     try:
         with translate_hub_errors(source):
             if Path(source).is_dir():

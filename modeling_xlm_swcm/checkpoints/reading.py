@@ -266,9 +266,15 @@ def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Te
         ConversionError: if a file is missing or damaged, if an index names a file that is not in the folder, or if
             the weights do not fit in the memory of this machine.
     """
-    path = find_weights(source, revision)
+    weights = open_weights(source, find_weights(source, revision), revision)
+    check_memory(source, sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in weights.values()))
+    return weights
+
+
+def open_weights(source: str, path: Path, revision: str | None = None) -> dict[str, torch.Tensor | StoredTensor]:
+    """Open a weight file, or the shards of a weight index, and check that each shard holds its tensors."""
     if not path.name.endswith(".index.json"):
-        return check_size(source, _read_file(path))
+        return _read_file(path)
     weight_map = read_weight_map(path)
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
@@ -289,7 +295,7 @@ def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Te
                 f"Two shards of {path} hold {repeated[0]}. Save the model again with save_pretrained."
             )
         weights |= content
-    return check_size(source, weights)
+    return weights
 
 
 def find_weights(source: str, revision: str | None = None) -> Path:
@@ -301,13 +307,13 @@ def find_weights(source: str, revision: str | None = None) -> Path:
     return path
 
 
-def check_weight_files(source: str, revision: str | None = None):
-    """Check the safetensors files that a folder holds, and the names in a weight index, without opening weights."""
-    index = find_file(source, WEIGHT_FILES[1], revision)
-    names = set() if index is None else set(read_weight_map(index).values())
-    if Path(source).is_dir():
-        for name in sorted({WEIGHT_FILES[0], *names}):
-            find_file(source, name)
+def check_safetensors(source: str, revision: str | None = None):
+    """Check the safetensors files of a folder, and the names in a weight index, without reading a tensor."""
+    whole, index = WEIGHT_FILES[:2]
+    if Path(source).is_dir() and (path := find_file(source, whole) or find_file(source, index)):
+        open_weights(source, path)
+    elif path := find_file(source, index, revision):
+        read_weight_map(path)
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -323,13 +329,6 @@ def read_weight_map(path: Path) -> dict[str, str]:
                 f"{suffix} file in the same folder. Download it again."
             )
     return weight_map
-
-
-def check_size(source: str, weights: dict[str, torch.Tensor | StoredTensor]) -> dict[str, torch.Tensor | StoredTensor]:
-    """Return the weights if they fit in the memory of this machine. Only headers are read."""
-    total = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in weights.values())
-    check_memory(source, total)
-    return weights
 
 
 def check_memory(source: str | os.PathLike, size: int):
@@ -358,8 +357,9 @@ def check_dtypes(source: str | os.PathLike, weights: Mapping[str, torch.Tensor |
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
-    # A .bin file can be read into memory while it is opened.
-    check_memory(path, path.stat().st_size)
+    if path.suffix == ".bin":
+        # A file from before torch 1.6 is read into memory.
+        check_memory(path, path.stat().st_size)
     return check_weights(path, load_file(path))
 
 

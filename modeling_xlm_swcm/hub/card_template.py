@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.inspection import draw_layers
+from modeling_xlm_swcm.hub_xlm_swcm import without_paths
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 
@@ -42,7 +43,8 @@ def fill_card(
     Returns:
         `str`: the model card.
     """
-    metrics, license, commit = metrics or {}, license or report.get("license"), report.get("commit")
+    report, metrics = without_paths(report), without_paths(metrics or {})
+    license, commit = license or report.get("license"), report.get("commit")
     if license is None:
         logger.warning(
             f"The licence of {report['source']} is not known, and the model card says so. Pass it with xlm-swcm push "

@@ -10,18 +10,13 @@ from modeling_xlm_swcm.checkpoints.encoders import read_license, require_license
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
-from modeling_xlm_swcm.checkpoints.reading import read_config
+from modeling_xlm_swcm.checkpoints.reading import check_folder, find_file, read_config, read_json
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
 
 from .card import choose_card, make_public_report
+from .files import CARD, INDEX, WEIGHTS, check_no_token, find_model_files, read_public, report_left_out
 from .upload import check_repo_id, check_token, upload
 
-
-# Files of a model besides its code. Training checkpoints, optimizer states and other files are not pushed.
-FILES = (
-    *("config.json", "generation_config.json", REPORT, "vocabulary_report.json", "metrics.json"),
-    *("model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
-)
 
 REQUIRED_FILES = ("tokenizer_config.json", "tokenizer.json", "generation_config.json")
 
@@ -69,10 +64,13 @@ def collect_files(folder: str | PathLike, repo_id: str, license: str | None = No
     check_repo_id(repo_id)
     folder = Path(folder)
     config = check_model(folder)
-    card = choose_card(folder, repo_id, license)
+    files = {name: read_public(path) for name, path in find_model_files(folder).items()}
+    card = choose_card(folder, repo_id, license).encode()
+    check_no_token(CARD, card)
     report = json.dumps(make_public_report(folder), indent=2, ensure_ascii=False) + "\n"
-    files = {path.name: path for pattern in FILES for path in sorted(folder.glob(pattern))}
-    return {"README.md": card.encode()} | files | {REPORT: report.encode()} | package_code(config)
+    sent = {CARD: card} | files | {REPORT: report.encode()} | package_code(config)
+    report_left_out(folder, sent)
+    return sent
 
 
 def check_destination(repo_id: str, encoder: str, revision: str | None = None, license: str | None = None):
@@ -86,12 +84,37 @@ def check_destination(repo_id: str, encoder: str, revision: str | None = None, l
 def check_model(folder: Path) -> XLMSWCMConfig:
     """Load weights and tokenizer, check that both are complete, and check that a cache changes no logits."""
     config = read_folder_config(folder)
+    check_folder(folder)
     check_code_version(folder)
-    if not any(folder.glob("model*.safetensors")):
+    check_code_names(folder, config)
+    if not find_file(str(folder), WEIGHTS) and not find_file(str(folder), INDEX):
         raise ConversionError(f"{folder} has no weights in safetensors. Save the model with save_pretrained.")
     for name in REQUIRED_FILES:
-        if not (folder / name).is_file():
+        if find_file(str(folder), name) is None:
             raise ConversionError(f"{folder} lacks {name}. Save model and tokenizer with save_pretrained.")
     check_cache(load_model(folder), str(folder))
     load_tokenizer(folder, config.vocab_size)
     return config
+
+
+def check_code_names(folder: Path, config: XLMSWCMConfig):
+    """Check that the configs of a folder name only code that is pushed with the model."""
+    pushed = {name.removesuffix(".py") for name in package_code(config)}
+    for file in ("config.json", "tokenizer_config.json"):
+        path = find_file(str(folder), file)
+        fields = {} if path is None else read_json(path)
+        for field in ("auto_map", "custom_pipelines"):
+            for name in find_class_names(fields.get(field)):
+                if name.rpartition(".")[0] not in pushed:
+                    raise ConversionError(
+                        f'{field} in {path} names "{name}", which is no class of xlm-swcm. Remove {field}.'
+                    )
+
+
+def find_class_names(value: object) -> list[str]:
+    """Return the names of classes in a field that says which code Transformers runs."""
+    if isinstance(value, dict):
+        return find_class_names([part for key, part in value.items() if key not in ("pt", "type", "default")])
+    if isinstance(value, list):
+        return [name for part in value for name in find_class_names(part)]
+    return [value] if isinstance(value, str) else []

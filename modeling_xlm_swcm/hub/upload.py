@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    HFValidationError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.hub_errors import translate_hub_errors
+from modeling_xlm_swcm.checkpoints.reading import check_token_characters
 
 
 # Files of an older push that a new push removes: weights, whole or in shards, and code that no model uses any more.
@@ -76,10 +75,6 @@ def upload(
 
 def check_token():
     """Check that there is a token and that its characters are valid, so that no error message prints it."""
-    token = get_token()
-    if token is None:
+    if get_token() is None:
         raise ConversionError("There is no token for the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
-    if not re.fullmatch(r"[!-~]+", token):
-        raise ConversionError(
-            "The token for the Hub holds an invalid character. Log in again with `hf auth login`, or set HF_TOKEN."
-        )
+    check_token_characters()
