@@ -11,7 +11,15 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.checkpoints.encoders import require_license
-from modeling_xlm_swcm.checkpoints.reading import StoredTensor, as_bytes, blocks, read_weights, return_freed_memory
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.reading import (
+    StoredTensor,
+    as_bytes,
+    blocks,
+    check_memory,
+    read_weights,
+    return_freed_memory,
+)
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, without_paths
 
@@ -138,6 +146,7 @@ def write_conversion(
 
 def build_model(plan: ConversionPlan) -> XLMSWCMForConditionalGeneration:
     """Return the planned model, after a comparison of its copies with their source."""
+    check_memory(plan.source.name, plan.parameters[plan.config.weight_sharing] * plan.dtype.itemsize)
     state_dict = copy_tensors(plan)
     initialise_tags(plan, state_dict)
     model = instantiate_model(plan, state_dict)
@@ -164,9 +173,15 @@ def copy_tensors(plan: ConversionPlan) -> dict[str, torch.Tensor]:
             rows = config.vocab_size if target in (MODEL_EMBEDDINGS, OUTPUT_BIAS) else rows
             state_dict[target] = torch.empty(rows, *columns, dtype=plan.dtype)
         for place, block in blocks(source.tensors[name]):
-            if name not in plan.not_finite and not all(extreme.isfinite() for extreme in block.aminmax()):
+            extremes = torch.stack(block.aminmax())
+            if name not in plan.not_finite and not extremes.isfinite().all():
                 plan.not_finite.append(name)
                 logger.warning(f"{name} of {source.name} holds NaN or infinity. It is copied unchanged.")
+            if (extremes.isfinite() & ~extremes.to(plan.dtype).isfinite()).any():
+                raise ConversionError(
+                    f"{name} of {source.name} has values that {str(plan.dtype).removeprefix('torch.')} cannot hold. "
+                    "Use --dtype bfloat16 or float32."
+                )
             for target in targets:
                 state_dict[target][place] = block
     return state_dict

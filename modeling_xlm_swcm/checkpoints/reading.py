@@ -373,9 +373,10 @@ def load_file(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     # A damaged pickle can raise any error.
     except Exception as error:
+        unsafe = "" if path.suffix == ".safetensors" else ", or it holds pickled code, which xlm-swcm never runs"
         raise ConversionError(
-            f"Cannot read weights from {path}. The file is cut short or damaged, or it holds pickled code, which "
-            f"xlm-swcm never runs. Download it again, or convert it to safetensors.{describe_cause(error, ' ({})')}"
+            f"Cannot read weights from {path}. The file is cut short or damaged{unsafe}. Download it again, or convert "
+            f"it to safetensors.{describe_cause(error, ' ({})')}"
         ) from error
 
 
