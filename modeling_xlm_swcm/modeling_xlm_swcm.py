@@ -42,13 +42,13 @@ from .layers_xlm_swcm import (
 )
 from .linear_xlm_swcm import is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
-from .peft_xlm_swcm import check_adapters, check_cache_layers, output_projection
+from .peft_xlm_swcm import XLMSWCMPeftMixin, check_adapters, check_cache_layers, output_projection
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .positions_xlm_swcm import check_length, position_ids_from_mask
 
 
 @auto_docstring
-class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, PreTrainedModel):
+class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel):
     config: XLMSWCMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

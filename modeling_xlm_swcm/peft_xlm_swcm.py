@@ -31,7 +31,7 @@ def check_adapters(model: PreTrainedModel):
         adapted, other = (name, source) if adapters[0] is not None else (source, name)
         advice = "Leave this module out of target_modules and modules_to_save."
         if source.endswith("word_embeddings.weight"):
-            advice += " To train single tokens, pass trainable_token_indices and a model with tie_word_embeddings."
+            advice += " To train single tokens, pass a list as trainable_token_indices. It needs tie_word_embeddings."
         raise ValueError(f"A PEFT adapter changes {adapted}, but not {other}, which is the same weight. {advice}")
 
 
@@ -58,7 +58,8 @@ def find_adapter(model: nn.Module, name: str) -> nn.Module | None:
 def find_token_adapter(module: nn.Module | None) -> nn.Module | None:
     """Return the layer of PEFT that trains single tokens of an embedding or output projection, or None."""
     layer = getattr(module, "token_adapter", module)
-    return layer if hasattr(layer, "get_merged_weights") else None
+    is_plain = hasattr(layer, "get_merged_weights") and not hasattr(layer.get_base_layer(), "adapter_layer_names")
+    return layer if is_plain else None
 
 
 def output_projection(lm_head: nn.Module, states: torch.Tensor) -> torch.Tensor:
@@ -88,6 +89,18 @@ def output_projection(lm_head: nn.Module, states: torch.Tensor) -> torch.Tensor:
         )
     weight = layer.get_merged_weights(layer.active_adapters)
     return nn.functional.linear(states, weight, layer.get_base_layer().bias)
+
+
+class XLMSWCMPeftMixin:
+    """Refuse to resize embeddings with trained tokens, which PEFT does not support."""
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        if find_token_adapter(self.get_input_embeddings()) is not None:
+            raise ValueError(
+                "The embeddings cannot be resized while an adapter trains single tokens. Resize them before you add "
+                "the adapter, or after merge_and_unload."
+            )
+        return super().resize_token_embeddings(*args, **kwargs)
 
 
 def check_cache_layers(cache: EncoderDecoderCache | None, num_layers: int):

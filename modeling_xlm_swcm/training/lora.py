@@ -15,12 +15,16 @@ from .checkpoints import TrainingError
 
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+# A tied prefix decoder calls the layers of the encoder.
+TIED_PREFIX_TARGETS = r".*\.encoder\.layer\.\d+\..*\.?(query|key|value|dense)"
 VOCABULARY_REPORT = "vocabulary_report.json"
 
 
 def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCMTokenizer | None = None) -> nn.Module:
     """
     Add LoRA adapters to the projections of the decoder, or freeze the encoder, as the options say.
+
+    In a tied prefix decoder, the adapters are in the layers of the encoder, which the decoder calls.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -48,7 +52,7 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCM
     lora = LoraConfig(
         r=args.lora_rank,
         lora_alpha=2 * args.lora_rank,
-        target_modules=LORA_TARGETS,
+        target_modules=TIED_PREFIX_TARGETS if model.config.weight_sharing == "tied" else LORA_TARGETS,
         trainable_token_indices=tokens or None,
     )
     with warnings.catch_warnings():
@@ -59,7 +63,11 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCM
 
 def check_combination(model: PreTrainedModel, args: ModelArguments):
     """Refuse options that do not work together or with this model."""
-    needs_own_weights = {"--lora": args.lora, "--freeze_encoder": args.freeze_encoder, "FSDP": is_fsdp_enabled()}
+    needs_own_weights = {
+        "--lora": args.lora and not model.config.has_prefix_decoder,
+        "--freeze_encoder": args.freeze_encoder,
+        "FSDP": is_fsdp_enabled(),
+    }
     requested = [name for name, is_on in needs_own_weights.items() if is_on]
     if requested and model.config.weight_sharing == "tied":
         raise TrainingError(
