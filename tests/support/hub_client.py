@@ -18,7 +18,7 @@ SENT = {
     *("tokenizer.json", "tokenizer_config.json", "configuration_xlm_swcm.py", "modeling_xlm_swcm.py"),
     *("hub_xlm_swcm.py", "loss_xlm_swcm.py", "pipeline_xlm_swcm.py", "linear_xlm_swcm.py"),
     *("compat_xlm_swcm.py", "generation_xlm_swcm.py", "layers_xlm_swcm.py", "positions_xlm_swcm.py"),
-    *("tokenization_xlm_swcm.py", "peft_xlm_swcm.py"),
+    *("tokenization_xlm_swcm.py", "peft_xlm_swcm.py", "encoder_xlm_swcm.py"),
 }
 
 # one command or piece of code a line; what they print does not mix with the answers
