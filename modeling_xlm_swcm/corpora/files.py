@@ -77,8 +77,8 @@ def find_files(path: str) -> list[str]:
     try:
         if Path(path).is_file():
             return [path]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path[:100]} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except OSError as error:
+        raise DataError(f"{path[:100]} cannot be read: {error.strerror}. Check the path.") from error
     return [file for file in sorted(glob.glob(path)) if Path(file).is_file()]
 
 

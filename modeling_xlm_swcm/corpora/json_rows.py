@@ -12,6 +12,7 @@ from .bad_rows import EMPTY, TO_UTF8, BadRows, DataError
 from .files import MAX_LINE_BYTES, number_lines, open_file, split_lines
 
 
+DELIMITER = re.compile(r"[ \t\r\n,\]]")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
 CHUNK = 2**16
 
@@ -148,15 +149,14 @@ class ArrayReader:
 
     def _take_item(self) -> Any:
         while True:
+            is_last_try = len(self.text) - self.position > MAX_LINE_BYTES
             try:
                 item, end = DECODER.raw_decode(self.text, self.position)
                 # More digits of a number may follow.
-                is_whole = end < len(self.text) or not self._read()
+                if is_last_try or DELIMITER.match(self.text, end) or not self._read():
+                    self._move_to(end)
+                    return item
             except json.JSONDecodeError as error:
-                if len(self.text) - self.position > MAX_LINE_BYTES or not self._read():
+                if is_last_try or not self._read():
                     self._move_to(error.pos)
                     raise
-                continue
-            if is_whole:
-                self._move_to(end)
-                return item

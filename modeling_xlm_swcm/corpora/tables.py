@@ -43,6 +43,8 @@ def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, st
         line = decode_line(first, is_first=True)
     except ValueError as error:
         raise DataError(f"The header of {path} {error}. Convert the file with {TO_UTF8}.") from error
+    if not line:  # only a byte order mark
+        return
     lines = itertools.chain([(1, line)], number_lines(path, raw, bad_rows, start=2))
     is_tsv = suffix_of(path) != ".csv"
     if is_tsv and not all(map(QUOTED.fullmatch, split_tabs(line))):
