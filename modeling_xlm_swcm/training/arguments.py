@@ -73,6 +73,8 @@ class ModelArguments:
             raise ValueError("--freeze_encoder keeps the embeddings. Remove it, or remove --lora_train_embeddings.")
         if not self.lora_merge and not self.lora:
             raise ValueError("--lora_merge false needs --lora.")
+        if not self.lora_merge and self.save_dtype is not None:
+            raise ValueError("--save_dtype has no effect on adapters. Remove it, or remove --lora_merge false.")
 
 
 @dataclass

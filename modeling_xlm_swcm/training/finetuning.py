@@ -23,7 +23,7 @@ from .files import write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
 from .lora import adapt_model, save_trained
 from .metrics import GenerationMetrics
-from .precision import choose_saved_dtype, round_weights
+from .precision import choose_saved_dtype
 from .results import write_results
 from .rows import BadRows, DataError
 from .trainer import XLMSWCMTrainer
@@ -127,7 +127,6 @@ def finetune_on_pairs(
     if "train" in datasets:
         trainer.train(resume_from_checkpoint=checkpoint)
         save_trained(trainer, model_args)
-        round_weights(trainer.model, trainer.saved_dtype)
     results = evaluate_splits(trainer, datasets, metrics)
     if "train" in datasets:
         scored = metrics.get("test") or metrics.get("validation")

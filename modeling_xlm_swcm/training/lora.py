@@ -12,6 +12,7 @@ from modeling_xlm_swcm.checkpoints.reading import find_file, read_json
 
 from .arguments import ModelArguments
 from .checkpoints import TrainingError
+from .precision import round_weights
 
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -155,11 +156,16 @@ def read_new_tokens(path: Path, size: int) -> range:
 
 
 def save_trained(trainer: Trainer, args: ModelArguments):
-    """Save model and tokenizer, with merged adapters, or only adapters and tokenizer if `lora_merge` is false."""
-    if args.lora_merge:
-        save_merged(trainer)
-    else:
+    """
+    Save model and tokenizer, with merged adapters, or only adapters and tokenizer if `lora_merge` is false.
+
+    Call it before the evaluation, which scores the model that was saved.
+    """
+    if not args.lora_merge:
         trainer.save_model()
+        return
+    save_merged(trainer)
+    round_weights(trainer.model, trainer.saved_dtype)
 
 
 def save_merged(trainer: Trainer):

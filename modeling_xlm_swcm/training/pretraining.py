@@ -18,7 +18,7 @@ from .checkpoints import TrainingError, find_checkpoint
 from .denoising import DataCollatorForDenoising
 from .lora import adapt_model, save_trained
 from .mixture import CorpusConfig, Mixture, load_corpora
-from .precision import choose_saved_dtype, round_weights
+from .precision import choose_saved_dtype
 from .results import write_results
 from .rows import BadRows, DataError
 from .trainer import XLMSWCMTrainer
@@ -98,7 +98,6 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
     trainer.saved_dtype = choose_saved_dtype(model_args)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_trained(trainer, model_args)
-    round_weights(trainer.model, trainer.saved_dtype)
     results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
     write_results(trainer, model_args, None, dataset, results, describe_mixture(data_args, mixture))
