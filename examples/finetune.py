@@ -12,21 +12,18 @@ compressed with gzip, for example train.tsv.gz. To read a Hub dataset, pass --da
 uses the language tags of each row. It scores each language, or each translation direction, separately.
 """
 
-import sys
+# Ctrl-C also ends the script while it imports.
+__interruptible__ = True
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
-from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.finetuning import finetune
 from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
-from modeling_xlm_swcm.training.rows import DataError
+from modeling_xlm_swcm.training.scripts import report_errors
 
 
 def main():
-    try:
+    with report_errors():
         finetune(*parse_arguments(ModelArguments, FinetuneDataArguments, TrainingArguments))
-    except (DataError, ConversionError, TrainingError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

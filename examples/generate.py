@@ -6,25 +6,17 @@
 Lines keep their order, and empty lines stay empty. Lines of similar length form a batch.
 """
 
-import sys
+# Ctrl-C also ends the script while it imports.
+__interruptible__ = True
 
-from transformers import HfArgumentParser
-
-from modeling_xlm_swcm.checkpoints.errors import first_line
-from modeling_xlm_swcm.training.arguments import HelpFormatter, check_options
+from modeling_xlm_swcm.training.arguments import parse_options
 from modeling_xlm_swcm.training.generation import GenerateArguments, generate_file
+from modeling_xlm_swcm.training.scripts import report_errors
 
 
 def main():
-    try:
-        parser = HfArgumentParser(GenerateArguments, formatter_class=HelpFormatter)
-        check_options(parser, sys.argv[1:])
-        (args,) = parser.parse_args_into_dataclasses()
-        generate_file(args)
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename} does not exist. Check the path.")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {first_line(error)}")
+    with report_errors("The output was not written."):
+        generate_file(parse_options(GenerateArguments))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,17 @@ The corpora file has lists under `train` and `validation`. Their fields are thos
       - {path: bo.held_out.txt, language: bo}
 """
 
-import sys
+# Ctrl-C also ends the script while it imports.
+__interruptible__ = True
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
-from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.pretraining import PretrainDataArguments, pretrain
-from modeling_xlm_swcm.training.rows import DataError
+from modeling_xlm_swcm.training.scripts import report_errors
 
 
 def main():
-    try:
+    with report_errors():
         pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments))
-    except (ConversionError, DataError, TrainingError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -8,27 +8,30 @@ from XLM-R or a related encoder. Each file holds text of one language with a sen
 `--resume_from_checkpoint last` a run that was stopped continues.
 """
 
-import sys
+# Ctrl-C also ends the script while it imports.
+__interruptible__ = True
 
+import modeling_xlm_swcm  # noqa: F401
+
+
+# isort: split
 from small_tokenizer import make_tokenizer, read_texts
 from transformers import TrainingArguments
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.training.arguments import parse_arguments
-from modeling_xlm_swcm.training.checkpoints import TrainingError, find_checkpoint
+from modeling_xlm_swcm.training.checkpoints import find_checkpoint
 from modeling_xlm_swcm.training.encoder import EncoderArguments, train_encoder
+from modeling_xlm_swcm.training.scripts import report_errors
 
 
 def main():
-    args, training = parse_arguments(EncoderArguments, TrainingArguments)
-    try:
+    with report_errors():
+        args, training = parse_arguments(EncoderArguments, TrainingArguments)
         checkpoint = find_checkpoint(training)
         texts = read_texts(args.corpus)
         tokenizer = make_tokenizer(args, texts, checkpoint)
         held_out = [line for lines in read_texts(args.validation).values() for line in lines]
         train_encoder(args, training, tokenizer, texts, held_out, checkpoint)
-    except (ConversionError, TrainingError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

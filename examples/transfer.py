@@ -9,30 +9,28 @@ part of larger ones. The script writes `transfer.md`, `transfer.json`, `transfer
 other options are those of finetune.py.
 """
 
-import sys
+# Ctrl-C also ends the script while it imports.
+__interruptible__ = True
+
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
-from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
-from modeling_xlm_swcm.training.rows import DataError
+from modeling_xlm_swcm.training.scripts import report_errors
 from modeling_xlm_swcm.training.transfer import TransferArguments, transfer, write_transfer
 
 
 def main():
-    try:
+    with report_errors("The finished models are in their folders."):
         parsed = parse_arguments(ModelArguments, FinetuneDataArguments, TransferArguments, TrainingArguments)
         scores, metric = transfer(*parsed)
-    except (DataError, ConversionError, TrainingError) as error:
-        sys.exit(f"error: {error}")
-    _, _, transfer_args, args = parsed
-    if args.process_index == 0:
-        table = write_transfer(scores, metric, transfer_args.high_resource, args.seed, Path(args.output_dir))
-        Console().print(Markdown(table))
+        _, _, transfer_args, args = parsed
+        if args.process_index == 0:
+            table = write_transfer(scores, metric, transfer_args.high_resource, args.seed, Path(args.output_dir))
+            Console().print(Markdown(table))
 
 
 if __name__ == "__main__":

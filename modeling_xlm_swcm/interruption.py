@@ -36,9 +36,14 @@ def raise_once(number, frame):
 
 
 def watch_start(command: str):
-    """End the process at Ctrl-C while a command imports its modules. Other programs are not changed."""
+    """
+    End the process at Ctrl-C while a command imports its modules.
+
+    A script asks for the same with `__interruptible__ = True` before its imports. Other programs are not changed.
+    """
     is_command = os.path.basename(sys.argv[0] if sys.argv else "") == command
-    if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    is_script = getattr(sys.modules.get("__main__"), "__interruptible__", False)
+    if (is_command or is_script) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_while_starting)
 
 

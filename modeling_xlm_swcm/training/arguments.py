@@ -172,6 +172,26 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
+def parse_options(options: type, argv: list[str] | None = None) -> Any:
+    """
+    Parse the command line of a script without a training into one object.
+
+    Args:
+        options (`type`):
+            Dataclass whose fields are the options.
+        argv (`list[str]`, *optional*, defaults to `sys.argv[1:]`):
+            Arguments to parse.
+
+    Raises:
+        ValueError: if an option is wrong.
+    """
+    parser = HfArgumentParser(options, formatter_class=HelpFormatter)
+    argv = sys.argv[1:] if argv is None else argv
+    check_options(parser, argv)
+    (parsed,) = parser.parse_args_into_dataclasses(argv)
+    return parsed
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Add "Required." or the default to the help of an option, unless the help names it or there is no default."""
 

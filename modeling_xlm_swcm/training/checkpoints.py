@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import first_line
+from modeling_xlm_swcm.checkpoints.writing import unfinished
 
 from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
 
@@ -250,16 +252,12 @@ class ResumableTrainer(Trainer):
         if self._is_saving or not self.args.should_save:
             return super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        with self._explaining_write_errors(folder):
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-            try:
-                self._save_converted(folder / UNFINISHED, state_dict)
-                for path in (folder / UNFINISHED).iterdir():
-                    if path.is_dir():
-                        shutil.rmtree(folder / path.name, ignore_errors=True)
-                    path.replace(folder / path.name)
-            finally:
-                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        with self._unfinished_folder(folder, folder) as partial:
+            self._save_converted(partial, state_dict)
+            for path in partial.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                path.replace(folder / path.name)
 
     def _save_converted(self, folder: Path, state_dict: dict | None):
         """Save the model in `saved_dtype`. Adapters keep their dtype."""
@@ -279,17 +277,26 @@ class ResumableTrainer(Trainer):
         model.config.dtype = trained_dtype
 
     @contextmanager
-    def _explaining_write_errors(self, folder: Path):
-        """Raise errors of a disk that is full or cannot be written as a [`TrainingError`]."""
+    def _unfinished_folder(self, folder: Path, output: Path) -> Iterator[Path]:
+        """Yield a folder for files that are not complete yet, and remove it at the end and at Ctrl-C."""
+        partial = folder / UNFINISHED
+        if not self.args.should_save:
+            yield partial
+            return
+        unfinished.add(partial)
         try:
-            yield
+            shutil.rmtree(partial, ignore_errors=True)
+            yield partial
         except (OSError, RuntimeError, SafetensorError) as error:
             if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
                 raise
             raise TrainingError(
-                f"Cannot write {folder}: {first_line(error).rstrip('.')}. Free some space or choose another "
+                f"Cannot write {output}: {first_line(error).rstrip('.')}. Free some space or choose another "
                 "--output_dir, and resume from the last checkpoint, if any."
             ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            unfinished.discard(partial)
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
@@ -299,30 +306,24 @@ class ResumableTrainer(Trainer):
         self._check_weights()
         run = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            with self._explaining_write_errors(run / name):
+        with self._unfinished_folder(run, run / name) as partial:
+            self.accelerator.wait_for_everyone()
+            self._is_saving = True
+            try:
                 super()._save_checkpoint(model, trial)
-        except BaseException:
+            finally:
+                self._is_saving = False
+            self.accelerator.wait_for_everyone()
+            best = run / f"checkpoint-{self.state.best_global_step}"
+            # Transformers looks for the best checkpoint in the folder that it writes to.
+            if self.state.best_global_step == self.state.global_step or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
-                shutil.rmtree(run / UNFINISHED, ignore_errors=True)
-            raise
-        finally:
-            self._is_saving = False
-        self.accelerator.wait_for_everyone()
-        best = run / f"checkpoint-{self.state.best_global_step}"
-        # Transformers looks for the best checkpoint in the folder that it writes to.
-        if self.state.best_global_step == self.state.global_step or best.is_dir():
-            self.state.best_model_checkpoint = str(best)
+                self.state.save_to_json(partial / name / TRAINER_STATE_NAME)
+                (partial / name / RUN).write_text(json.dumps(self._describe_run(), indent=1), encoding="utf-8")
+                shutil.rmtree(run / name, ignore_errors=True)
+                (partial / name).rename(run / name)
         if self.args.should_save:
-            self.state.save_to_json(run / UNFINISHED / name / TRAINER_STATE_NAME)
-            (run / UNFINISHED / name / RUN).write_text(json.dumps(self._describe_run(), indent=1), encoding="utf-8")
-            shutil.rmtree(run / name, ignore_errors=True)
-            (run / UNFINISHED / name).rename(run / name)
-            (run / UNFINISHED).rmdir()
             if self.args.push_to_hub:
                 self._push_from_checkpoint(str(run / name))
             rotate_checkpoints(

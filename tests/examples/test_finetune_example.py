@@ -420,7 +420,7 @@ class TestRuns:
         damaged = shutil.copytree(learner_folder, tmp_path / "model")
         cut_short(damaged / file)
         error = main(finetune, **translation | {"model_name_or_path": str(damaged)})
-        assert error.startswith(f"error: Cannot load {damaged}: ") and "\n" not in error
+        assert error.startswith("error: Cannot ") and str(damaged) in error and "\n" not in error
 
     def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
         with loopback_hub() as hub:
