@@ -77,12 +77,10 @@ def test_a_pattern_names_all_its_files(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json.gz", "a.tsv", "a.parquet", "a.bz2"])
 def test_a_file_that_is_missing(tmp_path, name):
-    for work in (
-        lambda path: list(read_rows(path, BadRows())),
-        lambda path: list(stream_texts(path, "bo", BadRows())),
-    ):
-        with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path / name))} does not exist. Check the path.$"):
-            work(str(tmp_path / name))
+    path = str(tmp_path / name)
+    for rows in (read_rows(path, BadRows()), stream_texts(path, "bo", BadRows())):
+        with pytest.raises(DataError, match=f"^{re.escape(path)} does not exist. Check the path.$"):
+            list(rows)
 
 
 def test_what_is_no_file(tmp_path):
@@ -133,9 +131,8 @@ def test_texts_with_nul_bytes_are_named(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", r'{"text": "a\u0000b"}')
     bad_rows = BadRows(skip_option="")
     assert list(stream_texts(path, "bo", bad_rows)) == [(f"{path}:1", None)]
-    with pytest.raises(
-        DataError, match=r'a\.jsonl:1 contains NUL bytes in the column "text"\. Correct the data .*8\)\.$'
-    ):
+    message = r'a\.jsonl:1 contains NUL bytes in the column "text"\. Correct the data \(.*UTF-8\)\.$'
+    with pytest.raises(DataError, match=message):
         bad_rows.report()
 
 

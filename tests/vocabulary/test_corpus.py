@@ -1,9 +1,11 @@
 """Read text files line by line, count their tokens and compare their segmentation."""
 
+import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from support.corpus_files import write_rows
 from support.vocabularies import TEXTS, ids, reader_tokenizer
 from tokenizers import Tokenizer
 
@@ -106,6 +108,52 @@ def test_batches_hold_every_line_once_and_are_never_empty(tmp_path, monkeypatch,
     assert all(batch for _, batch in batches)
     for language, expected in (("en", ["12345", "12345", "abc", "12345"]), ("bo", ["12345"])):
         assert [line for of, batch in batches if of == language for line in batch] == expected
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl", "a.json", "a.csv.gz", "a.tsv", "a.parquet"])
+def test_other_formats_have_the_texts_of_their_column(tmp_path, name):
+    texts = ['He said "བོད་སྐད"', "two words"]
+    rows = [{"text": text} for text in texts]
+    if name == "a.json":
+        (tmp_path / name).write_text(json.dumps(rows))
+    else:
+        write_rows(tmp_path / name, rows)
+    for language in ("bo", "zh"):
+        assert lines(Corpus.parse(f"{language}={tmp_path / name}")) == texts
+
+
+def test_columns_of_pairs_are_texts_of_two_languages(tmp_path):
+    write_rows(tmp_path / "pairs.tsv", [{"zh": "a", "bo": "b"}, {"zh": "", "bo": "c"}])
+    corpora = Corpus.parse_all([f"{language}={tmp_path / 'pairs.tsv'}" for language in ("zh", "bo")])
+    assert [lines(text) for text in corpora] == [["a"], ["b", "c"]]
+    assert not corpora[0].has_same_text(corpora[1]) and corpora[0].has_same_text(corpora[0])
+    with pytest.raises(ConversionError, match=r'no column "pairs" or "text" \(columns: zh, bo\)'):
+        lines(Corpus.parse(str(tmp_path / "pairs.tsv")))
+
+
+def test_a_pattern_names_files_of_one_language(tmp_path):
+    for name in ("b.txt", "a.txt"):
+        write(tmp_path, name, name)
+    corpora = Corpus.parse_all([f"bo={tmp_path}/*.txt"])
+    assert [(text.path.name, text.language) for text in corpora] == [("a.txt", "bo"), ("b.txt", "bo")]
+    with pytest.raises(ConversionError, match=r"\*\.txt names 2 files\. Pass one file\."):
+        Corpus.parse(f"bo={tmp_path}/*.txt")
+
+
+def test_a_format_that_is_not_supported_is_refused_at_once(tmp_path):
+    with pytest.raises(ConversionError, match=r"bo\.xlsx cannot be read, because \.xlsx files are not supported"):
+        write(tmp_path, "bo.xlsx", "text")
+
+
+@pytest.mark.parametrize("name", ["bo.txt.gz", "bo.jsonl"])
+def test_a_sample_of_text_of_unknown_size_is_as_large(tmp_path, monkeypatch, name):
+    texts = [f"{number} " + "ka " * 30 for number in range(8000)]
+    write_rows(tmp_path / name, [{"text": text} for text in texts])
+    monkeypatch.setattr(pieces, "SAMPLE_BYTES", 2**16)
+    sample = sample_corpora([Corpus.parse(str(tmp_path / name))], seed=0)
+    assert 0.9 < sum(len(line) + 1 for line in sample) / 2**16 < 2.1
+    numbers = [int(line.split()[0]) for line in sample]
+    assert len(set(numbers)) == len(numbers) and 3500 < sum(numbers) / len(numbers) < 4500
 
 
 def test_files_of_a_language_count_as_one(tmp_path, reader):
