@@ -191,7 +191,7 @@ class ResumableTrainer(Trainer):
             yield
         except TrainingError:
             raise
-        except (RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
             detail = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")
             raise TrainingError(
                 f"{checkpoint} does not fit this model or is damaged: {detail}. Use the model that the run started "
