@@ -1,14 +1,33 @@
 """LoRA: adapters that learn, that are saved, merged and resumed, and combinations that are refused."""
 
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
-from support.models import logits_of
+from peft import PeftModel
+from safetensors.torch import load_file
+from support.encoders import xlm_roberta_tokenizer
+from support.folders import load
+from support.models import assert_close, logits_of
 from support.trainers import new_model
+from transformers import AutoTokenizer
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
-from modeling_xlm_swcm.training.arguments import ModelArguments
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
+from modeling_xlm_swcm.training.finetuning import check_push, finetune
+from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
 from modeling_xlm_swcm.training.lora import adapt_model, save_merged
+from modeling_xlm_swcm.training.rows import DataError
+from modeling_xlm_swcm.vocabulary import extend
+
+
+# Names of the modules with the shared word embeddings.
+SHARED = ("word_embeddings.weight", "lm_head.weight")
 
 
 @pytest.fixture
@@ -85,3 +104,199 @@ class TestLora:
         with pytest.raises(TrainingError, match=f"{option} needs a decoder with its own weights"):
             adapt_model(new_model(tokenizer, weight_sharing="tied"), args)
         adapt_model(new_model(tokenizer), args)
+
+
+def run(start: Path, output: Path, train_file: Path, **options):
+    """Fine-tune with LoRA and return the scores."""
+    training = TrainingArguments(
+        str(output),
+        do_train=True,
+        do_predict=True,
+        predict_with_generate=True,
+        max_steps=6,
+        learning_rate=1e-2,
+        save_strategy="no",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    data = FinetuneDataArguments(
+        task="translation",
+        source_lang="zh",
+        target_lang=["kk", "bo"],
+        train_file=str(train_file),
+        test_file=str(train_file),
+        max_source_length=30,
+        max_target_length=20,
+    )
+    return finetune(ModelArguments(str(start), lora=True, lora_rank=4, **options), data, training)
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "train.tsv"
+    path.write_text("zh\tkk\tbo\n我们\tжел жоқ\tཞོགས་པ\n河边没有风\tөзен\tང་ཚོ\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def extended_folder(learner_folder, tmp_path_factory) -> Path:
+    """Return a model whose vocabulary has new tokens behind the language tags."""
+    folder = tmp_path_factory.mktemp("extended")
+    (folder / "bo.txt").write_text("བཀྲ་ཤིས་བདེ་ལེགས སྐད་ཡིག་སློབ་སྦྱོང རྒྱལ་ཁབ\n" * 20, encoding="utf-8")
+    report = extend(learner_folder, folder / "model", corpus=[f"bo={folder / 'bo.txt'}"], size=120)
+    assert report.tokens["before"] < report.tokens["after"]
+    return folder / "model"
+
+
+@pytest.fixture
+def batch(tokenizer) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    draw = partial(torch.randint, 4, 150, generator=generator)
+    return {"input_ids": draw((2, 9)), "decoder_input_ids": draw((2, 6))}
+
+
+def changed_rows(before: Path, after: Path) -> list[int]:
+    rows = [load(folder).get_input_embeddings().weight for folder in (before, after)]
+    return (rows[0] != rows[1]).any(1).nonzero().flatten().tolist()
+
+
+class TestEmbeddings:
+    @pytest.mark.parametrize(("choice", "names_report"), [("tags", False), ("new", False), ("new", True)])
+    def test_the_chosen_rows_train_and_no_other(self, choice, names_report, extended_folder, train_file, tmp_path):
+        report = shutil.copy(extended_folder / "vocabulary_report.json", tmp_path)
+        start, option = extended_folder, choice
+        if names_report:
+            start = shutil.copytree(extended_folder, tmp_path / "start")
+            (start / "vocabulary_report.json").unlink()
+            option = str(report)
+        run(start, tmp_path / "output", train_file, lora_train_embeddings=option)
+        tokenizer = AutoTokenizer.from_pretrained(extended_folder)
+        tags = [tokenizer.get_lang_id(code) for code in ("zh", "kk", "bo")]
+        tokens = json.loads(Path(report).read_text())["tokens"]
+        new = range(tokens["before"], tokens["after"]) if choice == "new" else []
+        assert changed_rows(extended_folder, tmp_path / "output") == sorted({*tags, *new})
+        before, after = (load(folder).state_dict() for folder in (extended_folder, tmp_path / "output"))
+        others = {name for name in before if not torch.equal(before[name], after[name])}
+        assert all(".decoder.layers." in name or name.endswith(SHARED) for name in others)
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    def test_adapters_are_saved_alone_and_merge_to_what_a_merged_run_saves(
+        self, extended_folder, train_file, tmp_path, batch
+    ):
+        scores = [
+            run(extended_folder, tmp_path / name, train_file, lora_train_embeddings="new", lora_merge=merge)
+            for name, merge in (("merged", True), ("adapters", False))
+        ]
+        assert scores[0] == scores[1]
+        names = {path.name for path in (tmp_path / "adapters").iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= names
+        assert not names & {"model.safetensors", "config.json"}
+        tensors = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert len([name for name in tensors if "trainable_tokens_delta" in name]) == 1
+
+        expected = logits_of(load(tmp_path / "merged").eval(), **batch)
+        assert (expected - logits_of(load(extended_folder).eval(), **batch)).abs().max() > 0.01
+        model = PeftModel.from_pretrained(load(extended_folder), tmp_path / "adapters").eval()
+        assert_close(logits_of(model, **batch), expected)
+        assert_close(logits_of(model.merge_and_unload(), **batch), expected)
+
+    def test_a_run_goes_on_from_a_checkpoint(self, make_trainer, tokenizer, tmp_path):
+        args = ModelArguments("", lora=True, lora_rank=4, lora_train_embeddings="tags")
+        whole, resumed = (make_trainer(adapt_model(new_model(tokenizer), args, tokenizer)) for _ in range(2))
+        whole.train()
+        expected = states(whole.model)
+        assert any("trainable_tokens_delta" in name for name in expected)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert_equal(states(resumed.model), expected)
+
+    def test_a_checkpoint_of_other_embeddings_is_refused(self, make_trainer, tokenizer, tmp_path):
+        make_trainer(adapt_model(new_model(tokenizer), ModelArguments("", lora=True))).train()
+        args = ModelArguments("", lora=True, lora_train_embeddings="tags")
+        trainer = make_trainer(adapt_model(new_model(tokenizer), args, tokenizer))
+        with pytest.raises(TrainingError, match="does not fit this model or is damaged: .*trainable_tokens_delta"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    @pytest.mark.parametrize(
+        ("choice", "report", "message"),
+        [
+            ("new", None, "^--lora_train_embeddings new: .* has no vocabulary_report.json. Pass the path"),
+            ("tag", None, "^--lora_train_embeddings tag is not a file. Use none, tags, new or the path"),
+            (
+                "new",
+                {"action": "trim", "tokens": {"before": 9, "after": 7}},
+                "does not describe an extension",
+            ),
+            ("new", {"action": "extend"}, 'The field "tokens" of .* does not fit the tokenizer'),
+            ("new", {"action": "extend", "tokens": [1, 2]}, 'The field "tokens" of .* does not fit'),
+            ("new", {"action": "extend", "tokens": {"before": 9}}, 'The field "tokens" of .* does not fit'),
+            ("new", {"action": "extend", "tokens": {"before": "1", "after": 3}}, "does not fit the tokenizer"),
+            ("new", {"action": "extend", "tokens": {"before": 9, "after": 9}}, "does not fit the tokenizer"),
+            ("new", {"action": "extend", "tokens": {"before": 9, "after": 9999}}, "which has [0-9]+ tokens. Pass"),
+        ],
+    )
+    def test_tokens_that_are_not_known_are_refused(self, tokenizer, tmp_path, choice, report, message):
+        if report is not None:
+            (tmp_path / "vocabulary_report.json").write_text(json.dumps(report))
+        args = ModelArguments(str(tmp_path), lora=True, lora_train_embeddings=choice)
+        with pytest.raises(TrainingError, match=message):
+            adapt_model(new_model(tokenizer), args, tokenizer)
+
+    def test_a_damaged_report_is_named(self, tokenizer, tmp_path):
+        (tmp_path / "vocabulary_report.json").write_text("{")
+        args = ModelArguments(str(tmp_path), lora=True, lora_train_embeddings="new")
+        with pytest.raises(ConversionError, match="vocabulary_report.json is not valid JSON"):
+            adapt_model(new_model(tokenizer), args, tokenizer)
+
+    def test_models_without_tags_tokenizer_or_tied_output_are_refused(self, tokenizer):
+        args = ModelArguments("", lora=True, lora_train_embeddings="tags")
+        with pytest.raises(TrainingError, match="needs a tokenizer"):
+            adapt_model(new_model(tokenizer), args)
+        without_tags = type(tokenizer)(
+            tokenizer_object=xlm_roberta_tokenizer().backend_tokenizer, **xlm_roberta_tokenizer().special_tokens_map
+        )
+        with pytest.raises(TrainingError, match="the tokenizer has no language tags"):
+            adapt_model(new_model(tokenizer), args, without_tags)
+        with pytest.raises(TrainingError, match="--lora_train_embeddings needs an output projection that is tied"):
+            adapt_model(new_model(tokenizer, tie_word_embeddings=False), args, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_train_embeddings": "tags"}, "--lora_train_embeddings needs --lora."),
+        ({"lora_merge": False}, "--lora_merge false needs --lora."),
+        (
+            {"lora": True, "lora_train_embeddings": "tags", "freeze_encoder": True},
+            "--freeze_encoder keeps the embeddings.",
+        ),
+        ({"lora": True, "lora_merge": False, "save_dtype": "float32"}, "--save_dtype has no effect on adapters."),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ModelArguments("", **options)
+
+
+def test_adapters_alone_are_not_pushed_as_a_model(tmp_path):
+    training = TrainingArguments(str(tmp_path), push_to_hub=True, hub_model_id="a/b", report_to=[], use_cpu=True)
+    with pytest.raises(DataError, match="^--push_to_hub pushes a whole model. Remove --lora_merge false, or upload"):
+        check_push(ModelArguments("", lora=True, lora_merge=False), training)
+
+
+@pytest.mark.parametrize("choice", ["none", "tags"])
+@pytest.mark.parametrize("sharing", ["init", "tied"])
+def test_a_prefix_decoder_has_adapters_that_merge(make_trainer, tokenizer, tmp_path, rows, sharing, choice):
+    model = new_model(tokenizer, decoder_blocks=["prefix"] * 4, weight_sharing=sharing)
+    model = adapt_model(model, ModelArguments("", lora=True, lora_rank=4, lora_train_embeddings=choice), tokenizer)
+    adapted = {name.split(".lora_")[0] for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad}
+    assert len(adapted) == 4 * 6
+    part = ".encoder.encoder.layer." if sharing == "tied" else ".decoder.layers."
+    assert all(part in name for name in adapted)
+    trainer = make_trainer(model, learning_rate=0.01, save_strategy="no")
+    trainer.train()
+    inputs = trainer.data_collator(rows)
+    expected = logits_of(trainer.model.eval(), **inputs)
+    save_merged(trainer)
+    torch.testing.assert_close(logits_of(load(tmp_path).eval(), **inputs), expected, atol=1e-3, rtol=1e-3)
