@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 
 SEE_HELP = "Run with --help to list the options."
+QUOTE_TEXT = "Without quotes, YAML does not read no, yes, on, off, numbers and dates as text. Put the text in quotes."
 
 
 def has_fast_bf16() -> bool:
@@ -243,6 +244,11 @@ def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
     known = {action.dest for action in parser._actions}
     if unknown := sorted(map(str, settings.keys() - known)):
         raise ValueError(f"{path} has the unknown setting {unknown[0]}. {suggest(unknown[0], known)}")
+    types = {option.name: str(option.type) for options in parser.dataclass_types for option in fields(options)}
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        if "bool" not in types.get(name, "bool") and any(isinstance(item, bool) for item in values):
+            raise ValueError(f"{path} sets {name} to {value!r}. {QUOTE_TEXT}")
     return [word for name, value in settings.items() if value is not None for word in as_words(name, value)]
 
 

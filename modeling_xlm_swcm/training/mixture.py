@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
-from .arguments import read_yaml
+from .arguments import QUOTE_TEXT, read_yaml
 from .denoising import TokenTables
 from .examples import Pair, encode_pairs, encode_texts
 from .rows import BadRows, DataError, check_columns, get_text, is_plain_text, read_aligned, read_rows
@@ -72,7 +72,7 @@ class CorpusConfig:
         is_parallel = self.languages is not None
         rules = {
             "path": (are_texts(patterns) and patterns != [], "a path or a list of paths"),
-            "language": (self.language is None or isinstance(self.language, str), "a language code in quotes"),
+            "language": (self.language is None or isinstance(self.language, str), "a language code"),
             "languages": (
                 not is_parallel or (are_texts(self.languages, 2) and len(set(self.languages)) == 2),
                 "a list of two different language codes",
@@ -85,16 +85,21 @@ class CorpusConfig:
                 self.columns is None or (are_texts(self.columns, 2) and is_parallel),
                 "a list of two columns of parallel text",
             ),
-            "weight": (isinstance(self.weight, (int, float)) and 0 < self.weight < math.inf, "a number above 0"),
+            "name": (self.name is None or isinstance(self.name, str), "the configuration of a Hub dataset"),
+            "split": (isinstance(self.split, str), "the split of a Hub dataset"),
+            "weight": (is_number(self.weight, (int, float)) and 0 < self.weight < math.inf, "a number above 0"),
             "examples": (
-                self.examples is None or (isinstance(self.examples, int) and self.examples > 0),
+                self.examples is None or (is_number(self.examples, int) and self.examples > 0),
                 "a whole number above 0",
             ),
         }
         for name, (is_right, expected) in rules.items():
             if not is_right:
                 value = getattr(self, name)
-                raise DataError(f"Corpus {self.path}: {name} cannot be {value!r}. Give {expected}.")
+                values = value if isinstance(value, list) else [value]
+                is_text = name in ("weight", "examples") or all(isinstance(item, str | dict | None) for item in values)
+                hint = "" if is_text else f" {QUOTE_TEXT}"
+                raise DataError(f"Corpus {self.path}: {name} cannot be {value!r}. Give {expected}.{hint}")
 
     @property
     def title(self) -> str:
@@ -167,6 +172,10 @@ class CorpusConfig:
             texts = [get_text(place, row, column, bad_rows) for column in self.columns]
             if None not in texts:
                 yield Pair(place, *texts, *self.languages)
+
+
+def is_number(value, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def are_texts(value, count: int | None = None) -> bool:

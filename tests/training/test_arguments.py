@@ -61,6 +61,8 @@ def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeyp
         ("3", "must contain one setting per line (example: learning_rate: 0.0001)."),
         ("rate: 3", "has the unknown setting rate. Run with --help to list the options."),
         ("no: 3", "has the unknown setting False. Run with --help to list the options."),
+        ("report_to: [no, off]", "sets report_to to [False, False]. Without quotes, YAML does not read no, yes,"),
+        ("eval_strategy: no", "sets eval_strategy to False. Without quotes, YAML does not read no, yes, on, off"),
         ("seed: 3\nseed: 4", "cannot be read: seed is given twice"),
         ("max_stepz: 3", "has the unknown setting max_stepz. Did you mean max_steps?"),
     ],

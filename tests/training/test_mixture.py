@@ -194,7 +194,21 @@ class TestCorporaFile:
             ),
             (
                 "train: [{path: a, language: no}]",
-                r"Corpus a: language cannot be False\. Give a language code in quotes",
+                r"Corpus a: language cannot be False\. Give a language code\. Without quotes, YAML does not read no, "
+                r"yes, on, off, numbers and dates as text\. Put the text in quotes\.$",
+            ),
+            (
+                "train: [{path: a, languages: [no, nn]}]",
+                r"Corpus a: languages cannot be \[False, 'nn'\]\. Give a list of two different .* Put the text",
+            ),
+            ("train: [{path: 2024-01-01, language: en}]", "path cannot be .*2024.* Put the text in quotes"),
+            ("train: [{path: a, language: en, column: yes}]", "column cannot be True.* Put the text in quotes"),
+            ("train: [{path: a, language: en, name: 2024}]", "name cannot be 2024.* Put the text in quotes"),
+            ("train: [{path: a, language: en, split: on}]", "split cannot be True.* Put the text in quotes"),
+            ("train: [{path: a, language: en, weight: yes}]", r"weight cannot be True\. Give a number above 0\.$"),
+            (
+                "train: [{path: a, language: en, examples: yes}]",
+                r"examples cannot be True\. Give .* above 0\.$",
             ),
             ({"train": [{"path": 3, "language": "en"}]}, r"Corpus .*: path cannot be 3"),
             (
