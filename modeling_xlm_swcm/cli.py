@@ -190,7 +190,9 @@ def report_errors(debug: bool, when_interrupted: str = "Nothing was written.") -
     try:
         with interruptible(f"error: {interrupted}", remove_unfinished):
             yield
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
         if debug:
             traceback.print_exc()
         is_interrupt = isinstance(error, KeyboardInterrupt)

@@ -23,12 +23,16 @@ from .reading import (
     read_tokenizer_config,
     read_weights,
 )
+from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
 
 
 REQUIRED_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "pad_token_id"),
 )
+
+# Tokens at the ends of a text in BERT-like tokenizers, which stand in for tokens that a tokenizer lacks.
+TOKENS_OF_ENDS = {"bos_token": "cls_token", "eos_token": "sep_token"}
 
 ENCODER_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.json")
 
@@ -174,8 +178,39 @@ def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrained
         raise ConversionError(
             f"{name} has no tokenizer. It needs one of these files: {', '.join(ENCODER_TOKENIZER_FILES)}."
         )
-    read_tokenizer_config(name, revision)
-    return load_pretrained(AutoTokenizer, name, revision=revision)
+    kind, config = check_tokenizer_file(name, revision), read_tokenizer_config(name, revision)
+    check_tokenizer_fields(name, config)
+    ends = {
+        token: config[other]["content"] if isinstance(config[other], dict) else config[other]
+        for token, other in TOKENS_OF_ENDS.items()
+        if token in config and config[token] is None and config.get(other)
+    }
+    tokenizer = load_pretrained(AutoTokenizer, name, revision=revision, **ends)
+    check_backend(name, tokenizer, kind)
+    for token, other in TOKENS_OF_ENDS.items():
+        if getattr(tokenizer, token) is None and getattr(tokenizer, other) is None:
+            raise ConversionError(
+                f"The tokenizer of {name} has neither {token} nor {other}. Set {token} in its tokenizer_config.json."
+            )
+        if getattr(tokenizer, token) is None:
+            setattr(tokenizer, token, getattr(tokenizer, other))
+    return tokenizer
+
+
+def check_backend(name: str, tokenizer: PreTrainedTokenizerBase, kind: str | None):
+    """Refuse a tokenizer without a Rust backend, or whose class replaces the model in tokenizer.json."""
+    tokenizer_class = type(tokenizer).__name__
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ConversionError(
+            f"The tokenizer of {name} is a {tokenizer_class}, which is written in Python. Use a checkpoint with a "
+            "fast tokenizer."
+        )
+    loaded = type(tokenizer.backend_tokenizer.model).__name__
+    if kind is not None and loaded != kind:
+        raise ConversionError(
+            f"tokenizer_class in tokenizer_config.json of {name} makes a {loaded} tokenizer, but tokenizer.json holds "
+            f"a {kind} model. Correct tokenizer_class."
+        )
 
 
 def strip_prefix(name: str, tensors: dict[str, torch.Tensor | StoredTensor]) -> dict[str, torch.Tensor | StoredTensor]:

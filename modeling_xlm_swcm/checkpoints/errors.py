@@ -22,6 +22,9 @@ def describe_error(error: BaseException) -> str:
         return escape_unprintable(str(error))
     if isinstance(error, MemoryError):
         return "There is not enough memory. Close other programs, or use a machine with more memory."
+    if not isinstance(error, Exception):
+        # Libraries in Rust raise a BaseException after a crash.
+        return f"A library crashed: {first_line(error)}. Check that the files of the model are complete."
     if isinstance(error, OSError) and error.errno:
         place = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
         return escape_unprintable(f"{os.strerror(error.errno)}{place}")

@@ -13,6 +13,7 @@ from .encoders import check_rows
 from .errors import ConversionError
 from .inspection import read_model_config
 from .reading import check_dtypes, find_file, load_pretrained, read_tokenizer_config, read_weights
+from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
 
 
 def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGeneration:
@@ -86,7 +87,8 @@ def load_tokenizer(source: str | PathLike, vocab_size: int) -> XLMSWCMTokenizer:
     Raises:
         ConversionError: if a file is damaged, or the tokenizer has another class or more than `vocab_size` tokens.
     """
-    read_tokenizer_config(str(source))
+    check_tokenizer_fields(str(source), read_tokenizer_config(str(source)))
+    check_tokenizer_file(str(source))
     tokenizer = load_pretrained(AutoTokenizer, source)
     if not isinstance(tokenizer, XLMSWCMTokenizer):
         raise ConversionError(

@@ -6,7 +6,7 @@ import random
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -60,6 +60,15 @@ def invert_ids(old_ids: list[int]) -> dict[int, int]:
     return {old: new for new, old in enumerate(old_ids) if old >= 0}
 
 
+def find_id_places(post_processor: dict) -> Iterator[tuple[list, int]]:
+    """Yield each place of a token id in a post-processor of `tokenizer.json`, as a list and an index."""
+    for part in post_processor.get("processors", []):
+        yield from find_id_places(part)
+    for token in post_processor.get("special_tokens", {}).values():
+        yield from ((token["ids"], index) for index in range(len(token["ids"])))
+    yield from ((post_processor[name], 1) for name in ("sep", "cls") if name in post_processor)
+
+
 class UnigramVocabulary:
     """
     The vocabulary of a fast Unigram tokenizer.
@@ -75,10 +84,11 @@ class UnigramVocabulary:
             Piece and score (a log-probability) by id. Special tokens have a score of 0. Language tags have a score
             that never wins.
         added_tokens (`dict[int, str]`): Content of the added tokens by id.
+        processor_ids (`set[int]`): The ids of the tokens that the post-processor adds to a text.
         unk_id (`int`): The id of `<unk>`.
 
     Raises:
-        ConversionError: if the tokenizer is not a Unigram tokenizer or its ids have gaps.
+        ConversionError: if the tokenizer is not a Unigram tokenizer, its ids have gaps or an id has no token.
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase):
@@ -103,6 +113,12 @@ class UnigramVocabulary:
             )
         self.added_tokens = added
         self.unk_id = self.state["model"]["unk_id"]
+        self.processor_ids = {ids[index] for ids, index in find_id_places(self.state["post_processor"] or {})}
+        if max(self.processor_ids, default=0) >= len(self.pieces):
+            raise ConversionError(
+                f"The post_processor in tokenizer.json of {name} has the id {max(self.processor_ids)}, but the last "
+                f"token has the id {len(self.pieces) - 1}. Correct the id."
+            )
 
     def build_tokenizer(self, pieces: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
         """
@@ -123,12 +139,8 @@ class UnigramVocabulary:
         state["model"]["unk_id"] = new_ids[self.unk_id]
         for token in state["added_tokens"]:
             token["id"] = new_ids[token["id"]]
-        post_processor = state.get("post_processor") or {}
-        for token in post_processor.get("special_tokens", {}).values():
-            token["ids"] = [new_ids[old] for old in token["ids"]]
-        for token_and_id in ("sep", "cls"):
-            if token_and_id in post_processor:
-                post_processor[token_and_id][1] = new_ids[post_processor[token_and_id][1]]
+        for ids, index in find_id_places(state["post_processor"] or {}):
+            ids[index] = new_ids[ids[index]]
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
         return tokenizer
@@ -296,7 +308,7 @@ def find_required_tokens(vocabulary: UnigramVocabulary, counts: TokenCounts) -> 
             character in seen or find_script(character) is None or find_script(character) in corpus_scripts
             for character in characters
         )
-    required[list(vocabulary.added_tokens)] = True
+    required[[*vocabulary.added_tokens, *vocabulary.processor_ids]] = True
     return required
 
 

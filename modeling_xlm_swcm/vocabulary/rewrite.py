@@ -25,6 +25,7 @@ from modeling_xlm_swcm.checkpoints.reading import (
     StoredTensor,
     as_bytes,
     blocks,
+    check_dtypes,
     equal,
     read_config,
     read_weights,
@@ -80,8 +81,14 @@ def read_source(
     config = read_config(name, revision)
     if config.get("model_type") not in CONFIG_CLASSES:
         check_config(name, config)
+    if config.get("quantization_config"):
+        raise ConversionError(
+            f"The vocabulary of {name} cannot be changed: its weights are quantised. Use the checkpoint before "
+            "quantisation."
+        )
     generation_config = read_optional(name, "generation_config.json", revision)
     tensors, tokenizer = read_weights(name, revision), load_encoder_tokenizer(name, revision)
+    check_dtypes(name, tensors)
     check_vocabulary_tensors(name, config, tensors)
     check_rows(name, tokenizer, config["vocab_size"])
     drop_tied_tensors(tensors)

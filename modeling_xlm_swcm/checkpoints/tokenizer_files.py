@@ -1,0 +1,120 @@
+"""Check tokenizer.json before the tokenizers library reads it. The library's errors name neither file nor field."""
+
+import base64
+import binascii
+import json
+import math
+
+from .errors import ConversionError
+from .reading import find_file, read_json
+
+
+MODELS = ("Unigram", "BPE")
+
+FIELD_KINDS: dict[str, type | tuple[type, ...]] = {
+    "tokenizer_class": str,
+    "model_max_length": (int, float),
+    "padding_side": str,
+    "truncation_side": str,
+} | {f"{name}_token": (str, dict) for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+
+
+def check_tokenizer_file(source: str, revision: str | None = None) -> str | None:
+    """
+    Check `tokenizer.json` of a folder or Hub repository.
+
+    Args:
+        source (`str`): Folder or Hub id.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+
+    Returns:
+        `str` or `None`: the type of the model, for example `"Unigram"`, or `None` if the file does not exist.
+
+    Raises:
+        ConversionError: if the file is damaged, or holds another model than Unigram or BPE.
+    """
+    if (path := find_file(source, "tokenizer.json", revision)) is None:
+        return None
+    content = read_json(path)
+    model = content.get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise ConversionError(f"{path} has no model with a vocab. Download it again.")
+    # Files of old versions of the library do not name the type.
+    kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
+    if kind not in MODELS:
+        raise ConversionError(f"{path} holds a {kind} model. Use a checkpoint with a Unigram or BPE tokenizer.")
+    problem, ids = None, {}
+    if kind == "Unigram" and (problem := find_unigram_problem(model)) is None:
+        ids = {piece: index for index, (piece, _) in enumerate(model["vocab"])}
+    problem = problem or find_added_token_problem(content.get("added_tokens", []), ids)
+    problem = problem or find_charsmap_problem(content.get("normalizer"))
+    if problem is not None:
+        raise ConversionError(f"{path} is damaged: {problem}. Download it again.")
+    return kind
+
+
+def check_tokenizer_fields(source: str, config: dict):
+    """Refuse values in `tokenizer_config.json` of a kind that Transformers cannot read."""
+    for field, kinds in FIELD_KINDS.items():
+        value = config.get(field)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise ConversionError(
+                f"{field} in tokenizer_config.json of {source} is {json.dumps(value)}, which is of the wrong kind. "
+                "Correct it, or download the file again."
+            )
+
+
+def find_unigram_problem(model: dict) -> str | None:
+    """Return what is wrong in the vocab of a Unigram model, or `None`."""
+    vocab, unk_id, seen = model["vocab"], model.get("unk_id"), set()
+    if not isinstance(vocab, list):
+        return "its vocab is not a list"
+    for index, entry in enumerate(vocab):
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+            return f"entry {index} of its vocab is not a piece with a score"
+        piece, score = entry
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            return f'the score of "{piece}" in its vocab is {json.dumps(score)}, not a finite number'
+        if piece in seen:
+            return f'its vocab has "{piece}" twice'
+        seen.add(piece)
+    if not isinstance(unk_id, int) or isinstance(unk_id, bool) or not 0 <= unk_id < len(vocab):
+        return f"its unk_id is {json.dumps(unk_id)}, not an id of its vocab"
+    return None
+
+
+def find_added_token_problem(added_tokens: object, ids: dict[str, int]) -> str | None:
+    """Return what is wrong in the added tokens, or `None`. `ids` are the ids of the pieces."""
+    if not isinstance(added_tokens, list):
+        return "its added_tokens is not a list"
+    for token in added_tokens:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            return "an entry of its added_tokens has no content"
+        content, token_id = token["content"], token.get("id")
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            return f'the id of "{content}" in its added_tokens is {json.dumps(token_id)}'
+        if ids.get(content, token_id) != token_id:
+            return f'"{content}" has the id {token_id} in its added_tokens and the id {ids[content]} in its vocab'
+        if content not in ids and token_id < len(ids):
+            return f'"{content}" in its added_tokens has the id {token_id} of another piece'
+    return None
+
+
+def find_charsmap_problem(normalizer: object) -> str | None:
+    """Return what is wrong in a SentencePiece charsmap of the normalizer, or `None`. The library crashes on it."""
+    if not isinstance(normalizer, dict):
+        return None
+    for part in normalizer.get("normalizers") or []:
+        if problem := find_charsmap_problem(part):
+            return problem
+    if normalizer.get("type") != "Precompiled":
+        return None
+    try:
+        charsmap = base64.b64decode(normalizer["precompiled_charsmap"], validate=True)
+        # The size of the trie, the trie in units of four bytes, and the replacements.
+        size = int.from_bytes(charsmap[:4], "little")
+        is_whole = len(charsmap) >= 4 and size % 4 == 0 and 0 < size <= len(charsmap) - 4
+        charsmap[4 + size :].decode()
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        is_whole = False
+    return None if is_whole else "the precompiled_charsmap of its normalizer cannot be read"
