@@ -7,9 +7,9 @@
     python examples/finetune.py settings.yaml
 
 The script takes the main options of Transformers' run_summarization.py and run_translation.py, also from a YAML or
-JSON file. `--help` lists the options. Files are .jsonl, .csv, .tsv or .parquet. All formats except .parquet can be
-compressed with gzip, for example train.tsv.gz. To read a Hub dataset, pass --dataset_name instead of files. The script
-uses the language tags of each row. It scores each language, or each translation direction, separately.
+JSON file. `--help` lists the options. Files are .jsonl, .json, .csv, .tsv or .parquet, also compressed (example:
+train.tsv.gz). To read a Hub dataset, pass --dataset_name instead of files. The script uses the language tags of each
+row. It scores each language, or each translation direction, separately.
 """
 
 # Ctrl-C also ends the script while it imports.

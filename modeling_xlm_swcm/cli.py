@@ -61,8 +61,9 @@ TextFiles = Annotated[
     typer.Option(
         "--corpus",
         metavar="FILE...",
-        help="Text files with one sentence or paragraph per line. Name the language in front of the path (bo=FILE) or "
-        "in the file name (bo.news.txt). Put this option last or before another option.",
+        help="Text files with one sentence or paragraph per line, or .jsonl, .json, .csv, .tsv or .parquet files with "
+        "a column named as the language or `text`. Name the language in front of the path (bo=FILE) or in the file "
+        "name (bo.news.txt). Put this option last or before another option.",
     ),
 ]
 EvalFiles = Annotated[

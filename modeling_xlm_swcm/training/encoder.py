@@ -26,7 +26,10 @@ class EncoderArguments:
     """Options of a small encoder: text, sizes and masking."""
 
     corpus: list[str] = field(
-        metadata={"help": "Training text: UTF-8 files, one language each (example: bo=text.txt, or bo.news.txt)."}
+        metadata={
+            "help": "Training text: files of one language each (example: bo=text.txt, or bo.news.txt), or files with "
+            "a column named as the language or text."
+        }
     )
     validation: list[str] = field(default_factory=list, metadata={"help": "Validation text: files as in --corpus."})
     tokenizer_name: str | None = field(

@@ -43,7 +43,9 @@ def extend(
     Args:
         checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
         output (`str` or `PathLike`): The folder to write.
-        corpus (`list[str]`): UTF-8 text files, as `language=path` or as files whose name starts with the language.
+        corpus (`list[str]`):
+            Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
+            .json, .csv, .tsv and .parquet files is in the column with the name of the language, or else in `text`.
         size (`int`): Size of the Unigram vocabulary to learn. Only tokens that the checkpoint lacks are added.
         init (`str`, *optional*, defaults to `"mean-of-pieces"`):
             How to initialise the embeddings of new tokens. `"mean-of-pieces"`: the mean of the embeddings of the old

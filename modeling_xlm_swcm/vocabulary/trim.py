@@ -51,7 +51,9 @@ def trim(
     Args:
         checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
         output (`str` or `PathLike`): The folder to write.
-        corpus (`list[str]`): UTF-8 text files, as `language=path` or as files whose name starts with the language.
+        corpus (`list[str]`):
+            Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
+            .json, .csv, .tsv and .parquet files is in the column with the name of the language, or else in `text`.
         min_count (`int`, *optional*): Keep tokens that occur at least N times in the corpus.
         size (`int`, *optional*): Number of tokens to keep, by their mean share over the languages.
         coverage (`float`, *optional*):
