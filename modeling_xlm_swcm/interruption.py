@@ -81,8 +81,10 @@ def interruptible(message: str, clean_up: Callable[[], None]) -> Iterator[None]:
         ended.set()
         signal.set_wakeup_fd(previous_socket)
         signal.signal(signal.SIGINT, ignore if previous is end_while_starting else previous)
-        writer.close()
+        # A forked process can have a copy of the socket, so closing it here does not end the watcher.
+        writer.shutdown(socket.SHUT_WR)
         watcher.join()
+        writer.close()
         reader.close()
 
 
