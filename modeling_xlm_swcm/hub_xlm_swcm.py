@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_
 TRANSFORMERS_CARD = r"model card has been (automatically generated\.|generated automatically according to)"
 # A local path with at least one folder inside a text. URLs and fractions do not match.
 LOCAL_PATH = re.compile(
-    r"""(?<![\w:/\\<.~+-])(?:file://|~|[A-Za-z]:)?[/\\](?:[^\s/\\"'`,;()|]+[/\\])+([^\s/\\"'`,;()|]*)"""
+    r"""(?<![\w/\\<.~+-])(?:file://|~|[A-Za-z]:)?[/\\](?:[^\s/\\"'`,;()|]+[/\\])+([^\s/\\"'`,;()|]*)"""
 )
 # Texts of vocabularies, in which a path is a token.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json")
@@ -145,6 +145,7 @@ def stage_files(files: dict[str, Path], folder: Path, staged: Path):
         if not is_inside(path, folder):
             raise ValueError(f"{path} is a link out of its folder. Replace the link with the file.")
         public = make_public(path)
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
         if public is None:
             (staged / name).symlink_to(path.resolve())
         else:

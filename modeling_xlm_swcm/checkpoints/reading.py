@@ -375,8 +375,8 @@ def load_file(path: Path) -> object:
     except Exception as error:
         unsafe = "" if path.suffix == ".safetensors" else ", or it holds pickled code, which xlm-swcm never runs"
         raise ConversionError(
-            f"Cannot read weights from {path}. The file is cut short or damaged{unsafe}. Download it again, or convert "
-            f"it to safetensors.{describe_cause(error, ' ({})')}"
+            f"Cannot read weights from {path}. The file is cut short or damaged{unsafe}. Download it again, or "
+            f"convert it to safetensors.{describe_cause(error, ' ({})')}"
         ) from error
 
 

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import find_file, read_weight_map
-from modeling_xlm_swcm.hub_xlm_swcm import REPORT, make_public
+from modeling_xlm_swcm.hub_xlm_swcm import REPORT, make_public, stage_files
 
 
 # A child of Transformers' logger, so that Transformers' verbosity applies.
@@ -69,10 +69,22 @@ def report_left_out(folder: Path, sent: Collection[str]):
 
 def read_public(path: Path) -> Path | bytes:
     """Return a file, or its content if a local path in it had to be shortened. A token for the Hub is refused."""
+    check_text(path)
     content = make_public(path)
+    return path if content is None else content
+
+
+def stage_public(files: dict[str, Path], folder: Path, staged: Path):
+    """Prepare files for an upload with [`stage_files`]. A token for the Hub is refused."""
+    for path in files.values():
+        check_text(path)
+    stage_files(files, folder, staged)
+
+
+def check_text(path: Path):
+    """Refuse a text file that holds a token for the Hub."""
     if path.suffix in (".json", ".md", ".txt"):
         check_no_token(path.name, path.read_bytes())
-    return path if content is None else content
 
 
 def check_no_token(name: str, content: bytes):

@@ -21,13 +21,14 @@ from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 from .arguments import TrainingArguments
 from .checkpoints import ResumableTrainer, TrainingError
 from .precision import dtype_name
+from .pushing import PublicTrainer
 
 
 # names of Accelerate for the dtype of matrix products
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
+class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     r"""
     A [`~transformers.Seq2SeqTrainer`] for XLM-SWCM that can be resumed exactly ([`ResumableTrainer`]).
 
@@ -36,8 +37,8 @@ class XLMSWCMTrainer(ResumableTrainer, Seq2SeqTrainer):
     - `scheduled_sampling` replaces a share of the decoder inputs by the model's own predictions, which a first pass
       over the clean inputs computes (Mihaylova and Martins, 2019).
     - `predict_with_generate` starts each generated text with the language tag of its labels.
-    - `push_to_hub` uploads the model card of xlm-swcm. The card shows `metrics.json` if a training script wrote one,
-      and otherwise the settings of the training.
+    - `push_to_hub` uploads only the files of the model ([`PublicTrainer`]), with the model card of xlm-swcm. The card
+      shows `metrics.json` if a training script wrote one, and otherwise the settings of the training.
     """
 
     args: TrainingArguments
