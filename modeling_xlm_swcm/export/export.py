@@ -1,5 +1,6 @@
 """Write a model as a folder that runs without PyTorch."""
 
+import hashlib
 import json
 import shutil
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
+from modeling_xlm_swcm.tokenization_xlm_swcm import UNREACHABLE
 
 
 RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
@@ -66,7 +68,12 @@ def export(
     if find_spec("openvino") is None:
         raise ConversionError("The export needs OpenVINO. Install it with pip install openvino.")
     # OpenVINO is an optional dependency.
-    from .graph import ACTIVATIONS, write_graph
+    try:
+        from .graph import ACTIVATIONS, write_graph
+    except ImportError as error:
+        raise ConversionError(
+            "The installed OpenVINO is too old or damaged. Install it again with pip install -U openvino."
+        ) from error
 
     folder, output = Path(folder), Path(output)
     check_output(output, overwrite, folder)
@@ -86,11 +93,31 @@ def export(
     config = make_runtime_config(folder, model, tokenizer, quantize)
     size = model.num_parameters() * (1 if quantize == "int8" else 4)
     with whole_folder(output, size, overwrite) as partial:
-        write_graph(model.float(), quantize == "int8", partial / "model.xml")
+        write_graph(model.float(), quantize == "int8", partial / "model.xml", output)
+        (partial / "tokenizer.json").write_text(make_text_tokenizer(tokenizer), encoding="utf-8")
+        config["sha256"] = {path.name: checksum(path) for path in sorted(partial.iterdir())}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
         shutil.copy(RUNTIME, partial)
         return {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_text_tokenizer(tokenizer: XLMSWCMTokenizer) -> str:
+    """Return a `tokenizer.json` with the same ids, in which no text can spell a special token."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    # A Unigram vocabulary has the special tokens with the best score.
+    if content["model"]["type"] == "Unigram":
+        special = {token["id"] for token in content["added_tokens"] if token["special"]}
+        for token in content["added_tokens"]:
+            token["content"] = UNREACHABLE * token["special"] + token["content"]
+        for token_id, piece in enumerate(content["model"]["vocab"]):
+            piece[0] = UNREACHABLE * (token_id in special) + piece[0]
+    return json.dumps(content, ensure_ascii=False)
 
 
 def make_runtime_config(
@@ -107,22 +134,37 @@ def make_runtime_config(
                 f"generation_config.json of {folder} sets {name} to {value}, which an exported model does not "
                 "support. Remove this setting."
             )
-    longest = model.config.longest_input
+    from .xlm_swcm_runtime import check_config
+
+    longest, new_tokens = model.config.longest_input, settings.max_new_tokens
+    if new_tokens is None and isinstance(settings.max_length, int | None):
+        new_tokens = (settings.max_length or 21) - 1
     start, ends = settings.decoder_start_token_id, settings.eos_token_id
-    return {
+    config = {
         "model_type": "xlm_swcm_exported",
         "quantize": quantize,
+        "vocab_size": model.config.vocab_size,
         "longest_input": longest,
         "languages": {code: tokenizer.get_lang_id(code) for code in tokenizer.languages},
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": model.config.pad_token_id,
+        "unk_token_id": tokenizer.unk_token_id,
         "decoder_start_token_id": settings.bos_token_id if start is None else start,
         "end_token_ids": ends if isinstance(ends, list) else [end for end in [ends] if end is not None],
         "generation": {
             "forced_bos_token_id": settings.forced_bos_token_id,
-            "max_new_tokens": min(settings.max_new_tokens or (settings.max_length or 21) - 1, longest),
-            "num_beams": settings.num_beams or 1,
+            "max_new_tokens": min(new_tokens, longest) if isinstance(new_tokens, int) else new_tokens,
+            "num_beams": 1 if settings.num_beams is None else settings.num_beams,
             "length_penalty": 1.0 if settings.length_penalty is None else settings.length_penalty,
         },
+        "sha256": {},
     }
+    try:
+        check_config(config)
+    except ValueError as error:
+        cause = str(error).replace("end_token_ids", "eos_token_id")
+        raise ConversionError(
+            f"The settings in generation_config.json or tokenizer_config.json of {folder} cannot be exported: {cause}"
+        ) from error
+    return config

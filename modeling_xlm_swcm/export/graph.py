@@ -8,8 +8,11 @@ from openvino import Model, Node, Output, save_model
 from openvino import opset15 as op
 from torch import nn
 
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.layers_xlm_swcm import XLMSWCMAttention
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+
+from .xlm_swcm_runtime import CORE
 
 
 ACTIVATIONS = {
@@ -21,7 +24,7 @@ ACTIVATIONS = {
 
 
 @torch.no_grad()
-def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path):
+def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path, output: Path):
     """
     Write encoder and decoder as one graph, so that shared weights are stored once.
 
@@ -40,12 +43,23 @@ def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path):
         model (`XLMSWCMForConditionalGeneration`): The model, in float32.
         int8 (`bool`): Store matrices as int8 with a scale for each row.
         path (`Path`): The `.xml` file to write. The weights are written to a `.bin` file beside it.
+        output (`Path`): The folder that errors name.
+
+    Raises:
+        ConversionError: if OpenVINO cannot write the files.
     """
     builder = GraphBuilder(model, int8)
     encoder_results, encoder_inputs = builder.build_encoder()
     decoder_results, states, decoder_inputs = builder.build_decoder()
     graph = Model(encoder_results + decoder_results, states, encoder_inputs + decoder_inputs, "xlm_swcm")
-    save_model(graph, path, compress_to_fp16=False)
+    try:
+        save_model(graph, path, compress_to_fp16=False)
+        # OpenVINO does not notice if the last bytes do not fit on a full disk.
+        CORE.read_model(path)
+    except RuntimeError as error:
+        raise ConversionError(
+            f"Cannot write {output}: OpenVINO failed to save the graph. Free some space, or choose another folder."
+        ) from error
 
 
 def named_parameter(name: str, shape: list[int], dtype: type = np.int64) -> Node:

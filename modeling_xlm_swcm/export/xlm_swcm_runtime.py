@@ -1,14 +1,19 @@
 """Run a model that `xlm-swcm export` wrote, without PyTorch.
 
-Requirements: pip install openvino tokenizers numpy
+Requirements: Python 3.11 or later, pip install openvino tokenizers numpy
 """
 
+import hashlib
 import json
+import math
+import threading
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
-from tokenizers import Tokenizer
+import tokenizers
 
 
 # All models share one core. OpenVINO can crash on signals after one of several cores is deleted.
@@ -17,10 +22,25 @@ CORE = ov.Core()
 # Transformers' beam search uses the same value for beams that must not be selected.
 EXCLUDED_SCORE = np.float32(-1e9)
 
+# The logits of all beams of a batch are in memory at a time.
+MAX_BEAMS = 1000
+
+# With larger exponents, float32 cannot hold the scores of long texts.
+MAX_LENGTH_PENALTY = 10
+
+MAX_THREADS = 1024
+
+# OpenVINO compiles kernels for each shape of texts. It keeps 5000 kernels by default, which takes gigabytes.
+CACHED_KERNELS = 64
+
+FILES = ("model.bin", "model.xml", "tokenizer.json")
+
 
 class ExportedModel:
     """
-    An exported model. Do not call one object from several threads at a time.
+    An exported model.
+
+    Threads can share one object. It runs one call at a time, and other calls wait.
 
     Args:
         folder (`str` or `Path`, *optional*):
@@ -28,25 +48,37 @@ class ExportedModel:
         threads (`int`, *optional*, defaults to 0): Number of CPU threads. 0 means one thread per core.
 
     Raises:
-        ValueError: if `folder` does not hold an exported model or a file is damaged.
+        ValueError: if `folder` does not hold an exported model, a file is damaged, or `threads` is out of range.
     """
 
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0):
+        check_range("threads", threads, 0, MAX_THREADS)
         folder = Path(folder)
         try:
-            self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if self.config.get("model_type") != "xlm_swcm_exported":
-                raise ValueError("config.json belongs to another kind of model")
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            graph = CORE.read_model(folder / "model.xml")
-        # The parsers of damaged files raise many kinds of exceptions.
+            self.config = read_config(folder)
+            check_files(folder, self.config["sha256"])
+        except ValueError as error:
+            raise ValueError(
+                f"Cannot load the exported model in {folder}. {str(error).rstrip('.')}. Run xlm-swcm export again."
+            ) from error
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._compile(CORE.read_model(folder / "model.xml"), int(threads))
+        # Other versions raise many kinds of exceptions.
         except Exception as error:
             raise ValueError(
-                f"Cannot load the exported model in {folder}. A file is missing or damaged, or belongs to another "
-                "model. Run xlm-swcm export again."
+                f"Cannot load the exported model in {folder}. OpenVINO {ov.__version__.partition('-')[0]} or "
+                f"tokenizers {tokenizers.__version__} cannot read it. Install other versions, or run xlm-swcm export "
+                "again."
             ) from error
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        # Special tokens that a text spells out are text.
+        self.tokenizer.encode_special_tokens = True
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        self._control_ids = {token_id for token_id, token in added if token.special} - {self.config["unk_token_id"]}
+        # The cache of the decoder is a state of its request, so two calls cannot run at a time.
+        self._lock = threading.Lock()
+
+    def _compile(self, graph: ov.Model, threads: int):
         inputs, results = graph.get_parameters(), graph.get_results()
         sources = ("input_ids", "attention_mask", "position_ids")
         encoder = ov.Model(
@@ -78,41 +110,49 @@ class ExportedModel:
             `list[str]`: The generated texts, without special tokens.
 
         Raises:
-            TypeError: if `texts` is a string.
-            ValueError: if a language is unknown or missing, or a text is too long.
+            TypeError: if `texts` is not a list of strings.
+            ValueError: if a language is unknown or missing, or a text is too long or not valid Unicode.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be a list of strings (got one string). Put the string in a list.")
-        config = self.config
-        is_forced = (config["generation"] | options)["forced_bos_token_id"] is not None
-        tag = [self._get_tag_id("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
-        if tgt_lang is not None or (config["languages"] and not is_forced):
+        languages, pad_token_id = self.config["languages"], self.config["pad_token_id"]
+        rows = self._encode(texts, src_lang)
+        is_forced = (self.config["generation"] | options)["forced_bos_token_id"] is not None
+        if tgt_lang is not None or (languages and not is_forced):
             options["forced_bos_token_id"] = self._get_tag_id("tgt_lang", tgt_lang)
-        rows = [
-            [config["bos_token_id"], *tag, *encoding.ids, config["eos_token_id"]]
-            for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        ]
-        for number, row in enumerate(rows, 1):
-            if len(row) > config["longest_input"]:
-                raise ValueError(
-                    f"Text {number} has {len(row)} tokens, but the model reads at most {config['longest_input']}. "
-                    "Split the text."
-                )
-        input_ids = np.full((len(rows), max(map(len, rows), default=0)), config["pad_token_id"])
+        input_ids = np.full((len(rows), max(map(len, rows), default=0)), pad_token_id)
         mask = np.zeros_like(input_ids)
         for number, ids in enumerate(rows):
             input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
         generated = self.generate(input_ids, mask, **options)
         return self.tokenizer.decode_batch(generated.tolist(), skip_special_tokens=True)
 
+    def _encode(self, texts: list[str], src_lang: str | None) -> list[list[int]]:
+        """Return the token ids of each source, with its language tag."""
+        check_texts(texts)
+        config = self.config
+        tag = [self._get_tag_id("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
+        rows = []
+        for number, encoding in enumerate(self.tokenizer.encode_batch(list(texts), add_special_tokens=False), 1):
+            if not self._control_ids.isdisjoint(encoding.ids):
+                raise ValueError(
+                    f"Text {number} spells a special token, which this vocabulary cannot read as text. Remove the "
+                    "special token from the text."
+                )
+            rows.append([config["bos_token_id"], *tag, *encoding.ids, config["eos_token_id"]])
+            if len(rows[-1]) > config["longest_input"]:
+                raise ValueError(
+                    f"Text {number} has {len(rows[-1])} tokens, but the model reads at most "
+                    f"{config['longest_input']}. Split the text."
+                )
+        return rows
+
     def _get_tag_id(self, name: str, language: str | None) -> int:
         """Return the token id of a language tag."""
-        languages = self.config["languages"]
+        languages: dict[str, int] = self.config["languages"]
         if not languages:
             raise ValueError(f'{name} is "{language}", but the model has no language tags. Leave out {name}.')
         if language is None:
             raise ValueError(f"{name} is not set. Use one of: {', '.join(languages)}.")
-        if language not in languages:
+        if not isinstance(language, str) or language not in languages:
             raise ValueError(f'Unknown language "{language}" for {name}. Use one of: {", ".join(languages)}.')
         return languages[language]
 
@@ -145,38 +185,56 @@ class ExportedModel:
             `np.ndarray` of shape `(batch, target_length)`: Token ids from the start token on, with padding.
 
         Raises:
-            ValueError: if sources or targets are longer than the positions of the model, or `num_beams` is below 1.
+            ValueError: if an argument has a wrong shape or value.
+            RuntimeError: if OpenVINO cannot run the model, for example because memory is full.
         """
         given = dict(max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty)
         given |= dict(forced_bos_token_id=forced_bos_token_id)
         options = self.config["generation"] | {name: value for name, value in given.items() if value is not None}
-        self._check_arguments(input_ids, options)
+        check_options(options, self.config)
+        input_ids, mask = self._check_sources(input_ids, attention_mask)
         if len(input_ids) == 0:
             return np.zeros((0, 1), np.int64)
-        self._read(np.ascontiguousarray(input_ids, np.int64), attention_mask)
         search = self._greedy if options["num_beams"] == 1 else self._beam_search
-        return search(len(input_ids), **options)
+        with self._lock:
+            try:
+                self._read(input_ids, mask)
+                return search(len(input_ids), **options)
+            except (MemoryError, RuntimeError) as error:
+                raise RuntimeError(
+                    f"OpenVINO cannot run the model on sources of shape {input_ids.shape} with {options['num_beams']} "
+                    "beams. Use fewer texts or beams."
+                ) from error
 
-    def _check_arguments(self, input_ids: np.ndarray, options: dict):
-        longest = self.config["longest_input"]
-        if input_ids.ndim != 2 or input_ids.shape[1] > longest:
+    def _check_sources(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return sources and mask as arrays of int64."""
+        longest, last = self.config["longest_input"], self.config["vocab_size"] - 1
+        ids = make_array("input_ids", input_ids)
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest and len(ids):
             raise ValueError(
-                f"input_ids must have shape (batch, source_length) with source_length at most {longest} (got "
-                f"{input_ids.shape}). Split longer texts."
+                f"input_ids must have shape (batch, source_length) with source_length from 1 to {longest} (got "
+                f"{ids.shape}). Split longer texts."
             )
-        if not 1 <= options["max_new_tokens"] <= longest:
+        if ids.size and not 0 <= ids.min() <= ids.max() <= last:
+            raise ValueError(f"input_ids must be from 0 to {last} (got {ids.min()} to {ids.max()}). Tokenize again.")
+        if attention_mask is None:
+            return ids, None
+        mask = make_array("attention_mask", attention_mask)
+        if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
             raise ValueError(
-                f"max_new_tokens must be from 1 to {longest} (got {options['max_new_tokens']}). Use another number."
+                f"attention_mask must have the shape of input_ids, {ids.shape}, and the values 0 and 1 (got shape "
+                f"{mask.shape}). Leave it out to compute it."
             )
-        if options["num_beams"] < 1:
-            raise ValueError(f"num_beams must be at least 1 (got {options['num_beams']}). Use 1 for greedy decoding.")
+        return ids, mask
 
     def _read(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None):
         """Run the encoder, and pass its cross-attention cache to the decoder."""
         padding = self.config["pad_token_id"]
         # XLM-R counts positions over all tokens that are not padding, whatever the mask.
         counted = (input_ids != padding).astype(np.int64)
-        mask = counted if attention_mask is None else np.ascontiguousarray(attention_mask, np.int64)
+        mask = counted if attention_mask is None else attention_mask
         position_ids = counted.cumsum(1) * counted + padding
         self._encoder.infer({"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids})
         self._decoder.reset_state()
@@ -282,6 +340,7 @@ def create_infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
     options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "INFERENCE_NUM_THREADS": threads}
     # With int8 weights, OpenVINO also quantises the inputs, with one scale for each group of 128 columns.
     options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 128, "PERFORMANCE_HINT": "LATENCY"}
+    options |= {"CPU_RUNTIME_CACHE_CAPACITY": CACHED_KERNELS}
     return CORE.compile_model(graph, "CPU", options).create_infer_request()
 
 
@@ -292,3 +351,105 @@ def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarra
         np.take_along_axis(array, places.reshape(*places.shape, *[1] * (array.ndim - 2)), 1)
         for array in (scores, *others)
     ]
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_range(name: str, value: Any, low: int, high: int):
+    if not is_integer(value) or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high} (got {value!r}). Use another number.")
+
+
+def check_options(options: dict, config: dict):
+    """Refuse options of `generate` that the model cannot follow."""
+    # Enough continuations must be left if all end tokens are among the best.
+    continuations = max(2, 1 + len(config["end_token_ids"]))
+    check_range("max_new_tokens", options["max_new_tokens"], 1, config["longest_input"])
+    check_range("num_beams", options["num_beams"], 1, max(1, min(MAX_BEAMS, config["vocab_size"] // continuations)))
+    if options["forced_bos_token_id"] is not None:
+        check_range("forced_bos_token_id", options["forced_bos_token_id"], 0, config["vocab_size"] - 1)
+    penalty = options["length_penalty"]
+    is_number = isinstance(penalty, Real) and not isinstance(penalty, bool) and math.isfinite(penalty)
+    if not is_number or abs(penalty) > MAX_LENGTH_PENALTY:
+        raise ValueError(
+            f"length_penalty must be a number from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY} (got {penalty!r}). "
+            "Use another number."
+        )
+
+
+def check_texts(texts: list[str]):
+    """Refuse texts that the tokenizer cannot read."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings (got one string). Put the string in a list.")
+    if not isinstance(texts, list | tuple):
+        raise TypeError(f"texts must be a list of strings (got {type(texts).__name__}). Pass a list.")
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise TypeError(f"Text {number} must be a string (got {type(text).__name__}). Pass a list of strings.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Text {number} is not valid Unicode. Remove its lone surrogates.") from error
+
+
+def make_array(name: str, values: Any) -> np.ndarray:
+    """Return integers as an array of int64."""
+    try:
+        array = np.asarray(values)
+    # Rows of different lengths.
+    except ValueError:
+        array = np.empty(0)
+    if not np.issubdtype(array.dtype, np.integer) and array.dtype != bool:
+        raise ValueError(f"{name} must be a rectangular array of integers. Pad the rows to one length.")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def read_config(folder: Path) -> dict:
+    """Return the content of `config.json`, or raise a `ValueError` that names a wrong field."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError("config.json is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError("config.json is damaged") from error
+    if not isinstance(config, dict) or config.get("model_type") != "xlm_swcm_exported":
+        raise ValueError("config.json belongs to another kind of model")
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise ValueError(f"config.json is wrong: {error}") from error
+    return config
+
+
+def check_config(config: dict):
+    """Refuse fields of `config.json` that are missing or have a wrong value."""
+    kinds = {"languages": dict, "generation": dict, "sha256": dict, "end_token_ids": list}
+    if wrong := next((name for name, kind in kinds.items() if not isinstance(config.get(name), kind)), None):
+        raise ValueError(f"{wrong} must be a {kinds[wrong].__name__} (got {config.get(wrong)!r}).")
+    for name in ("vocab_size", "longest_input"):
+        check_range(name, config.get(name), 1, 2**31 - 1)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
+    ids = [(name, config.get(name)) for name in names]
+    ids += [(f"languages.{code}", token) for code, token in config["languages"].items()]
+    ids += [("end_token_ids", token) for token in config["end_token_ids"]]
+    for name, token in ids:
+        check_range(name, token, 0, config["vocab_size"] - 1)
+    options = ("forced_bos_token_id", "max_new_tokens", "num_beams", "length_penalty")
+    check_options({name: config["generation"].get(name) for name in options}, config)
+
+
+def check_files(folder: Path, checksums: dict[str, str]):
+    """Refuse files that are not those that `xlm-swcm export` wrote."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        try:
+            with (folder / name).open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read") from error
+        if checksum != checksums.get(name):
+            raise ValueError(f"{name} is damaged, or belongs to another model")
