@@ -203,25 +203,44 @@ class XLMSWCMPrefixAttention(XLMSWCMAttention):
         query = self._split_heads(fast_linear(modules.q_proj, hidden_states))
         source_key, source_value = self._keys_and_values(hidden_states, source_states, cache, modules)
         key, value = self._keys_and_values(hidden_states, None, cache, modules)
-        # Other attention functions cannot express the mask.
-        implementation = "eager" if self.config._attn_implementation == "eager" else "sdpa"
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        attended, weights = attention_interface(
-            self,
-            query,
-            torch.cat([source_key, key], dim=2),
-            torch.cat([source_value, value], dim=2),
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        source_weights = target_weights = None
+        if self.config._attn_implementation == "eager" or query.shape[2] == 1:
+            # A decoding step does not copy the cached keys and values.
+            attended, source_weights, target_weights = joint_attention(
+                query, (source_key, key), (source_value, value), attention_mask, self.scaling, dropout
+            )
+        else:
+            # Other attention functions cannot express the mask.
+            attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+                self,
+                query,
+                torch.cat([source_key, key], dim=2),
+                torch.cat([source_value, value], dim=2),
+                attention_mask,
+                dropout=dropout,
+                scaling=self.scaling,
+                **kwargs,
+            )
         attended = byte_mask_dropout(modules.dropout, fast_linear(modules.out_proj, attended.flatten(2)))
-        hidden_states = modules.layer_norm(hidden_states + attended)
-        if weights is None:
-            return hidden_states, None, None
-        source_weights, target_weights = weights.split([source_key.shape[2], key.shape[2]], dim=-1)
-        return hidden_states, target_weights, source_weights
+        return modules.layer_norm(hidden_states + attended), target_weights, source_weights
+
+
+def joint_attention(
+    query: torch.Tensor,
+    keys: tuple[torch.Tensor, torch.Tensor],
+    values: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend to source and target under one softmax, and return the weights of both too."""
+    scores = torch.cat([torch.matmul(query, key.transpose(2, 3)) for key in keys], dim=-1) * scaling
+    scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = nn.functional.dropout(nn.functional.softmax(scores, dim=-1), p=dropout, training=dropout > 0)
+    source_weights, target_weights = weights.split([key.shape[2] for key in keys], dim=-1)
+    attended = torch.matmul(source_weights, values[0]) + torch.matmul(target_weights, values[1])
+    return attended.transpose(1, 2).contiguous(), source_weights, target_weights
 
 
 def feed_forward(modules: "XLMSWCMFeedForward | FeedForwardModules", hidden_states: torch.Tensor) -> torch.Tensor:
@@ -309,7 +328,6 @@ def make_prefix_mask(
     source_states: torch.Tensor,
     hidden_states: torch.Tensor,
     cache: EncoderDecoderCache | None,
-    is_additive: bool,
 ) -> torch.Tensor:
     """Return a mask of shape `(batch, 1, target_len, source_len + key_len)`, which is causal in the target."""
     (batch, length, _), device = hidden_states.shape, hidden_states.device
@@ -323,11 +341,7 @@ def make_prefix_mask(
     if source_mask is None:
         source_mask = torch.ones(source_states.shape[:2], device=device)
     source = source_mask.bool()[:, None, None]
-    mask = torch.cat([part.expand(batch, 1, length, -1) for part in (source, target)], dim=-1)
-    if not is_additive:
-        return mask
-    lowest = torch.finfo(hidden_states.dtype).min
-    return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(~mask, lowest)
+    return torch.cat([part.expand(batch, 1, length, -1) for part in (source, target)], dim=-1)
 
 
 class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):

@@ -6,243 +6,35 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
-from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder, slice_logits_to_keep
+from .compat_xlm_swcm import CACHE, checked_forward, slice_logits_to_keep
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .decoder_xlm_swcm import XLMSWCMDecoder, XLMSWCMPreTrainedModel
 from .encoder_xlm_swcm import XLMSWCMEncoder
 from .generation_xlm_swcm import XLMSWCMGenerationMixin
-from .hub_xlm_swcm import XLMSWCMHubMixin
-from .layers_xlm_swcm import (
+from .layers_xlm_swcm import (  # noqa: F401  (public import paths)
     CUSTOM_LAYER_SOURCES,
     XLMSWCMAttention,
     XLMSWCMCustomDecoderLayer,
     XLMSWCMDecoderLayer,
-    XLMSWCMFeedForward,  # noqa: F401  (public import path)
+    XLMSWCMFeedForward,
     XLMSWCMHeadTransform,
     XLMSWCMNormalDecoderLayer,
-    XLMSWCMPrefixAttention,
-    XLMSWCMPrefixDecoderLayer,
-    eager_attention_forward,  # noqa: F401  (public import path)
-    make_prefix_mask,
+    eager_attention_forward,
 )
 from .linear_xlm_swcm import is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
-from .peft_xlm_swcm import XLMSWCMPeftMixin, check_adapters, check_cache_layers, output_projection
+from .peft_xlm_swcm import check_adapters, output_projection
 from .pipeline_xlm_swcm import XLMSWCMPipeline
-from .positions_xlm_swcm import check_length, position_ids_from_mask
-
-
-@auto_docstring
-class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel):
-    config: XLMSWCMConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "XLMRobertaEmbeddings",
-        "XLMRobertaLayer",
-        "XLMSWCMCustomDecoderLayer",
-        "XLMSWCMNormalDecoderLayer",
-        "XLMSWCMPrefixDecoderLayer",
-    ]
-    _skip_keys_device_placement = ["cache", OLD_CACHE]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        super()._init_weights(module)
-        if isinstance(module, XLMRobertaEmbeddings):
-            # Checkpoints do not contain these buffers, and the meta device leaves them empty.
-            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
-            init.zeros_(module.token_type_ids)
-
-
-class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
-    """Decoder with the layers of `config.decoder_blocks`. In [`XLMSWCMModel`] it shares the encoder's embeddings."""
-
-    layer_classes = {
-        "custom": XLMSWCMCustomDecoderLayer,
-        "normal": XLMSWCMNormalDecoderLayer,
-        "prefix": XLMSWCMPrefixDecoderLayer,
-    }
-    _can_record_outputs = {
-        "hidden_states": output_recorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
-        "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": [
-            OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
-            OutputRecorder(XLMSWCMPrefixAttention, index=2, layer_name="self_attn"),
-        ],
-    }
-    _tp_plan = {
-        "embeddings.word_embeddings": "embedding_rowwise",
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.out_proj": "rowwise",
-        "layers.*.cross_attn.q_proj": "colwise",
-        "layers.*.cross_attn.k_proj": "colwise",
-        "layers.*.cross_attn.v_proj": "colwise",
-        "layers.*.cross_attn.out_proj": "rowwise",
-        "layers.*.ffn1.fc1": "colwise",
-        "layers.*.ffn1.fc2": "rowwise",
-        "layers.*.ffn2.fc1": "colwise",
-        "layers.*.ffn2.fc2": "rowwise",
-        "layers.*.ffn.fc1": "colwise",
-        "layers.*.ffn.fc2": "rowwise",
-    }
-
-    def __init__(self, config: XLMSWCMConfig):
-        super().__init__(config)
-        self.embeddings = XLMRobertaEmbeddings(config)
-        self.layers = nn.ModuleList(
-            self.layer_classes[block](config, layer_idx) for layer_idx, block in enumerate(config.decoder_blocks)
-        )
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    @auto_docstring
-    @checked_forward
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        shared_embedding: SharedEmbedding | None = None,
-        encoder_layers: nn.ModuleList | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        r"""
-        encoder_hidden_states (`torch.Tensor` of shape `(batch_size, source_len, hidden_size)` or `tuple` of them):
-            Output of the encoder. A prefix decoder needs the input of every encoder layer, as a tuple.
-        shared_embedding (`SharedEmbedding`, *optional*):
-            Word embeddings that share one gradient with the output projection, for training.
-        encoder_layers (`nn.ModuleList`, *optional*):
-            Layers of the encoder, which a tied prefix decoder calls.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "Got both or neither of decoder_input_ids and decoder_inputs_embeds. Pass exactly one of them."
-            )
-        if encoder_hidden_states is None:
-            raise ValueError("encoder_hidden_states is missing. Pass the output of the encoder.")
-
-        if use_cache and cache is None:
-            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        check_cache_layers(cache, len(self.layers))
-        past_length = cache.get_seq_length() if cache is not None else 0
-        if position_ids is None:
-            position_ids = self._position_ids(input_ids, inputs_embeds, attention_mask, past_length)
-        hidden_states = self._embed(input_ids, inputs_embeds, position_ids, past_length, shared_embedding)
-
-        attention_mask, encoder_attention_mask = self._make_masks(
-            attention_mask, encoder_attention_mask, hidden_states, encoder_hidden_states, cache
-        )
-        is_prefix = self.config.has_prefix_decoder
-        for index, layer in enumerate(self.layers):
-            if encoder_layers is not None:
-                kwargs["encoder_layer"] = encoder_layers[index]
-            hidden_states = layer(
-                hidden_states,
-                attention_mask,
-                # Reentrant activation checkpointing returns gradients of positional arguments only.
-                encoder_hidden_states[index] if is_prefix else encoder_hidden_states,
-                encoder_attention_mask=encoder_attention_mask,
-                **{CACHE: cache},
-                **kwargs,
-            )
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
-
-    def _make_masks(
-        self,
-        attention_mask: torch.Tensor | None,
-        encoder_attention_mask: torch.Tensor | None,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, ...],
-        cache: EncoderDecoderCache | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return the masks of self-attention and cross-attention. A prefix decoder has one mask for both."""
-        if self.config.has_prefix_decoder:
-            mask = make_prefix_mask(
-                encoder_attention_mask,
-                attention_mask,
-                encoder_hidden_states[0],
-                hidden_states,
-                cache,
-                is_additive=self.config._attn_implementation == "eager",
-            )
-            return mask, None
-        self_attention_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            **{CACHE: cache.self_attention_cache if cache is not None else None},
-        )
-        cross_attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
-        )
-        return self_attention_mask, cross_attention_mask
-
-    def _embed(
-        self,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.Tensor | None,
-        position_ids: torch.LongTensor,
-        past_length: int | torch.Tensor,
-        shared_embedding: SharedEmbedding | None,
-    ) -> torch.Tensor:
-        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
-        # In a static cache the length is a tensor, which cannot be compared without synchronization.
-        if isinstance(past_length, int):
-            check_length("target", past_length + length, self.config)
-        embedding = self.embeddings.word_embeddings
-        if inputs_embeds is None and shared_embedding is not None and shared_embedding.supports(embedding):
-            inputs_embeds = shared_embedding.look_up(embedding, input_ids)
-        # (batch, target_len, hidden_size)
-        return self.embeddings(input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
-
-    def _position_ids(
-        self,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        past_length: int | torch.Tensor,
-    ) -> torch.LongTensor:
-        """Return XLM-R's positions, which count the tokens that are not padding from `padding_idx + 1`."""
-        padding_idx = self.embeddings.padding_idx
-        if attention_mask is not None and attention_mask.ndim == 2:
-            length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
-            return position_ids_from_mask(attention_mask, padding_idx)[:, -length:]
-        if input_ids is not None:
-            return self.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx, past_length)
-        return self.embeddings.create_position_ids_from_inputs_embeds(inputs_embeds, padding_idx) + past_length
+from .positions_xlm_swcm import check_length
 
 
 @auto_docstring
@@ -258,6 +50,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         self.decoder = self.decoder_class(config)
         self._tied_weights_keys = self._shared_keys()
         self.post_init()
+        self.freeze_unread_layer()
 
     def _shared_keys(self) -> dict[str, str]:
         """Return the tied keys: the embeddings, and with `weight_sharing="tied"` the custom layers."""

@@ -2,14 +2,20 @@ import copy
 
 import pytest
 import torch
-from support.models import Batch, tiny_config, tiny_model
+from support.models import PREFIX_DECODERS, Batch, learn, tiny_config, tiny_model
 from transformers import GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 
 
 TAGS = (4, 5, 6, 7)
 START, PAD, END = 0, 1, 2
+
+
+@pytest.fixture(scope="module", params=[{}, PREFIX_DECODERS[1]], ids=["paper", "prefix"])
+def trained_model(request, pairs) -> XLMSWCMForConditionalGeneration:
+    return learn(tiny_config(**request.param), pairs)
 
 
 @pytest.fixture
@@ -58,20 +64,20 @@ class TestCache:
         if beams > 1:
             torch.testing.assert_close(cached.sequences_scores, plain.sequences_scores, atol=1e-5, rtol=1e-5)
 
-    def test_keys_and_values_of_the_source_are_computed_once_per_generation(self, model, source):
-        calls = {"keys": 0, "values": 0, "queries": 0, "encoder": 0}
+    def test_keys_and_values_of_the_source_are_computed_once_per_generation(self, model, source, monkeypatch):
+        calls = {"cached": 0, "encoder": 0}
 
-        def count(module, what):
-            module.register_forward_hook(lambda *_: calls.__setitem__(what, calls[what] + 1))
+        def update(*arguments, **options):
+            calls["cached"] += 1
+            return original(*arguments, **options)
 
-        for layer in model.model.decoder.layers:
-            count(layer.cross_attn.k_proj, "keys")
-            count(layer.cross_attn.v_proj, "values")
-            count(layer.cross_attn.q_proj, "queries")
-        count(model.model.encoder, "encoder")
-        steps = write(model, source).shape[1] - 1
+        original = DynamicLayer.update
+        model.model.encoder.register_forward_hook(lambda *_: calls.__setitem__("encoder", calls["encoder"] + 1))
+        monkeypatch.setattr(DynamicLayer, "update", update)
+        steps, layers = write(model, source).shape[1] - 1, model.config.decoder_layers
         assert steps > 6
-        assert calls == {"keys": 5, "values": 5, "queries": 5 * steps, "encoder": 1}
+        # Each layer adds the source once, and the target at each step.
+        assert calls == {"cached": layers + layers * steps, "encoder": 1}
 
     def test_a_static_cache_gives_the_greedy_tokens(self, model, source):
         assert torch.equal(write(model, source, cache_implementation="static"), write(model, source))
@@ -213,15 +219,17 @@ class TestSequences:
         torch.testing.assert_close(actual[is_written], logits[is_written], atol=1e-5, rtol=1e-5)
         assert len(output.scores) == output.sequences.shape[1] - 1
 
-    def test_attentions_are_given_for_every_step(self, source):
-        model = tiny_model(attn_implementation="eager")
+    @pytest.mark.parametrize("decoder", [{}, *PREFIX_DECODERS], ids=str)
+    def test_attentions_are_given_for_every_step(self, source, decoder):
+        model = tiny_model(attn_implementation="eager", **decoder)
+        layers = model.config.decoder_layers
         recorded = dict(return_dict_in_generate=True, output_attentions=True, output_hidden_states=True)
         output = write(model, source, max_new_tokens=3, min_new_tokens=3, **recorded)
         assert len(output.cross_attentions) == len(output.decoder_attentions) == 3
         for step in range(3):
-            assert [tuple(layer.shape) for layer in output.cross_attentions[step]] == 5 * [(12, 4, 1, 9)]
-            assert [tuple(layer.shape) for layer in output.decoder_attentions[step]] == 5 * [(12, 4, 1, step + 1)]
-            assert len(output.decoder_hidden_states[step]) == 6
+            assert [tuple(layer.shape) for layer in output.cross_attentions[step]] == layers * [(12, 4, 1, 9)]
+            assert [tuple(layer.shape) for layer in output.decoder_attentions[step]] == layers * [(12, 4, 1, step + 1)]
+            assert len(output.decoder_hidden_states[step]) == layers + 1
         assert len(output.encoder_hidden_states) == 5
 
     def test_the_encoders_output_may_be_given(self, model, source):

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from support.losses import Tensors, assert_same, loss_and_gradients, plain_loss, random_inputs
-from support.models import CHECKPOINTING, HEAD_TRANSFORM, SHARINGS, Batch, assert_close, logits_of, tiny_model
+from support.models import (
+    CHECKPOINTING,
+    HEAD_TRANSFORM,
+    PREFIX_DECODERS,
+    SHARINGS,
+    Batch,
+    assert_close,
+    logits_of,
+    tiny_model,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -280,9 +289,10 @@ class TestModel:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             output = forward(**batch)
         output.loss.backward()
-        return [output.loss.detach(), *(p.grad for p in model.parameters())], output.logits is not None
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        return [output.loss.detach(), *gradients], output.logits is not None
 
-    @pytest.mark.parametrize("sharing", [*SHARINGS, HEAD_TRANSFORM], ids=str)
+    @pytest.mark.parametrize("sharing", [*SHARINGS, *PREFIX_DECODERS, HEAD_TRANSFORM], ids=str)
     @pytest.mark.parametrize("checkpointing", [False, True])
     @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "num_items_in_batch": 100}], ids=str)
     def test_a_step_is_that_of_the_plain_loss(self, long_batch, sharing, checkpointing, options, monkeypatch):

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import HEAD_TRANSFORM, SHARINGS, Batch, assert_close, logits_of, random_tokens, tiny_model
+from support.models import (
+    HEAD_TRANSFORM,
+    PREFIX_DECODERS,
+    SHARINGS,
+    Batch,
+    assert_close,
+    logits_of,
+    random_tokens,
+    tiny_model,
+)
 from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
@@ -67,7 +76,8 @@ class TestVocabularySize:
 
 class TestSaving:
     @pytest.fixture(
-        params=[*SHARINGS, HEAD_TRANSFORM], ids=lambda options: "-".join(str(value) for value in options.values())
+        params=[*SHARINGS, *PREFIX_DECODERS, HEAD_TRANSFORM],
+        ids=lambda options: "-".join(str(value) for value in options.values()),
     )
     def model(self, request) -> XLMSWCMForConditionalGeneration:
         return tiny_model(**request.param)
@@ -91,8 +101,12 @@ class TestSaving:
             assert decoder.embeddings.get_parameter(name) is parameter
         tied_head = model.lm_head.weight is encoder.embeddings.word_embeddings.weight
         assert tied_head == model.config.tie_word_embeddings
-        # Encoder layer 2 belongs to custom layer 2, which is decoder layer 3.
         layer = encoder.encoder.layer[2]
+        if model.config.has_prefix_decoder:
+            own = {name.split(".")[0] for name, _ in decoder.layers[2].named_parameters()}
+            assert own == (set() if model.config.weight_sharing == "tied" else {"self_attn", "ffn"})
+            return
+        # Encoder layer 2 belongs to custom layer 2, which is decoder layer 3.
         pairs = [
             (decoder.layers[3].self_attn.k_proj.weight, layer.attention.self.key.weight),
             (decoder.layers[3].cross_attn.out_proj.bias, layer.attention.output.dense.bias),

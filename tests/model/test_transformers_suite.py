@@ -23,6 +23,8 @@ modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.setdefault("xlm_swcm"
 class XLMSWCMModelTester:
     base_model_class = XLMSWCMModel
     causal_lm_class = XLMSWCMForConditionalGeneration
+    # One layer of each type, because the suite allows only two layers.
+    decoder = {"decoder_blocks": ["custom", "normal"]}
 
     def __init__(self, parent):
         self.parent = parent
@@ -42,9 +44,8 @@ class XLMSWCMModelTester:
             num_attention_heads=self.num_attention_heads,
             intermediate_size=37,
             max_position_embeddings=70,
-            # One layer of each type, because the suite allows only two layers.
-            decoder_blocks=["custom", "normal"],
             hidden_dropout_prob=0.1,
+            **self.decoder,
         )
 
     def prepare_config_and_inputs_for_common(self):
@@ -63,9 +64,10 @@ class XLMSWCMModelTester:
 class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (XLMSWCMModel, XLMSWCMForConditionalGeneration)
     is_encoder_decoder = True
+    model_tester_class = XLMSWCMModelTester
 
     def setUp(self):
-        self._model_tester = XLMSWCMModelTester(self)
+        self._model_tester = self.model_tester_class(self)
         self.config_tester = ConfigTester(self, config_class=XLMSWCMConfig)
         # The encoder and decoder classes have the plans. The suite checks them only if the config has a plan too.
         self.enterContext(mock.patch.object(XLMSWCMConfig, "base_model_tp_plan", {}))
@@ -80,3 +82,19 @@ class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
     @unittest.skip("The source distribution has no generation suite. tests/test_generation.py tests generation.")
     def test_generation_tester_mixin_inheritance(self):
         pass
+
+
+class PrefixModelTester(XLMSWCMModelTester):
+    decoder = {"decoder_blocks": ["prefix", "prefix"]}
+
+
+class TiedPrefixModelTester(XLMSWCMModelTester):
+    decoder = {"decoder_blocks": ["prefix", "prefix"], "weight_sharing": "tied"}
+
+
+class PrefixSuiteTest(XLMSWCMSuiteTest):
+    model_tester_class = PrefixModelTester
+
+
+class TiedPrefixSuiteTest(XLMSWCMSuiteTest):
+    model_tester_class = TiedPrefixModelTester

@@ -17,6 +17,10 @@ SHARINGS = [
     {"weight_sharing": sharing, "tie_word_embeddings": tie}
     for sharing, tie in itertools.product(("init", "tied"), (True, False))
 ]
+PREFIX_DECODERS = [
+    {"decoder_blocks": 4 * ["prefix"], "weight_sharing": sharing, "tie_word_embeddings": True}
+    for sharing in ("init", "tied")
+]
 # by its name in Transformers before 5.23
 CHECKPOINTING = (
     "activation_checkpointing_enable"

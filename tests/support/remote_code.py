@@ -9,8 +9,8 @@ import torch
 
 
 KINDS = (
-    *("compat", "configuration", "generation", "hub", "layers", "linear", "loss", "modeling", "pipeline", "positions"),
-    "tokenization",
+    *("compat", "configuration", "decoder", "encoder", "generation", "hub", "layers", "linear", "loss", "modeling"),
+    *("peft", "pipeline", "positions", "tokenization"),
 )
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 SOURCE, TARGET = "The river rises early in spring.", "我们早上去了河边"

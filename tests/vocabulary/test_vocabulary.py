@@ -17,7 +17,7 @@ from support.encoders import (
     write_bin,
 )
 from support.folders import different_tensors, load
-from support.models import SHARINGS, tiny_config, tiny_model
+from support.models import PREFIX_DECODERS, SHARINGS, tiny_config, tiny_model
 from support.remote_code import CODE
 from support.vocabularies import (
     EMBEDDINGS,
@@ -129,7 +129,7 @@ class TestForms:
             assert all(torch.equal(after[name][piece], rows[piece]) for piece in after[name].keys() & rows.keys())
         assert not load_encoder(output).config.tie_word_embeddings
 
-    @pytest.mark.parametrize("sharing", SHARINGS, ids=str)
+    @pytest.mark.parametrize("sharing", [*SHARINGS, *PREFIX_DECODERS], ids=str)
     def test_every_kind_of_sharing(self, change, output, tmp_path, sharing):
         tokenizer = reader_tokenizer()
         tokenizer = XLMSWCMTokenizer(

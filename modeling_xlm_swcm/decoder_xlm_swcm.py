@@ -1,0 +1,240 @@
+"""The decoder, and the base class of all XLM-SWCM models."""
+
+import re
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder
+from .configuration_xlm_swcm import XLMSWCMConfig
+from .hub_xlm_swcm import XLMSWCMHubMixin
+from .layers_xlm_swcm import (
+    XLMSWCMAttention,
+    XLMSWCMCustomDecoderLayer,
+    XLMSWCMDecoderLayer,
+    XLMSWCMNormalDecoderLayer,
+    XLMSWCMPrefixAttention,
+    XLMSWCMPrefixDecoderLayer,
+    make_prefix_mask,
+)
+from .loss_xlm_swcm import SharedEmbedding
+from .peft_xlm_swcm import XLMSWCMPeftMixin, check_cache_layers
+from .positions_xlm_swcm import check_length, position_ids_from_mask
+
+
+# Tensor-parallel style of each linear layer in a decoder layer.
+TP_STYLES = dict.fromkeys(("q_proj", "k_proj", "v_proj", "fc1"), "colwise") | dict.fromkeys(
+    ("out_proj", "fc2"), "rowwise"
+)
+
+
+@auto_docstring
+class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel):
+    config: XLMSWCMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "XLMRobertaEmbeddings",
+        "XLMRobertaLayer",
+        "XLMSWCMCustomDecoderLayer",
+        "XLMSWCMNormalDecoderLayer",
+        "XLMSWCMPrefixDecoderLayer",
+    ]
+    _skip_keys_device_placement = ["cache", OLD_CACHE]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Transformers replaces the parameters when it loads them.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unread_layer()
+        return loaded
+
+    def freeze_unread_layer(self):
+        """
+        Freeze the last encoder layer of a prefix decoder with `weight_sharing="init"`.
+
+        The decoder reads the input of each encoder layer, so nothing reads the output of the last one. Distributed
+        training refuses parameters that get no gradient.
+        """
+        is_copied_prefix = self.config.has_prefix_decoder and self.config.weight_sharing == "init"
+        encoder = getattr(self.base_model, "encoder", None)
+        if is_copied_prefix and encoder is not None:
+            encoder.encoder.layer[-1].requires_grad_(False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, XLMRobertaEmbeddings):
+            # Checkpoints do not contain these buffers, and the meta device leaves them empty.
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+            init.zeros_(module.token_type_ids)
+
+
+class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
+    """Decoder with the layers of `config.decoder_blocks`. In [`XLMSWCMModel`] it shares the encoder's embeddings."""
+
+    layer_classes = {
+        "custom": XLMSWCMCustomDecoderLayer,
+        "normal": XLMSWCMNormalDecoderLayer,
+        "prefix": XLMSWCMPrefixDecoderLayer,
+    }
+    _can_record_outputs = {
+        "hidden_states": output_recorder(XLMSWCMDecoderLayer, num_hidden_layers_key="decoder_layers"),
+        "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": [
+            OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
+            OutputRecorder(XLMSWCMPrefixAttention, index=2, layer_name="self_attn"),
+        ],
+    }
+
+    def __init__(self, config: XLMSWCMConfig):
+        super().__init__(config)
+        self.embeddings = XLMRobertaEmbeddings(config)
+        self.layers = nn.ModuleList(
+            self.layer_classes[block](config, layer_idx) for layer_idx, block in enumerate(config.decoder_blocks)
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+        self._tp_plan = self._make_tp_plan()
+
+    def _make_tp_plan(self) -> dict[str, str]:
+        """Return the tensor-parallel plan of the layers that the decoder has."""
+        plan = {"embeddings.word_embeddings": "embedding_rowwise"}
+        for name, _ in self.layers.named_modules(prefix="layers"):
+            if (style := TP_STYLES.get(name.rpartition(".")[2])) is not None:
+                plan[re.sub(r"\.\d+\.", ".*.", name)] = style
+        return plan
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    @checked_forward
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        shared_embedding: SharedEmbedding | None = None,
+        encoder_layers: nn.ModuleList | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        r"""
+        encoder_hidden_states (`torch.Tensor` of shape `(batch_size, source_len, hidden_size)` or `tuple` of them):
+            Output of the encoder. A prefix decoder needs the input of every encoder layer, as a tuple.
+        shared_embedding (`SharedEmbedding`, *optional*):
+            Word embeddings that share one gradient with the output projection, for training.
+        encoder_layers (`nn.ModuleList`, *optional*):
+            Layers of the encoder, which a tied prefix decoder calls.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                "Got both or neither of decoder_input_ids and decoder_inputs_embeds. Pass exactly one of them."
+            )
+        if encoder_hidden_states is None:
+            raise ValueError("encoder_hidden_states is missing. Pass the output of the encoder.")
+
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        check_cache_layers(cache, len(self.layers))
+        past_length = cache.get_seq_length() if cache is not None else 0
+        if position_ids is None:
+            position_ids = self._position_ids(input_ids, inputs_embeds, attention_mask, past_length)
+        hidden_states = self._embed(input_ids, inputs_embeds, position_ids, past_length, shared_embedding)
+
+        attention_mask, encoder_attention_mask = self._make_masks(
+            attention_mask, encoder_attention_mask, hidden_states, encoder_hidden_states, cache
+        )
+        is_prefix = self.config.has_prefix_decoder
+        for index, layer in enumerate(self.layers):
+            if encoder_layers is not None:
+                kwargs["encoder_layer"] = encoder_layers[index]
+            hidden_states = layer(
+                hidden_states,
+                attention_mask,
+                # Reentrant activation checkpointing returns gradients of positional arguments only.
+                encoder_hidden_states[index] if is_prefix else encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                **{CACHE: cache},
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+
+    def _make_masks(
+        self,
+        attention_mask: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, ...],
+        cache: EncoderDecoderCache | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the masks of self-attention and cross-attention. A prefix decoder has one mask for both."""
+        if self.config.has_prefix_decoder:
+            source_states = encoder_hidden_states[0]
+            return make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache), None
+        self_attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            **{CACHE: cache.self_attention_cache if cache is not None else None},
+        )
+        cross_attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        return self_attention_mask, cross_attention_mask
+
+    def _embed(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        position_ids: torch.LongTensor,
+        past_length: int | torch.Tensor,
+        shared_embedding: SharedEmbedding | None,
+    ) -> torch.Tensor:
+        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        # In a static cache the length is a tensor, which cannot be compared without synchronization.
+        if isinstance(past_length, int):
+            check_length("target", past_length + length, self.config)
+        embedding = self.embeddings.word_embeddings
+        if inputs_embeds is None and shared_embedding is not None and shared_embedding.supports(embedding):
+            inputs_embeds = shared_embedding.look_up(embedding, input_ids)
+        # (batch, target_len, hidden_size)
+        return self.embeddings(input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
+
+    def _position_ids(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_length: int | torch.Tensor,
+    ) -> torch.LongTensor:
+        """Return XLM-R's positions, which count the tokens that are not padding from `padding_idx + 1`."""
+        padding_idx = self.embeddings.padding_idx
+        if attention_mask is not None and attention_mask.ndim == 2:
+            length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+            return position_ids_from_mask(attention_mask, padding_idx)[:, -length:]
+        if input_ids is not None:
+            return self.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx, past_length)
+        return self.embeddings.create_position_ids_from_inputs_embeds(inputs_embeds, padding_idx) + past_length
