@@ -35,6 +35,13 @@ def raise_once(number, frame):
     raise KeyboardInterrupt
 
 
+def leave_to_parent():
+    """Ignore Ctrl-C in a forked process of a command, such as a dataloader worker, which the command ends."""
+    if signal.getsignal(signal.SIGINT) is raise_once:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def watch_start(command: str):
     """
     End the process at Ctrl-C while a command imports its modules.
@@ -88,5 +95,7 @@ def interruptible(message: str, clean_up: Callable[[], None]) -> Iterator[None]:
         reader.close()
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=leave_to_parent)
 # The command "xlm-swcm" imports this module first.
 watch_start("xlm-swcm")
