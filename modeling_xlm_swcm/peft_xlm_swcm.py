@@ -31,7 +31,7 @@ def check_adapters(model: PreTrainedModel):
         adapted, other = (name, source) if adapters[0] is not None else (source, name)
         advice = "Leave this module out of target_modules and modules_to_save."
         if source.endswith("word_embeddings.weight"):
-            advice += " To train single tokens, pass a list as trainable_token_indices, with tie_word_embeddings and peft>=0.19."
+            advice += " To train single tokens, pass a list as trainable_token_indices (peft>=0.19, tied output)."
         raise ValueError(f"A PEFT adapter changes {adapted}, but not {other}, which is the same weight. {advice}")
 
 

@@ -169,6 +169,11 @@ def read_config(source: str, revision: str | None = None) -> dict:
     """Read `config.json` of a folder or Hub repository."""
     path = find_file(source, "config.json", revision)
     if path is None:
+        if find_file(source, "adapter_config.json", revision) is not None:
+            raise ConversionError(
+                f"{source} holds adapters of PEFT, not a whole model. Load the base model, merge the adapters with "
+                "merge_and_unload, and save the result."
+            )
         raise ConversionError(
             f"{source} has no config.json, so it is not a Transformers checkpoint. Pass another folder or Hub id."
         )

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.inspection import read_model_config
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.finetuning import check_push, finetune
@@ -300,3 +301,9 @@ def test_a_prefix_decoder_has_adapters_that_merge(make_trainer, tokenizer, tmp_p
     expected = logits_of(trainer.model.eval(), **inputs)
     save_merged(trainer)
     torch.testing.assert_close(logits_of(load(tmp_path).eval(), **inputs), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_folder_of_adapters_is_not_taken_for_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConversionError, match="holds adapters of PEFT, not a whole model. Load the base model, merge"):
+        read_model_config(str(tmp_path))
