@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -14,7 +15,43 @@ import torch
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+
+# Largest value of numbers that are not negative.
+RANGES: dict[str, float] = {
+    "learning_rate": math.inf,
+    "weight_decay": math.inf,
+    "adam_epsilon": math.inf,
+    "max_grad_norm": math.inf,
+    "warmup_steps": math.inf,
+    "num_train_epochs": math.inf,
+    "eval_delay": math.inf,
+    "neftune_noise_alpha": math.inf,
+    "scheduled_sampling": 1,
+    "dataloader_num_workers": 256,
+    "seed": 2**32 - 1,
+    "data_seed": 2**32 - 1,
+}
+BELOW_ONE = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+# steps, or a share of all steps
+INTERVALS = ("logging_steps", "eval_steps", "save_steps")
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_accumulation_steps",
+    "save_total_limit",
+    "torch_empty_cache_steps",
+    "generation_max_length",
+    "generation_num_beams",
+    "dataloader_prefetch_factor",
+    "ddp_bucket_cap_mb",
+    "ddp_timeout",
+)
+MAX_BATCH_SIZE = 2**20
+# Memory and time grow with the number of beams.
+MAX_BEAMS = 1024
 
 SEE_HELP = "Run with --help to list the options."
 QUOTE_TEXT = "Without quotes, YAML does not read no, yes, on, off, numbers and dates as text. Put the text in quotes."
@@ -111,18 +148,54 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self):
-        check_counts(self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        if not 0 <= self.scheduled_sampling <= 1:
-            raise ValueError(f"--scheduled_sampling must be between 0 and 1 (got {self.scheduled_sampling}).")
-        if not self.learning_rate >= 0:
-            raise ValueError(f"--learning_rate must not be negative (got {self.learning_rate}).")
         if self.output_dir == "":
             raise ValueError("--output_dir is empty. Name a folder.")
+        check_counts(self, *COUNTS)
+        check_numbers(self)
         super().__post_init__()
+        check_evaluation_strategy(self)
         # Transformers does not list flyte among the available integrations.
         if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
             name = missing.pop()
             raise ValueError(f"--report_to {name} needs the package {name}. Install it first.")
+
+
+def check_numbers(args: TrainingArguments):
+    """
+    Check that numbers are in their ranges. `None` is allowed.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    for name, most in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not (0 <= value <= most and math.isfinite(value)):
+            rule = f"between 0 and {most}" if math.isfinite(most) else "at least 0 and finite"
+            raise ValueError(f"--{name} must be {rule} (got {value}).")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(args, name) > MAX_BATCH_SIZE:
+            raise ValueError(f"--{name} must be at most {MAX_BATCH_SIZE} (got {getattr(args, name)}).")
+    for name in BELOW_ONE:
+        if not 0 <= getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 0 and below 1 (got {getattr(args, name)}).")
+    for name in INTERVALS:
+        if (value := getattr(args, name)) is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"--{name} must be above 0 and finite (got {value}).")
+
+
+def check_evaluation_strategy(args: TrainingArguments):
+    """
+    Check that options that need an evaluation during the training have one.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if args.eval_strategy != IntervalStrategy.NO:
+        return
+    needs = {"--save_strategy best": args.save_strategy == SaveStrategy.BEST, "--eval_on_start": args.eval_on_start}
+    for option, is_set in needs.items():
+        if is_set:
+            raise ValueError(f"{option} needs an evaluation during the training. Pass --eval_strategy steps or epoch.")
 
 
 def check_counts(arguments: Any, *names: str):
@@ -135,6 +208,17 @@ def check_counts(arguments: Any, *names: str):
     for name in names:
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1 (got {value}).")
+
+
+def check_beams(num_beams: int):
+    """
+    Check the number of beams.
+
+    Raises:
+        ValueError: if it is not between 1 and `MAX_BEAMS`.
+    """
+    if not 1 <= num_beams <= MAX_BEAMS:
+        raise ValueError(f"--num_beams must be between 1 and {MAX_BEAMS} (got {num_beams}).")
 
 
 def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -164,13 +248,10 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         # Without use_cpu, Transformers checks bf16 against a GPU.
         parser.set_defaults(use_cpu=not torch.cuda.is_available())
         parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
-        parsed = parser.parse_args_into_dataclasses(argv)
-        for seed in (arguments.seed for arguments in parsed if hasattr(arguments, "seed")):
-            if not 0 <= seed < 2**32:
-                raise ValueError(f"--seed must be between 0 and {2**32 - 1} (got {seed}).")
-        return parsed
-    except ValueError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        return parser.parse_args_into_dataclasses(argv)
+    # Transformers raises errors of many classes for values that it cannot use.
+    except Exception as error:
+        sys.exit(f"error: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def parse_options(options: type, argv: list[str] | None = None) -> Any:

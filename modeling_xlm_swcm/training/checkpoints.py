@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,10 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
-from modeling_xlm_swcm.checkpoints.errors import first_line
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
 from modeling_xlm_swcm.checkpoints.writing import unfinished
 
 from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
@@ -55,12 +55,19 @@ RUN_SETTINGS = [
     "dataloader_drop_last",
     "dataloader_num_workers",
 ]
+# metrics of every evaluation of Transformers, beside the loss
+SPEED_METRICS = ["runtime", "samples_per_second", "steps_per_second"]
 # settings of the optimizer that a checkpoint also stores
 OPTIMIZER_SETTINGS = ["initial_lr", "weight_decay", "betas", "eps"]
 
 
 class TrainingError(RuntimeError):
     """Training that cannot start or continue. The message says what to do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch has no class of its own for this error on a CPU.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class ResumableTrainer(Trainer):
@@ -84,7 +91,12 @@ class ResumableTrainer(Trainer):
     settings: dict = {}
     saved_dtype: torch.dtype | None = None
     _is_saving = False
+    _is_starting = False
     _skipped_steps = 0
+
+    def __init__(self, *args, **kwargs):
+        with explain_start():
+            super().__init__(*args, **kwargs)
 
     def set_initial_training_values(self, args, dataloader):
         values = super().set_initial_training_values(args, dataloader)
@@ -121,9 +133,15 @@ class ResumableTrainer(Trainer):
                 )
         if resume_from_checkpoint and self.is_world_process_zero():
             self._log_changed_settings(Path(resume_from_checkpoint, RUN))
+        check_best_metric(self)
         self._prepare_weights(self.model)
-        self._skipped_steps = 0
-        return super().train(resume_from_checkpoint, **kwargs)
+        self._skipped_steps, self._is_starting = 0, True
+        with explain_start(lambda: self._is_starting):
+            return super().train(resume_from_checkpoint, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        self._is_starting = False
+        return super().training_step(*args, **kwargs)
 
     def _finalize_training(self, *args, **kwargs):
         if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
@@ -132,6 +150,15 @@ class ResumableTrainer(Trainer):
         if self._skipped_steps and self._skipped_steps >= steps:
             self._stop(f"The gradients of all {steps} steps overflow in float16, so no weight has changed", steps)
         return super()._finalize_training(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics, trial):
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            raise TrainingError(
+                f"The evaluation has no metric {self.args.metric_for_best_model}. Set metric_for_best_model to one of "
+                f"{', '.join(name.removeprefix('eval_') for name in metrics)}."
+            ) from error
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         if self.control.should_evaluate:
@@ -332,6 +359,37 @@ class ResumableTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def explain_start(is_starting: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Raise errors of libraries before the first step as a [`TrainingError`]. Most come from an option."""
+    try:
+        yield
+    except Exception as error:
+        is_ours = isinstance(error, TrainingError | ConversionError)
+        if is_ours or not is_starting() or is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"The training cannot start: {first_line(error).rstrip('.')}. Check the options of the training."
+        ) from error
+
+
+def check_best_metric(trainer: Trainer):
+    """
+    Check that an evaluation during the training computes the metric that selects the best model.
+
+    Raises:
+        TrainingError: if it does not.
+    """
+    name, metrics = trainer.args.metric_for_best_model, trainer.compute_metrics
+    names = getattr(metrics, "metric_names", None) if metrics else []
+    is_used = name is not None and trainer.args.eval_strategy != IntervalStrategy.NO
+    if not is_used or names is None or isinstance(trainer.eval_dataset, dict):
+        return
+    known = ["loss", *names]
+    if name.removeprefix("eval_") not in [*known, *SPEED_METRICS]:
+        raise TrainingError(f"--metric_for_best_model must be one of {', '.join(known)} (got {name}).")
 
 
 def check_output_dir(args: TrainingArguments):

@@ -70,7 +70,13 @@ def finetune(model_args: ModelArguments, data_args: FinetuneDataArguments, args:
     tokenizer = load_tokenizer(model_args, data_args)
     results = finetune_on_pairs(model_args, data_args, args, tokenizer, read_pairs(data_args, splits))
     if push_at_end and args.process_index == 0:
-        url = push(args.output_dir, args.hub_model_id, license=model_args.license, private=bool(args.hub_private_repo))
+        url = push(
+            args.output_dir,
+            args.hub_model_id,
+            license=model_args.license,
+            private=bool(args.hub_private_repo),
+            revision=args.hub_revision,
+        )
         Console().print(f"Pushed: {url}")
     return results
 
@@ -107,6 +113,8 @@ def finetune_on_pairs(
     args.generation_max_length = data_args.max_target_length + 1
     checkpoint = None
     if "train" in pairs:
+        if args.max_steps <= 0 and args.num_train_epochs == 0:
+            raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
         checkpoint = find_checkpoint(args, model_args.model_name_or_path)
     else:
         check_output_dir(args)

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
-from .arguments import check_counts
+from .arguments import check_beams, check_counts
 from .examples import Pair, encode_pairs, truncate
 from .metrics import GenerationMetrics
 from .rows import BadRows, DataError, check_columns, get_text, read_rows
@@ -84,7 +84,8 @@ class FinetuneDataArguments:
 
     def __post_init__(self):
         samples = ("max_train_samples", "max_eval_samples", "max_predict_samples")
-        check_counts(self, "max_source_length", "max_target_length", "num_beams", *samples)
+        check_counts(self, "max_source_length", "max_target_length", *samples)
+        check_beams(self.num_beams)
         if self.task == "translation":
             self._check_translation()
         else:

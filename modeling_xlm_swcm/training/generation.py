@@ -19,7 +19,7 @@ from modeling_xlm_swcm.checkpoints.writing import whole_file
 from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
 
-from .arguments import check_counts
+from .arguments import check_beams, check_counts
 from .rows import AS_TEXT, BadRows, DataError
 
 
@@ -45,7 +45,8 @@ class GenerateArguments:
     batch_tokens: int = field(default=4096, metadata={"help": "Maximum size of a batch in tokens, with padding."})
 
     def __post_init__(self):
-        check_counts(self, "num_beams", "max_length", "batch_tokens")
+        check_counts(self, "max_length", "batch_tokens")
+        check_beams(self.num_beams)
 
 
 def generate_file(args: GenerateArguments):

@@ -134,6 +134,12 @@ class GenerationMetrics:
         """Signatures of sacrebleu for the scores of the last call."""
         return {name: value for name, value in self.scores.get("all", {}).items() if name.endswith("_signature")}
 
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics that a call returns."""
+        names = list(self.names or [name for name in score(["a"], ["a"]) if not name.endswith("_signature")])
+        return names + [f"{group}_{names[0]}" for group in dict.fromkeys(self.groups or ())]
+
     def decode(self, ids: np.ndarray) -> list[str]:
         """Decode ids of shape (texts, length), padded with the pad token or -100."""
         ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
@@ -15,6 +15,7 @@ from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import TrainingError, find_checkpoint
+from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
 from .denoising import DataCollatorForDenoising
 from .lora import adapt_model, save_trained
 from .mixture import CorpusConfig, Mixture, load_corpora
@@ -47,6 +48,13 @@ class PretrainDataArguments:
     span_length: float = field(default=3.5, metadata={"help": "Mean length of a masked span in words."})
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Skip rows that cannot be used, with a warning. Default: stop with an error."}
+    )
+    max_unk_share: float = field(
+        default=MAX_UNK_SHARE,
+        metadata={
+            "help": "Maximum share of <unk> among the tokens of a language, from 0 to 1. Training does not start if "
+            "the share is larger."
+        },
     )
 
 
@@ -84,6 +92,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
     held_out = read_validation(data_args, corpora.get("validation", []), mixture)
     if not held_out:
         training.eval_strategy = IntervalStrategy.NO
+        check_without_evaluation(training)
     if training.process_index == 0:
         print_mixture(mixture, training)
     trainer = XLMSWCMTrainer(
@@ -111,6 +120,7 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
         DataError: if a number is out of range.
         TrainingError: if the trainer would push.
     """
+    check_unk_share(args.max_unk_share)
     if args.shuffle_buffer < 1:
         raise DataError(f"--shuffle_buffer must be at least 1 (got {args.shuffle_buffer}).")
     if not 0 <= args.sampling_exponent <= 1:
@@ -126,6 +136,23 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
         raise TrainingError(
             "Pretraining does not support --push_to_hub. Push the finished folder with xlm-swcm push FOLDER REPO."
         )
+
+
+def check_without_evaluation(training: TrainingArguments):
+    """
+    Check that no option needs validation corpora.
+
+    Raises:
+        DataError: if an option does.
+    """
+    needs = {
+        "--load_best_model_at_end": training.load_best_model_at_end,
+        "--save_strategy best": training.save_strategy == SaveStrategy.BEST,
+        f"--lr_scheduler_type {training.lr_scheduler_type.value}": training.lr_scheduler_type
+        in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY),
+    }
+    if option := next((option for option, is_set in needs.items() if is_set), None):
+        raise DataError(f"{option} needs validation corpora. Add a list `validation` to the corpora file.")
 
 
 def make_mixture(
@@ -145,6 +172,7 @@ def make_mixture(
         shuffle_buffer=args.shuffle_buffer,
         seed=training.seed,
         skip_bad_rows=args.skip_bad_rows,
+        max_unk_share=args.max_unk_share,
     )
     if training.max_steps <= 0:
         training.max_steps = math.ceil(training.num_train_epochs * mixture.examples.sum() / batch)
@@ -156,8 +184,10 @@ def read_validation(args: PretrainDataArguments, corpora: list[CorpusConfig], mi
     bad_rows = BadRows(args.skip_bad_rows)
     held_out = []
     for corpus in corpora:
-        examples = list(corpus.read(mixture.tokenizer, args.max_length, mixture.tables, bad_rows))
+        coverage = Coverage(mixture.tokenizer, args.max_unk_share)
+        examples = list(corpus.read(mixture.tokenizer, args.max_length, mixture.tables, bad_rows, coverage))
         bad_rows.report()
+        coverage.report()
         if not examples:
             raise DataError(f"The validation corpus {corpus.title} has no usable row. Check its text and columns.")
         held_out += examples

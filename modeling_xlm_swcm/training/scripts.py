@@ -1,25 +1,33 @@
 """The end of a training script: errors on one line, and Ctrl-C."""
 
+import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from tqdm import tqdm
 
 from modeling_xlm_swcm.checkpoints.errors import describe_error
 from modeling_xlm_swcm.checkpoints.writing import remove_unfinished
 from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 
-from .checkpoints import TrainingError
+from .checkpoints import TrainingError, is_out_of_memory
 
 
 RESUME = "Pass --resume_from_checkpoint last to continue from the last checkpoint, if there is one."
 NO_MEMORY = "There is not enough memory. Use smaller batches, fewer beams or shorter texts."
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch has no class of its own for this error on a CPU.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def end_workers():
+    """End the processes that read data, which PyTorch would wait for, and the progress bars."""
+    # PyTorch raises an error if such a process is ended.
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        process.terminate()
+    for bar in list(tqdm._instances):
+        bar.close()
 
 
 @contextmanager
@@ -34,7 +42,11 @@ def report_errors(when_interrupted: str = RESUME) -> Iterator[None]:
     message = f"error: Interrupted. {when_interrupted}"
     try:
         with interruptible(message, remove_unfinished):
-            yield
+            try:
+                yield
+            except KeyboardInterrupt:
+                end_workers()
+                raise
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             sys.exit(f"error: {NO_MEMORY}")
@@ -42,5 +54,5 @@ def report_errors(when_interrupted: str = RESUME) -> Iterator[None]:
             raise
         sys.exit(f"error: {describe_error(error)}")
     except KeyboardInterrupt:
-        print(f"\n{message}", file=sys.stderr)
+        print(message, file=sys.stderr)
         sys.exit(EXIT_CODE)

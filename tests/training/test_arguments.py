@@ -1,10 +1,19 @@
 """Arguments of the training scripts: settings files, command lines, presets and errors."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.arguments import (
+    COUNTS,
+    INTERVALS,
+    ModelArguments,
+    TrainingArguments,
+    parse_arguments,
+)
+from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
+from modeling_xlm_swcm.training.generation import GenerateArguments
 from modeling_xlm_swcm.training.pretraining import PretrainDataArguments
 
 
@@ -108,14 +117,63 @@ def test_a_file_is_read_like_a_command_line(tmp_path, capsys):
     assert "invalid int value: '1.5'" in error and error.count("\n") == 2
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_numbers_that_must_be_finite_are_checked(tmp_path, name, value):
+    with pytest.raises(SystemExit) as error:
+        parse("--model_name_or_path", "m", "--output_dir", tmp_path, f"--{name}", value)
+    assert error.value.code == f"error: --{name} must be at least 0 and finite (got {float(value)})."
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_checked(tmp_path, name):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=rf"^--{name} must be at least 1 \(got {value}\)\.$"):
+            TrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", INTERVALS)
+def test_intervals_are_checked(tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"^--{name} must be above 0 and finite \(got {value}\)\.$"):
+        TrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("num_beams", "is_allowed"), [(0, False), (1, True), (1024, True), (1025, False), (10**6, False)]
+)
+def test_the_number_of_beams_has_a_limit(num_beams, is_allowed):
+    options = {"task": "summarization", "source_lang": "zh", "num_beams": num_beams}
+    for make in (
+        partial(GenerateArguments, "m", "zh", "bo", num_beams=num_beams),
+        partial(FinetuneDataArguments, **options),
+    ):
+        if is_allowed:
+            assert make().num_beams == num_beams
+            continue
+        with pytest.raises(ValueError, match=rf"^--num_beams must be between 1 and 1024 \(got {num_beams}\)\.$"):
+            make()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max_lenght", "3"], "--max_lenght"),
         (["--scheduled_sampling", "2"], "--scheduled_sampling must be between 0 and 1 (got 2.0)."),
         (["--lora_rank", "0"], "--lora_rank must be at least 1 (got 0)."),
-        (["--learning_rate", "-1"], "--learning_rate must not be negative (got -1.0)."),
+        (["--learning_rate", "-1"], "--learning_rate must be at least 0 and finite (got -1.0)."),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
+        (["--adam_beta1", "1"], "--adam_beta1 must be at least 0 and below 1 (got 1.0)."),
+        (["--label_smoothing_factor", "nan"], "--label_smoothing_factor must be at least 0 and below 1 (got nan)."),
+        (["--data_seed", "-1"], "--data_seed must be between 0 and 4294967295 (got -1)."),
+        (["--seed", 2**32], "--seed must be between 0 and 4294967295 (got 4294967296)."),
+        (["--dataloader_num_workers", "1000"], "--dataloader_num_workers must be between 0 and 256 (got 1000)."),
+        (["--per_device_eval_batch_size", 10**12], "--per_device_eval_batch_size must be at most 1048576"),
+        (["--save_strategy", "best"], "--save_strategy best needs an evaluation during the training."),
+        (["--eval_on_start"], "--eval_on_start needs an evaluation during the training."),
+        (["--lr_scheduler_kwargs", "{bad"], "Expecting property name"),
+        (["--accelerator_config", '{"a": 1}'], "unexpected keyword argument 'a'"),
+        (["--fsdp", "nonsense"], "nonsense"),
         (["--report_to", "nobodys"], "--report_to nobodys needs the package nobodys. Install it first."),
     ],
 )

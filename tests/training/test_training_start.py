@@ -1,0 +1,87 @@
+"""The start of a training: options that cannot work are named before the first step."""
+
+import pytest
+import torch
+
+from modeling_xlm_swcm.training.checkpoints import TrainingError
+from modeling_xlm_swcm.training.metrics import GenerationMetrics
+
+
+EVALUATION = {"eval_strategy": "steps", "eval_steps": 2}
+
+
+@pytest.fixture
+def forbid_steps(monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise AssertionError("a step was made")
+
+    monkeypatch.setattr("transformers.Trainer.training_step", fail)
+
+
+@pytest.mark.usefixtures("forbid_steps")
+class TestBestMetric:
+    @pytest.mark.parametrize("name", ["rouge", "eval_rouge"])
+    def test_an_unknown_one_is_named_before_the_first_step(self, make_trainer, tokenizer, name):
+        trainer = make_trainer(metric_for_best_model=name, predict_with_generate=True, **EVALUATION)
+        trainer.compute_metrics = GenerationMetrics(tokenizer, groups=["zh-bo", "zh-kk"], names=["chrf++", "bleu"])
+        with pytest.raises(TrainingError) as error:
+            trainer.train()
+        known = "loss, chrf++, bleu, zh-bo_chrf++, zh-kk_chrf++"
+        assert str(error.value) == f"--metric_for_best_model must be one of {known} (got {name})."
+
+    def test_without_metrics_there_is_the_loss(self, make_trainer):
+        with pytest.raises(TrainingError, match=r"^--metric_for_best_model must be one of loss \(got bleu\)\.$"):
+            make_trainer(metric_for_best_model="bleu", **EVALUATION).train()
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "chrf++", "eval_chrf++", "runtime"])
+def test_a_known_metric_is_used(make_trainer, tokenizer, name):
+    trainer = make_trainer(metric_for_best_model=name, predict_with_generate=True, max_steps=2, **EVALUATION)
+    trainer.compute_metrics = GenerationMetrics(tokenizer)
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == entry[f"eval_{name.removeprefix('eval_')}"]
+
+
+def test_all_numeric_metrics_have_names(tokenizer):
+    metrics = GenerationMetrics(tokenizer)
+    assert {"chrf++", "bleu", "rougeL_f", "exact_match"} <= set(metrics.metric_names)
+    assert not any(name.endswith("_signature") for name in metrics.metric_names)
+
+
+def test_a_metric_that_only_an_evaluation_can_miss_is_one_sentence(make_trainer):
+    trainer = make_trainer(metric_for_best_model="f1", max_steps=2, **EVALUATION)
+    trainer.compute_metrics = lambda prediction: {"accuracy": 1.0}
+    with pytest.raises(
+        TrainingError, match="^The evaluation has no metric f1. Set metric_for_best_model to one of loss, "
+    ):
+        trainer.train()
+
+
+@pytest.mark.usefixtures("forbid_steps")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_scheduler_kwargs": {"a": 1}}, "unexpected keyword argument 'a'"),
+        ({"optim_args": "nonsense"}, "not enough values to unpack"),
+        ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "galore"),
+        ({"use_liger_kernel": True}, "liger"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_library_refuses_is_one_sentence(make_trainer, options, message):
+    with pytest.raises(TrainingError, match="^The training cannot start: ") as error:
+        make_trainer(**options).train()
+    assert message in str(error.value).lower() and "\n" not in str(error.value)
+
+
+def test_float16_on_a_cpu_is_one_sentence(make_trainer):
+    with pytest.raises(TrainingError, match=r"^The training cannot start: .*fp16"):
+        make_trainer(fp16=True)
+
+
+def test_an_error_of_a_step_keeps_its_class(make_trainer):
+    trainer = make_trainer()
+    trainer.data_collator = lambda rows: {"input_ids": torch.tensor([[10**6]]), "labels": torch.tensor([[5]])}
+    with pytest.raises(IndexError):
+        trainer.train()
