@@ -8,15 +8,20 @@ import numpy as np
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
+from .coverage import Coverage
 from .denoising import TokenTables
 from .rows import AS_TEXT, ROWS_AT_ONCE, BadRows
+
+
+# <s> <src> ... </s>, and <tgt> ... </s>
+SOURCE_FRAME, TARGET_FRAME = 3, 2
 
 
 class Pair(NamedTuple):
     """A source and its target, with the place of their row and their language codes."""
 
     place: str
-    source: str
+    source: str | tuple[str, ...]
     target: str
     src_lang: str
     tgt_lang: str
@@ -30,7 +35,7 @@ def batched(rows: Iterable, size: int = ROWS_AT_ONCE) -> Iterator[list]:
 
 
 def truncate(ids: list[int], limit: int) -> list[int]:
-    """Return at most `limit` token ids of a source. The last id stays the end token."""
+    """Return at most `limit` token ids. The last id stays the end token."""
     return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
@@ -40,6 +45,7 @@ def encode_pairs(
     max_source_length: int,
     max_target_length: int,
     bad_rows: BadRows,
+    coverage: Coverage | None = None,
 ) -> Iterator[dict[str, list[int]]]:
     """
     Encode pairs of texts with the tags of their languages.
@@ -54,7 +60,9 @@ def encode_pairs(
         max_source_length (`int`), max_target_length (`int`):
             Maximum lengths in tokens, special tokens included.
         bad_rows ([`BadRows`]):
-            Collects the pairs that are longer or in an unknown language.
+            Collects the pairs that are longer, that have no token or that are in an unknown language.
+        coverage ([`Coverage`], *optional*):
+            Counts the unknown tokens of the remaining pairs.
 
     Returns:
         `Iterator[dict[str, list[int]]]`: `input_ids` and `labels` of each remaining pair.
@@ -67,22 +75,29 @@ def encode_pairs(
                 for pair in group:
                     bad_rows.reject(pair.place, f'is in the unknown language "{unknown[0]}"', f" (known: {known})")
                 continue
-            before = tokenizer.src_lang, tokenizer.tgt_lang
-            tokenizer.src_lang, tokenizer.tgt_lang = src_lang, tgt_lang
             sources, targets = [pair.source for pair in group], [pair.target for pair in group]
-            encoded = tokenizer(sources, text_target=targets, **AS_TEXT)
-            tokenizer.src_lang, tokenizer.tgt_lang = before
+            encoded = tokenizer(sources, text_target=targets, src_lang=src_lang, tgt_lang=tgt_lang, **AS_TEXT)
             for pair, source, target in zip(group, encoded["input_ids"], encoded["labels"], strict=True):
                 if len(source) > max_source_length:
                     bad_rows.reject(pair.place, f"has a source of more than {max_source_length} tokens")
                 elif len(target) > max_target_length:
                     bad_rows.reject(pair.place, f"has a target of more than {max_target_length} tokens")
+                elif len(source) <= SOURCE_FRAME or len(target) <= TARGET_FRAME:
+                    bad_rows.reject(pair.place, "has a text of which the tokenizer keeps nothing")
                 else:
+                    if coverage is not None:
+                        coverage.add(f"sources in {src_lang}", pair.source, source[2:-1])
+                        coverage.add(f"targets in {tgt_lang}", pair.target, target[1:-1])
                     yield {"input_ids": source, "labels": target}
 
 
 def encode_texts(
-    texts: Iterable[str], tokenizer: XLMSWCMTokenizer, language: str, max_length: int, tables: TokenTables
+    texts: Iterable[str],
+    tokenizer: XLMSWCMTokenizer,
+    language: str,
+    max_length: int,
+    tables: TokenTables,
+    coverage: Coverage | None = None,
 ) -> Iterator[dict[str, list[int]]]:
     """
     Encode texts for denoising. A text that is longer than `max_length` tokens becomes several examples.
@@ -98,15 +113,19 @@ def encode_texts(
             Maximum length of an example in tokens, special tokens included.
         tables ([`TokenTables`]):
             Word and sentence tables of the vocabulary.
+        coverage ([`Coverage`], *optional*):
+            Counts the unknown tokens.
 
     Returns:
-        `Iterator[dict[str, list[int]]]`: `input_ids` of each example.
+        `Iterator[dict[str, list[int]]]`: `input_ids` of each example. A text without a token gives no example.
     """
     head, eos = [tokenizer.bos_token_id, tokenizer.get_lang_id(language)], [tokenizer.eos_token_id]
     for batch in batched(texts):
         encoded = tokenizer(batch, add_special_tokens=False, **AS_TEXT)
-        for ids in encoded["input_ids"]:
-            for part in split_ids(np.array(ids), max_length - 3, tables):
+        for text, ids in zip(batch, encoded["input_ids"], strict=True):
+            if coverage is not None:
+                coverage.add(f"texts in {language}", text, ids)
+            for part in split_ids(np.array(ids), max_length - 3, tables) if ids else ():
                 yield {"input_ids": head + part.tolist() + eos}
 
 

@@ -10,7 +10,8 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
 from .arguments import check_beams, check_counts
-from .examples import Pair, encode_pairs, truncate
+from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
+from .examples import SOURCE_FRAME, TARGET_FRAME, Pair, encode_pairs, truncate
 from .metrics import GenerationMetrics
 from .rows import BadRows, DataError, check_columns, get_text, read_rows
 
@@ -71,6 +72,13 @@ class FinetuneDataArguments:
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Skip rows that cannot be used, with a warning. Default: stop with an error."}
     )
+    max_unk_share: float = field(
+        default=MAX_UNK_SHARE,
+        metadata={
+            "help": "Maximum share of <unk> among the tokens of a language, from 0 to 1. Training does not start if "
+            "the share is larger."
+        },
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of training rows. Default: all rows."}
     )
@@ -86,6 +94,11 @@ class FinetuneDataArguments:
         samples = ("max_train_samples", "max_eval_samples", "max_predict_samples")
         check_counts(self, "max_source_length", "max_target_length", *samples)
         check_beams(self.num_beams)
+        # A sequence needs room for its special tokens, its tag and one token of text.
+        for name, length in {"max_source_length": SOURCE_FRAME + 1, "max_target_length": TARGET_FRAME + 1}.items():
+            if getattr(self, name) < length:
+                raise DataError(f"--{name} must be at least {length} (got {getattr(self, name)}).")
+        check_unk_share(self.max_unk_share)
         if self.task == "translation":
             self._check_translation()
         else:
@@ -208,7 +221,8 @@ def read_pairs(args: FinetuneDataArguments, splits: Iterable[str]) -> dict[str, 
 @dataclass
 class PairEncoder:
     """
-    Encode pairs as examples. Long sources are truncated and counted if `truncate_sources` is set.
+    Encode pairs as examples, and count their unknown tokens. Long sources are truncated and counted if
+    `truncate_sources` is set.
 
     Args:
         tokenizer ([`XLMSWCMTokenizer`]):
@@ -223,28 +237,48 @@ class PairEncoder:
     args: FinetuneDataArguments
     bad_rows: BadRows
     num_truncated: int = 0
+    num_truncated_targets: int = 0
+
+    def __post_init__(self):
+        self.coverage = Coverage(self.tokenizer, self.args.max_unk_share)
 
     def __call__(self, pairs: Iterable[Pair], target_limit: int) -> Iterator[dict[str, list[int]]]:
         limit = self.args.max_source_length
         source_limit = sys.maxsize if self.args.truncate_sources else limit
-        for example in encode_pairs(pairs, self.tokenizer, source_limit, target_limit, self.bad_rows):
+        for example in encode_pairs(pairs, self.tokenizer, source_limit, target_limit, self.bad_rows, self.coverage):
             self.num_truncated += len(example["input_ids"]) > limit
             example["input_ids"] = truncate(example["input_ids"], limit)
             yield example
 
+    def truncate_target(self, labels: list[int]) -> list[int]:
+        """Return the labels of an evaluation example, truncated to `max_target_length` and counted."""
+        self.num_truncated_targets += len(labels) > self.args.max_target_length
+        return truncate(labels, self.args.max_target_length)
+
     def report(self):
-        """Log the number of truncated sources, and report the rows that cannot be used."""
+        """
+        Log the numbers of truncated sources and targets, and report rows that cannot be used and unknown tokens.
+
+        Raises:
+            DataError: if rows cannot be used and must not be skipped, or if a language has too many unknown tokens.
+        """
         if self.num_truncated:
             logger.warning(f"Truncated {self.num_truncated} sources to {self.args.max_source_length} tokens.")
+        if self.num_truncated_targets:
+            logger.warning(
+                f"Truncated {self.num_truncated_targets} targets to {self.args.max_target_length} tokens for the "
+                "evaluation loss. Scores compare with the whole targets."
+            )
         self.bad_rows.report()
+        self.coverage.report()
 
 
 def encode_for_evaluation(pairs: list[Pair], encoder: PairEncoder) -> tuple[list[dict], GenerationMetrics]:
     """
     Encode pairs for evaluation, and make the metrics that score the generated texts.
 
-    Generated texts are compared with the targets as they were read, of any length. The loss covers the tokens up to
-    `max_target_length`.
+    Generated texts are compared with the targets as they were read, of any length. For the loss, targets are truncated
+    to `max_target_length` tokens.
 
     Args:
         pairs (`list[Pair]`):
@@ -259,7 +293,7 @@ def encode_for_evaluation(pairs: list[Pair], encoder: PairEncoder) -> tuple[list
     for pair in pairs:
         # Encoding one pair at a time shows which pairs can be used.
         for example in encoder([pair], target_limit=sys.maxsize):
-            examples.append(example | {"labels": example["labels"][: encoder.args.max_target_length]})
+            examples.append(example | {"labels": encoder.truncate_target(example["labels"])})
             references.append(pair.target)
             groups.append(group_of(pair, encoder.args.task))
     return examples, GenerationMetrics(encoder.tokenizer, references, groups, SCORES[encoder.args.task])

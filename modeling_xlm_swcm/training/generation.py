@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
@@ -20,7 +21,12 @@ from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
 
 from .arguments import check_beams, check_counts
+from .coverage import Coverage
+from .examples import batched
 from .rows import AS_TEXT, BadRows, DataError
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -67,9 +73,9 @@ def generate_file(args: GenerateArguments):
     limit = config.longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
     tokenizer = load_tokenizer(args.model_name_or_path, config.vocab_size)
-    tokenizer.src_lang, tokenizer.tgt_lang = args.source_lang, args.target_lang
+    check_languages(args, tokenizer)
     texts = read_texts(args.input, args.source_lang)
-    rows = encode_lines(texts, tokenizer, limit, "stdin" if args.input == "-" else args.input)
+    rows = encode_lines(texts, tokenizer, args.source_lang, limit, "stdin" if args.input == "-" else args.input)
     model = load_model(args.model_name_or_path, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     generated = generate_lines(model, tokenizer, rows, args)
@@ -114,23 +120,44 @@ def read_texts(path: str, language: str) -> list[str]:
     return texts
 
 
-def encode_lines(texts: list[str], tokenizer: XLMSWCMTokenizer, limit: int, path: str) -> dict[int, list[int]]:
+def check_languages(args: GenerateArguments, tokenizer: XLMSWCMTokenizer):
     """
-    Encode the lines that are not empty.
+    Check that the model has a tag for both languages.
+
+    Raises:
+        DataError: if it has not.
+    """
+    for option, code in {"--source_lang": args.source_lang, "--target_lang": args.target_lang}.items():
+        if code not in tokenizer.languages:
+            known = ", ".join(tokenizer.languages) or "none"
+            raise DataError(f'Unknown language "{code}" for {option}. Known languages: {known}.')
+
+
+def encode_lines(
+    texts: list[str], tokenizer: XLMSWCMTokenizer, language: str, limit: int, path: str
+) -> dict[int, list[int]]:
+    """
+    Encode the lines that are not empty, and log the share of unknown tokens.
 
     Returns:
         `dict[int, list[int]]`: token ids by the index of the line.
 
     Raises:
-        ValueError: if a line is longer than `limit` tokens.
+        DataError: if a line is longer than `limit` tokens.
     """
-    rows = {index: tokenizer(text, **AS_TEXT)["input_ids"] for index, text in enumerate(texts) if text}
-    for index, ids in rows.items():
-        if len(ids) > limit:
-            raise ValueError(
-                f"Line {index + 1} of {path} has {len(ids)} tokens, and the limit of the model is {limit}. "
-                "Split the line."
-            )
+    rows, coverage = {}, Coverage(tokenizer)
+    for batch in batched((index, text) for index, text in enumerate(texts) if text):
+        indices, lines = zip(*batch, strict=True)
+        encoded = tokenizer(list(lines), src_lang=language, **AS_TEXT)["input_ids"]
+        for index, line, ids in zip(indices, lines, encoded, strict=True):
+            if len(ids) > limit:
+                raise DataError(
+                    f"Line {index + 1} of {path} has {len(ids)} tokens, and the limit of the model is {limit}. "
+                    "Split the line."
+                )
+            coverage.add(f"texts in {language}", line, ids[2:-1])
+            rows[index] = ids
+    coverage.log()
     return rows
 
 
@@ -152,14 +179,22 @@ def generate_lines(
 ) -> dict[int, str]:
     """Generate a text for each row, as one line, by the index of the row."""
     options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
-    generated = {}
+    ends = model.generation_config.eos_token_id
+    ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=model.device)
+    generated, cut = {}, []
     batches = list(batches_by_length(rows, args.batch_tokens))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
         inputs = tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt").to(model.device)
-        outputs = tokenizer.batch_decode(
-            model.generate(**inputs, max_length=args.max_length, **options), skip_special_tokens=True
-        )
+        ids = model.generate(**inputs, max_new_tokens=args.max_length, **options)
+        is_cut = ~torch.isin(ids[:, 1:], ends).any(dim=1)
+        cut += [index for index, cut_here in zip(batch, is_cut.tolist(), strict=True) if cut_here]
+        outputs = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         generated |= {index: re.sub(r"[\r\n]+", " ", text).strip() for index, text in zip(batch, outputs, strict=True)}
+    if cut:
+        logger.warning(
+            f"{len(cut)} output lines are incomplete: they reached the maximum of {args.max_length} tokens (first: "
+            f"line {min(cut) + 1})."
+        )
     return generated
 
 

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
 from .arguments import QUOTE_TEXT, read_yaml
+from .coverage import MAX_UNK_SHARE, SAMPLED_EXAMPLES, Coverage
 from .denoising import TokenTables
 from .examples import Pair, encode_pairs, encode_texts
 from .rows import BadRows, DataError, check_columns, get_text, is_plain_text, read_aligned, read_rows
@@ -108,7 +109,12 @@ class CorpusConfig:
         return ", ".join(path if self._is_on_hub() else Path(path).name for path in paths)
 
     def read(
-        self, tokenizer: XLMSWCMTokenizer, max_length: int, tables: TokenTables, bad_rows: BadRows
+        self,
+        tokenizer: XLMSWCMTokenizer,
+        max_length: int,
+        tables: TokenTables,
+        bad_rows: BadRows,
+        coverage: Coverage | None = None,
     ) -> Iterator[dict]:
         """
         Stream the examples of the corpus in the order of its files.
@@ -122,6 +128,8 @@ class CorpusConfig:
                 Word and sentence tables of the vocabulary.
             bad_rows ([`BadRows`]):
                 Collects the rows that cannot be used.
+            coverage ([`Coverage`], *optional*):
+                Counts the unknown tokens.
 
         Returns:
             `Iterator[dict]`: examples with `input_ids`, and `labels` if the text is parallel.
@@ -135,12 +143,14 @@ class CorpusConfig:
                 raise DataError(f'{self.title} is in "{code}", which has no language tag. Known languages: {known}.')
         if self.language is not None:
             texts = (get_text(place, row, self.column, bad_rows) for place, row in self._rows(bad_rows))
-            return encode_texts(filter(None, texts), tokenizer, self.language, max_length, tables)
-        return self._both_directions(tokenizer, max_length, bad_rows)
+            return encode_texts(filter(None, texts), tokenizer, self.language, max_length, tables, coverage)
+        return self._both_directions(tokenizer, max_length, bad_rows, coverage)
 
-    def _both_directions(self, tokenizer: XLMSWCMTokenizer, max_length: int, bad_rows: BadRows) -> Iterator[dict]:
+    def _both_directions(
+        self, tokenizer: XLMSWCMTokenizer, max_length: int, bad_rows: BadRows, coverage: Coverage | None
+    ) -> Iterator[dict]:
         # A source is `<s>` and a target, so the reverse pair needs no second tokenization.
-        for pair in encode_pairs(self._pairs(bad_rows), tokenizer, max_length, max_length - 1, bad_rows):
+        for pair in encode_pairs(self._pairs(bad_rows), tokenizer, max_length, max_length - 1, bad_rows, coverage):
             yield pair
             yield {"input_ids": [tokenizer.bos_token_id, *pair["labels"]], "labels": pair["input_ids"][1:]}
 
@@ -251,10 +261,13 @@ class Mixture(torch.utils.data.IterableDataset):
             Random seed of the order.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
             Whether to skip rows that cannot be used, with a warning.
+        max_unk_share (`float`, *optional*, defaults to 0.1):
+            Maximum share of `<unk>` among the tokens of a language. Corpora without a number of examples are counted
+            whole, the others at their beginning.
 
     Raises:
-        DataError: if a corpus has rows that cannot be used, or no usable row. Corpora without a number of examples
-            are checked before training, the others while they are read.
+        DataError: if a corpus has rows that cannot be used, or no usable row, or if a language has too many unknown
+            tokens. Corpora without a number of examples are checked before training, the others while they are read.
     """
 
     batches_sorted_together = 50
@@ -269,13 +282,15 @@ class Mixture(torch.utils.data.IterableDataset):
         shuffle_buffer: int = 10_000,
         seed: int = 0,
         skip_bad_rows: bool = False,
+        max_unk_share: float = MAX_UNK_SHARE,
     ):
         self.corpora, self.tokenizer, self.max_length, self.batch_size = corpora, tokenizer, max_length, batch_size
         self.shuffle_buffer, self.seed, self.skip_bad_rows = shuffle_buffer, seed, skip_bad_rows
         self.tables = TokenTables(tokenizer)
-        self.bad_rows = BadRows(skip_bad_rows)
-        self.examples = np.array([corpus.examples or self._count(corpus) for corpus in corpora])
+        self.bad_rows, self.coverage = BadRows(skip_bad_rows), Coverage(tokenizer, max_unk_share)
+        self.examples = np.array([self._count(corpus) for corpus in corpora])
         self.bad_rows.report()
+        self.coverage.report()
         for corpus, examples in zip(corpora, self.examples, strict=True):
             if examples == 0:
                 raise DataError(f"Corpus {corpus.path} has no usable row. Check its text and columns.")
@@ -284,7 +299,13 @@ class Mixture(torch.utils.data.IterableDataset):
         self.probabilities = probabilities / probabilities.sum()
 
     def _count(self, corpus: CorpusConfig) -> int:
-        examples = corpus.read(self.tokenizer, self.max_length, self.tables, self.bad_rows)
+        """Return the number of examples of a corpus, and count its unknown tokens."""
+        bad_rows = self.bad_rows if corpus.examples is None else BadRows(skip=True)
+        examples = corpus.read(self.tokenizer, self.max_length, self.tables, bad_rows, self.coverage)
+        if corpus.examples is not None:
+            for _ in itertools.islice(examples, SAMPLED_EXAMPLES):
+                pass
+            return corpus.examples
         is_other_process = os.environ.get("RANK", "0") != "0"
         return sum(1 for _ in logging.tqdm(examples, f"Reading {corpus.title}", unit="", disable=is_other_process))
 
