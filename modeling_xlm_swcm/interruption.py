@@ -17,6 +17,8 @@ PATIENCE_SECONDS = 1.5
 
 def end_process(message: str):
     """Print a message and end the process without running any other code."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     os.write(sys.stderr.fileno(), f"{message}\n".encode())
     os._exit(EXIT_CODE)
 
@@ -84,6 +86,11 @@ def interruptible(message: str, clean_up: Callable[[], None]) -> Iterator[None]:
     signal.signal(signal.SIGINT, raise_once)
     try:
         yield
+    except KeyboardInterrupt:
+        # A second Ctrl-C would kill the process while Python shuts down.
+        if previous in (end_while_starting, ignore):
+            end_process(message)
+        raise
     finally:
         ended.set()
         signal.set_wakeup_fd(previous_socket)

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import statistics
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
@@ -212,7 +213,12 @@ def train_unigram(vocabulary: UnigramVocabulary, sample: list[str], size: int) -
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = vocabulary.backend.pre_tokenizer
     trainer = trainers.UnigramTrainer(  # type: ignore[call-arg]  # its stub lacks seed_size
-        vocab_size=size + 1, seed_size=SEED_PIECES * size, unk_token="<unk>", special_tokens=["<unk>"]
+        vocab_size=size + 1,
+        seed_size=SEED_PIECES * size,
+        unk_token="<unk>",
+        special_tokens=["<unk>"],
+        # Without a terminal, the library prints empty lines to stdout.
+        show_progress=sys.stdout.isatty(),
     )
     # If the size is smaller than the number of characters, the library fails or never returns.
     characters = {SPACE, *"".join(sample).replace(" ", SPACE)}
