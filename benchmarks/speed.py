@@ -26,7 +26,8 @@ from rich.table import Table
 from transformers.utils import is_liger_kernel_available
 
 from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
-from modeling_xlm_swcm.training.files import load_json, write_json
+from modeling_xlm_swcm.checkpoints.reading import read_json
+from modeling_xlm_swcm.training.files import write_json
 
 
 FOLDER = Path("outputs/benchmarks")
@@ -181,7 +182,7 @@ def plot_results(results: dict, path: Path):
 
 def report(part: str, runs: dict[str, list[dict]], path: Path):
     """Print the figures of a part, and add them to `path` with the endings .json and .png."""
-    before = load_json(path.with_suffix(".json")) if path.with_suffix(".json").exists() else {}
+    before = read_json(path.with_suffix(".json")) if path.with_suffix(".json").exists() else {}
     origin = {
         "date": date.today().isoformat(),
         "machine": describe_machine(),

@@ -40,8 +40,9 @@ from transformers import (
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
+from modeling_xlm_swcm.checkpoints.reading import read_json
 from modeling_xlm_swcm.conversion import convert
-from modeling_xlm_swcm.training.files import load_json, write_json, write_whole
+from modeling_xlm_swcm.training.files import write_json, write_whole
 from modeling_xlm_swcm.vocabulary import extend, trim
 
 
@@ -212,9 +213,9 @@ def collect(work: Path) -> dict[str, list[dict]]:
         results[way] = []
         for seed in SEEDS:
             folder = work / way.replace(" ", "-") / str(seed) / "trained"
-            state = load_json(folder / f"checkpoint-{STEPS}" / "trainer_state.json")
+            state = read_json(folder / f"checkpoint-{STEPS}" / "trainer_state.json")
             curve = [(entry["step"], entry["eval_loss"]) for entry in state["log_history"] if "eval_loss" in entry]
-            results[way].append({"seed": seed, **load_json(folder / "scores.json"), "curve": curve})
+            results[way].append({"seed": seed, **read_json(folder / "scores.json"), "curve": curve})
     return results
 
 

@@ -1,6 +1,7 @@
 """Comparison of the runs of an ablation: tables, bootstrap intervals and plots."""
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from sacrebleu.metrics import CHRF
 from tasks import TASKS
 
 from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
-from modeling_xlm_swcm.training.files import load_json, write_json, write_whole
+from modeling_xlm_swcm.checkpoints.reading import read_json
+from modeling_xlm_swcm.training.files import write_json, write_whole
 from modeling_xlm_swcm.training.rows import DataError
 
 
@@ -25,7 +27,7 @@ CHRFPP, RESAMPLES = CHRF(word_order=2), 1000
 def read_runs(output: Path) -> list[dict]:
     """Read all runs of a folder, and check that they belong to one plan."""
     paths = sorted((output / "runs").glob("*.json"))
-    runs = [{"name": path.stem} | load_json(path) for path in paths]
+    runs = [{"name": path.stem} | read_json(path) for path in paths]
     if len(budgets := {str([run["settings"][key] for key in BUDGET]) for run in runs}) > 1:
         raise DataError(
             f"{output / 'runs'} has runs of several plans: {', '.join(BUDGET)} are {' and '.join(sorted(budgets))}. "
@@ -148,7 +150,7 @@ def summarise_runs(runs: list[dict], output: Path) -> list[dict]:
     rows = []
     for group, variants in choose_runs(runs).items():
         _, task, _, _ = group
-        references = load_json(output / "test" / f"{task}.json")
+        references = json.loads((output / "test" / f"{task}.json").read_text(encoding="utf-8"))
         for run in itertools.chain.from_iterable(variants.values()):
             run["resampled"] = resample(run, references, TASKS[task].pairs_a_line)
         baselines = {name: by_seed(variants.get(name, [])) for name in (RANDOM, WARM_START)}

@@ -34,10 +34,11 @@ from tasks import TASKS
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
+from modeling_xlm_swcm.checkpoints.reading import read_json
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
-from modeling_xlm_swcm.training.files import load_json, write_json
+from modeling_xlm_swcm.training.files import write_json
 from modeling_xlm_swcm.training.pretraining import PretrainDataArguments, pretrain
 from modeling_xlm_swcm.training.rows import DataError
 
@@ -50,7 +51,7 @@ def run_file(settings: dict, output: Path) -> Path:
 def read_result(settings: dict, output: Path) -> dict | None:
     """Return the result of a run, or None if it has not ended."""
     path = run_file(settings, output)
-    result = load_json(path) if path.exists() else None
+    result = read_json(path) if path.exists() else None
     if result and result["settings"] != settings:
         raise DataError(f"{path} belongs to another plan, encoder or data. Choose another --output_dir, or delete it.")
     return result if result and result["status"] != "started" else None
@@ -81,7 +82,7 @@ def load_start(settings: dict, args: argparse.Namespace) -> Start:
         return start(str(encoder))
     with TemporaryDirectory() as folder:
         shutil.copytree(encoder, folder, dirs_exist_ok=True)
-        config = load_json(Path(folder, CONFIG_NAME))
+        config = read_json(Path(folder, CONFIG_NAME))
         config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         write_json(Path(folder, CONFIG_NAME), config)
         return start(folder)
@@ -94,7 +95,7 @@ def pretrained_folder(settings: dict, args: argparse.Namespace) -> Path:
 def load_pretrained_start(settings: dict, args: argparse.Namespace) -> Start:
     """Load the pretrained model of a run. After pretraining no weight counts as a copy."""
     folder = pretrained_folder(settings, args)
-    ended = load_json(folder / "ended.json")
+    ended = read_json(folder / "ended.json")
     if ended["settings"] != pretraining_of(settings):
         raise DataError(
             f"{folder} belongs to another plan, encoder or data. Choose another --output_dir, or delete it."

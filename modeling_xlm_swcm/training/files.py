@@ -1,4 +1,4 @@
-"""Reading of JSON files, and writing of text and JSON files, each complete or not at all."""
+"""Writing of text and JSON files, each complete or not at all."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,3 @@ def write_json(path: Path, content: dict | list):
     """Write `content` as JSON with one space of indentation, and create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def load_json(path: Path) -> dict | list:
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import threading
 
 import pyarrow
 import pytest
@@ -167,3 +168,12 @@ def test_empty_rows_may_be_allowed(tmp_path):
     bad_rows = BadRows(allow_empty=True)
     assert [text for _, text in stream_texts(path, "bo", bad_rows)] == [None, "b"]
     assert bad_rows.count == 0
+
+
+def test_texts_may_come_from_a_queue(tmp_path):
+    """A shell passes `<(zcat file.gz)` as a queue."""
+    os.mkfifo(tmp_path / "queue")
+    writer = threading.Thread(target=(tmp_path / "queue").write_text, args=("one\ntwo\n",))
+    writer.start()
+    assert [text for _, text in stream_texts(str(tmp_path / "queue"), "bo", BadRows())] == ["one", "two"]
+    writer.join()
