@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .adapter_card import write_adapter_card
 from .arguments import ModelArguments
 from .files import write_json
 from .plots import plot_history
@@ -18,7 +19,7 @@ def write_results(
     example: dict | None = None,
 ):
     """
-    Write `metrics.json`, `training.png` and `README.md` beside the model that [`save_merged`] wrote.
+    Write `metrics.json`, `training.png` and `README.md` beside the model or adapters that [`save_trained`] wrote.
 
     Args:
         trainer ([`XLMSWCMTrainer`]):
@@ -51,4 +52,9 @@ def write_results(
     }
     write_json(folder / "metrics.json", metrics)
     plot_history(trainer.state.log_history, folder / "training.png")
-    trainer.create_model_card(license=model_args.license)
+    if model_args.lora_merge:
+        trainer.create_model_card(license=model_args.license)
+        return
+    report = trainer.accelerator.unwrap_model(trainer.model).conversion_report or {}
+    license = model_args.license or report.get("license")
+    write_adapter_card(folder, model_args.model_name_or_path, metrics, license)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.encoders import xlm_roberta_tokenizer
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
+from modeling_xlm_swcm.training.adapter_card import write_adapter_card
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments
 from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.finetuning import check_push, finetune
@@ -186,7 +188,14 @@ class TestEmbeddings:
         self, extended_folder, train_file, tmp_path, batch
     ):
         scores = [
-            run(extended_folder, tmp_path / name, train_file, lora_train_embeddings="new", lora_merge=merge)
+            run(
+                extended_folder,
+                tmp_path / name,
+                train_file,
+                lora_train_embeddings="new",
+                lora_merge=merge,
+                license="mit",
+            )
             for name, merge in (("merged", True), ("adapters", False))
         ]
         assert scores[0] == scores[1]
@@ -196,6 +205,11 @@ class TestEmbeddings:
         tensors = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
         assert len([name for name in tensors if "trainable_tokens_delta" in name]) == 1
+
+        card = ModelCard.load(tmp_path / "adapters" / "README.md")
+        assert (card.data.library_name, card.data.base_model, card.data.license) == ("peft", None, "mit")
+        assert str(tmp_path.parent) not in str(card) and str(extended_folder) not in str(card)
+        assert "| lora_rank | 4 |" in card.text and f"| chrf++ (zh-bo) | {scores[1]['chrf++']['zh-bo']} |" in card.text
 
         expected = logits_of(load(tmp_path / "merged").eval(), **batch)
         assert (expected - logits_of(load(extended_folder).eval(), **batch)).abs().max() > 0.01
@@ -307,3 +321,22 @@ def test_a_folder_of_adapters_is_not_taken_for_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConversionError, match="holds adapters of PEFT, not a whole model. Load the base model, merge"):
         read_model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_card_of_adapters_names_the_base(tmp_path, is_local):
+    (tmp_path / "base").mkdir()
+    base = str(tmp_path / "base") if is_local else "owner/base"
+    metrics = {"training": {"steps": 3}, "dataset": "news", "results": {"loss": 1.5, "bleu": {"bo": 2.0}}}
+    write_adapter_card(tmp_path, base, metrics, "mit")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == (None if is_local else base)
+    assert ("base_model:adapter:owner/base" in card.data.tags) != is_local
+    assert "| loss | 1.5 |\n| bleu (bo) | 2.0 |" in card.text and "| steps | 3 |" in card.text
+    code = card.text.split("```python")[1].split("```")[0]
+    assert f'from_pretrained("{"base" if is_local else base}", ' in code
+    compile(code, "card", "exec")
+    # A card that somebody wrote stays.
+    (tmp_path / "README.md").write_text("by hand")
+    write_adapter_card(tmp_path, base, metrics, "mit")
+    assert (tmp_path / "README.md").read_text() == "by hand"
