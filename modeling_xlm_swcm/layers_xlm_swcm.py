@@ -368,14 +368,17 @@ class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):
         encoder_layer: XLMRobertaLayer | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        if self.ffn is None:
-            attention_modules, ffn_modules = modules_of(encoder_layer)
-        else:
-            attention_modules, ffn_modules = self.self_attn, self.ffn
+        attention_modules, ffn_modules = self.weights(encoder_layer)
         hidden_states, *_ = self.self_attn(
             hidden_states, attention_mask, encoder_hidden_states, cache, attention_modules, **kwargs
         )
         return feed_forward(ffn_modules, hidden_states)
+
+    def weights(
+        self, encoder_layer: XLMRobertaLayer | None
+    ) -> "tuple[XLMSWCMAttention | AttentionModules, XLMSWCMFeedForward | FeedForwardModules]":
+        """Return the modules of attention and FFN: its own, or those of the encoder layer that it is tied to."""
+        return modules_of(encoder_layer) if self.ffn is None else (self.self_attn, self.ffn)
 
 
 class XLMSWCMHeadTransform(nn.Module):

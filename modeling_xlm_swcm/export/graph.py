@@ -9,7 +9,14 @@ from openvino import opset15 as op
 from torch import nn
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.layers_xlm_swcm import XLMSWCMAttention
+from modeling_xlm_swcm.layers_xlm_swcm import (
+    AttentionModules,
+    FeedForwardModules,
+    XLMSWCMAttention,
+    XLMSWCMDecoderLayer,
+    XLMSWCMFeedForward,
+    modules_of,
+)
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 
 from .xlm_swcm_runtime import CORE
@@ -103,21 +110,34 @@ class GraphBuilder:
         inputs = [named_parameter(name, [-1, -1]) for name in names]
         tokens, mask, positions = inputs
         x, mask = self.embed(tokens, positions), make_additive_mask(mask)
-        for layer in self.encoder_modules.encoder.layer:
-            attention, dense = layer.attention.self, layer.attention.output
+        results = []
+        for index, layer in enumerate(self.encoder_modules.encoder.layer):
+            if self.config.has_prefix_decoder:
+                results += self.source_cache(index, x, self.prefix_weights(index)[0])
+            attention, ffn = modules_of(layer)
             query, key, value = (
                 self.split_heads(self.linear(x, projection))
-                for projection in (attention.query, attention.key, attention.value)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             attended = self.merge_heads(op.scaled_dot_product_attention(query, key, value, mask))
-            x = self.add_and_norm(x, self.linear(attended, dense.dense), dense.LayerNorm)
-            x = self.feed_forward(x, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
-        results = []
-        for index, layer in enumerate(self.decoder_modules.layers):
-            keys = self.split_heads(self.linear(x, layer.cross_attn.k_proj), order=(0, 2, 3, 1))
-            values = self.split_heads(self.linear(x, layer.cross_attn.v_proj))
-            results += [named_result(f"source_keys.{index}", keys), named_result(f"source_values.{index}", values)]
+            x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
+            x = self.feed_forward(x, ffn)
+        if not self.config.has_prefix_decoder:
+            for index, layer in enumerate(self.decoder_modules.layers):
+                results += self.source_cache(index, x, layer.cross_attn)
         return results, inputs
+
+    def source_cache(self, index: int, x: Node, attention: XLMSWCMAttention | AttentionModules) -> list[Node]:
+        """Return the results with keys and values of the source for a decoder layer."""
+        keys = self.split_heads(self.linear(x, attention.k_proj), order=(0, 2, 3, 1))
+        values = self.split_heads(self.linear(x, attention.v_proj))
+        return [named_result(f"source_keys.{index}", keys), named_result(f"source_values.{index}", values)]
+
+    def prefix_weights(
+        self, index: int
+    ) -> tuple[XLMSWCMAttention | AttentionModules, XLMSWCMFeedForward | FeedForwardModules]:
+        """Return the modules of a prefix decoder layer."""
+        return self.decoder_modules.layers[index].weights(self.encoder_modules.encoder.layer[index])
 
     def build_decoder(self) -> tuple[list[Node], list[Node], list[Node]]:
         """Return the results, states and inputs of one decoder step."""
@@ -128,26 +148,28 @@ class GraphBuilder:
         states: list[Node] = []
         x, mask = self.embed(token, position), make_additive_mask(source_mask)
         for index, layer in enumerate(self.decoder_modules.layers):
+            heads, head_dim = self.config.num_attention_heads, self.head_dim
+            source = (
+                named_parameter(f"keys.{index}", [-1, heads, head_dim, -1], np.float32),
+                named_parameter(f"values.{index}", [-1, heads, -1, head_dim], np.float32),
+            )
+            inputs += source
+            is_prefix = self.config.has_prefix_decoder
+            attention, ffn = self.prefix_weights(index) if is_prefix else (layer.self_attn, None)
             query, key, value = (
                 self.split_heads(self.linear(x, projection))
-                for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
-            keys, values = (
+            target = [
                 self.append_to_cache(f"{name}.{index}", new, previous_row, states)
                 for name, new in (("keys", key), ("values", value))
-            )
-            attended = self.merge_heads(op.scaled_dot_product_attention(query, keys, values))
-            x = self.add_and_norm(x, self.linear(attended, layer.self_attn.out_proj), layer.self_attn.layer_norm)
-            if hasattr(layer, "ffn1"):
-                x = self.feed_forward(x, layer.ffn1.fc1, layer.ffn1.fc2, layer.ffn1.layer_norm)
-            heads, head_dim = self.config.num_attention_heads, self.head_dim
-            inputs += [
-                keys := named_parameter(f"keys.{index}", [-1, heads, head_dim, -1], np.float32),
-                values := named_parameter(f"values.{index}", [-1, heads, -1, head_dim], np.float32),
             ]
-            x = self.cross_attention(x, keys, values, mask, layer.cross_attn)
-            last = layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn
-            x = self.feed_forward(x, last.fc1, last.fc2, last.layer_norm)
+            if is_prefix:
+                attended = self.attend_jointly(query, source, target, mask)
+            else:
+                attended = self.merge_heads(op.scaled_dot_product_attention(query, *target))
+            x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
+            x = self.feed_forward(x, ffn) if is_prefix else self.rest_of_layer(x, layer, source, mask)
         transform = self.model.lm_head_transform
         if transform is not None:
             x = self.normalise(op.gelu(self.linear(x, transform.dense), "erf"), transform.layer_norm)
@@ -165,19 +187,55 @@ class GraphBuilder:
         states.append(op.assign(after := op.concat([op.gather(before, previous_row, 0), new], 2), name))
         return after
 
-    def cross_attention(self, x: Node, keys: Node, values: Node, mask: Node, module: XLMSWCMAttention) -> Node:
-        # All rows of a source are queries of one attention, so beams need no copies of the source's keys and values.
-        sources = op.gather(op.shape_of(keys), [0], 0)
-        split = op.concat([sources, np.array([-1, self.config.num_attention_heads, self.head_dim])], 0)
-        query = op.multiply(self.linear(x, module.q_proj), np.float32(module.scaling))
-        query = op.transpose(op.reshape(query, split, False), np.array([0, 2, 1, 3]))
-        weights = op.softmax(op.add(op.matmul(query, keys, False, False), mask), -1)
-        attended = op.transpose(op.matmul(weights, values, False, False), np.array([0, 2, 1, 3]))
-        attended = op.reshape(attended, np.array([-1, 1, self.config.hidden_size]), False)
-        return self.add_and_norm(x, self.linear(attended, module.out_proj), module.layer_norm)
+    def rest_of_layer(self, x: Node, layer: XLMSWCMDecoderLayer, source: tuple[Node, Node], mask: Node) -> Node:
+        """Add what follows the self-attention of a decoder layer of the paper."""
+        if hasattr(layer, "ffn1"):
+            x = self.feed_forward(x, layer.ffn1)
+        module = layer.cross_attn
+        query = self.rows_to_sources(self.linear(x, module.q_proj), source)
+        weights = op.softmax(self.source_scores(query, source, mask), -1)
+        attended = self.sources_to_rows(op.matmul(weights, source[1], False, False))
+        x = self.add_and_norm(x, self.linear(attended, module.out_proj), module.layer_norm)
+        return self.feed_forward(x, layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn)
 
-    def feed_forward(self, x: Node, fc1: nn.Linear, fc2: nn.Linear, norm: nn.LayerNorm) -> Node:
-        return self.add_and_norm(x, self.linear(self.activation(self.linear(x, fc1)), fc2), norm)
+    def attend_jointly(self, query: Node, source: tuple[Node, Node], target: list[Node], mask: Node) -> Node:
+        """Attend to source and target under one softmax."""
+        (keys, values), heads = target, self.config.num_attention_heads
+        scores = self.source_scores(self.rows_to_sources(self.merge_heads(query), source), source, mask)
+        # (sources, heads, rows of a source, source_length) and back, to join the scores of each row
+        as_rows = op.transpose(scores, np.array([0, 2, 1, 3]))
+        source_scores = op.reshape(as_rows, op.concat([np.array([-1, heads, 1]), self.length(scores)], 0), False)
+        scale = np.float32(self.head_dim**-0.5)
+        target_scores = op.matmul(op.multiply(query, scale), keys, False, True)
+        weights = op.softmax(op.concat([source_scores, target_scores], -1), -1)
+        lengths = op.concat([self.length(source_scores), self.length(target_scores)], 0)
+        source_weights, target_weights = op.variadic_split(weights, -1, lengths).outputs()
+        source_weights = op.transpose(op.reshape(source_weights, op.shape_of(as_rows), False), np.array([0, 2, 1, 3]))
+        from_source = self.sources_to_rows(op.matmul(source_weights, source[1], False, False))
+        return op.add(from_source, self.merge_heads(op.matmul(target_weights, values, False, False)))
+
+    def length(self, scores: Node) -> Node:
+        """Return the last dimension as a tensor of shape (1,)."""
+        return op.gather(op.shape_of(scores), [3], 0)
+
+    def source_scores(self, query: Node, source: tuple[Node, Node], mask: Node) -> Node:
+        """Return the masked scores of shape (sources, heads, rows of a source, source_length)."""
+        scaled = op.multiply(query, np.float32(self.head_dim**-0.5))
+        return op.add(op.matmul(scaled, source[0], False, False), mask)
+
+    def rows_to_sources(self, x: Node, source: tuple[Node, Node]) -> Node:
+        # All rows of a source are queries of one attention, so beams need no copies of the source's keys and values.
+        sources = op.gather(op.shape_of(source[0]), [0], 0)
+        split = op.concat([sources, np.array([-1, self.config.num_attention_heads, self.head_dim])], 0)
+        return op.transpose(op.reshape(x, split, False), np.array([0, 2, 1, 3]))
+
+    def sources_to_rows(self, attended: Node) -> Node:
+        rows = op.transpose(attended, np.array([0, 2, 1, 3]))
+        return op.reshape(rows, np.array([-1, 1, self.config.hidden_size]), False)
+
+    def feed_forward(self, x: Node, modules: XLMSWCMFeedForward | FeedForwardModules) -> Node:
+        inner = self.activation(self.linear(x, modules.fc1))
+        return self.add_and_norm(x, self.linear(inner, modules.fc2), modules.layer_norm)
 
     def embed(self, tokens: Node, positions: Node) -> Node:
         embeddings = self.encoder_modules.embeddings
