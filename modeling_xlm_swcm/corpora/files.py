@@ -45,6 +45,8 @@ SIGNATURES = {
     b"PK\3\4": ".zip",
     b"PAR1\x15": ".parquet",
     b"%PDF-": ".pdf",
+    b"<?xml": ".xml",
+    b"<!DOCTYPE html": ".html",
 }
 
 MAX_LINE_BYTES = 16 * 2**20

@@ -50,6 +50,14 @@ def as_row(value: Any) -> dict:
     return value
 
 
+def holds_object(line: str) -> bool:
+    """Return True if a line of text is a JSON object with fields."""
+    try:
+        return line.lstrip().startswith('{"') and bool(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
+
+
 def read_json_rows(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
     """Stream the place and fields of each row of a JSON file. The place is the line that the row starts in."""
     with open_file(path) as file:
@@ -72,7 +80,7 @@ def read_values(path: str, file: io.BufferedReader, bad_rows: BadRows) -> Iterat
         try:
             value = DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            bad_rows.reject(f"{path}:{number}", "is not a JSON object", f" ({error})")
+            bad_rows.reject(f"{path}:{number}", "is not a JSON object", f" ({getattr(error, 'msg', error)})")
         else:
             yield number, value
 

@@ -27,7 +27,7 @@ from .files import (
     strip_line_break,
     suffix_of,
 )
-from .json_rows import read_json_rows
+from .json_rows import holds_object, read_json_rows
 from .tables import check_header, read_table
 
 
@@ -84,7 +84,9 @@ def read_file(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
     elif suffix in JSON:
         yield from read_json_rows(path, bad_rows)
     else:
-        for place, text in read_plain_text(path, open_lines(path), bad_rows):
+        for number, (place, text) in enumerate(read_plain_text(path, open_lines(path), bad_rows)):
+            if number == 0 and holds_object(text):
+                raise DataError(f"{path} holds JSON, not text. Give it a name that ends in .jsonl.")
             yield place, {TEXT: text}
 
 

@@ -62,6 +62,8 @@ def test_a_format_that_is_not_supported_is_refused_by_name(tmp_path, suffix):
         (b"PK\3\4\x14\0", "holds .zip data, not text."),
         (b"PAR1\x15\x04", "holds .parquet data, not text."),
         (b"%PDF-1.4\n", "holds .pdf data, not text."),
+        (b'<?xml version="1.0"?>\n', "holds .xml data, not text."),
+        (b"<!DOCTYPE html>\n", "holds .html data, not text."),
     ],
 )
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz"])

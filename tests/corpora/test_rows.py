@@ -63,6 +63,21 @@ def test_a_file_without_the_column_lists_its_columns(tmp_path, name):
         list(stream_texts(path, "ug", BadRows(skip=True)))
 
 
+@pytest.mark.parametrize("name", ["bo.txt", "bo", "bo.txt.gz"])
+def test_json_under_the_name_of_a_text_is_not_read_as_text(tmp_path, name):
+    lines = tmp_path / "a.jsonl"
+    write(lines)
+    content = lines.read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match=f"{name} holds JSON, not text. Give it a name that ends in .jsonl.$"):
+        read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a"', "{a: 1}", "[1]", '"a"'])
+def test_text_with_braces_is_text(tmp_path, text):
+    assert read(write_lines(tmp_path / "a.txt", text)) == [{"text": text}]
+
+
 def test_columns_may_be_nested_as_on_the_hub(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"translation": row} for row in ROWS])
     assert [text for _, text in stream_texts(path, "bo", BadRows())] == [row["bo"] for row in ROWS]
