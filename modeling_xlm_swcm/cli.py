@@ -24,14 +24,12 @@ from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
 from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
-from modeling_xlm_swcm.vocabulary.extend import Init, extend
+from modeling_xlm_swcm.vocabulary.extend import MAX_SEED, Init, extend
 from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 from modeling_xlm_swcm.vocabulary.trim import trim
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-MAX_SEED = 2**32 - 1
 
 Output = Annotated[Path, typer.Argument(help="Folder to write.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder with model and tokenizer.")]
@@ -151,7 +149,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         with report_errors("--debug" in args):
-            check_words(args)
+            check_words([ctx.info_name or "", *args])
         repeated: list[str] = []
         option = None
         for argument in args:
@@ -167,9 +165,10 @@ class Command(TyperCommand):
 def check_words(words: list[str]):
     """Refuse words that no option can use."""
     if "" in words:
-        before = words[words.index("") - 1] if words.index("") else ""
-        place = f" after {before}" if before else ""
-        raise ConversionError(f"The word{place} on the command line is empty. Write a value, or leave out the option.")
+        before = words[words.index("") - 1]
+        raise ConversionError(
+            f"The word after {before} on the command line is empty. Write a value, or leave out the option."
+        )
     for word in words:
         try:
             word.encode()

@@ -21,7 +21,9 @@ from support.encoders import (
 )
 from support.folders import contents
 from transformers import AutoTokenizer, XLMRobertaForMaskedLM
+from typer.testing import CliRunner
 
+from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
 
 
@@ -269,6 +271,47 @@ def test_code_in_a_bin_is_refused_and_never_run(own_encoder, tmp_path, output, f
 def test_bad_options_are_refused_in_one_sentence_that_names_them(encoder_folder, output, options, words):
     assert_refused(run(encoder_folder, output, *options), *words)
     assert not output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "", "out"], "The word after convert on the command line is empty. Write a value,"),
+        (["convert", "in", "out", "--license", ""], "The word after --license on the command line is empty."),
+        (["inspect", "\udcff"], r"\udcff is not valid UTF-8. Rename the file"),
+        (["convert", "no\nthing", "out"], r"The folder no\nthing does not exist."),
+        (["inspect", "[red]x[/]"], "The folder [red]x[/] does not exist."),
+        (["inspect", ":smile:"], "The folder :smile: does not exist."),
+        (["inspect", "x" * 300], "File name too long: xxx"),
+        (["convert", "in", "x" * 300], "File name too long. Choose another folder."),
+        (["convert", "in", "out", "--push-to-hub", "x" * 400 + "/y"], "is not a repository id."),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_odd_words_are_refused_in_one_sentence(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert_refused(result, words)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["[red]model[/]", ":smile:", "mo\ndel", "a  b", "-x", "*", "བོད"])
+def test_an_output_with_an_odd_name_is_written_and_named(encoder_folder, tmp_path, name):
+    result = run(encoder_folder, tmp_path / name)
+    assert result.exit_code == 0, result.stderr
+    assert f"Written to {tmp_path / name}." in result.stdout
+    assert (tmp_path / name / "model.safetensors").is_file()
+
+
+def test_a_crash_of_a_library_is_said(encoder_folder, output, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def crash(*arguments, **options):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("modeling_xlm_swcm.cli.convert", crash)
+    assert_refused(run(encoder_folder, output), "A library crashed: index out of bounds. Check that the files")
 
 
 def test_the_interleaved_map_needs_an_even_number_of_layers(tmp_path, output):

@@ -1,5 +1,6 @@
 """The error for input that a user can correct, and helpers for its message."""
 
+import errno
 import os
 import re
 
@@ -10,6 +11,18 @@ UPSTREAM_ADVICE = re.compile(
     r"weights_only|trust_remote_code|ignore_mismatched_sizes|above report|allow_pickle|from_(tf|flax)\b|pip install|"
     r"use_fast|use_safetensors|add_safe_globals|force_download|local_files_only|Bearer|token=|issues"
 )
+
+
+REMEDIES = {
+    errno.ENAMETOOLONG: "Use a shorter path.",
+    errno.EACCES: "Check the permissions.",
+    errno.EPERM: "Check the permissions.",
+    errno.EROFS: "Use a folder that can be written.",
+    errno.ENOSPC: "Free some space.",
+    errno.EDQUOT: "Free some space.",
+    errno.EMFILE: "Close other programs.",
+    errno.EPIPE: "The output was closed.",
+}
 
 
 class ConversionError(ValueError):
@@ -27,7 +40,8 @@ def describe_error(error: BaseException) -> str:
         return f"A library crashed: {first_line(error)}. Check that the files of the model are complete."
     if isinstance(error, OSError) and error.errno:
         place = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        return escape_unprintable(f"{os.strerror(error.errno)}{place}")
+        remedy = REMEDIES.get(error.errno, "Check the path.")
+        return escape_unprintable(f"{os.strerror(error.errno)}{place}. {remedy}")
     return escape_unprintable(first_line(error))
 
 

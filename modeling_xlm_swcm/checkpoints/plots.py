@@ -28,6 +28,8 @@ def check_plot_path(path: Path, option: str = "--plot"):
     """
     if path.is_dir():
         raise ConversionError(f"{option} must name a PNG file, but {path} is a folder. Use a name that ends in .png.")
+    if path.exists() and not path.is_file():
+        raise ConversionError(f"{option} must name a PNG file, but {path} is not a regular file. Use another name.")
     if path.suffix.lower() != ".png":
         raise ConversionError(f"{option} must name a PNG file (got {path}). Use a name that ends in .png.")
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))

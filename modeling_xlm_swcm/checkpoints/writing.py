@@ -49,7 +49,11 @@ def recover(output: Path):
     gets its name back.
     """
     output, prefix = output.absolute(), partial_prefix(output.absolute())
-    for folder in output.parent.glob(f"{glob.escape(prefix)}*"):
+    folders: list[Path] = []
+    # A folder without access has nothing to tidy up. A check of the output names it.
+    with contextlib.suppress(OSError):
+        folders += output.parent.glob(f"{glob.escape(prefix)}*")
+    for folder in folders:
         process = folder.name.removeprefix(prefix).removesuffix("-replaced")
         # Process ids repeat in a restarted container, so a folder with this process's id is from an old run.
         ended = process == str(os.getpid()) or (Path("/proc").exists() and not Path(f"/proc/{process}").exists())

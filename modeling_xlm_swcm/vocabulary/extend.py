@@ -20,6 +20,7 @@ from .rewrite import read_source, select_rows, write_checkpoint
 
 
 MAX_SIZE = 10_000_000
+MAX_SEED = 2**32 - 1
 Init = Literal["mean-of-pieces", "random"]
 INITS = get_args(Init)
 
@@ -63,7 +64,7 @@ def extend(
     Raises:
         ConversionError: if the checkpoint, the corpus, the size or the output cannot be used.
     """
-    check_extend_options(size, init)
+    check_extend_options(size, init, seed)
     source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
     vocabulary = UnigramVocabulary(source.name, source.tokenizer)
     new = learn_pieces(vocabulary, corpora, size, seed)
@@ -83,10 +84,12 @@ def extend(
     return write_checkpoint(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
 
 
-def check_extend_options(size: int, init: str):
+def check_extend_options(size: int, init: str, seed: int):
     """Refuse options that cannot be used with any checkpoint."""
     if init not in INITS:
         raise ConversionError(f'Unknown init "{init}". Use one of: {", ".join(INITS)}.')
+    if not 0 <= seed <= MAX_SEED:
+        raise ConversionError(f"--seed must be from 0 to {MAX_SEED} (got {seed}). Use another seed.")
     if size < 1:
         raise ConversionError(f"--size must be from 1 to {MAX_SIZE:,} (got {size}). Use a larger size.")
     if size > MAX_SIZE:

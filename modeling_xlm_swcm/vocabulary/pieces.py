@@ -329,6 +329,7 @@ def select_tokens(
                 f"--size must be at least {kept.sum()} to keep all special tokens, tags and characters of these "
                 f"languages (got {size}). Use a larger size."
             )
+        size = min(size, len(kept))
         share = np.where(kept, 0.0, counts.mean_share())
         most_frequent = np.argsort(-share, kind="stable")[: size - kept.sum()]
         kept[most_frequent[share[most_frequent] > 0]] = True

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 
@@ -57,13 +57,13 @@ class VocabularyReport:
 
     def print(self, console: Console):
         """Print a table of the languages and the counts."""
-        table = Table(title=f"{self.source}: {self.action}", title_justify="left", box=box.SIMPLE)
+        table = Table(title=Text(f"{self.source}: {self.action}"), title_justify="left", box=box.SIMPLE)
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "language" else "right")
         for language, text in self.languages.items():
             before, after = text.before, text.after
             table.add_row(
-                escape(language),
+                Text(language),
                 f"{text.lines:,}",
                 f"{before.tokens_per_line:.1f} → {after.tokens_per_line:.1f}",
                 f"{before.fertility:.2f} → {after.fertility:.2f}",

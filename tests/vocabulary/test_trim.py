@@ -212,8 +212,9 @@ class TestKeptTokens:
             most = max((piece for piece in counts if piece not in smallest), key=counts.get)
             assert most in kept
 
-    def test_a_large_size_keeps_only_tokens_that_occur(self, old, reader, texts, output):
-        kept = self.kept(reader, output, texts["en"], size=10**6)
+    @pytest.mark.parametrize("size", [10**6, 10**30])
+    def test_a_large_size_keeps_only_tokens_that_occur(self, old, reader, texts, output, size):
+        kept = self.kept(reader, output, texts["en"], size=size)
         assert self.count(old, *TEXTS["en"]).keys() <= kept
         assert len(kept) < len(old)
 

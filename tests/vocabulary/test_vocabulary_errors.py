@@ -1,5 +1,6 @@
 """`xlm-swcm vocab`: errors name the problem and what to do, and no files are left."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from support.vocabularies import TEXTS, load_tokenizer, run_vocab
 from transformers import RobertaForMaskedLM, XLMRobertaModel
 from typer.testing import Result
 
-from modeling_xlm_swcm.vocabulary import rewrite
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.vocabulary import extend, rewrite
 
 
 ACTIONS = {"extend": ["--size", 100], "trim": []}
@@ -109,12 +111,32 @@ def test_bad_text(encoder_folder, output, text, tmp_path, action, case, option):
         (["trim", "--pad-to-multiple-of", 10**9], ["--pad-to-multiple-of must be from 1 to 65536 (got 1000000000)."]),
         (["trim", "--min-count", 0], ["--min-count must be at least 1 (got 0). Use a larger number."]),
         (["extend", "--size", 10**11], ["--size must be from 1 to 10,000,000 (got 100000000000). Use a smaller"]),
+        (["extend", "--size", -(10**19)], ["--size must be from 1 to 10,000,000 (got -10000000000000000000)."]),
+        (["trim", "--size", -1], ["--size must be at least ", "(got -1). Use a larger size."]),
+        (["trim", "--size", 0], ["--size must be at least ", "(got 0). Use a larger size."]),
+        (["trim", "--min-count", -1], ["--min-count must be at least 1 (got -1). Use a larger number."]),
+        (["trim", "--coverage", "nan"], ["--coverage must be above 0 and at most 1 (got nan)."]),
+        (["trim", "--coverage", "1e400"], ["--coverage must be above 0 and at most 1 (got inf)."]),
+        (["trim", "--pad-to-multiple-of", -(10**19)], ["must be from 1 to 65536 (got -10000000000000000000)."]),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
 def test_bad_options(encoder_folder, output, text, arguments, words):
     action, *options = arguments
     assert_refused(run_vocab(action, encoder_folder, output, "--corpus", text, *options), *words)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+def test_a_seed_that_no_generator_takes(encoder_folder, output, text, seed):
+    with pytest.raises(ConversionError, match=rf"--seed must be from 0 to 4294967295 \(got {seed}\). Use another"):
+        extend(encoder_folder, output, corpus=[text], size=100, seed=seed)
+
+
+def test_a_plot_must_be_a_regular_file(encoder_folder, output, text, action, tmp_path):
+    os.mkfifo(tmp_path / "change.png")
+    arguments = ["--corpus", text, "--plot", tmp_path / "change.png", *ACTIONS[action]]
+    result = run_vocab(action, encoder_folder, output, *arguments)
+    assert_refused(result, "--plot must name a PNG file", "change.png is not a regular file. Use another name.")
 
 
 def test_text_that_is_given_twice(encoder_folder, output, text, action):
