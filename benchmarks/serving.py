@@ -1,12 +1,13 @@
 """Measure exported models beside PyTorch, and beside an MBart of similar size in CTranslate2.
 
     python benchmarks/serving.py [--rounds 3] [--quick] [--checkpoint FOLDER --data DATA --languages zh bo]
+    python benchmarks/serving.py --memory 2000 [--quick]
 
 CTranslate2 cannot run XLM-SWCM. The script measures tokens per second at the size of XLM-R base, with random weights,
 250,002 words, a source of 128 tokens and 64 new tokens. Each measurement runs in its own process, and the systems take
 turns. With a trained checkpoint the script also compares the outputs for 200 lines of ntrex.tsv in DATA. It prints
 medians with their spread, and writes outputs/benchmarks/serving.json. `--quick` is a trial run with small models,
-short texts and one round.
+short texts and one round. `--memory` prints only the memory of XLM-SWCM during calls of varied lengths.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -64,9 +66,9 @@ def make_exports(folder: str, quick: bool):
     model = make_model("init", quick)
     # The model must never generate the end token.
     model.lm_head.bias.data[model.config.eos_token_id] = -1e4
-    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    words = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     tokenizer = XLMSWCMTokenizer(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        tokenizer_object=Tokenizer(models.Unigram(words, unk_id=3)),
         **dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
     )
     for part in (model, tokenizer):
@@ -140,7 +142,34 @@ def decode(folder: str, quick: bool) -> dict:
         start = time.perf_counter()
         assert generate(source, new, beams) == new
         result[name] = batch * new / (time.perf_counter() - start)
-    return result | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    return result | {"peak_gb": peak_gigabytes()}
+
+
+def peak_gigabytes() -> float:
+    """Return the peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def watch_memory(folder: str, calls: int) -> list[float]:
+    """Return the peak memory in GB at the start, and after each eighth of calls of varied lengths."""
+    generate, rng = load_generator(Path(folder)), np.random.default_rng(0)
+    memory = [peak_gigabytes()]
+    for number in range(1, calls + 1):
+        source = random_tokens(int(rng.integers(1, 9)), int(rng.integers(4, 200)))
+        generate(source, int(rng.integers(2, 12)), int(rng.choice([1, 4])))
+        if number % -(-calls // 8) == 0 or number == calls:
+            memory.append(peak_gigabytes())
+    return memory
+
+
+def print_memory(folder: Path, calls: int):
+    """Print a table of the peak memory of each XLM-SWCM during calls of varied lengths."""
+    table = Table("", "peak GB at the start, and after each eighth", title=f"Memory during {calls} calls")
+    for name, system in SYSTEMS.items():
+        if name.startswith("XLM-SWCM"):
+            memory = run_task(watch_memory, folder=str(folder / system), calls=calls)
+            table.add_row(name, "  ".join(f"{gigabytes:.2f}" for gigabytes in memory))
+    Console().print(table)
 
 
 def compare_outputs(checkpoint: str, folder: str, data: str, languages: list[str]) -> dict:
@@ -201,7 +230,7 @@ def same_next_tokens(runtime: ExportedModel, input_ids: np.ndarray, expected: np
     return same
 
 
-def run_task(task: Callable, **arguments) -> dict | None:
+def run_task(task: Callable, **arguments) -> Any:
     """Call a function of this file in its own process."""
     worker = [sys.executable, __file__, "--worker", json.dumps([task.__name__, arguments])]
     output = subprocess.run(worker, stdout=subprocess.PIPE, check=True, text=True).stdout
@@ -239,6 +268,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
     parser.add_argument("--quick", action="store_true", help="Use small models and one round.")
+    parser.add_argument("--memory", type=int, metavar="CALLS", help="Print the memory during this number of calls.")
     parser.add_argument("--checkpoint", help="Folder of a trained XLM-SWCM, to compare outputs.")
     parser.add_argument("--data", help="Folder with ntrex.tsv (columns split and one per language).")
     parser.add_argument(
@@ -258,6 +288,9 @@ def main():
     folder = FOLDER / "serving"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if args.memory:
+        run_task(make_exports, folder=str(folder), quick=args.quick)
+        return print_memory(folder, args.memory)
     make_models(folder, args.quick)
     sizes = {
         name: sum(file.stat().st_size for file in (folder / system).iterdir()) / 1e9
