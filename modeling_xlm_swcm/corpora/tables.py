@@ -16,8 +16,9 @@ RECORD = re.compile(rf"{FIELD}(?:\t{FIELD})*")
 FIELDS = re.compile(rf"(?:(?<=\t)|\A){FIELD}")
 # a line whose last field is quoted and goes on in the next line
 OPEN = re.compile(rf'(?:{FIELD}\t)*"[^"]*(?:""[^"]*)*')
-# pandas and Excel quote a field because of these, or because it is empty
-NEEDS_QUOTES = re.compile(r'["\t\r\n,]|\A\Z')
+# pandas and Excel quote a field because of these, or because it is empty, and Excel also because of commas
+REASONS = re.compile(r'["\t\r\n]|\A\Z')
+EXCEL_REASONS = re.compile(r'["\t\r\n,]|\A\Z')
 
 Line = tuple[int, str]
 Record = tuple[int, list[str]]
@@ -30,7 +31,8 @@ def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, st
 
     In .csv, quotes are those of Excel and pandas. In .tsv, a quote mark is text, unless Excel or pandas could have
     written the field: it starts and ends with a quote mark, all quote marks inside are doubled, and it has a reason
-    for quotes (a tab, line break, comma or quote mark inside, or no text, or a header whose names are all quoted).
+    for quotes (a tab, line break or quote mark inside, or no text, or a header whose names are all quoted). A comma
+    inside is also a reason if all fields of the file with a comma are quoted, as Excel writes them.
 
     Raises:
         DataError: if the header cannot be used, or the file cannot be read.
@@ -110,22 +112,40 @@ def split_tabs(line: str) -> list[str]:
 
 def read_tsv(path: str, lines: Iterator[Line], bad_rows: BadRows) -> Iterator[Record]:
     """Stream the fields of each row with the number of its last line, and decide for each field if it is quoted."""
+    reasons: re.Pattern | None = None
+    for index, (number, fields) in enumerate(split_records(lines)):
+        try:
+            if reasons is None and any(QUOTED.fullmatch(field) for field in fields):
+                reasons = EXCEL_REASONS if quotes_commas(path) else REASONS
+            yield number, [unquote(field, reasons) for field in fields]
+        except ValueError as error:
+            if index == 0:
+                raise DataError(f"The header of {path} {error}. Correct the first line.") from error
+            bad_rows.reject(f"{path}:{number}", str(error))
+
+
+def quotes_commas(path: str) -> bool:
+    """Return True if all fields of a .tsv file with a comma are quoted, as Excel writes them."""
+    records = split_records(number_lines(path, open_lines(path), BadRows(skip=True)))
+    return not any("," in field and field[0] != '"' for _, fields in records for field in fields)
+
+
+def unquote(field: str, reasons: re.Pattern | None) -> str:
+    """Return the text of a field of a .tsv file: without quotes if something inside it is a reason for quotes."""
+    if reasons and (quoted := QUOTED.fullmatch(field)) and reasons.search(quoted[1]):
+        return quoted[1].replace('""', '"')
+    return strip_line_break(field)
+
+
+def split_records(lines: Iterator[Line]) -> Iterator[Record]:
+    """Stream the fields of each row of a .tsv file as they are written, with the number of its last line."""
     ahead: deque[Line] = deque()
     columns = 0
     while line := ahead.popleft() if ahead else next(lines, None):
-        number, text = line
-        try:
-            if '"' not in text:
-                fields = strip_line_break(text).split("\t")
-            elif columns and (record := complete_record(line, lines, ahead, columns)):
-                number, fields = record
-            else:
-                fields = [unquote(field) for field in split_tabs(text)]
-        except ValueError as error:
-            if not columns:
-                raise DataError(f"The header of {path} {error}. Correct the first line.") from error
-            bad_rows.reject(f"{path}:{number}", str(error))
-            continue
+        record = None
+        if columns and '"' in line[1]:
+            record = complete_record(line, lines, ahead, columns)
+        number, fields = record or (line[0], split_tabs(line[1]))
         columns = columns or len(fields)
         yield number, fields
 
@@ -150,7 +170,7 @@ def complete_record(line: Line, lines: Iterator[Line], ahead: deque[Line], colum
         return None
     for _ in parts[1:]:
         ahead.popleft()
-    return parts[-1][0], [unquote(field) for field in fields]
+    return parts[-1][0], fields
 
 
 def is_odd(text: str) -> bool:
@@ -175,11 +195,3 @@ def copy_to(ahead: deque[Line], lines: Iterator[Line]) -> Iterator[Line]:
     for line in lines:
         ahead.append(line)
         yield line
-
-
-def unquote(field: str) -> str:
-    """Return the text of a field of a .tsv file: without quotes if pandas or Excel could have quoted it."""
-    quoted = QUOTED.fullmatch(field)
-    if quoted and NEEDS_QUOTES.search(quoted[1]):
-        return quoted[1].replace('""', '"')
-    return strip_line_break(field)

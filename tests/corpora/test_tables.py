@@ -51,7 +51,6 @@ class TestTSV:
         ("written", "read_as"),
         [
             ('"He said ""hello"""', 'He said "hello"'),
-            ('"a, b"', "a, b"),
             ('"""Hello"""', '"Hello"'),
             ('""', ""),
             ('""""', '"'),
@@ -74,6 +73,12 @@ class TestTSV:
         content = end.join(["zh\tbo", f"{written}\tx", f"x\t{written}", "y\tz", ""])
         assert read(tmp_path / "a.tsv", content) == [[read_as, "x"], ["x", read_as], ["y", "z"]]
         assert read(tmp_path / "b.tsv", end.join(["text", written, "y"])) == [[read_as], ["y"]]
+
+    def test_commas_are_a_reason_for_quotes_in_files_of_excel(self, tmp_path):
+        excel = 'zh\tbo\n"a, b"\tx\n"c"\t"d ""e"", f"\n'
+        assert read(tmp_path / "a.tsv", excel) == [["a, b", "x"], ['"c"', 'd "e", f']]
+        other = excel + "x\tg, h\n"
+        assert read(tmp_path / "a.tsv", other) == [['"a, b"', "x"], ['"c"', 'd "e", f'], ["x", "g, h"]]
 
     def test_all_fields_are_quoted_if_the_header_is(self, tmp_path):
         rows = [["Hello.", 'He said "hello"'], ["a\tb", "c\nd"], ["", "e"]]
