@@ -97,6 +97,9 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         with explain_start():
             super().__init__(*args, **kwargs)
+        # Accelerate would train in float32 without a word.
+        if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
+            raise TrainingError("--fp16 needs a GPU. Pass --bf16 instead, or neither for float32.")
 
     def set_initial_training_values(self, args, dataloader):
         values = super().set_initial_training_values(args, dataloader)
