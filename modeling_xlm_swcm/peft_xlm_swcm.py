@@ -36,10 +36,10 @@ def check_adapters(model: PreTrainedModel):
 
 
 def _is_consistent(model: PreTrainedModel, adapter: nn.Module | None, source: nn.Module | None) -> bool:
-    if source is None:
+    if adapter is None or source is None:
         # A trained copy of the output projection is saved as a projection of its own.
-        is_own_copy = adapter is model.get_output_embeddings() and hasattr(adapter, "modules_to_save")
-        return adapter is None or is_own_copy
+        is_own_copy = hasattr(adapter, "modules_to_save") and adapter is model.get_output_embeddings()
+        return adapter is source or (source is None and is_own_copy)
     tokens, source_tokens = find_token_adapter(adapter), find_token_adapter(source)
     return tokens is not None and tokens.tied_adapter is source_tokens
 
@@ -49,8 +49,8 @@ def find_adapter(model: nn.Module, name: str) -> nn.Module | None:
     module = model
     for part in name.split("."):
         module = getattr(module, part)
-        # All layers and wrappers of PEFT have this attribute.
-        if hasattr(module, "adapter_layer_names"):
+        # All classes of PEFT have this attribute. A lookup in a module itself is slow.
+        if hasattr(type(module), "adapter_layer_names"):
             return module
     return None
 
