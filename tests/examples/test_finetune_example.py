@@ -339,7 +339,7 @@ class TestRuns:
             ),
             ({"lang_column": "lang"}, "Translation takes --source_lang and --target_lang, not --lang_column."),
             ({"max_train_samples": -1}, "--max_train_samples must be at least 1 (got -1)."),
-            ({"num_beams": 0}, "--num_beams must be at least 1"),
+            ({"num_beams": 0}, "--num_beams must be between 1 and 1024"),
             ({"output_dir": ""}, "--output_dir is empty. Name a folder."),
             ({"generation_num_beams": 1}, "--generation_num_beams has no effect. Use --num_beams instead."),
             ({"generation_max_length": 9}, "--generation_max_length has no effect. Use --max_target_length instead."),
@@ -366,7 +366,7 @@ class TestRuns:
                 {"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"},
                 "--hub_token shows the token to other users.",
             ),
-            ({"max_source_length": 3, "skip_bad_rows": True}, "The train data has no usable row."),
+            ({"max_source_length": 4, "skip_bad_rows": True}, "The train data has no usable row."),
         ],
     )
     def test_errors_are_one_sentence_before_any_training(self, main, translation, tmp_path, options, message):
