@@ -1,7 +1,7 @@
 """Rows of training data, as `corpora` reads them, and how the tokenizer takes them."""
 
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
-from modeling_xlm_swcm.corpora.files import is_plain_text, suffix_of
+from modeling_xlm_swcm.corpora.files import is_plain_text
 from modeling_xlm_swcm.corpora.rows import check_columns, get_text, read_aligned, read_rows
 
 
@@ -15,7 +15,6 @@ __all__ = [
     "is_plain_text",
     "read_aligned",
     "read_rows",
-    "suffix_of",
 ]
 
 # Tokenizer options: language tags inside a text are ordinary text, and this package checks the lengths itself.
