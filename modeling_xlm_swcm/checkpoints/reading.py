@@ -178,6 +178,8 @@ def read_config(source: str, revision: str | None = None) -> dict:
             f"{source} has no config.json, so it is not a Transformers checkpoint. Pass another folder or Hub id."
         )
     config = read_json(path)
+    if not isinstance(config.get("model_type"), str | None):
+        raise ConversionError(f"The model type in {path} is not a text. Correct model_type.")
     for name, value in config.items():
         limit = MAX_LAYERS if name.endswith(("_layers", "_interval")) else MAX_SIZE
         is_size = name.endswith(("_layers", "_interval", "_size", "_embeddings")) and isinstance(value, int | float)
@@ -224,6 +226,8 @@ def read_tokenizer_config(source: str, revision: str | None = None) -> dict:
         for name in config[field] if isinstance(config.get(field), list) else [config.get(field)]:
             if isinstance(name, str) and not is_file_name(name) or (field == "gguf_file" and name):
                 raise ConversionError(f'{field} in {path} names "{name}", which is not in the folder. Remove it.')
+    if not isinstance(config.get("chat_template"), str | None):
+        raise ConversionError(f"chat_template in {path} is not a text. Correct it, or remove it.")
     return config
 
 

@@ -2,9 +2,9 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers import Trainer
@@ -123,8 +123,8 @@ class PublicTrainer(Trainer):
         job = None
         try:
             stage_public(files, folder, staged)
-            place: dict[str, Any] = {"repo_id": self.hub_model_id, "folder_path": staged}
-            job = HfApi().upload_folder(**place, run_as_future=run_as_future, **options)
+            upload: Callable[..., CommitInfo | Future] = HfApi().upload_folder
+            job = upload(repo_id=self.hub_model_id, folder_path=staged, run_as_future=run_as_future, **options)
             return job
         finally:
             if isinstance(job, Future):

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 import modeling_xlm_swcm
 from modeling_xlm_swcm.checkpoints.encoders import check_config, check_rows, load_encoder_tokenizer
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
 from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_conversion_report, read_optional
 from modeling_xlm_swcm.checkpoints.reading import (
     StoredTensor,
@@ -147,7 +147,8 @@ def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
 
 def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
     """Return the class that config.json names."""
-    architecture = (config.get("architectures") or ["None"])[0]
+    architectures = config.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "None"
     model_class: Any = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
     model_type = config["model_type"]
     if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != model_type:
@@ -166,7 +167,11 @@ def find_token_ids(config: dict) -> set[int]:
     """Return the token ids in a config, for example `eos_token_id` and `suppress_tokens`."""
 
     def flatten(value) -> set[int]:
-        return set().union(*map(flatten, value)) if isinstance(value, list) else {value}
+        if isinstance(value, list):
+            return set().union(*map(flatten, value))
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConversionError(f"A token id in config.json or generation_config.json is {value!r}. Use a number.")
+        return {value}
 
     return flatten([value for name, value in config.items() if TOKEN_ID_FIELDS.fullmatch(name) and value is not None])
 
@@ -278,11 +283,18 @@ def save_weights(
     fields = renumber_config(source.config, old_ids) | {"vocab_size": len(old_ids)}
     config_class = source.model_class.config_class
     assert config_class is not None  # `find_model_class` read its model type
-    with torch.device("meta"):
-        model = source.model_class._from_config(config_class.from_dict(fields), dtype=dtype)
-    if source.generation_config is not None:
-        model.generation_config = GenerationConfig.from_dict(renumber_config(source.generation_config, old_ids))
-    model.save_pretrained(folder, state_dict=tensors)
+    try:
+        with torch.device("meta"):
+            model = source.model_class._from_config(config_class.from_dict(fields), dtype=dtype)
+        if source.generation_config is not None:
+            model.generation_config = GenerationConfig.from_dict(renumber_config(source.generation_config, old_ids))
+    # A field of a wrong kind can raise any error of the class.
+    except Exception as error:
+        raise make_config_error(source.name, error) from error
+    try:
+        model.save_pretrained(folder, state_dict=tensors)
+    except (TypeError, ValueError) as error:
+        raise make_config_error(source.name, error) from error
 
 
 def check_written_tensors(source: SourceCheckpoint, old_ids: list[int], folder: Path):
