@@ -1,17 +1,20 @@
 """Find, compare and replace the code files that are saved with a model."""
 
+import contextlib
+import json
 import re
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from packaging.version import InvalidVersion, Version
 from transformers.dynamic_module_utils import get_relative_imports
 
-from modeling_xlm_swcm import XLMSWCMConfig, compat_xlm_swcm
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer, compat_xlm_swcm
 from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 
 from .errors import ConversionError
-from .reading import find_file
+from .reading import find_file, read_json
 
 
 PACKAGE = Path(compat_xlm_swcm.__file__).parent
@@ -36,7 +39,9 @@ def find_code(folder: Path, modules: list[str]) -> dict[str, Path]:
         path = folder / f"{waiting.pop()}.py"
         if path.name not in files and path.is_file():
             files[path.name] = path
-            waiting += get_relative_imports(path)
+            # A damaged file is replaced, so its imports do not matter.
+            with contextlib.suppress(UnicodeDecodeError):
+                waiting += get_relative_imports(path)
     return dict(sorted(files.items()))
 
 
@@ -55,15 +60,59 @@ def read_code_version(source: str, revision: str | None = None) -> str | None:
         raise ConversionError(f"{path} names no valid VERSION. Remove the file, then run xlm-swcm refresh.") from error
 
 
+def find_changed_code(source: str, config: XLMSWCMConfig, revision: str | None = None) -> list[str]:
+    """Return the names of the code files of this package that a folder or Hub repository lacks or holds changed."""
+    changed = []
+    for name, path in package_code(config).items():
+        saved = find_file(source, name, revision, follow_links=True)
+        if saved is None or saved.read_bytes() != path.read_bytes():
+            changed.append(name)
+    return changed
+
+
+def complete_auto_maps(source: str, config: XLMSWCMConfig, revision: str | None = None) -> dict[str, dict]:
+    """
+    Add the names of the saved code to `config.json` and `tokenizer_config.json`.
+
+    Args:
+        source (`str`):
+            Folder or Hub id.
+        config ([`XLMSWCMConfig`]):
+            Config of the model.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+
+    Returns:
+        `dict[str, dict]`: new content of the files in which names are missing, by file name.
+    """
+    tokenizer = {"AutoTokenizer": [f"tokenization_xlm_swcm.{XLMSWCMTokenizer.__name__}", None]}
+    classes: dict[str, Any]
+    completed = {}
+    for name, classes in {"config.json": config.auto_classes, "tokenizer_config.json": tokenizer}.items():
+        path = find_file(source, name, revision)
+        fields = {} if path is None else read_json(path)
+        named = fields.get("auto_map")
+        auto_map: dict[str, Any] = named if isinstance(named, dict) else {}
+        is_ours = name == "config.json" or fields.get("tokenizer_class") == XLMSWCMTokenizer.__name__
+        if is_ours and auto_map | classes != auto_map:
+            completed[name] = fields | {"auto_map": auto_map | classes}
+    return completed
+
+
 def is_outdated(version: str | None) -> bool:
     """Return True if `version` is older than the installed package."""
     return version is not None and Version(version) < Version(VERSION)
 
 
+def is_newer(version: str | None) -> bool:
+    """Return True if `version` is newer than the installed package."""
+    return version is not None and Version(version) > Version(VERSION)
+
+
 def check_code_version(folder: Path):
     """Raise a `ConversionError` if the folder holds code of a newer version than the installed one."""
     version = read_code_version(str(folder))
-    if version is not None and Version(version) > Version(VERSION):
+    if is_newer(version):
         raise ConversionError(
             f"{folder} holds the code of xlm-swcm {version}, but xlm-swcm {VERSION} is installed. Install xlm-swcm "
             f"{version} or newer first."
@@ -90,6 +139,8 @@ def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
     check_code_version(folder)
     new = {name: path.read_bytes() for name, path in package_code(config).items()}
     old = {name: path.read_bytes() for name, path in find_code(folder, [Path(name).stem for name in new]).items()}
+    for name, fields in complete_auto_maps(str(folder), config).items():
+        new[name] = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if blocked := [name for name in new if (folder / name).is_dir()]:
         raise ConversionError(f"{folder / blocked[0]} is a folder. Remove it.")

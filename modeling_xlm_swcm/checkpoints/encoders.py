@@ -181,7 +181,7 @@ def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrained
     kind, config = check_tokenizer_file(name, revision), read_tokenizer_config(name, revision)
     check_tokenizer_fields(name, config)
     ends = {
-        token: config[other]["content"] if isinstance(config[other], dict) else config[other]
+        token: config[other].get("content") if isinstance(config[other], dict) else config[other]
         for token, other in TOKENS_OF_ENDS.items()
         if token in config and config[token] is None and config.get(other)
     }

@@ -1,21 +1,22 @@
 """Describe a checkpoint from its config files and the headers of its weight files."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
-from .code import UNNAMED_VERSION, is_outdated, read_code_version
+from .code import UNNAMED_VERSION, complete_auto_maps, find_changed_code, is_newer, is_outdated, read_code_version
 from .errors import ConversionError, first_line, make_config_error
 from .hub_errors import translate_hub_errors
 from .reading import check_safetensors, find_file, read_config, read_json
@@ -57,6 +58,10 @@ class Inspection:
             Content of `conversion_report.json`.
         code (`str` or `None`):
             Version of xlm-swcm whose code is saved with the model.
+        changed_code (`list[str]`):
+            Names of code files that are missing or differ from the installed package.
+        without_auto_map (`list[str]`):
+            Names of config files that do not name the saved code.
     """
 
     source: str
@@ -68,27 +73,30 @@ class Inspection:
     files: list[str]
     report: dict | None
     code: str | None
+    changed_code: list[str] = field(default_factory=list)
+    without_auto_map: list[str] = field(default_factory=list)
 
     def print(self, console: Console):
-        """Print the description as a table, with a drawing of the layers."""
-        config, table = self.config, Table.grid(padding=(0, 2))
-        table.add_row(
-            "model", f"{self.source} ({', '.join(config.architectures or ['no architecture in config.json'])})"
-        )
-        table.add_row("hidden size", f"{config.hidden_size}, {config.num_attention_heads} heads")
-        table.add_row("FFN size", f"{config.intermediate_size}, {config.hidden_act}")
-        table.add_row("positions", f"{config.longest_input} tokens")
-        table.add_row("vocabulary", f"{config.vocab_size:,} tokens")
-        table.add_row("languages", ", ".join(self.languages) or "no tags")
-        table.add_row("sharing", f'weight_sharing "{config.weight_sharing}", output {describe_output_matrix(config)}')
+        """Print the description, with a drawing of the layers."""
+        config = self.config
         stored = ", ".join(f"{count:,} as {dtype}" for dtype, count in self.parameters.items())
-        table.add_row("parameters", stored)
-        for part, count in self.parts.items():
-            table.add_row("", f"{count:,} in {part}")
-        table.add_row("size", f"{decimal(self.size)} in {', '.join(self.files)}")
-        table.add_row("made from", self.describe_origin())
-        table.add_row("code", self.describe_code())
-        console.print(table, draw_layers(config), sep="\n", markup=False, highlight=False)
+        rows = [
+            ("model", f"{self.source} ({', '.join(config.architectures or ['no architecture in config.json'])})"),
+            ("hidden size", f"{config.hidden_size}, {config.num_attention_heads} heads"),
+            ("FFN size", f"{config.intermediate_size}, {config.hidden_act}"),
+            ("positions", f"{config.longest_input} tokens"),
+            ("vocabulary", f"{config.vocab_size:,} tokens"),
+            ("languages", ", ".join(self.languages) or "no tags"),
+            ("sharing", f'weight_sharing "{config.weight_sharing}", output {describe_output_matrix(config)}'),
+            ("parameters", stored),
+            *(("", f"{count:,} in {part}") for part, count in self.parts.items()),
+            ("size", f"{decimal(self.size)} in {', '.join(self.files)}"),
+            ("made from", self.describe_origin()),
+            *(("code" if index == 0 else "", line) for index, line in enumerate(self.describe_code().splitlines())),
+        ]
+        # A table would cut long paths and commands.
+        lines = [f"{name:<13}{text}" for name, text in rows]
+        console.print(*lines, draw_layers(config), sep="\n", markup=False, highlight=False, soft_wrap=True)
 
     def describe_origin(self) -> str:
         """Return the source of the conversion and the number of copied, new and dropped tensors."""
@@ -101,17 +109,25 @@ class Inspection:
         )
 
     def describe_code(self) -> str:
-        """Return the version of the saved code and, for old code, the command that replaces it."""
+        """Return the version of the saved code and, for old or changed code, the command that replaces it."""
         if self.code is None:
             return "none, so the model loads only where xlm-swcm is installed"
-        if not is_outdated(self.code):
+        if is_newer(self.code):
+            return f"xlm-swcm {self.code}, newer than the installed {VERSION}"
+        if not (is_outdated(self.code) or self.without_auto_map or self.changed_code):
             return f"xlm-swcm {self.code}"
         if Path(self.source).is_dir():
             remedy = f"Replace it: xlm-swcm refresh {self.source}"
         else:
             remedy = f"Replace it: hf download {self.source} --local-dir model && xlm-swcm push model {self.source}"
         wrong = " It generates wrong text with Transformers 5.24 and newer." if self.code == UNNAMED_VERSION else ""
-        return f"xlm-swcm {self.code}, older than the installed {VERSION}.{wrong}\n{remedy}"
+        if is_outdated(self.code):
+            return f"xlm-swcm {self.code}, older than the installed {VERSION}.{wrong}\n{remedy}"
+        if self.without_auto_map:
+            files = " and ".join(self.without_auto_map)
+            return f"not used, because {files} {'lack' if ' and ' in files else 'lacks'} auto_map\n{remedy}"
+        differing = ", ".join(self.changed_code)
+        return f"named xlm-swcm {self.code}, but not equal to the installed code: {differing}\n{remedy}"
 
 
 def describe_output_matrix(config: XLMSWCMConfig) -> str:
@@ -142,6 +158,7 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     report = read_conversion_report(source, revision)
     headers = read_headers(source, revision)
     tensors = {name: tensor for file in headers.values() for name, tensor in file.tensors.items()}
+    check_tensors(source, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     parts = dict.fromkeys(MODEL_PARTS.values(), 0)
     parameters: Counter[str] = Counter()
     for name, tensor in tensors.items():
@@ -158,9 +175,56 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
         parts[part] += tensor.parameter_count
         parameters[tensor.dtype] += tensor.parameter_count
     size = sum(end - start for start, end in (tensor.data_offsets for tensor in tensors.values()))
-    languages = (tokenizer or {}).get("languages", [])
+    languages = read_languages(source, tokenizer or {})
     code = read_code_version(source, revision)
-    return Inspection(source, config, languages, parts, dict(parameters), size, sorted(headers), report, code)
+    changed = find_changed_code(source, config, revision) if code is not None else []
+    files, maps = sorted(headers), list(complete_auto_maps(source, config, revision))
+    return Inspection(source, config, languages, parts, dict(parameters), size, files, report, code, changed, maps)
+
+
+def read_languages(source: str, tokenizer: dict) -> list[str]:
+    """Return the languages in `tokenizer_config.json`."""
+    languages = tokenizer.get("languages", [])
+    if not isinstance(languages, list) or not all(isinstance(code, str) for code in languages):
+        raise ConversionError(
+            f"languages in tokenizer_config.json of {source} is not a list of codes. Copy the file again from the "
+            "converted model."
+        )
+    return languages
+
+
+def check_tensors(source: str, config: XLMSWCMConfig, shapes: dict[str, tuple[int, ...]]):
+    """Refuse weights without a tensor that the config describes, or with a tensor of another shape."""
+    # A quantised tensor has another shape.
+    if getattr(config, "quantization_config", None):
+        return
+    try:
+        with torch.device("meta"):
+            model = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)](config)  # type: ignore[operator]
+    except Exception as error:
+        raise make_config_error(source, error) from error
+    # A model without a head is saved without the prefix "model.".
+    has_head = any(name.startswith("model.") for name in shapes)
+    tied, described = model.all_tied_weights_keys, model.state_dict()
+    for name in shapes:
+        if (name if has_head else f"model.{name}") not in described:
+            raise ConversionError(
+                f"{source} has a tensor that its config.json does not describe: {name}. Check that weights and "
+                "config.json belong together."
+            )
+    for name, tensor in described.items():
+        saved = name if has_head else name.removeprefix("model.")
+        if not has_head and saved == name or saved not in shapes and name in tied:
+            continue
+        if saved not in shapes:
+            raise ConversionError(
+                f"The weights of {source} lack {saved}, which its config.json describes. Download the weights again."
+            )
+        if shapes[saved] != tuple(tensor.shape):
+            raise ConversionError(
+                f"{saved} of {source} has shape {list(shapes[saved])}, but config.json gives it {list(tensor.shape)}. "
+                "Check that weights and config.json belong together."
+            )
 
 
 def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig:
@@ -239,6 +303,8 @@ def draw_layers(config: XLMSWCMConfig) -> str:
 
 def read_folder_config(folder: Path) -> XLMSWCMConfig:
     """Read the config of an XLM-SWCM model in a local folder."""
+    if folder.exists() and not folder.is_dir():
+        raise ConversionError(f"{folder} is not a folder. Pass the folder of an XLM-SWCM model.")
     if not folder.is_dir():
         raise ConversionError(f"The folder {folder} does not exist. Pass the folder of an XLM-SWCM model.")
     return read_model_config(str(folder))

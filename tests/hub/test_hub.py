@@ -372,7 +372,7 @@ def test_a_push_that_is_interrupted_says_what_there_is(encoder_folder, converted
     convert = ["convert", str(encoder_folder), str(output), "--license", "mit", "--push-to-hub", "someone/model"]
     for command, words in ((push, "Push again"), (convert, f"{output} is written")):
         outcome = CliRunner().invoke(main, command)
-        assert outcome.exit_code == 1
+        assert outcome.exit_code == 130
         assert outcome.stderr.splitlines()[-1].startswith(f"error: Interrupted. {words}")
     assert (output / "config.json").is_file()
 

@@ -160,7 +160,7 @@ class TestOldCheckpoints:
 
         monkeypatch.setattr(Path, "replace", interrupt)
         result = CliRunner().invoke(main, ["refresh", str(old_folder)])
-        assert result.exit_code == 1 and "Run xlm-swcm refresh again." in result.stderr
+        assert result.exit_code == 130 and "Run xlm-swcm refresh again." in result.stderr
         assert not list(old_folder.glob("*.partial")) + list(old_folder.glob(".*.partial"))
         assert read_code_version(str(old_folder)) == "0.1.0"
         monkeypatch.undo()
