@@ -314,10 +314,17 @@ class TestRuns:
         assert error == f"error: --output_dir {own} is the folder of the model to start from. Choose another folder."
         assert (tmp_path / "own" / "model.safetensors").read_bytes() == before
 
-    def test_the_model_is_saved_before_an_evaluation_can_change_it(self, main, translation, tmp_path):
-        assert main(finetune, **translation | {"max_steps": 1, "bf16_full_eval": True}) is None
+    @pytest.mark.parametrize(("stored", "saved"), [("float32", None), ("bfloat16", None), ("float16", "float32")])
+    def test_the_saved_model_has_the_dtype_that_was_asked_for(self, main, translation, tmp_path, stored, saved):
+        model = tmp_path / "stored"
+        load(translation["model_name_or_path"]).to(getattr(torch, stored)).save_pretrained(model)
+        XLMSWCMTokenizer.from_pretrained(translation["model_name_or_path"]).save_pretrained(model)
+        options = {"model_name_or_path": str(model), "max_steps": 1, "bf16_full_eval": True}
+        assert main(finetune, **translation | options | ({"save_dtype": saved} if saved else {})) is None
         tensors = load_file(tmp_path / "output" / "model.safetensors")
-        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, saved or stored)}
+        training = json.loads((tmp_path / "output" / "metrics.json").read_text())["training"]
+        assert (training["precision"], training["saved_dtype"]) == ("float32", saved or stored)
 
     @pytest.mark.parametrize(
         ("options", "message"),
