@@ -317,12 +317,28 @@ def find_weights(source: str, revision: str | None = None) -> Path:
 
 
 def check_safetensors(source: str, revision: str | None = None):
-    """Check the safetensors files of a folder, and the names in a weight index, without reading a tensor."""
+    """Check the safetensors files of a folder, and the names in a weight index, without opening weights."""
     whole, index = WEIGHT_FILES[:2]
-    if Path(source).is_dir() and (path := find_file(source, whole) or find_file(source, index)):
-        open_weights(source, path)
-    elif path := find_file(source, index, revision):
-        read_weight_map(path)
+    path = find_file(source, index, revision)
+    names = set() if path is None else set(read_weight_map(path).values())
+    if Path(source).is_dir():
+        for name in sorted({whole, *names}):
+            if (path := find_file(source, name)) is not None:
+                check_length(path)
+
+
+def check_length(path: Path):
+    """Check that a safetensors file is as long as its header says."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, MAX_TEXT_BYTES))
+    try:
+        tensors = [tensor for name, tensor in json.loads(text).items() if name != "__metadata__"]
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ConversionError(f"The header of {path} cannot be read. Download the file again.") from error
+    if end != path.stat().st_size:
+        raise ConversionError(f"{path} is cut short or damaged: its header describes {end} bytes. Download it again.")
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -366,9 +382,8 @@ def check_dtypes(source: str | os.PathLike, weights: Mapping[str, torch.Tensor |
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
-    if path.suffix == ".bin":
-        # A file from before torch 1.6 is read into memory.
-        check_memory(path, path.stat().st_size)
+    # A .bin file from before torch 1.6 is read into memory.
+    check_memory(path, path.stat().st_size)
     return check_weights(path, load_file(path))
 
 
