@@ -49,9 +49,13 @@ COUNTS = (
     "ddp_bucket_cap_mb",
     "ddp_timeout",
 )
-MAX_BATCH_SIZE = 2**20
 # Memory and time grow with the number of beams.
 MAX_BEAMS = 1024
+LARGEST = {
+    "per_device_train_batch_size": 2**20,
+    "per_device_eval_batch_size": 2**20,
+    "generation_num_beams": MAX_BEAMS,
+}
 
 SEE_HELP = "Run with --help to list the options."
 QUOTE_TEXT = "Without quotes, YAML does not read no, yes, on, off, numbers and dates as text. Put the text in quotes."
@@ -172,9 +176,9 @@ def check_numbers(args: TrainingArguments):
         if value is not None and not (0 <= value <= most and math.isfinite(value)):
             rule = f"between 0 and {most}" if math.isfinite(most) else "at least 0 and finite"
             raise ValueError(f"--{name} must be {rule} (got {value}).")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-        if getattr(args, name) > MAX_BATCH_SIZE:
-            raise ValueError(f"--{name} must be at most {MAX_BATCH_SIZE} (got {getattr(args, name)}).")
+    for name, most in LARGEST.items():
+        if (value := getattr(args, name)) is not None and value > most:
+            raise ValueError(f"--{name} must be at most {most} (got {value}).")
     for name in BELOW_ONE:
         if not 0 <= getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 0 and below 1 (got {getattr(args, name)}).")

@@ -168,6 +168,7 @@ def test_the_number_of_beams_has_a_limit(num_beams, is_allowed):
         (["--data_seed", "-1"], "--data_seed must be between 0 and 4294967295 (got -1)."),
         (["--seed", 2**32], "--seed must be between 0 and 4294967295 (got 4294967296)."),
         (["--dataloader_num_workers", "1000"], "--dataloader_num_workers must be between 0 and 256 (got 1000)."),
+        (["--generation_num_beams", 1025], "--generation_num_beams must be at most 1024 (got 1025)."),
         (["--per_device_eval_batch_size", 10**12], "--per_device_eval_batch_size must be at most 1048576"),
         (["--save_strategy", "best"], "--save_strategy best needs an evaluation during the training."),
         (["--eval_on_start"], "--eval_on_start needs an evaluation during the training."),
