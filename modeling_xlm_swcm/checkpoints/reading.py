@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,20 +280,23 @@ def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Te
     return weights
 
 
-def open_weights(source: str, path: Path, revision: str | None = None) -> dict[str, torch.Tensor | StoredTensor]:
-    """Open a weight file, or the shards of a weight index, and check that each shard holds its tensors."""
+def open_weights(
+    source: str, path: Path, revision: str | None = None, read: Callable[[Path], dict] | None = None
+) -> dict[str, Any]:
+    """Open a weight file with `read`, or the shards of an index, and check that each shard holds its tensors."""
+    read = read or _read_file
     if not path.name.endswith(".index.json"):
-        return _read_file(path)
+        return read(path)
     weight_map = read_weight_map(path)
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         shards.setdefault(shard, set()).add(name)
-    weights: dict[str, torch.Tensor | StoredTensor] = {}
+    weights: dict[str, Any] = {}
     for shard, names in sorted(shards.items()):
         shard_path = find_file(source, shard, revision)
         if shard_path is None:
             raise ConversionError(f"{path} lists {shard}, which {source} does not hold. Download it again.")
-        content = _read_file(shard_path)
+        content = read(shard_path)
         if missing := sorted(names - content.keys()):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ConversionError(
@@ -319,26 +322,25 @@ def find_weights(source: str, revision: str | None = None) -> Path:
 def check_safetensors(source: str, revision: str | None = None):
     """Check the safetensors files of a folder, and the names in a weight index, without opening weights."""
     whole, index = WEIGHT_FILES[:2]
-    path = find_file(source, index, revision)
-    names = set() if path is None else set(read_weight_map(path).values())
-    if Path(source).is_dir():
-        for name in sorted({whole, *names}):
-            if (path := find_file(source, name)) is not None:
-                check_length(path)
+    if Path(source).is_dir() and (path := find_file(source, whole) or find_file(source, index)):
+        open_weights(source, path, read=read_header)
+    elif path := find_file(source, index, revision):
+        read_weight_map(path)
 
 
-def check_length(path: Path):
-    """Check that a safetensors file is as long as its header says."""
+def read_header(path: Path) -> dict[str, dict]:
+    """Return the header of a safetensors file, and check that the file is as long as the header says."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(min(length, MAX_TEXT_BYTES))
     try:
-        tensors = [tensor for name, tensor in json.loads(text).items() if name != "__metadata__"]
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        tensors = {name: tensor for name, tensor in json.loads(text).items() if name != "__metadata__"}
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ConversionError(f"The header of {path} cannot be read. Download the file again.") from error
     if end != path.stat().st_size:
         raise ConversionError(f"{path} is cut short or damaged: its header describes {end} bytes. Download it again.")
+    return tensors
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
