@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -134,11 +135,9 @@ def make_runtime_config(
                 f"generation_config.json of {folder} sets {name} to {value}, which an exported model does not "
                 "support. Remove this setting."
             )
-    from .xlm_swcm_runtime import check_config
-
     longest, new_tokens = model.config.longest_input, settings.max_new_tokens
-    if new_tokens is None and isinstance(settings.max_length, int | None):
-        new_tokens = (settings.max_length or 21) - 1
+    if new_tokens is None:
+        new_tokens = (settings.max_length if isinstance(settings.max_length, int) else 21) - 1
     start, ends = settings.decoder_start_token_id, settings.eos_token_id
     config = {
         "model_type": "xlm_swcm_exported",
@@ -160,7 +159,11 @@ def make_runtime_config(
         },
         "sha256": {},
     }
+    from .xlm_swcm_runtime import check_config, check_range
+
     try:
+        if settings.max_length is not None:
+            check_range("max_length", settings.max_length, 1, sys.maxsize)
         check_config(config)
     except ValueError as error:
         cause = str(error).replace("end_token_ids", "eos_token_id")

@@ -2,76 +2,30 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from support.commands import assert_refused
-from support.encoders import SENTENCES, edit_config
-from support.folders import contents, cut_short
-from support.models import learn, next_texts
-from transformers import AutoTokenizer, GenerationConfig
+from support.encoders import edit_config
+from support.folders import contents
+from support.learners import TEXTS, UNSEEN
+from transformers import GenerationConfig
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import ConversionError
-from modeling_xlm_swcm.export import export
+from modeling_xlm_swcm.export import export, graph
 from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
-
-
-TEXTS = [sentence[:14] for sentence in SENTENCES]
-UNSEEN = ["The ferry stays", "no wind", "two herons, one boat", "བདེ་ལེགས།"]
-
-
-@dataclass
-class Learner:
-    """A model that generates the next text of TEXTS for `<bo>`, and the text after the next for `<kk>`."""
-
-    folder: Path
-    model: XLMSWCMForConditionalGeneration
-    tokenizer: XLMSWCMTokenizer
-
-    def write(self, texts: list[str], language: str, **options) -> np.ndarray:
-        inputs = self.tokenizer(texts, padding=True, return_tensors="pt")
-        tag = self.tokenizer.get_lang_id(language)
-        return self.model.generate(**inputs, forced_bos_token_id=tag, do_sample=False, **options).numpy()
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        dict(weight_sharing="init", lm_head_transform=True),
-        dict(weight_sharing="tied", lm_head_transform=False, tie_word_embeddings=False),
-        dict(decoder_blocks=4 * ["prefix"], decoder_layers=4, weight_sharing="init"),
-        dict(decoder_blocks=4 * ["prefix"], decoder_layers=4, weight_sharing="tied", lm_head_transform=True),
-    ],
-    ids=["init, with a transform", "tied, with an untied output", "prefix", "tied prefix, with a transform"],
-)
-def learner(request, learner_folder, tmp_path_factory) -> Learner:
-    tokenizer = AutoTokenizer.from_pretrained(learner_folder, src_lang="zh")
-    config = XLMSWCMConfig.from_pretrained(learner_folder, **request.param)
-    model = learn(config, next_texts(tokenizer, TEXTS, ["bo", "kk"]))
-    model.generation_config.max_length = 24
-    folder = tmp_path_factory.mktemp("learner")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Learner(folder, model, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def exported(learner, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    export(learner.folder, folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -115,7 +69,7 @@ def test_texts_are_generated_in_the_target_language(learner, exported):
         expected = learner.tokenizer.batch_decode(learner.write(TEXTS, language), skip_special_tokens=True)
         assert runtime(TEXTS, src_lang="zh", tgt_lang=language) == expected
     assert runtime([], src_lang="zh", tgt_lang="bo") == []
-    # A padding token that a text spells out is an input token.
+    # A padding token that a text spells out is text.
     spelt = ["no <pad> wind", "<pad>ང་ཚོས་དཔེ", *(f"<pad>{text}" for text in TEXTS)]
     expected = learner.tokenizer.batch_decode(learner.write(spelt, "bo"), skip_special_tokens=True)
     assert runtime(spelt, src_lang="zh", tgt_lang="bo") == expected
@@ -211,9 +165,21 @@ def no_bars():
             ["generation_config.json", "sets no_repeat_ngram_size to 3,", "Remove this"],
         ),
         (change_settings(max_time=9.5), ["generation_config.json", "sets max_time to 9.5,", "Remove this setting."]),
-        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["Cannot load"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json"]),
+        (change_settings(num_beams="4"), ["generation_config.json", "num_beams must be a whole number", "got '4'"]),
+        (change_settings(max_length="24"), ["generation_config.json", "max_length must be a whole number"]),
+        (change_settings(max_length=1), ["generation_config.json", "max_new_tokens must be", "(got 0)"]),
+        (change_settings(eos_token_id=[2, 999]), ["generation_config.json", "eos_token_id must be", "(got 999)"]),
+        (
+            change_settings(forced_bos_token_id=-1),
+            ["generation_config.json", "forced_bos_token_id must be", "(got -1)"],
+        ),
+        (change_settings(length_penalty=99), ["generation_config.json", "length_penalty must be", "(got 99)"]),
     ],
-    ids=["no folder", "no config", "an encoder", "released", "activation", "settings", "time", "tokenizer"],
+    ids=[
+        *("no folder", "no config", "an encoder", "released", "activation", "settings", "time", "tokenizer"),
+        *("beams", "length", "no new tokens", "end", "forced", "penalty"),
+    ],
 )
 def test_models_that_cannot_be_exported_are_refused(folder, tmp_path, change, words):
     change(folder)
@@ -226,6 +192,57 @@ def test_a_missing_extra_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[export.__module__], "find_spec", lambda name: None)
     result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
     assert_refused(result, "The export needs OpenVINO. Install it with pip install openvino.")
+
+
+def test_an_old_openvino_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modeling_xlm_swcm.export.graph", None)
+    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "exported")])
+    assert_refused(
+        result, "The installed OpenVINO is too old or damaged. Install it again with pip install -U openvino."
+    )
+
+
+@pytest.mark.usefixtures("no_bars")
+@pytest.mark.parametrize("size", [100, 10_000, 100_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, size):
+    """Limit the size of files, so that the graph, the weights or the end of the weights cannot be written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "outputs" / "exported")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_refused(result, f"Cannot write {tmp_path / 'outputs' / 'exported'}: ", "Free some space")
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_bars")
+def test_weights_that_miss_their_last_byte_are_noticed(folder, tmp_path, monkeypatch):
+    def save_short(graph, path, **options):
+        openvino.save_model(graph, path, **options)
+        weights = path.with_suffix(".bin")
+        weights.write_bytes(weights.read_bytes()[:-1])
+
+    monkeypatch.setattr(graph, "save_model", save_short)
+    result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "outputs" / "exported")])
+    assert_refused(result, "OpenVINO failed to save the graph. Free some space, or choose another folder.")
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_bars")
+def test_an_interrupted_export_leaves_the_old_folder(folder, tmp_path, monkeypatch):
+    output = tmp_path / "outputs" / "exported"
+    export(folder, output)
+    before = contents(output)
+
+    def interrupt(graph, path, **options):
+        path.write_text("<net>")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graph, "save_model", interrupt)
+    result = CliRunner().invoke(main, ["export", str(folder), str(output), "--overwrite"])
+    assert (result.exit_code, result.stderr) == (130, "error: Interrupted. Nothing was written.\n")
+    assert list(output.parent.iterdir()) == [output] and contents(output) == before
 
 
 def test_the_source_is_not_overwritten(folder, tmp_path):
@@ -248,36 +265,3 @@ def test_the_command_lists_the_written_files(folder, tmp_path):
     assert {path.name for path in output.iterdir()} == {
         *("config.json", "model.xml", "model.bin", "tokenizer.json", "xlm_swcm_runtime.py")
     }
-
-
-@pytest.mark.parametrize("file", ["model.bin", "model.xml", "tokenizer.json", "config.json"])
-def test_a_damaged_export_is_named(exported, tmp_path, file):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    for damage in (cut_short, Path.unlink, lambda _: shutil.rmtree(folder)):
-        damage(folder / file)
-        with pytest.raises(
-            ValueError, match=f"^Cannot load the exported model in {folder}. .* Run xlm-swcm export again.$"
-        ):
-            ExportedModel(folder)
-
-
-def test_the_runtime_refuses_unsupported_input(learner, exported):
-    with pytest.raises(ValueError, match="Cannot load the exported model"):
-        ExportedModel(learner.folder)
-    runtime = ExportedModel(exported, threads=1)
-    with pytest.raises(ValueError, match='Unknown language "en" for src_lang. Use one of: zh, kk, bo'):
-        runtime(TEXTS, src_lang="en", tgt_lang="bo")
-    for given, missing in (("tgt_lang", "src_lang"), ("src_lang", "tgt_lang")):
-        with pytest.raises(ValueError, match=f"{missing} is not set. Use one of: zh, kk, bo"):
-            runtime(TEXTS, **{given: "bo"})
-    with pytest.raises(TypeError, match="texts must be a list of strings .got one string.. Put the string in a list"):
-        runtime(TEXTS[0], src_lang="zh", tgt_lang="bo")
-    with pytest.raises(ValueError, match="Text 2 has .* tokens, but the model reads at most 38. Split the text."):
-        runtime(["no wind", "no wind " * 40], src_lang="zh", tgt_lang="bo")
-    input_ids = np.full((1, 3), 5)
-    for options in ({"max_new_tokens": 0}, {"max_new_tokens": 39}, {"num_beams": 0}):
-        with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
-            runtime.generate(input_ids, **options)
-    for wrong in (np.full((1, 39), 5), np.full(3, 5)):
-        with pytest.raises(ValueError, match="input_ids must have shape"):
-            runtime.generate(wrong)

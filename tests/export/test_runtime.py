@@ -1,0 +1,296 @@
+"""The exported runtime reads texts like the tokenizer, serves threads, and refuses wrong files and arguments."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from support.encoders import camembert_tokenizer, roberta_tokenizer, xlm_roberta_tokenizer
+from support.folders import cut_short
+from support.learners import TEXTS, UNSEEN
+from support.tags import with_tags
+
+from modeling_xlm_swcm.export import export, xlm_swcm_runtime
+from modeling_xlm_swcm.export.export import make_text_tokenizer
+from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
+
+
+pytestmark = pytest.mark.parametrize(
+    "learner", [dict(weight_sharing="init", lm_head_transform=True)], indirect=True, ids=["init"]
+)
+
+SPELT = [
+    *("<s>", "</s>", "<pad>", "<mask>", "<unk>", "<bo>", "<zh> no wind", "two <s>herons</s>", " <mask> boat", "<ｓ>"),
+    *("", " ", "\0 <s>", "\0", "▁<s>", "<\0s>", "<s", "😀<unk>😀", "no\n\twind", "ང་ཚོས<kk>དཔེ", "<s>NOTUSED"),
+]
+
+
+@pytest.fixture
+def runtime(exported) -> ExportedModel:
+    return ExportedModel(exported, threads=1)
+
+
+def test_token_ids_are_equal_to_the_pipeline(learner, runtime):
+    pipeline = XLMSWCMPipeline(model=learner.model, tokenizer=learner.tokenizer, src_lang="zh", tgt_lang="bo")
+    texts = [text for text in [*TEXTS, *UNSEEN, *SPELT] if len(text) < 30]
+    ids = runtime._encode(texts, "zh")
+    assert ids == [pipeline.preprocess(text, src_lang="zh")["input_ids"][0].tolist() for text in texts]
+    # `<s>`, the tag and `</s>` frame the text. The text itself has no control ids.
+    control = set(learner.tokenizer.all_special_ids) - {learner.tokenizer.unk_token_id}
+    assert not [row for row in ids if control & set(row[2:-1])]
+    assert [answer["translation_text"] for answer in pipeline(texts)] == [
+        text.strip() for text in runtime(texts, src_lang="zh", tgt_lang="bo")
+    ]
+
+
+@pytest.mark.parametrize(
+    "make_tokenizer",
+    [xlm_roberta_tokenizer, lambda: xlm_roberta_tokenizer("<bo>"), camembert_tokenizer, roberta_tokenizer],
+)
+def test_no_text_spells_a_special_token_in_any_vocabulary(learner, make_tokenizer):
+    tokenizer = with_tags(make_tokenizer(), ["bo", "zh"], src_lang="bo")
+    exported = tokenizers.Tokenizer.from_str(make_text_tokenizer(tokenizer))
+    exported.encode_special_tokens = True
+    assert exported.get_vocab_size() == len(tokenizer)
+    for text in [*SPELT, *TEXTS]:
+        expected = tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        assert exported.encode(text, add_special_tokens=False).ids == expected
+        framed = tokenizer(text, split_special_tokens=True)["input_ids"]
+        assert exported.decode(framed) == tokenizer.decode(
+            framed, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def test_a_text_that_merges_to_a_special_token_is_refused(learner, runtime, monkeypatch):
+    vocab = {"<s>": 0, "<": 1, "s": 2, ">": 3, "<s": 4}
+    trained_on_html = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("<", "s"), ("<s", ">")]))
+    monkeypatch.setattr(runtime, "tokenizer", trained_on_html)
+    assert runtime._encode(["<", "s>"], "zh")[1][2:-1] == [2, 3]
+    with pytest.raises(ValueError, match="^Text 2 spells a special token, .* Remove the special token"):
+        runtime(["<", "<s>"], src_lang="zh", tgt_lang="bo")
+
+
+def test_threads_get_the_texts_that_calls_get_alone(learner, exported, monkeypatch):
+    made = []
+    create = xlm_swcm_runtime.create_infer_request
+    monkeypatch.setattr(xlm_swcm_runtime, "create_infer_request", lambda *args: made.append(create(*args)) or made[-1])
+    runtime = ExportedModel(exported, threads=1)
+    calls = [
+        ([*TEXTS, *UNSEEN][start : start + size], {"tgt_lang": language, "num_beams": beams})
+        for start, size in ((0, 1), (3, 2), (8, 4))
+        for language in ("bo", "kk")
+        for beams in (1, 3)
+    ]
+    alone = [runtime(texts, src_lang="zh", **options) for texts, options in calls]
+    assert len(set(map(tuple, alone))) > 6
+    barrier, results = threading.Barrier(4), {}
+
+    def work(thread: int):
+        barrier.wait()
+        for step in range(len(calls)):
+            number = (5 * step + 3 * thread) % len(calls)
+            texts, options = calls[number]
+            results[thread, number] = runtime(texts, src_lang="zh", **options)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {(thread, number): alone[number] for thread in range(4) for number in range(len(calls))}
+    # Encoder and decoder have one request each, whatever the number of calls and threads.
+    assert len(made) == 2
+
+
+def test_the_number_of_kept_kernels_is_limited(learner, exported, monkeypatch):
+    options = []
+
+    class Core:
+        def read_model(self, path):
+            return CORE.read_model(path)
+
+        def compile_model(self, graph, device, given):
+            options.append(given)
+            return CORE.compile_model(graph, device, given)
+
+    CORE = xlm_swcm_runtime.CORE
+    monkeypatch.setattr(xlm_swcm_runtime, "CORE", Core())
+    ExportedModel(exported, threads=1)
+    assert [given["CPU_RUNTIME_CACHE_CAPACITY"] for given in options] == [64, 64]
+
+
+def test_a_call_after_an_interrupted_call_is_right(learner, runtime, monkeypatch):
+    expected = runtime(TEXTS, src_lang="zh", tgt_lang="bo")
+    step, places = runtime._step, []
+
+    def interrupt(tokens, place, *args):
+        places.append(place)
+        if place == 3:
+            raise KeyboardInterrupt
+        return step(tokens, place, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runtime(UNSEEN, src_lang="zh", tgt_lang="kk")
+    assert places == [0, 1, 2, 3]
+    assert runtime(TEXTS, src_lang="zh", tgt_lang="bo") == expected
+
+
+LOAD_ERROR = "^Cannot load the exported model in {}. {}. Run xlm-swcm export again.$"
+
+
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "tokenizer.json", "config.json"])
+def test_a_damaged_export_is_named(learner, exported, tmp_path, file):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    damages = [(cut_short, "damaged.*"), (Path.unlink, "missing"), (lambda path: path.mkdir(), "missing")]
+    for damage, cause in damages:
+        damage(folder / file)
+        with pytest.raises(ValueError, match=LOAD_ERROR.format(folder, f"{file} is {cause}")):
+            ExportedModel(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=LOAD_ERROR.format(folder, "config.json is missing")):
+        ExportedModel(folder)
+
+
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "tokenizer.json"])
+def test_a_file_of_another_export_is_named(learner, exported, tmp_path, file):
+    export(learner.folder, tmp_path / "int8", quantize="int8")
+    folder = shutil.copytree(exported, tmp_path / "model")
+    path = folder / file
+    if file == "tokenizer.json":
+        path.write_text(path.read_text().replace("<bo>", "<mn>"))
+    else:
+        shutil.copy(tmp_path / "int8" / file, path)
+    with pytest.raises(ValueError, match=LOAD_ERROR.format(folder, f"{file} is damaged, or belongs to another model")):
+        ExportedModel(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"languages": ["zh"]}, "languages must be a dict"),
+        ({"languages": {"zh": "4"}}, "languages.zh must be a whole number from 0 to 150 .got '4'."),
+        ({"languages": {"zh": 999}}, "languages.zh must be a whole number from 0 to 150 .got 999."),
+        ({"longest_input": None}, "longest_input must be a whole number"),
+        ({"vocab_size": 1.5}, "vocab_size must be a whole number"),
+        ({"pad_token_id": -1}, "pad_token_id must be a whole number"),
+        ({"end_token_ids": [2, True]}, "end_token_ids must be a whole number"),
+        ({"end_token_ids": 2}, "end_token_ids must be a list"),
+        ({"generation": {}}, "max_new_tokens must be a whole number"),
+        ({"generation": [1]}, "generation must be a dict"),
+        ({"sha256": None}, "sha256 must be a dict"),
+        ({"model_type": "xlm-roberta"}, "belongs to another kind of model"),
+    ],
+    ids=str,
+)
+def test_wrong_fields_of_the_config_are_named(learner, exported, tmp_path, fields, words):
+    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ValueError, match=LOAD_ERROR.format(folder, f"config.json .*{words}.*")):
+        ExportedModel(folder)
+    for content in ("[]", "[" * 100000, "\xff"):
+        (folder / "config.json").write_text(content, encoding="latin-1")
+        with pytest.raises(ValueError, match=LOAD_ERROR.format(folder, "config.json .*")):
+            ExportedModel(folder)
+
+
+@pytest.mark.parametrize("threads", [-1, 2.0, "2", True, 10**9])
+def test_a_wrong_number_of_threads_is_refused(learner, exported, threads):
+    with pytest.raises(ValueError, match="^threads must be a whole number from 0 to 1024"):
+        ExportedModel(exported, threads=threads)
+
+
+def test_languages_are_checked(learner, runtime):
+    for language in ("en", "", ["zh"], 4):
+        with pytest.raises(ValueError, match="^Unknown language .* for src_lang. Use one of: zh, kk, bo.$"):
+            runtime(TEXTS, src_lang=language, tgt_lang="bo")
+        with pytest.raises(ValueError, match="^Unknown language .* for tgt_lang. Use one of: zh, kk, bo.$"):
+            runtime(TEXTS, src_lang="zh", tgt_lang=language)
+    for given, missing in (("tgt_lang", "src_lang"), ("src_lang", "tgt_lang")):
+        with pytest.raises(ValueError, match=f"{missing} is not set. Use one of: zh, kk, bo"):
+            runtime(TEXTS, **{given: "bo"})
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("no wind", "texts must be a list of strings .got one string.. Put the string in a list."),
+        (None, "texts must be a list of strings .got NoneType.."),
+        ({"no wind": 1}, "texts must be a list of strings .got dict.."),
+        (["no wind", None], "Text 2 must be a string .got NoneType.."),
+        ([b"no wind"], "Text 1 must be a string .got bytes.."),
+        ([("no", "wind")], "Text 1 must be a string .got tuple.."),
+        (["no wind", "\ud83d"], "Text 2 is not valid Unicode."),
+        (["no wind", "no wind " * 40], "Text 2 has .* tokens, but the model reads at most 38. Split the text."),
+    ],
+    ids=str,
+)
+def test_texts_are_checked(learner, runtime, texts, words):
+    with pytest.raises((TypeError, ValueError), match=f"^{words}"):
+        runtime(texts, src_lang="zh", tgt_lang="bo")
+    assert runtime(tuple(TEXTS), src_lang="zh", tgt_lang="bo") == runtime(TEXTS, src_lang="zh", tgt_lang="bo")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"max_new_tokens": value} for value in (0, -1, 39, 10**30, 2.5, "3", True)),
+        *({"num_beams": value} for value in (0, -1, 100000, 1.0, "2")),
+        *({"length_penalty": value} for value in (float("nan"), float("inf"), 11, -11, "1", True, 1j)),
+        *({"forced_bos_token_id": value} for value in (-1, 10**6, "4", 2.0)),
+    ],
+    ids=str,
+)
+def test_options_are_checked(learner, runtime, options):
+    name = next(iter(options))
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a .*number from -?\\d+ to \\d+ .got .*. Use another number.$"
+    ):
+        runtime.generate(np.full((1, 3), 5), **options)
+
+
+def test_the_limits_of_options_are_allowed(learner, runtime):
+    vocab_size = runtime.config["vocab_size"]
+    for options in (
+        {"num_beams": vocab_size // 2},
+        {"max_new_tokens": np.int64(38)},
+        {"length_penalty": np.float32(10)},
+    ):
+        assert runtime.generate(np.full((1, 3), 5), **options).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ([np.full((1, 39), 5)], "input_ids must have shape"),
+        ([np.full(3, 5)], "input_ids must have shape"),
+        ([np.full((2, 0), 5)], "input_ids must have shape"),
+        ([np.full((1, 3), 5.0)], "input_ids must be a rectangular array of integers"),
+        ([[[5, 6], [7]]], "input_ids must be a rectangular array of integers"),
+        (["no wind"], "input_ids must be a rectangular array of integers"),
+        ([np.full((1, 3), -1)], "input_ids must be from 0 to 150 .got -1 to -1."),
+        ([np.full((1, 3), 153)], "input_ids must be from 0 to 150 .got 153 to 153."),
+        ([np.full((1, 3), 5), np.full((1, 2), 1)], "attention_mask must have the shape of input_ids"),
+        ([np.full((1, 3), 5), np.full((1, 3), 2)], "attention_mask must have the shape of input_ids"),
+        ([np.full((1, 3), 5), np.full((1, 3), 1.0)], "attention_mask must be a rectangular array of integers"),
+    ],
+)
+def test_arrays_are_checked(learner, runtime, arrays, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        runtime.generate(*arrays)
+    assert runtime.generate(np.full((0, 3), 5)).shape == (0, 1)
+
+
+def test_a_failure_of_openvino_is_one_sentence(learner, runtime, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Exception from src/inference:\nstd::bad_alloc")
+
+    monkeypatch.setattr(runtime, "_read", fail)
+    with pytest.raises(RuntimeError, match="^OpenVINO cannot run the model on sources of shape .1, 3. with 2 beams"):
+        runtime.generate(np.full((1, 3), 5), num_beams=2)
