@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,9 @@ def complete_auto_maps(source: str, config: XLMSWCMConfig, revision: str | None 
         `dict[str, dict]`: new content of the files in which names are missing, by file name.
     """
     tokenizer = {"AutoTokenizer": [f"tokenization_xlm_swcm.{XLMSWCMTokenizer.__name__}", None]}
-    classes: dict[str, Any]
+    classes: Mapping[str, Any]
     completed = {}
-    for name, classes in {"config.json": config.auto_classes, "tokenizer_config.json": tokenizer}.items():
+    for name, classes in (("config.json", config.auto_classes), ("tokenizer_config.json", tokenizer)):
         path = find_file(source, name, revision)
         fields = {} if path is None else read_json(path)
         named = fields.get("auto_map")

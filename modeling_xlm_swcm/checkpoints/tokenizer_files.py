@@ -16,7 +16,8 @@ FIELD_KINDS: dict[str, type | tuple[type, ...]] = {
     "model_max_length": (int, float),
     "padding_side": str,
     "truncation_side": str,
-} | {f"{name}_token": (str, dict) for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+    **dict.fromkeys((f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), (str, dict)),
+}
 
 
 def check_tokenizer_file(source: str, revision: str | None = None) -> str | None:
