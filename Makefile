@@ -12,7 +12,7 @@ VERSION_TESTS := $(filter-out %/test_transformers_suite.py,$(wildcard tests/mode
 BASE ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-versions test-newest test-lowest lint docs bench clean
+.PHONY: demo test test-versions test-newest test-lowest lint docs bench wheel clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py $(if $(BASE),--base $(BASE))
@@ -70,6 +70,11 @@ bench: .venv/ready
 	grep $(if $(TORCH),'',-v '^torch==') constraints.txt > .venv/constraints.txt
 	$(BIN)/pip install -q $(TORCH) -c .venv/constraints.txt -e '.[dev]'
 	touch $@
+
+# setuptools also packs old modules that it finds in build/
+wheel: .venv/ready
+	rm -rf build
+	$(BIN)/pip wheel -q --no-deps -w dist .
 
 clean:
 	rm -rf .venv .cache outputs build dist *.egg-info
