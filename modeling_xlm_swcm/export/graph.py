@@ -1,12 +1,12 @@
 """Build the OpenVINO graph of a model: the encoder, and one decoder step whose cache is a state of the graph."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from openvino import Model, Node, Output, save_model
 from openvino import opset15 as op
-from torch import nn
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.layers_xlm_swcm import (
@@ -233,7 +233,7 @@ class GraphBuilder:
         rows = op.transpose(attended, np.array([0, 2, 1, 3]))
         return op.reshape(rows, np.array([-1, 1, self.config.hidden_size]), False)
 
-    def feed_forward(self, x: Node, modules: XLMSWCMFeedForward | FeedForwardModules) -> Node:
+    def feed_forward(self, x: Node, modules: Any) -> Node:
         inner = self.activation(self.linear(x, modules.fc1))
         return self.add_and_norm(x, self.linear(inner, modules.fc2), modules.layer_norm)
 
@@ -252,14 +252,14 @@ class GraphBuilder:
     def merge_heads(self, x: Node) -> Node:
         return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, -1, self.config.hidden_size]), True)
 
-    def add_and_norm(self, x: Node, added: Node, norm: nn.LayerNorm) -> Node:
+    def add_and_norm(self, x: Node, added: Node, norm: Any) -> Node:
         return self.normalise(op.add(x, added), norm)
 
-    def normalise(self, x: Node, norm: nn.LayerNorm) -> Node:
+    def normalise(self, x: Node, norm: Any) -> Node:
         normed = op.mvn(x, np.array([-1]), True, norm.eps, "INSIDE_SQRT")
         return op.add(op.multiply(normed, self.vector(norm.weight)), self.vector(norm.bias))
 
-    def linear(self, x: Node, module: nn.Linear) -> Node:
+    def linear(self, x: Node, module: Any) -> Node:
         return op.add(op.matmul(x, self.matrix(module.weight), False, True), self.vector(module.bias))
 
     def vector(self, tensor: torch.Tensor) -> Node:
