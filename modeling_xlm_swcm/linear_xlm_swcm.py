@@ -85,7 +85,9 @@ def activation_linear(activation: nn.Module, linear: nn.Linear, states: torch.Te
         `torch.Tensor` of shape `(..., out_features)`: output of the layer.
     """
     # Dynamo of PyTorch 2.8 cannot trace `is_unhooked`.
-    is_eager_gelu = not torch.compiler.is_compiling() and type(activation) is GELUActivation and is_unhooked(activation)
+    is_eager_gelu = (
+        not torch.compiler.is_compiling() and type(activation) is GELUActivation and is_unhooked(activation)
+    )
     is_plain = is_eager_gelu and is_plain_linear(linear) and type(linear.weight) is nn.Parameter
     if torch.is_grad_enabled() and is_plain:
         return _GeluLinear.apply(states, linear.weight, linear.bias)
