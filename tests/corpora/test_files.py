@@ -55,7 +55,7 @@ def test_a_format_that_is_not_supported_is_refused_by_name(tmp_path, suffix):
         ("text\n".encode("utf-16"), "is UTF-16, not UTF-8. Convert the file with iconv -f UTF-16 -t UTF-8."),
         (b"\xfe\xff" + "text\n".encode("utf-16-be"), "is UTF-16, not UTF-8."),
         ("text\n".encode("utf-32"), "is UTF-32, not UTF-8. Convert the file with iconv -f UTF-32 -t UTF-8."),
-        (gzip.compress(b"text\n"), "holds .gz data, not text. Rename or convert the file."),
+        (gzip.compress(b"text\n", mtime=0), "holds .gz data, not text. Rename or convert the file."),
         (bz2.compress(b"text\n"), "holds .bz2 data, not text."),
         (lzma.compress(b"text\n"), "holds .xz data, not text."),
         (b"\x28\xb5\x2f\xfd\x04", "holds .zst data, not text."),

@@ -202,7 +202,8 @@ class TestProcesses:
     def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self):
         script = SCRIPT.with_name("fsdp_process.py")
         process = run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
+            PYTHONPATH=str(SCRIPT.parents[1]),
         )
         assert process.returncode == 0, process.stderr
         layers = 4 * ["XLMRobertaLayer"] + 4 * ["XLMSWCMCustomDecoderLayer"]
