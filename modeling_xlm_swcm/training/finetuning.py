@@ -111,10 +111,8 @@ def finetune_on_pairs(
     args.generation_num_beams = data_args.num_beams
     # The start token is not part of the labels.
     args.generation_max_length = data_args.max_target_length + 1
-    checkpoint = None
     if "train" in pairs:
-        if args.max_steps <= 0 and args.num_train_epochs == 0:
-            raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
+        check_steps(args)
         checkpoint = find_checkpoint(args, model_args.model_name_or_path)
     else:
         check_output_dir(args)
@@ -256,6 +254,17 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
     report = find_file(model_args.model_name_or_path, "conversion_report.json")
     known = read_json(report).get("license") if report else None
     require_license(model_args.license or known, model_args.model_name_or_path)
+
+
+def check_steps(args: TrainingArguments):
+    """
+    Check that there are training steps.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if args.max_steps <= 0 and args.num_train_epochs == 0:
+        raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
 
 
 def check_evaluation(args: TrainingArguments):

@@ -26,7 +26,7 @@ from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.training.rows import DataError
 
 
-TEXT = {"bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол", "zh": SENTENCES[8]}
+TEXT = {"bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өнөр олон", "zh": SENTENCES[8]}
 PLAN = {
     "stages": {"only": "."},
     "steps": 6,
