@@ -117,7 +117,11 @@ class ConversionOptions:
         if self.weight_sharing == "tied":
             self._require('weight_sharing "tied"', FITS_TIED)
         if self.decoder == "prefix":
-            self._require('decoder "prefix"', FITS_PREFIX)
+            self._require(
+                'decoder "prefix"',
+                FITS_PREFIX,
+                "A prefix decoder has one layer for each encoder layer. Leave out this option.",
+            )
             self.normal_layers, self.normal_layer_interval = "none", None
 
     def _require(self, option: str, allowed: dict[str, tuple], remedy: str | None = None):

@@ -222,6 +222,7 @@ def has_transform(source: Encoder) -> bool:
 
 
 def get_model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:
+    """Return the model class for a config."""
     # Transformers annotates the values of its mappings as pairs.
     return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[return-value]
 

@@ -73,6 +73,7 @@ class Release(Encoder):
 
     @property
     def word_embeddings(self) -> torch.Tensor | StoredTensor:
+        """Word embeddings of the release."""
         return self.tensors[RELEASED_EMBEDDINGS]
 
 

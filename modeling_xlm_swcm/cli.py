@@ -142,12 +142,14 @@ class Command(TyperCommand):
     options = ("--languages", "--corpus", "--eval")
 
     def invoke(self, ctx):
+        """Tidy up after killed runs that wrote to a path on the command line, then run the command."""
         for value in ctx.params.values():
             if isinstance(value, str | Path):
                 recover(Path(value))
         return super().invoke(ctx)
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
+        """Repeat a list option before each of its words, as Click expects it."""
         with report_errors("--debug" in args):
             check_words([ctx.info_name or "", *args])
         repeated: list[str] = []
@@ -183,9 +185,7 @@ def make_console(**options) -> Console:
 
 @contextlib.contextmanager
 def report_errors(debug: bool, when_interrupted: str = "Nothing was written.") -> Iterator[None]:
-    """
-    Print an error on one line and exit with code 1, or 130 after Ctrl-C. With `debug`, print the traceback first.
-    """
+    """Print an error on one line and exit with code 1, or 130 after Ctrl-C. `debug` also prints the traceback."""
     interrupted = f"Interrupted. {when_interrupted}"
     try:
         with interruptible(f"error: {interrupted}", remove_unfinished):

@@ -24,7 +24,6 @@ def plan_decoder_blocks(num_custom_layers: int, normal_layer_interval: int | Non
         `list[str]`: `"custom"` or `"normal"` for each layer.
 
     Example:
-
     >>> plan_decoder_blocks(4, 2)
     ['custom', 'custom', 'normal', 'custom', 'custom']
     """

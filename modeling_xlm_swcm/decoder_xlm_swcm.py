@@ -38,8 +38,15 @@ TP_STYLES = dict.fromkeys(("q_proj", "k_proj", "v_proj", "fc1"), "colwise") | di
 )
 
 
-@auto_docstring
 class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel):
+    """
+    Base class of the XLM-SWCM models: weight initialisation, loading and saving.
+
+    Args:
+        config ([`XLMSWCMConfig`]):
+            Sizes and decoder layers of the model.
+    """
+
     config: XLMSWCMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -59,6 +66,7 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
+        """Load a model as in Transformers, and freeze the encoder layer that no decoder layer reads."""
         loaded = super().from_pretrained(*args, **kwargs)
         # Transformers replaces the parameters when it loads them.
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unread_layer()

@@ -44,6 +44,7 @@ class XLMSWCMEncoder(XLMRobertaModel):
         shared_embedding: SharedEmbedding | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
+        """Encode a source."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Got both or neither of input_ids and inputs_embeds. Pass exactly one of them.")
         # Transformers counts the positions of `inputs_embeds` from the first column, even if it is padding.

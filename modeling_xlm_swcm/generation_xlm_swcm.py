@@ -67,6 +67,7 @@ class XLMSWCMGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs
     ) -> dict:
+        """Return the inputs of a decoding step as in Transformers, with XLM-R's positions of the target."""
         # With a static cache the mask becomes 4D, so the positions must be counted before.
         if decoder_attention_mask is not None and kwargs.get("decoder_position_ids") is None:
             kwargs["decoder_position_ids"] = position_ids_from_mask(decoder_attention_mask, self.config.pad_token_id)

@@ -47,6 +47,7 @@ class XLMSWCMHubMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, *model_args, **kwargs):
+        """Load a model as in Transformers, and read its conversion report."""
         # The token stays out, because a pickled model would contain it.
         options = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if kwargs.get(name)}
         access = {name: kwargs[name] for name in ("token", "local_files_only") if kwargs.get(name)}
@@ -80,6 +81,7 @@ class XLMSWCMHubMixin:
         )
 
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
+        """Save a model as in Transformers, with its conversion report."""
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if self.should_save_on_this_rank(is_main_process):
             self._save_report(Path(save_directory))

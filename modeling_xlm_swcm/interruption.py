@@ -24,6 +24,7 @@ def end_process(message: str):
 
 
 def end_while_starting(number=None, frame=None):
+    """End the process at Ctrl-C during the imports of a command."""
     end_process("error: Interrupted. Nothing was written.")
 
 

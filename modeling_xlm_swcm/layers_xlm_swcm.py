@@ -99,6 +99,7 @@ class XLMSWCMAttention(nn.Module):
         cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the output of shape `(batch, target_len, hidden_size)`, and the attention weights or `None`."""
         query = self._split_heads(fast_linear(self.q_proj, hidden_states))
         key, value = self._keys_and_values(hidden_states, key_value_states, cache, self)
 
@@ -200,6 +201,7 @@ class XLMSWCMPrefixAttention(XLMSWCMAttention):
         modules: "XLMSWCMPrefixAttention | AttentionModules",
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return the output, and the attention weights of target and source or `None`."""
         query = self._split_heads(fast_linear(modules.q_proj, hidden_states))
         source_key, source_value = self._keys_and_values(hidden_states, source_states, cache, modules)
         key, value = self._keys_and_values(hidden_states, None, cache, modules)
@@ -262,6 +264,7 @@ class XLMSWCMFeedForward(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the output, of the shape of `hidden_states`."""
         return feed_forward(self, hidden_states)
 
 
@@ -285,6 +288,7 @@ class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
         cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        """Return the output, of the shape of `hidden_states`."""
         hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, cache, **kwargs)
         hidden_states = self.feed_forward_between(hidden_states)
         hidden_states, _ = self.cross_attn(
@@ -302,9 +306,11 @@ class XLMSWCMCustomDecoderLayer(XLMSWCMDecoderLayer):
         self.ffn2 = XLMSWCMFeedForward(config)
 
     def feed_forward_between(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the FFN between self-attention and cross-attention."""
         return self.ffn1(hidden_states)
 
     def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the FFN after cross-attention."""
         return self.ffn2(hidden_states)
 
 
@@ -316,9 +322,11 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
         self.ffn = XLMSWCMFeedForward(config)
 
     def feed_forward_between(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the states unchanged, because no FFN is between the attentions."""
         return hidden_states
 
     def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the FFN after cross-attention."""
         return self.ffn(hidden_states)
 
 
@@ -368,6 +376,7 @@ class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):
         encoder_layer: XLMRobertaLayer | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        """Return the output, of the shape of `hidden_states`."""
         attention_modules, ffn_modules = self.weights(encoder_layer)
         hidden_states, *_ = self.self_attn(
             hidden_states, attention_mask, encoder_hidden_states, cache, attention_modules, **kwargs
@@ -390,4 +399,5 @@ class XLMSWCMHeadTransform(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the input of the output projection."""
         return self.layer_norm(nn.functional.gelu(fast_linear(self.dense, hidden_states)))

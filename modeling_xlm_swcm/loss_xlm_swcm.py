@@ -40,6 +40,8 @@ def cross_entropy(
             Divisor of the summed loss. By default the number of labels that are not ignored.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Share of each label that is spread over the whole vocabulary.
+        kwargs (*optional*):
+            Other keywords of Transformers' loss functions. They are ignored.
 
     Returns:
         `torch.Tensor`: the loss, a scalar.
@@ -86,6 +88,8 @@ def linear_cross_entropy(
             Share of each label that is spread over the whole vocabulary.
         max_logits (`int`, *optional*, defaults to 33554432):
             Maximum number of logits in a chunk. A chunk has at least one token.
+        kwargs (*optional*):
+            Other keywords of Transformers' loss functions. They are ignored.
 
     Returns:
         `torch.Tensor`: the loss, a scalar.

@@ -37,8 +37,15 @@ from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .positions_xlm_swcm import check_length
 
 
-@auto_docstring
 class XLMSWCMModel(XLMSWCMPreTrainedModel):
+    """
+    XLM-R encoder, and a decoder that is built from the weights of the encoder, without an output projection.
+
+    Args:
+        config ([`XLMSWCMConfig`]):
+            Sizes and decoder layers of the model.
+    """
+
     decoder_class = XLMSWCMDecoder
     _keys_to_ignore_on_load_unexpected = [r"^lm_head(_transform)?\."]
 
@@ -70,13 +77,16 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         return keys
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
+        """Return the names of tied weights, for Transformers."""
         # `tie_word_embeddings=False` unties only the output projection. Transformers would untie everything.
         return super().get_expanded_tied_weights_keys(all_submodels) if all_submodels else self._shared_keys()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word embeddings."""
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding):
+        """Replace the word embeddings of encoder and decoder."""
         self.encoder.embeddings.word_embeddings = value
         self.decoder.embeddings.word_embeddings = value
 
@@ -174,8 +184,15 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         )
 
 
-@auto_docstring
 class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationMixin):
+    """
+    [`XLMSWCMModel`] with an output projection, for training and `generate`.
+
+    Args:
+        config ([`XLMSWCMConfig`]):
+            Sizes and decoder layers of the model.
+    """
+
     base_class = XLMSWCMModel
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embeddings.word_embeddings.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}

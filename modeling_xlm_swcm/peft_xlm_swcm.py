@@ -95,6 +95,12 @@ class XLMSWCMPeftMixin:
     """Refuse to resize embeddings with trained tokens, which PEFT does not support."""
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """
+        Resize the embeddings as in Transformers.
+
+        Raises:
+            ValueError: if an adapter trains single tokens.
+        """
         if find_token_adapter(self.get_input_embeddings()) is not None:
             raise ValueError(
                 "The embeddings cannot be resized while an adapter trains single tokens. Resize them before you add "

@@ -53,6 +53,7 @@ class XLMSWCMPipeline(Pipeline):
         super().__init__(*args, task=task, **kwargs)
 
     def __call__(self, inputs=None, *args, question=None, context=None, **kwargs):
+        """Generate a text for each input."""
         if inputs is None and self.task == "question-answering":
             several = isinstance(question, list) and isinstance(context, list) and len(question) == len(context)
             if not several and not (isinstance(question, str) and isinstance(context, str)):
@@ -74,6 +75,7 @@ class XLMSWCMPipeline(Pipeline):
         return *({name: value for name, value in part.items() if value is not None} for part in (source, target)), {}
 
     def preprocess(self, inputs, src_lang=None, truncation=False):
+        """Tokenize one input."""
         if self.task == "question-answering":
             given = inputs if isinstance(inputs, dict) else {}
             texts = given.get("question"), given.get("context")
@@ -112,6 +114,7 @@ class XLMSWCMPipeline(Pipeline):
         return {"generated": generated.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)
 
     def postprocess(self, outputs):
+        """Decode the generated sequences of one input."""
         texts = self.tokenizer.batch_decode(
             outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

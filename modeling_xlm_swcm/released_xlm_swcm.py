@@ -134,11 +134,15 @@ class ReleasedXLMSWCMDecoder(XLMSWCMDecoder):
 
 
 class ReleasedXLMSWCMModel(XLMSWCMModel):
+    """[`XLMSWCMModel`] with the decoder layers of the release."""
+
     config: ReleasedXLMSWCMConfig
     decoder_class = ReleasedXLMSWCMDecoder
 
 
 class ReleasedXLMSWCMForConditionalGeneration(XLMSWCMForConditionalGeneration):
+    """[`XLMSWCMForConditionalGeneration`] with the decoder layers of the release."""
+
     config: ReleasedXLMSWCMConfig
     base_class = ReleasedXLMSWCMModel
 

@@ -72,6 +72,7 @@ class XLMSWCMTokenizer(TokenizersBackend):
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code=False, **kwargs):
+        """Return the loading options unchanged."""
         # `tokenizer.json` is complete, so Transformers must not rebuild the tokenizer from a vocabulary.
         return kwargs
 
@@ -142,12 +143,22 @@ class XLMSWCMTokenizer(TokenizersBackend):
         Tokenize sources, targets or both. The ids of targets are the `labels` if there are sources too.
 
         Args:
-            text, text_pair, text_target, text_pair_target, args, kwargs:
-                Arguments of the tokenizers of Transformers.
+            text (`str` or `list`, *optional*):
+                Source or sources.
+            text_pair (`str` or `list`, *optional*):
+                Second part of each source, for example the context of a question.
+            text_target (`str` or `list`, *optional*):
+                Target or targets.
+            text_pair_target (`str` or `list`, *optional*):
+                Second part of each target.
+            args (*optional*):
+                Further positional arguments of Transformers' tokenizers.
             src_lang (`str`, *optional*, defaults to `tokenizer.src_lang`):
                 Language of `text`.
             tgt_lang (`str`, *optional*, defaults to `tokenizer.tgt_lang`):
                 Language of `text_target`.
+            kwargs (*optional*):
+                Further arguments of Transformers' tokenizers, for example `padding` and `return_tensors`.
 
         Returns:
             `BatchEncoding`: token ids and attention mask.

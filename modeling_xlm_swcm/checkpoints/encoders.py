@@ -66,6 +66,7 @@ class Encoder:
 
     @property
     def word_embeddings(self) -> torch.Tensor | StoredTensor:
+        """Word embeddings of the encoder."""
         return self.tensors["embeddings.word_embeddings.weight"]
 
     @property

@@ -240,6 +240,7 @@ class StoredTensor:
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the tensor."""
         with safe_open(self.path, "pt") as file:
             return torch.Size(file.get_slice(self.name).get_shape())
 
@@ -251,6 +252,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
+        """PyTorch dtype of the tensor."""
         return FLOAT_DTYPES.get(self.kind) or self[0:1].dtype
 
     def __getitem__(self, rows: slice) -> torch.Tensor:

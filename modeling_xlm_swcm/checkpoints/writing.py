@@ -38,6 +38,7 @@ def label(path: Path) -> str:
 
 
 def partial_prefix(output: Path) -> str:
+    """Return the prefix of the names of temporary folders beside `output`."""
     return f".{label(output)}.partial-{socket.gethostname()}-"
 
 

@@ -56,6 +56,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def is_compressed(path: str) -> bool:
+    """Return True if the file has the ending of a supported compression."""
     return Path(path).suffix.lower() in COMPRESSED
 
 
@@ -66,6 +67,7 @@ def suffix_of(path: str) -> str:
 
 
 def is_plain_text(path: str) -> bool:
+    """Return True if the file is plain text, not JSON or a table."""
     return suffix_of(path) not in (*JSON, *TABLES, *PARQUET)
 
 

@@ -25,6 +25,7 @@ class RepeatedKey:
 
 
 def make_object(pairs: list[tuple[str, Any]]) -> dict | RepeatedKey:
+    """Return the fields of a JSON object, or a [`RepeatedKey`] if a key occurs twice."""
     fields = dict(pairs)
     if len(fields) == len(pairs):
         return fields
@@ -115,6 +116,12 @@ class ArrayReader:
         self.file, self.text, self.position, self.line = file, "", 0, 1
 
     def read_items(self) -> Iterator[tuple[int, Any]]:
+        """
+        Yield the line number and value of each item.
+
+        Raises:
+            ValueError: if the text is not one JSON array.
+        """
         self._take("[")
         if self._peek() == "]":
             self._take("]")

@@ -26,13 +26,15 @@ Record = tuple[int, list[str]]
 
 def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, str]]]:
     """
-    Stream the place and fields of each row of a .csv or .tsv file. The place of a row of several lines is its last
-    line.
+    Stream the place and fields of each row of a .csv or .tsv file.
 
-    In .csv, quotes are those of Excel and pandas. In .tsv, a quote mark is text, unless Excel or pandas could have
-    written the field: it starts and ends with a quote mark, all quote marks inside are doubled, and it has a reason
-    for quotes (a tab, line break or quote mark inside, or no text, or a header whose names are all quoted). A comma
-    inside is also a reason if all fields of the file with a comma are quoted, as Excel writes them.
+    The place of a row is its last line. A .csv file is read as Excel and pandas write it. In a .tsv file, a quote mark
+    is text, unless Excel or pandas could have written the field:
+    - The field starts and ends with a quote mark, and all quote marks inside are doubled.
+    - The field has a reason for quotes: it is empty, or it has a tab, line break or quote mark inside. A comma is also
+      a reason if all fields of the file with a comma are quoted, as Excel writes them.
+
+    If all names in the header of a .tsv file are quoted, the file is read as a .csv file with tabs.
 
     Raises:
         DataError: if the header cannot be used, or the file cannot be read.
@@ -107,6 +109,7 @@ def read_csv(path: str, lines: Iterator[Line], bad_rows: BadRows, delimiter: str
 
 
 def split_tabs(line: str) -> list[str]:
+    """Return the fields of a line without its line break."""
     return line.rstrip("\r\n").split("\t")
 
 
@@ -192,6 +195,7 @@ def find_end(line: Line, lines: Iterator[Line], ahead: deque[Line]) -> list[Line
 
 
 def copy_to(ahead: deque[Line], lines: Iterator[Line]) -> Iterator[Line]:
+    """Yield lines, and append each line to `ahead`."""
     for line in lines:
         ahead.append(line)
         yield line

@@ -70,12 +70,14 @@ def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path, 
 
 
 def named_parameter(name: str, shape: list[int], dtype: type = np.int64) -> Node:
+    """Return an input of the graph."""
     node = op.parameter(shape, dtype)
     node.output(0).set_names({name})
     return node
 
 
 def named_result(name: str, node: Node | Output) -> Node:
+    """Return an output of the graph."""
     output = op.result(node)
     output.output(0).set_names({name})
     return output
@@ -224,20 +226,24 @@ class GraphBuilder:
         return op.add(op.matmul(scaled, source[0], False, False), mask)
 
     def rows_to_sources(self, x: Node, source: tuple[Node, Node]) -> Node:
+        """Group rows by source: return shape `(sources, heads, rows of a source, head_dim)`."""
         # All rows of a source are queries of one attention, so beams need no copies of the source's keys and values.
         sources = op.gather(op.shape_of(source[0]), [0], 0)
         split = op.concat([sources, np.array([-1, self.config.num_attention_heads, self.head_dim])], 0)
         return op.transpose(op.reshape(x, split, False), np.array([0, 2, 1, 3]))
 
     def sources_to_rows(self, attended: Node) -> Node:
+        """Undo the grouping of `rows_to_sources`."""
         rows = op.transpose(attended, np.array([0, 2, 1, 3]))
         return op.reshape(rows, np.array([-1, 1, self.config.hidden_size]), False)
 
     def feed_forward(self, x: Node, modules: Any) -> Node:
+        """Add a feed-forward network with residual and LayerNorm."""
         inner = self.activation(self.linear(x, modules.fc1))
         return self.add_and_norm(x, self.linear(inner, modules.fc2), modules.layer_norm)
 
     def embed(self, tokens: Node, positions: Node) -> Node:
+        """Add word, position and type embeddings and their LayerNorm."""
         embeddings = self.encoder_modules.embeddings
         # XLM-R has one token type, so its embedding is added to all positions.
         table = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
@@ -246,23 +252,29 @@ class GraphBuilder:
         return self.add_and_norm(words, places, embeddings.LayerNorm)
 
     def split_heads(self, x: Node, order: tuple[int, ...] = (0, 2, 1, 3)) -> Node:
+        """Split the hidden dimension into heads, and permute the dimensions to `order`."""
         split = op.reshape(x, np.array([0, -1, self.config.num_attention_heads, self.head_dim]), True)
         return op.transpose(split, np.array(order))
 
     def merge_heads(self, x: Node) -> Node:
+        """Merge the heads into the hidden dimension."""
         return op.reshape(op.transpose(x, np.array([0, 2, 1, 3])), np.array([0, -1, self.config.hidden_size]), True)
 
     def add_and_norm(self, x: Node, added: Node, norm: Any) -> Node:
+        """Add a residual, and apply a LayerNorm."""
         return self.normalise(op.add(x, added), norm)
 
     def normalise(self, x: Node, norm: Any) -> Node:
+        """Apply a LayerNorm."""
         normed = op.mvn(x, np.array([-1]), True, norm.eps, "INSIDE_SQRT")
         return op.add(op.multiply(normed, self.vector(norm.weight)), self.vector(norm.bias))
 
     def linear(self, x: Node, module: Any) -> Node:
+        """Apply a linear layer."""
         return op.add(op.matmul(x, self.matrix(module.weight), False, True), self.vector(module.bias))
 
     def vector(self, tensor: torch.Tensor) -> Node:
+        """Return a bias or LayerNorm vector as a constant of shape `(1, 1, size)`."""
         return op.constant(tensor.numpy()[None, None])
 
     def matrix(self, tensor: torch.Tensor) -> Node:

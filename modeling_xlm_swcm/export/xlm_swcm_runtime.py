@@ -354,10 +354,12 @@ def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarra
 
 
 def is_integer(value: Any) -> bool:
+    """Return True if `value` is an integer and not a boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_range(name: str, value: Any, low: int, high: int):
+    """Refuse a value that is not an integer from `low` to `high`."""
     if not is_integer(value) or not low <= value <= high:
         raise ValueError(f"{name} must be a whole number from {low} to {high} (got {value!r}). Use another number.")
 

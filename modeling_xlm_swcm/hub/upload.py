@@ -40,8 +40,16 @@ def upload(
     Args:
         files (`dict[str, Path | bytes]`):
             Content of the files, or their local paths, by name.
-        repo_id, private, revision, create_pr, commit_message:
-            See [`push`].
+        repo_id (`str`):
+            Repository as `owner/name`. It is created if it does not exist.
+        private (`bool`, *optional*, defaults to `False`):
+            Make the repository private.
+        revision (`str`, *optional*):
+            Branch to push to. It is created if it does not exist. Default: the main branch.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Open a pull request instead of changing the branch.
+        commit_message (`str`, *optional*, defaults to `"Upload XLM-SWCM model"`):
+            First line of the commit message.
 
     Returns:
         `str`: URL of the commit or pull request.

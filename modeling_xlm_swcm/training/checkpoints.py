@@ -66,6 +66,7 @@ class TrainingError(RuntimeError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error of Python or PyTorch means that memory is full."""
     # PyTorch has no class of its own for this error on a CPU.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
@@ -102,6 +103,7 @@ class ResumableTrainer(Trainer):
             raise TrainingError("--fp16 needs a GPU. Pass --bf16 instead, or neither for float32.")
 
     def set_initial_training_values(self, args, dataloader):
+        """Return the lengths of the run, and reduce `logging_steps` if the run is shorter."""
         values = super().set_initial_training_values(args, dataloader)
         max_steps = values[-1]
         if args.logging_steps > max_steps:
@@ -118,6 +120,7 @@ class ResumableTrainer(Trainer):
         return sampler
 
     def call_model_init(self, trial=None):
+        """Return a new model with float32 weights."""
         model = super().call_model_init(trial)
         self._prepare_weights(model)
         return model
@@ -128,6 +131,12 @@ class ResumableTrainer(Trainer):
         use_float32_weights(model)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
+        """
+        Train as in Transformers, and log settings that a resumed run changes.
+
+        Raises:
+            TrainingError: if there is no checkpoint to resume from, or the training cannot continue.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -143,6 +152,7 @@ class ResumableTrainer(Trainer):
             return super().train(resume_from_checkpoint, **kwargs)
 
     def training_step(self, *args, **kwargs):
+        """Run one step as in Transformers."""
         self._is_starting = False
         return super().training_step(*args, **kwargs)
 
@@ -169,6 +179,7 @@ class ResumableTrainer(Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
+        """Evaluate as in Transformers, and keep the float32 weights."""
         # A whole evaluation in float16 or bfloat16 converts the model in place.
         converts = not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval)
         with keep_weights(self.model) if converts else nullcontext():
@@ -238,6 +249,12 @@ class ResumableTrainer(Trainer):
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """
+        Compute the loss as in Transformers.
+
+        Raises:
+            TrainingError: if the loss is infinite or NaN.
+        """
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and not loss.isfinite():
             self._stop(f"The loss is {loss.item()}")
@@ -274,6 +291,12 @@ class ResumableTrainer(Trainer):
         )
 
     def save_model(self, output_dir=None, _internal_call=False):
+        """
+        Save the model in `saved_dtype`.
+
+        Raises:
+            TrainingError: if a weight is infinite or NaN.
+        """
         if not self._is_saving:
             self._check_weights()
         super().save_model(output_dir, _internal_call)

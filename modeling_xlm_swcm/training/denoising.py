@@ -154,6 +154,7 @@ class DataCollatorForDenoising:
         self.tables = TokenTables(self.tokenizer)
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        """Return a batch of examples."""
         inputs, labels = zip(*map(self._encode, examples), strict=True)
         input_ids = pad(inputs, self.tokenizer.pad_token_id)
         attention_mask = pad([np.ones_like(ids) for ids in inputs], 0)

@@ -77,6 +77,7 @@ class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
     accepts_loss_kwargs = True
 
     def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None):
+        """Return the loss of the masked tokens. The label -100 marks all other tokens."""
         hidden_states = self.roberta(input_ids, attention_mask=attention_mask).last_hidden_state
         masked = labels != -100
         logits = self.lm_head(hidden_states[masked]).float()
@@ -160,6 +161,7 @@ def train_encoder(
 
 
 def make_config(args: EncoderArguments, vocab_size: int) -> XLMRobertaConfig:
+    """Return the config of the encoder."""
     return XLMRobertaConfig(
         vocab_size=vocab_size,
         hidden_size=args.hidden_size,

@@ -57,8 +57,10 @@ def encode_pairs(
             Pairs to encode.
         tokenizer ([`XLMSWCMTokenizer`]):
             Tokenizer of the model.
-        max_source_length (`int`), max_target_length (`int`):
-            Maximum lengths in tokens, special tokens included.
+        max_source_length (`int`):
+            Maximum length of a source in tokens, special tokens included.
+        max_target_length (`int`):
+            Maximum length of a target in tokens, special tokens included.
         bad_rows ([`BadRows`]):
             Collects the pairs that are longer, that have no token or that are in an unknown language.
         coverage ([`Coverage`], *optional*):

@@ -221,8 +221,9 @@ def read_pairs(args: FinetuneDataArguments, splits: Iterable[str]) -> dict[str, 
 @dataclass
 class PairEncoder:
     """
-    Encode pairs as examples, and count their unknown tokens. Long sources are truncated and counted if
-    `truncate_sources` is set.
+    Encode pairs as examples, and count their unknown tokens.
+
+    If `truncate_sources` is set, long sources are truncated and counted.
 
     Args:
         tokenizer ([`XLMSWCMTokenizer`]):
@@ -243,6 +244,7 @@ class PairEncoder:
         self.coverage = Coverage(self.tokenizer, self.args.max_unk_share)
 
     def __call__(self, pairs: Iterable[Pair], target_limit: int) -> Iterator[dict[str, list[int]]]:
+        """Yield the example of each usable pair. Labels have at most `target_limit` tokens."""
         limit = self.args.max_source_length
         source_limit = sys.maxsize if self.args.truncate_sources else limit
         for example in encode_pairs(pairs, self.tokenizer, source_limit, target_limit, self.bad_rows, self.coverage):

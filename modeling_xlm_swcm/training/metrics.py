@@ -24,12 +24,15 @@ class WordTokenizer(BaseTokenizer):
     """Segmentation with the methods that rouge-score and sacrebleu call."""
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text, for rouge-score."""
         return words(text)
 
     def __call__(self, line: str) -> str:
+        """Return a line with spaces between words and punctuation marks, for sacrebleu."""
         return " ".join(segment(line))
 
     def signature(self) -> str:
+        """Return the name of the segmentation in sacrebleu's signature."""
         return "uax29-nfkc-notsheg"
 
 
@@ -40,8 +43,10 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     Two texts with the same words score 100 in all of them, even if they are too short for a bigram.
 
     Args:
-        predictions (`Sequence[str]`), references (`Sequence[str]`):
-            Generated texts and the texts to compare them with.
+        predictions (`Sequence[str]`):
+            Generated texts.
+        references (`Sequence[str]`):
+            Texts to compare them with, one per prediction.
 
     Returns:
         `dict[str, float]`: F, precision and recall, for example `rougeL_f`, `rougeL_p` and `rougeL_r`.
@@ -146,6 +151,7 @@ class GenerationMetrics:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the metrics that a trainer logs."""
         references = self.references if self.references is not None else self.decode(prediction.label_ids)
         # Several processes pad the predictions to full batches.
         self.written = written = self.decode(prediction.predictions)[: len(references)]

@@ -185,6 +185,7 @@ class CorpusConfig:
 
 
 def is_number(value, kind: type | tuple[type, ...]) -> bool:
+    """Return True if `value` is a number of the type `kind` and not a boolean."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

@@ -21,6 +21,7 @@ def choose_saved_dtype(args: ModelArguments) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, for example `float16`."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -204,6 +204,7 @@ def print_mixture(mixture: Mixture, training: TrainingArguments):
 
 
 def languages_of(corpus: CorpusConfig) -> str:
+    """Return the language of a corpus, or its two languages joined by a dash."""
     return corpus.language or " - ".join(corpus.languages)
 
 

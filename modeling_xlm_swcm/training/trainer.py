@@ -44,6 +44,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     args: TrainingArguments
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Return the next batches and their number of labels, without the rows that accelerate repeats."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and self.accelerator.gradient_state.end_of_dataloader and (filled := self._count_filled()):
             # At the end of an epoch, accelerate fills the batches of the processes with rows from its beginning.
@@ -61,6 +62,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         return own - min(max(left - args.process_index * own, 0), own) if left else 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Compute the loss, with scheduled sampling and label smoothing if they are set."""
         inputs = dict(inputs)
         if "labels" in inputs and "decoder_input_ids" not in inputs:
             unwrapped = self.accelerator.unwrap_model(model)
@@ -96,6 +98,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         return SequentialSampler(eval_dataset)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        """Evaluate one batch. Each generated text starts with the language tag of its labels."""
         if self.args.predict_with_generate and not prediction_loss_only and self.processing_class.languages:
             tags = inputs["labels"][:, :1]
             start = torch.full_like(tags, self.model.config.decoder_start_token_id)

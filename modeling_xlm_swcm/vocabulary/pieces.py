@@ -201,10 +201,12 @@ def sample_corpora(corpora: list[Corpus], seed: int) -> list[str]:
 
 
 def count_bytes(lines: list[str]) -> int:
+    """Return the size of the lines in bytes."""
     return sum(len(line.encode()) + 1 for line in lines)
 
 
 def normalise_line(tokenizer: Tokenizer, line: str) -> str:
+    """Return a line as the normalizer of the tokenizer writes it."""
     return tokenizer.normalizer.normalize_str(line) if tokenizer.normalizer is not None else line
 
 

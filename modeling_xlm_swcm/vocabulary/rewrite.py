@@ -160,6 +160,7 @@ def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
 
 
 def has_row_per_token(tensor: str) -> bool:
+    """Return True if the tensor of this name has a row per token."""
     return VOCABULARY_TENSORS.fullmatch(tensor) is not None
 
 

@@ -10,6 +10,8 @@ from modeling_xlm_swcm.training.metrics import score
 
 
 class TextMetrics(evaluate.Metric):
+    """Metric for `evaluate.load` with the scores of [`~modeling_xlm_swcm.training.metrics.score`]."""
+
     def _info(self):
         return evaluate.MetricInfo(
             description="ROUGE, chrF++, BLEU, exact match and token F1 for text in any script.",
