@@ -109,22 +109,27 @@ def test_an_interruption_in_python_ends_at_once_and_a_second_one_does_not_stop_t
     assert stderr.count("Interrupted") == 1 and contents(output.parent) == {}
 
 
-def test_the_handler_of_another_program_is_kept():
+@pytest.fixture
+def set_handler():
+    """Return a function that sets a handler of SIGINT for this test. In a background process it is SIG_IGN."""
     before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_handler_of_another_program_is_kept(set_handler):
+    set_handler(signal.default_int_handler)
     interruption.watch_start("xlm-swcm")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt), interruption.interruptible("", lambda: None):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_program_that_ignores_the_signal_still_does():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interruption.interruptible("", lambda: None):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_a_program_that_ignores_the_signal_still_does(set_handler):
+    set_handler(signal.SIG_IGN)
+    with interruption.interruptible("", lambda: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
