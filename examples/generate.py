@@ -1,4 +1,4 @@
-"""Generate one line of output for each line of a file or of stdin: a translation, a title, or what the model learnt.
+"""Generate one line of output for each line of a file or of stdin, for example a translation or a title.
 
     python examples/generate.py --model_name_or_path outputs/demo/copied --source_lang zh --target_lang bo \
         --input zh.txt --output bo.txt

@@ -3,8 +3,8 @@
     python examples/pretrain.py examples/presets/one_gpu.yaml --model_name_or_path MODEL --data corpora.yaml \
         --output_dir OUTPUT
 
-The corpora file has lists under `train` and `validation`. Their fields are those of
-[`~modeling_xlm_swcm.training.mixture.CorpusConfig`]:
+The corpora file lists corpora under `train` and `validation`. The class `CorpusConfig` in
+`modeling_xlm_swcm/training/mixture.py` describes the fields of a corpus:
 
     train:
       - {path: bo/*.txt.gz, language: bo}

@@ -3,10 +3,10 @@
     python examples/transfer.py --task summarization --model_name_or_path outputs/model --lang_column lang \
         --high_resource zh --samples 0 100 500 --train_file train.jsonl --test_file test.jsonl --output_dir outputs/zh
 
-For each number of samples a new model is fine-tuned. Its training data is everything in the high-resource language and
-that number of examples in each other language. It is scored on all languages of the test file. Smaller samples are
-part of larger ones. The script writes `transfer.md`, `transfer.json`, `transfer.png` and a folder for each model. The
-other options are those of finetune.py.
+The script fine-tunes a new model for each number in `--samples`. It trains on all examples of the high-resource
+language, and on this number of examples of each other language. A larger sample contains all smaller samples. The
+script scores each model on all languages of the test file. It writes `transfer.md`, `transfer.json`, `transfer.png`
+and a folder for each model. All options of finetune.py work too, except `--push_to_hub`.
 """
 
 # Ctrl-C also ends the script while it imports.

@@ -3,9 +3,9 @@
     python examples/recipes/encoder.py --data DATA --output_dir OUTPUT
 
 DATA has plain text in `mono/` (example: `mono/bo.news.txt`), and `ntrex.tsv` (NTREX-128, with the columns split, bo,
-ug, kk, mn, zh and en). The encoder trains on its training lines and is evaluated on its development lines. With
-`--tokenizer` the vocabulary is XLM-R's, extended with Tibetan tokens and trimmed. Other options are those of
-`train_encoder.py`. Run the recipe again to continue after a stop.
+ug, kk, mn, zh and en). The encoder trains on the plain text and the training lines of NTREX-128. It is evaluated on
+the development lines. With `--tokenizer` the vocabulary is XLM-R's, extended with Tibetan tokens and trimmed. All
+options of `train_encoder.py` work too. Run the recipe again to continue after a stop.
 """
 
 import sys

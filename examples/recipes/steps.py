@@ -1,5 +1,6 @@
-"""Shared steps of the recipes: arguments, scripts, and a model that is pretrained on all languages."""
+"""Shared steps of the recipes: parse the command line, run scripts, and pretrain a model on all languages."""
 
+import argparse
 import csv
 import os
 import subprocess
@@ -14,10 +15,15 @@ from transformers import HfArgumentParser
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import read_config, read_json
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.training.arguments import HelpFormatter
 from modeling_xlm_swcm.training.files import write_json
 
 
 EXAMPLES = Path(__file__).parent.parent
+
+
+class RecipeHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the description, which has a command."""
 
 
 @dataclass(kw_only=True)
@@ -50,8 +56,8 @@ class RecipeArguments(FolderArguments):
 
 
 def parse_folders(kind: type, description: str, files: list[str]) -> tuple[FolderArguments, list[str]]:
-    """Parse arguments of a `kind`. Return them and the remaining words. The `files` must exist."""
-    parser = HfArgumentParser(kind, description=description)
+    """Parse the command line into a `kind`. Return it and the unknown words. Check that `--data` has the `files`."""
+    parser = HfArgumentParser(kind, description=description, formatter_class=RecipeHelpFormatter)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if missing := [name for name in files if not (args.data / name).is_file()]:
         sys.exit(f"error: {args.data / missing[0]} does not exist. Check --data.")
@@ -60,7 +66,7 @@ def parse_folders(kind: type, description: str, files: list[str]) -> tuple[Folde
 
 
 def parse_recipe(description: str, files: list[str]) -> tuple[RecipeArguments, list[str]]:
-    """Parse the arguments of a recipe. Return them and the remaining words, which go to the fine-tuning."""
+    """Parse the command line of a recipe. Return its arguments, and the unknown words for the fine-tuning script."""
     args, rest = parse_folders(RecipeArguments, description, files)
     try:
         config = read_config(args.encoder)

@@ -5,7 +5,8 @@
 DATA has `titles/zh.csl.jsonl` (abstracts of papers), `titles/zh.cmrc.jsonl` and `titles/kk.kazqad.jsonl` (passages of
 an encyclopaedia) with the columns lang, split, text and title, and plain text in `mono/` (example:
 `mono/kk.news.txt`). The model is pretrained on the text. It is then fine-tuned on all Chinese titles and 0, 100 or 400
-Kazakh titles, and scored on the test splits of both languages. Long sources are truncated.
+Kazakh titles, and scored on the test splits of both languages. Long sources are truncated. All options of
+`transfer.py` work too.
 """
 
 import json

@@ -4,7 +4,8 @@
 
 DATA has `ntrex.tsv` (NTREX-128, with the columns split, bo, ug, kk, mn and zh) and plain text in `mono/` (example:
 `mono/bo.news.txt`). The model is pretrained on the text and the training pairs, fine-tuned on the pairs in all eight
-directions, and scored on the test split. NTREX is published as a test set, so these scores compare with no others.
+directions, and scored on the test split. All options of `finetune.py` work too. NTREX-128 is published as a test set,
+so do not compare these scores with scores on all of NTREX-128.
 """
 
 from steps import RecipeArguments, make_model, parse_recipe, read_ntrex, run_script

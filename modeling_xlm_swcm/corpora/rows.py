@@ -241,7 +241,7 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
     if missing and names:
         raise DataError(
             f'{path} has no column "{missing[0]}" (columns: {list_columns(names)}). '
-            f"Set the column with {columns[missing[0]]}."
+            f"Rename the column, or change {columns[missing[0]]}."
         )
 
 

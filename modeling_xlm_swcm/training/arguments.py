@@ -74,7 +74,8 @@ class ModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "Model to start from: a local folder or a Hub id."})
     lora: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters in the decoder and merge them into the saved weights."}
+        default=False,
+        metadata={"help": "Train LoRA adapters instead of all weights, and merge them into the saved weights."},
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
     freeze_encoder: bool = field(
@@ -279,10 +280,16 @@ def parse_options(options: type, argv: list[str] | None = None) -> Any:
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Add "Required." or the default to the help of an option, unless the help names it or there is no default."""
+    """
+    Complete the help of an option with "Required." or the default, unless the help names the default.
+
+    The help of `--no_NAME` says that it means `--NAME false`.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
+        if action.option_strings and action.option_strings[0].startswith("--no_"):
+            return f"The same as --{action.dest} false."
         if not text or re.search(r"\bDefaults?\b|\(default|\bdefaults? (to|is|value)", text):
             return text
         sentence = f"{text.strip().removesuffix('.')}."

@@ -165,9 +165,9 @@ class CorpusConfig:
                 yield place, dict(zip(self.columns, lines, strict=True))
             return
         if self.language is not None:
-            columns = {self.column: "the field column of the corpus"}
+            columns = {self.column: "the field column"}
         else:
-            columns = dict.fromkeys(self.columns, "the field columns of the corpus")
+            columns = dict.fromkeys(self.columns, "the field columns")
         for file in self.files:
             yield from check_columns(file, read_rows(file, bad_rows, self.name, self.split), columns)
 

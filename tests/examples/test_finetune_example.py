@@ -262,7 +262,7 @@ class TestRuns:
                 {"prediction_loss_only": True},
                 "--prediction_loss_only does not work with --predict_with_generate. Remove it.",
             ),
-            ({"task": "summarization", "target_lang": ["kk"]}, "Set the column with --text_column."),
+            ({"task": "summarization", "target_lang": ["kk"]}, "Rename the column, or change --text_column."),
             (
                 {"source_lang": "kk", "target_lang": ["bo", "kk"]},
                 "--target_lang contains the source language kk. Remove it.",

@@ -70,6 +70,14 @@ def quick(encoder_folder) -> list[str]:
     return ["--encoder", str(encoder_folder), *QUICK, "--num_beams", "1"]
 
 
+def test_the_help_keeps_the_command_and_names_each_default_once(recipe, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        recipe(encoder, "--help")
+    printed = capsys.readouterr().out
+    assert "\n    python examples/recipes/encoder.py --data DATA --output_dir OUTPUT\n" in printed
+    assert "Folder with the data. Required." in printed and "(default" not in printed
+
+
 def test_an_encoder_of_all_languages_goes_on_where_it_was_stopped(recipe):
     sizes = ["--vocab_size", "300", "--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
     steps = ["--save_steps", "20", "--eval_steps", "20", "--logging_steps", "20", "--warmup_steps", "0"]

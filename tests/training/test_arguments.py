@@ -49,6 +49,7 @@ def test_the_help_names_each_default_once(capsys):
         "Rank of the LoRA adapters. Default: 16. --freeze_encoder",
         "Licence for the model card, for example mit. Default: the licence in the conversion report. --",
         "some collators need extra columns, for example `epoch`. Default: False. --",
+        "--no_lora_merge, --no-lora-merge The same as --lora_merge false. --",
     ):
         assert sentence in printed
     assert "default: None" not in printed and "Default: None" not in printed

@@ -180,7 +180,7 @@ class TestBadRows:
             (dict(languages=["zh", "ug"], columns=["zh", "text"]), "columns"),
         ):
             message = (
-                f'{path} has no column "text" (columns: zh, ug). Set the column with the field {column} of the corpus.'
+                f'{path} has no column "text" (columns: zh, ug). Rename the column, or change the field {column}.'
             )
             with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
                 read_all(CorpusConfig(path, **options), tokenizer, tables, BadRows(skip))
