@@ -14,6 +14,7 @@ from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
 
 
 WORDS = 250002
+PREFIX = "prefix-"
 # batch size and beams
 DECODING = {"batch 1": (1, 1), "batch 8": (8, 1), "beam 5": (1, 5)}
 GPU_BATCHES = {"batch 1": 1, "batch 8": 8, "batch 64": 64}
@@ -27,7 +28,8 @@ def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> Pre
 
     Args:
         name (`str`):
-            "MBart", "EncoderDecoder", or the `weight_sharing` of an XLM-SWCM.
+            "MBart", "EncoderDecoder", or the `weight_sharing` of an XLM-SWCM: "init" or "tied" for the decoder of the
+            paper, "prefix-init" or "prefix-tied" for a prefix decoder.
         quick (`bool`):
             Whether to make a small model.
         decoder_layers (`int`, *optional*):
@@ -47,7 +49,11 @@ def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> Pre
         )
         return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(half, half, **ids))
     config = XLMSWCMConfig(
-        vocab_size=words, num_hidden_layers=layers, weight_sharing=name, attention_probs_dropout_prob=0.0
+        vocab_size=words,
+        num_hidden_layers=layers,
+        decoder_blocks=layers * ["prefix"] if name.startswith(PREFIX) else None,
+        weight_sharing=name.removeprefix(PREFIX),
+        attention_probs_dropout_prob=0.0,
     )
     return XLMSWCMForConditionalGeneration(config)
 

@@ -1,10 +1,10 @@
 """Measure training, decoding and loading beside Transformers' encoder-decoders, at the size of XLM-R base.
 
-    python benchmarks/speed.py [--only PART ...] [--rounds 3] [--quick]
+    python benchmarks/speed.py [--only PART ...] [--rows ROW ...] [--rounds 3] [--quick]
 
 Each measurement (workloads.py) runs in its own process, and the models take turns. The script prints medians with
 their spread, and writes outputs/benchmarks/speed.json and speed.png. Parts that do not run keep their old figures.
-`--quick` is a trial run with small models, short texts and one round.
+`--rows` measures only some rows of each part. `--quick` is a trial run with small models, short texts and one round.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
@@ -31,12 +32,17 @@ from modeling_xlm_swcm.training.files import write_json
 
 
 FOLDER = Path("outputs/benchmarks")
+WIDTH = 150
 PEERS = ("MBart", "EncoderDecoder")
+# rows that other rows are compared with
+BASELINES = ("MBart", "init")
+PREFIX = {name: dict(model=name) for name in ("prefix-init", "prefix-tied")}
 TRAINING = {
     "MBart": dict(model="MBart"),
     "EncoderDecoder": dict(model="EncoderDecoder"),
     "init": dict(model="init"),
     "tied": dict(model="tied"),
+    **PREFIX,
     "init, checkpointing": dict(model="init", checkpointing=True),
     "init, bf16 autocast": dict(model="init", bf16=True),
     "MBart, bf16 autocast": dict(model="MBart", bf16=True),
@@ -45,6 +51,7 @@ DECODERS = {
     "MBart": dict(model="MBart"),
     "EncoderDecoder": dict(model="EncoderDecoder"),
     "init": dict(model="init"),
+    **PREFIX,
     "init, bf16 weights": dict(model="init", weights="bfloat16"),
     "init, int8 (PyTorch)": dict(model="init", weights="int8, PyTorch"),
 }
@@ -52,23 +59,24 @@ BOTH = {"MBart": dict(model="MBart"), "init": dict(model="init")}
 TORCHAO = {"init, int8 (torchao)": dict(model="init", weights="int8, torchao", new=4)}
 STATIC = {name: options | dict(cache_implementation="static") for name, options in BOTH.items()}
 GPU_MODELS = BOTH | {"EncoderDecoder": dict(model="EncoderDecoder")}
-GPU_DECODERS = GPU_MODELS | {f"{name}, static cache": options for name, options in STATIC.items()}
+GPU_DECODERS = GPU_MODELS | PREFIX | {f"{name}, static cache": options for name, options in STATIC.items()}
 LOSSES = ["logits", "chunks", *(["Liger"] if is_liger_kernel_available() else [])]
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))
 TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
+SIZE = {"file_gb": "file GB", "million_parameters": "million parameters"}
 COMPILED = {"batch 1": "batch 1", "compiling": "seconds to compile"}
 # part -> task of workloads.py, runs, maximum number of rounds, and columns of its table
 PARTS = {
     "training": ("train", TRAINING, None, TIME_AND_MEMORY),
     "decoding": ("decode", DECODERS, None, SETTINGS),
-    "loading": ("load", BOTH, None, TIME_AND_MEMORY | {"file_gb": "file GB"}),
+    "loading": ("load", BOTH | PREFIX, None, TIME_AND_MEMORY | SIZE),
     "lengths": ("decode_long", BOTH, 1, {}),
     # Not by default: compiling takes minutes, and Transformers imports torchao wherever it is installed.
     "compiled": ("decode_compiled", {"init": dict(model="init")}, 1, COMPILED),
     "torchao": ("decode", TORCHAO, 1, SETTINGS),
     "gpu-training": (
         "train_gpu",
-        GPU_MODELS | {"tied": dict(model="tied")},
+        GPU_MODELS | {"tied": dict(model="tied")} | PREFIX,
         None,
         {"tokens": "tokens/s", "teraflops": "TFLOP/s", "utilisation": "utilisation", "peak_gb": "peak GB"},
     ),
@@ -92,19 +100,24 @@ def measure(**options) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def save_models(folder: Path, quick: bool):
-    """Save an XLM-SWCM, and an MBart with enough decoder layers for a file of the same size."""
-    for name in ("MBart", "init"):
+def save_models(names: Iterable[str], folder: Path, quick: bool):
+    """Save models. MBart has enough decoder layers for a file of the size of `init`."""
+    for name in names:
         make_model(name, quick, decoder_layers=None if quick else 21).save_pretrained(folder / name)
 
 
-def measure_part(part: str, rounds: int, quick: bool) -> dict[str, list[dict]]:
-    """Measure all runs of a part in turns, and return the figures of each round."""
-    task, runs, most, _ = PARTS[part]
+def choose_runs(part: str, rows: list[str] | None) -> dict[str, dict]:
+    """Return the runs of a part, or only those in `rows`."""
+    return {name: options for name, options in PARTS[part][1].items() if rows is None or name in rows}
+
+
+def measure_part(part: str, runs: dict[str, dict], rounds: int, quick: bool) -> dict[str, list[dict]]:
+    """Measure the runs of a part in turns, and return the figures of each round."""
+    task, _, most, _ = PARTS[part]
     results = {name: [] for name in runs}
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         if part == "loading":
-            save_models(Path(folder), quick)
+            save_models(runs, Path(folder), quick)
             runs = {name: dict(folder=str(Path(folder) / name)) for name in runs}
         for _ in range(min(rounds, most or rounds)):
             for name, options in runs.items():
@@ -113,18 +126,20 @@ def measure_part(part: str, rounds: int, quick: bool) -> dict[str, list[dict]]:
 
 
 def make_table(title: str, results: dict, columns: dict[str, str]) -> Table:
-    """Return a table of medians with their spread, and their ratio to MBart."""
+    """Return a table of medians with their spread, and their ratios to the baselines."""
+    baselines = [name for name in BASELINES if name in results]
     table = Table(title=title)
     table.add_column("")
     for heading in columns.values():
         table.add_column(heading, justify="right")
-        table.add_column("/ MBart", justify="right")
+        for name in baselines:
+            table.add_column(f"/ {name}", justify="right")
     for name, result in results.items():
         cells = [name]
         for column in columns:
             median, low, high = result[column]
-            of_peer = f"{median / results['MBart'][column][0]:.2f}" if "MBart" in results else ""
-            cells += [f"{median:.2f} ({low:.2f}-{high:.2f})", of_peer]
+            spread = f" ({low:.2f}-{high:.2f})" if low < high else ""
+            cells += [f"{median:.2f}{spread}", *(f"{median / results[of][column][0]:.2f}" for of in baselines)]
         table.add_row(*cells)
     return table
 
@@ -192,7 +207,7 @@ def report(part: str, runs: dict[str, list[dict]], path: Path):
     results = {name: summarise(values) for name, values in runs.items()}
     parts[part] = origin | {"median, smallest and largest": results}
     if columns := PARTS[part][3]:
-        Console(width=119).print(make_table(part, results, columns))
+        Console(width=WIDTH).print(make_table(part, results, columns))
     write_json(path.with_suffix(".json"), {"parts": parts})
     plot_results(
         {part: values["median, smallest and largest"] for part, values in parts.items()}, path.with_suffix(".png")
@@ -204,13 +219,21 @@ def main():
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=ALWAYS, help=f"Parts to measure. Default: {' '.join(ALWAYS)}."
     )
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="Rows to measure, for example: MBart init prefix-tied."
+    )
     parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
     parser.add_argument("--quick", action="store_true", help="Use small models and one round.")
     args = parser.parse_args()
+    chosen = {part: choose_runs(part, args.rows) for part in args.only}
+    known = {name for part in args.only for name in PARTS[part][1]}
+    if unknown := [row for row in args.rows or [] if row not in known]:
+        parser.error(f"--rows has the unknown row {unknown[0]!r}. Known: {', '.join(sorted(known))}.")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    rounds = 1 if args.quick else args.rounds
-    for part in args.only:
-        report(part, measure_part(part, rounds, args.quick), FOLDER / ("speed_quick" if args.quick else "speed"))
+    rounds, path = (1, FOLDER / "speed_quick") if args.quick else (args.rounds, FOLDER / "speed")
+    for part, runs in chosen.items():
+        if runs:
+            report(part, measure_part(part, runs, rounds, args.quick), path)
 
 
 if __name__ == "__main__":

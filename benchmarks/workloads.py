@@ -209,13 +209,13 @@ def loss_gpu(kind: str, quick: bool) -> dict:
 
 
 def load(folder: str, **_) -> dict:
-    """Measure the seconds to load a model, and the size of its file."""
+    """Measure the seconds to load a model, the size of its file and the number of its parameters."""
     start = time.perf_counter()
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     seconds = time.perf_counter() - start
     file_gb = os.path.getsize(f"{folder}/model.safetensors") / 1e9
     assert not any(parameter.is_meta for parameter in model.parameters())
-    return {"seconds": seconds, "file_gb": file_gb}
+    return {"seconds": seconds, "file_gb": file_gb, "million_parameters": model.num_parameters() / 1e6}
 
 
 if __name__ == "__main__":
