@@ -128,7 +128,8 @@ def vocabulary_tensors(folder: Path) -> Tensors:
 
 
 def other_tensors(folder: Path) -> Tensors:
-    return {name: tensor for name, tensor in read_tensors(folder).items() if name not in vocabulary_tensors(folder)}
+    vocabulary = vocabulary_tensors(folder)
+    return {name: tensor for name, tensor in read_tensors(folder).items() if name not in vocabulary}
 
 
 def load_tokenizer(folder: Path, **options) -> PreTrainedTokenizerBase:
