@@ -70,6 +70,7 @@ def fill_card(
             name: value for name, value in report["options"].items() if name != "languages" and value is not None
         },
         layers=draw_layers(config),
+        has_prefix_decoder=config.has_prefix_decoder,
         has_new_layers=len(set(config.decoder_blocks)) == 2,
         max_length=config.longest_input,
         training=metrics.get("training", {}),

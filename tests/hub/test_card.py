@@ -44,6 +44,17 @@ def test_a_card_of_a_random_decoder_claims_no_copies(encoder_folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("weight_sharing", ["init", "tied"])
+def test_a_card_of_a_prefix_decoder_names_it_and_its_sources(encoder_folder, tmp_path, weight_sharing):
+    options = {"decoder": "prefix", "weight_sharing": weight_sharing, "license": "mit"}
+    convert(encoder_folder, tmp_path / "model", languages=["bo"], **options)
+    card = filled(tmp_path / "model")
+    check_pattern(card)
+    assert "It is a prefix decoder" in card.text and "arxiv.org/abs/2110.13640" in card.text
+    assert ("The decoder uses the weights of the encoder." in card.text) == (weight_sharing == "tied")
+    assert "4 prefix" in card.text and "acl-long.893" not in card.text.split("## Use")[0]
+
+
 def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trained(folder):
     card = filled(folder)
     check_pattern(card)
