@@ -60,8 +60,8 @@ TextFiles = Annotated[
         "--corpus",
         metavar="FILE...",
         help="Text files with one sentence or paragraph per line, or .jsonl, .json, .csv, .tsv or .parquet files with "
-        "a column named as the language or `text`. Name the language in front of the path (bo=FILE) or in the file "
-        "name (bo.news.txt). Put this option last or before another option.",
+        "a column that has the name of the language or `text`. Name the language in front of the path (bo=FILE) or "
+        "in the file name (bo.news.txt). Put this option last or before another option.",
     ),
 ]
 EvalFiles = Annotated[
@@ -88,7 +88,7 @@ DecoderOption = Annotated[
     Decoder,
     typer.Option(
         help="Kind of decoder. `paper`: the layers of the paper, with cross-attention. `prefix`: encoder layers that "
-        "also read the source. With `--weight-sharing tied`, a prefix decoder has no weights."
+        "also read the source. With `--weight-sharing tied`, it calls the layers of the encoder."
     ),
 ]
 NormalLayerInterval = Annotated[

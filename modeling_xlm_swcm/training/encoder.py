@@ -28,7 +28,7 @@ class EncoderArguments:
     corpus: list[str] = field(
         metadata={
             "help": "Training text: files of one language each (example: bo=text.txt, or bo.news.txt), or files with "
-            "a column named as the language or text."
+            "a column that has the name of the language or text."
         }
     )
     validation: list[str] = field(default_factory=list, metadata={"help": "Validation text: files as in --corpus."})

@@ -39,8 +39,8 @@ class GenerateArguments:
     input: str = field(
         default="-",
         metadata={
-            "help": "File with one text per line, or a .jsonl, .json, .csv, .tsv or .parquet file with a column named "
-            "as --source_lang or text. - reads lines from stdin."
+            "help": "File with one text per line, or a .jsonl, .json, .csv, .tsv or .parquet file with a column that "
+            "has the name of --source_lang or text. - reads lines from stdin."
         },
     )
     output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})

@@ -26,7 +26,7 @@ WORD = regex.compile(r"\p{Han}|(?:(?!\p{Han})[\p{L}\p{M}\p{N}])+")
 
 @dataclass(frozen=True)
 class Corpus:
-    """A file with text in one language: plain text, or rows with a column named as the language or `text`."""
+    """A file with text in one language: plain text, or rows with a column for the language or `text`."""
 
     path: Path
     language: str
