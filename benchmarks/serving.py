@@ -1,6 +1,7 @@
 """Measure exported models beside PyTorch, and beside an MBart of similar size in CTranslate2.
 
     python benchmarks/serving.py [--rounds 3] [--quick] [--checkpoint FOLDER --data DATA --languages zh bo]
+    python benchmarks/serving.py --only exported-int8 prefix-tied-exported-int8 [--rounds 3] [--quick]
     python benchmarks/serving.py --memory 2000 [--quick]
 
 CTranslate2 cannot run XLM-SWCM. The script measures tokens per second at the size of XLM-R base, with random weights,
@@ -48,22 +49,31 @@ SYSTEMS = {
     "XLM-SWCM, PyTorch, float32": "pytorch",
     "XLM-SWCM, exported, float32": "exported-none",
     "XLM-SWCM, exported, int8": "exported-int8",
+    "XLM-SWCM, prefix-tied, exported, int8": "prefix-tied-exported-int8",
     "MBart, CTranslate2, float32": "ctranslate2-float32",
     "MBart, CTranslate2, int8": "ctranslate2-int8",
 }
-GOAL = "MBart, CTranslate2, int8"
+# systems that other systems are compared with
+BASELINES = {"MBart, CTranslate2, int8": "MBart int8", "XLM-SWCM, exported, int8": "our int8"}
 LINES, BATCH = 200, 8
 
 
-def make_models(folder: Path, quick: bool):
-    """Make all models, each in its own folder and in its own process, because they are large."""
-    for task in (make_exports, make_mbart):
-        run_task(task, folder=str(folder), quick=quick)
+def make_models(systems: dict[str, str], folder: Path, quick: bool):
+    """Make the models of the systems, each in its own folder and in its own process, because they are large."""
+    names = list(systems.values())
+    for prefix in ("prefix-tied-", ""):
+        own = [
+            name.removeprefix(prefix) for name in names if name.startswith((f"{prefix}pytorch", f"{prefix}exported"))
+        ]
+        if own:
+            run_task(make_exports, folder=str(folder), quick=quick, prefix=prefix, systems=own)
+    if any(name.startswith("ctranslate2") for name in names):
+        run_task(make_mbart, folder=str(folder), quick=quick)
 
 
-def make_exports(folder: str, quick: bool):
-    """Save an XLM-SWCM and its exports."""
-    model = make_model("init", quick)
+def make_exports(folder: str, quick: bool, prefix: str, systems: list[str]):
+    """Save an XLM-SWCM and its exports, whose folders start with `prefix`."""
+    model = make_model(prefix.removesuffix("-") or "init", quick)
     # The model must never generate the end token.
     model.lm_head.bias.data[model.config.eos_token_id] = -1e4
     words = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
@@ -72,10 +82,11 @@ def make_exports(folder: str, quick: bool):
         **dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
     )
     for part in (model, tokenizer):
-        part.save_pretrained(f"{folder}/pytorch")
+        part.save_pretrained(f"{folder}/{prefix}pytorch")
     del model
     for quantize in ("none", "int8"):
-        export(f"{folder}/pytorch", f"{folder}/exported-{quantize}", quantize=quantize)
+        if (system := f"exported-{quantize}") in systems:
+            export(f"{folder}/{prefix}pytorch", f"{folder}/{prefix}{system}", quantize=quantize)
 
 
 def make_mbart(folder: str, quick: bool):
@@ -111,7 +122,7 @@ def load_generator(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
             with torch.inference_mode():
                 return model.generate(source, attention_mask=torch.ones_like(source), **options).shape[1] - 1
 
-    elif folder.name.startswith("exported"):
+    elif "exported" in folder.name:
         runtime = ExportedModel(folder)
 
         def generate(source, new, beams):
@@ -162,13 +173,12 @@ def watch_memory(folder: str, calls: int) -> list[float]:
     return memory
 
 
-def print_memory(folder: Path, calls: int):
-    """Print a table of the peak memory of each XLM-SWCM during calls of varied lengths."""
+def print_memory(systems: dict[str, str], folder: Path, calls: int):
+    """Print a table of the peak memory of each system during calls of varied lengths."""
     table = Table("", "peak GB at the start, and after each eighth", title=f"Memory during {calls} calls")
-    for name, system in SYSTEMS.items():
-        if name.startswith("XLM-SWCM"):
-            memory = run_task(watch_memory, folder=str(folder / system), calls=calls)
-            table.add_row(name, "  ".join(f"{gigabytes:.2f}" for gigabytes in memory))
+    for name, system in systems.items():
+        memory = run_task(watch_memory, folder=str(folder / system), calls=calls)
+        table.add_row(name, "  ".join(f"{gigabytes:.2f}" for gigabytes in memory))
     Console().print(table)
 
 
@@ -240,14 +250,17 @@ def run_task(task: Callable, **arguments) -> Any:
 def speeds_table(speeds: dict[str, dict], sizes: dict[str, float]) -> Table:
     """Return a table of tokens per second, sizes and memory."""
     table = Table("", "", title="Decoding, tokens per second")
-    for heading in ("median (spread)", f"/ {GOAL}", "files, GB", "peak GB"):
+    baselines = {name: title for name, title in BASELINES.items() if name in speeds}
+    ratios = [f"/ {title}" for title in baselines.values()]
+    for heading in ("median (spread)", *ratios, "files, GB", "peak GB"):
         table.add_column(heading, justify="right")
     for name, result in speeds.items():
         labels = [name, f"{sizes[name]:.2f}", f"{result['peak_gb'][0]:.2f}"]
         for column in DECODING:
             median, low, high = result[column]
-            of_goal = f"{median / speeds[GOAL][column][0]:.2f}"
-            table.add_row(labels[0], column, f"{median:.1f} ({low:.1f}-{high:.1f})", of_goal, *labels[1:])
+            ratios = [f"{median / speeds[of][column][0]:.2f}" for of in baselines]
+            spread = f" ({low:.1f}-{high:.1f})" if low < high else ""
+            table.add_row(labels[0], column, f"{median:.1f}{spread}", *ratios, *labels[1:])
             labels = [""] * 3
     return table
 
@@ -266,6 +279,9 @@ def agreement_table(result: dict) -> Table:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="+", choices=SYSTEMS.values(), default=list(SYSTEMS.values()), help="Systems. Default: all."
+    )
     parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
     parser.add_argument("--quick", action="store_true", help="Use small models and one round.")
     parser.add_argument("--memory", type=int, metavar="CALLS", help="Print the memory during this number of calls.")
@@ -285,20 +301,22 @@ def main():
     if bool(args.checkpoint) != bool(args.data):
         parser.error("--checkpoint and --data need each other. Pass both.")
 
+    systems = {name: system for name, system in SYSTEMS.items() if system in args.only}
     folder = FOLDER / "serving"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if args.memory:
-        run_task(make_exports, folder=str(folder), quick=args.quick)
-        return print_memory(folder, args.memory)
-    make_models(folder, args.quick)
+        systems = {name: system for name, system in systems.items() if name.startswith("XLM-SWCM")}
+        make_models(systems, folder, args.quick)
+        return print_memory(systems, folder, args.memory)
+    make_models(systems, folder, args.quick)
     sizes = {
         name: sum(file.stat().st_size for file in (folder / system).iterdir()) / 1e9
-        for name, system in SYSTEMS.items()
+        for name, system in systems.items()
     }
-    runs = {name: [] for name in SYSTEMS}
+    runs = {name: [] for name in systems}
     for _ in range(1 if args.quick else args.rounds):
-        for name, system in SYSTEMS.items():
+        for name, system in systems.items():
             runs[name].append(run_task(decode, folder=str(folder / system), quick=args.quick))
     speeds = {name: summarise(measured) for name, measured in runs.items()}
     agreement = None
@@ -311,7 +329,7 @@ def main():
 
 def write_report(speeds: dict, sizes: dict[str, float], agreement: dict | None, path: Path):
     """Print the tables, and write all figures as JSON."""
-    console = Console()
+    console = Console(width=119)
     console.print(speeds_table(speeds, sizes))
     if agreement is not None:
         console.print(agreement_table(agreement))

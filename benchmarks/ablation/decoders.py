@@ -58,7 +58,7 @@ def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     """Build the variant `name` from an encoder."""
     variant = VARIANTS[name]
     model, report = from_encoder(encoder, languages=languages, seed=seed, **variant.options)
-    if report.options["decoder_init"] == "silent" and not model.config.lm_head_transform:
+    if variant.options.get("decoder_init") == "silent" and not model.config.lm_head_transform:
         raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} needs. Use an encoder with one.")
     if variant.change is not None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -175,6 +175,7 @@ def warm_start(model, encoder):
 # baselines of the comparison
 RANDOM, WARM_START = "random", "warm-start"
 SHARED, SILENT, FRESH = ({"decoder_init": start} for start in ("shared", "silent", "random"))
+PREFIX = {"decoder": "prefix"}
 SHORT = {"layer_map": "interleaved", "normal_layers": "none"}
 VARIANTS = {
     "x1": Variant("shared, X = 1", SHARED | {"normal_layer_interval": 1}),
@@ -211,4 +212,9 @@ VARIANTS = {
         copied_rate=0.3,
         pretrainable=False,
     ),
+    # Unlike silent-head, this variant needs no masked-LM head.
+    "default": Variant("our default: silent, with the transform if the encoder has one"),
+    "prefix-tied": Variant("prefix decoder, tied", PREFIX | {"weight_sharing": "tied"}),
+    "prefix-init": Variant("prefix decoder, copied", PREFIX),
+    "prefix-random": Variant("prefix decoder, random", PREFIX | FRESH),
 }

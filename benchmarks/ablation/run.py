@@ -3,11 +3,17 @@
     python benchmarks/ablation/run.py benchmarks/ablation/cpu.yaml --data DATA --encoder FOLDER
 
 The script trains every decoder of a plan at every learning rate with the first seed. It trains the other seeds at the
-rate with the lowest development loss. The tasks are NTREX-128, Chinese to Tibetan, Uyghur, Kazakh and Mongolian in one
-model, and Kazakh titles with the help of Chinese titles. DATA has `ntrex.tsv` (columns split, zh, bo, ug, kk, mn),
-`titles/` as in examples/recipes/titles.py and, for runs after pretraining, `mono/LANGUAGE.*.txt`. FOLDER has the
-stages of the encoder, as examples/train_encoder.py writes them. Each run writes a file to `runs/` and is not repeated.
-report.py makes `results.json`, `results.md` and `results.png` from these files.
+rate with the lowest development loss. A plan names its tasks:
+
+- translation: NTREX-128, Chinese to Tibetan, Uyghur, Kazakh and Mongolian in one model. DATA has `ntrex.tsv` with the
+  columns split, zh, bo, ug, kk and mn.
+- parallel: Chinese to Kazakh, Uyghur and Mongolian in one model. DATA has `parallel.tsv` with the columns split, zh,
+  kk, ug and mn.
+- titles: Kazakh titles with the help of Chinese titles. DATA has `titles/` as in examples/recipes/titles.py.
+
+Runs after pretraining also read `mono/LANGUAGE.*.txt`. FOLDER has the stages of the encoder, as
+examples/train_encoder.py writes them. Each run writes a file to `runs/` and is not repeated. report.py makes
+`results.json`, `results.md` and `results.png` from these files.
 """
 
 import argparse

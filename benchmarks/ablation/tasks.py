@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_xlm_swcm.training.examples import Pair
-from modeling_xlm_swcm.training.rows import BadRows, DataError, read_rows
+from modeling_xlm_swcm.training.rows import BadRows, DataError, check_columns, read_rows
 
 
 SOURCE, TARGETS = "zh", ["bo", "ug", "kk", "mn"]
+PARALLEL_TARGETS = ["kk", "ug", "mn"]
 CHINESE_TITLES, KAZAKH_TITLES = ["titles/zh.csl.jsonl", "titles/zh.cmrc.jsonl"], "titles/kk.kazqad.jsonl"
 
 
@@ -48,7 +49,8 @@ class Task:
 def read_split(path: Path, split: str) -> list[tuple[str, dict]]:
     """Read the rows of a split with their places."""
     bad_rows = BadRows()
-    rows = [(place, row) for place, row in read_rows(str(path), bad_rows) if row["split"] == split]
+    rows = check_columns(str(path), read_rows(str(path), bad_rows), {"split": "--data"})
+    rows = [(place, row) for place, row in rows if row["split"] == split]
     bad_rows.report()
     return rows
 
@@ -73,18 +75,36 @@ def thin_out(rows: list, lines: int | None, path: Path) -> list:
     return [rows[number * len(rows) // lines] for number in range(lines)]
 
 
-def to_pairs(rows: list[tuple[str, dict]]) -> list[Pair]:
+def to_pairs(rows: list[tuple[str, dict]], targets: list[str]) -> list[Pair]:
     """Return a pair for each sentence and target language."""
-    return [Pair(place, row[SOURCE], row[code], SOURCE, code) for place, row in rows for code in TARGETS]
+    return [Pair(place, row[SOURCE], row[code], SOURCE, code) for place, row in rows for code in targets]
 
 
 def read_translation_train(data: Path, count: int) -> list[Pair]:
-    return to_pairs(sample_rows(read_split(data / "ntrex.tsv", "train"), count, data / "ntrex.tsv"))
+    return to_pairs(sample_rows(read_split(data / "ntrex.tsv", "train"), count, data / "ntrex.tsv"), TARGETS)
 
 
 def read_translation_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
     rows = thin_out(read_split(data / "ntrex.tsv", split), lines, data / "ntrex.tsv")
-    return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])))
+    return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])), TARGETS)
+
+
+def read_complete_rows(path: Path, split: str) -> list[tuple[str, dict]]:
+    """Read the rows of a split that have text in all languages."""
+    languages = [SOURCE, *PARALLEL_TARGETS]
+    rows = check_columns(str(path), read_split(path, split), dict.fromkeys(languages, "--data"))
+    return [(place, row) for place, row in rows if all(row[code] for code in languages)]
+
+
+def read_parallel_train(data: Path, count: int) -> list[Pair]:
+    path = data / "parallel.tsv"
+    return to_pairs(sample_rows(read_complete_rows(path, "train"), count, path), PARALLEL_TARGETS)
+
+
+def read_parallel_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
+    path = data / "parallel.tsv"
+    rows = thin_out(read_complete_rows(path, split), lines, path)
+    return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])), PARALLEL_TARGETS)
 
 
 def read_titles(path: Path, split: str) -> list[Pair]:
@@ -111,6 +131,15 @@ TASKS = {
         read_train=read_translation_train,
         read_held_out=read_translation_held_out,
         pairs_a_line=len(TARGETS),
+        truncate_sources=False,
+    ),
+    "parallel": Task(
+        title="parallel.tsv, {} pairs a language",
+        files=["parallel.tsv"],
+        languages=[SOURCE, *PARALLEL_TARGETS],
+        read_train=read_parallel_train,
+        read_held_out=read_parallel_held_out,
+        pairs_a_line=len(PARALLEL_TARGETS),
         truncate_sources=False,
     ),
     "titles": Task(

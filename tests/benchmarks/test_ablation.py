@@ -78,14 +78,19 @@ class TestStarts:
         loss = model(input_ids=torch.tensor([[0, 9, 30, 31, 2]]), labels=labels).loss
         loss.backward()
         without = [key for key, parameter in model.named_parameters() if parameter.grad is None]
-        assert loss.isfinite() and not without
+        frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+        # Nothing reads the output of the last encoder layer of a prefix decoder with its own weights.
+        unread = "encoder.layer.3." if name in ("prefix-init", "prefix-random") else None
+        assert loss.isfinite() and without == frozen and bool(frozen) == bool(unread)
+        assert all(unread in key for key in frozen)
         assert isinstance(model, XLMSWCMForConditionalGeneration) or not VARIANTS[name].pretrainable
 
     @pytest.mark.parametrize(
         ("name", "blocks"),
         [("x1", "cncncnc"), ("x2", "ccncc"), ("x3", "cccnc"), ("base-a", "cccc"), ("base-b", "ccccc")]
         + [("tied", "cccnc"), ("interleaved", "cc"), ("random", "cccnc"), ("random-short", "cc")]
-        + [("random-plain", "nnnn")],
+        + [("random-plain", "nnnn"), ("default", "cccnc")]
+        + [(f"prefix-{start}", "pppp") for start in ("tied", "init", "random")],
     )
     def test_the_layers(self, start, name, blocks):
         assert "".join(block[0] for block in start(name).model.config.decoder_blocks) == blocks
@@ -106,6 +111,23 @@ class TestStarts:
         query = model.model.encoder.encoder.layer[1].attention.self.query.weight
         assert model.model.decoder.layers[1].self_attn.q_proj.weight is query
         assert model.model.decoder.layers[1].cross_attn.q_proj.weight is query
+
+    def test_prefix_decoders_start_as_the_encoder_or_at_random(self, start):
+        tied, copied, random = (start(f"prefix-{name}").model for name in ("tied", "init", "random"))
+        query = lambda model: model.model.encoder.encoder.layer[1].attention.self.query  # noqa: E731
+        assert not list(tied.model.decoder.layers.parameters())
+        assert equal(copied.model.decoder.layers[1].self_attn.q_proj, query(copied))
+        assert equal(query(random), query(copied))
+        new = random.model.decoder.layers[1].self_attn.q_proj.weight
+        assert new.std() < 0.1 < query(random).weight.std()
+        assert [m.config.lm_head_transform for m in (tied, copied, random)] == [True, True, False]
+
+    def test_the_default_needs_no_masked_lm_head(self, start, own_encoder):
+        assert equal(start("default").model, start("silent-head").model)
+        edit_tensors(own_encoder, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.dense.weight"})
+        model = build("default", str(own_encoder), ["zh", "bo"], seed=0).model
+        assert model.lm_head_transform is None
+        assert is_zero(model.model.decoder.layers[0].cross_attn.out_proj)
 
     def test_cross_attention_at_zero(self, start):
         model, shared = start("zero-cross").model, start("x3").model
@@ -169,6 +191,9 @@ def data(tmp_path) -> Path:
     rows = [[split, *(text[number % 3 :] for text in TEXT.values())] for number, split in enumerate(splits)]
     lines = ["\t".join(row) + "\n" for row in [["split", *TEXT], *rows]]
     (folder / "ntrex.tsv").write_text("".join(lines), encoding="utf-8")
+    # Every third row has no Mongolian.
+    lines = [f"{row[0]}\t{row[5]}\t{row[3]}\t{row[2]}\t{row[4] if n % 3 else ''}\n" for n, row in enumerate(rows)]
+    (folder / "parallel.tsv").write_text("split\tzh\tkk\tug\tmn\n" + "".join(lines), encoding="utf-8")
     (folder / "titles").mkdir()
     for name, code in (("zh.csl", "zh"), ("zh.cmrc", "zh"), ("kk.kazqad", "kk")):
         titles = [
@@ -314,6 +339,25 @@ def test_kazakh_titles_with_the_help_of_chinese_ones(command, data):
         command(**plan | {"experiments": [titles | {"pairs": [2]}], "test_lines": 5})
 
 
+def test_a_parallel_file_with_empty_cells(command, data):
+    parallel = PLAN["experiments"][0] | {"tasks": ["parallel"], "pairs": [5], "variants": ["prefix-tied", "default"]}
+    plan = {"learning_rates": [1e-3], "seeds": [0]}
+    runs = results(command(**plan, experiments=[parallel]))
+    assert runs.keys() == {f"{name}_only_parallel_5_direct_0.001_0" for name in ("prefix-tied", "default")}
+    for ended in runs.values():
+        # Three of the four test rows are complete.
+        assert ended["scores"].keys() == {"all", "kk", "ug", "mn"} and len(ended["outputs"]) == 3 * 3
+        assert ended["curve"][-1]["dev_loss"] < ended["curve"][0]["dev_loss"]
+    assert all(pair.source and pair.target for pair in TASKS["parallel"].read_train(data, 5))
+    with pytest.raises(SystemExit, match="parallel.tsv has 5 training lines, and the plan needs 6."):
+        command(**plan, experiments=[parallel | {"pairs": [6]}])
+    text = (data / "parallel.tsv").read_text(encoding="utf-8")
+    for column in ("split", "ug"):
+        (data / "parallel.tsv").write_text(text.replace(f"{column}\t", "other\t", 1), encoding="utf-8")
+        with pytest.raises(SystemExit, match=f'parallel.tsv has no column "{column}" .*, or change --data.'):
+            command(**plan, experiments=[parallel | {"pairs": [4]}])
+
+
 @pytest.mark.parametrize("variant", ["x3", "warm-start"])
 def test_a_plan_may_have_a_dropout_that_is_not_the_encoders(encoder_folder, tmp_path, variant):
     settings = {"variant": variant, "encoder": ".", "task": "titles", "seed": 0}
@@ -414,6 +458,7 @@ def test_every_decoder_has_a_line_of_its_own():
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
+    + [("prefix", [6])]
     + [("gpu", [132, 54, 21, 18])],
 )
 def test_the_plans_can_be_read(name, sizes):
