@@ -25,7 +25,7 @@ from .lora import adapt_model, save_trained
 from .metrics import GenerationMetrics
 from .precision import choose_saved_dtype
 from .results import write_results
-from .rows import BadRows, DataError
+from .rows import BadRows, DataError, known_languages
 from .trainer import XLMSWCMTrainer
 
 
@@ -157,8 +157,7 @@ def load_tokenizer(model_args: ModelArguments, args: FinetuneDataArguments) -> X
     tokenizer = loading.load_tokenizer(model_args.model_name_or_path, config.vocab_size)
     for code in filter(None, [args.source_lang, *(args.target_lang or ())]):
         if code not in tokenizer.languages:
-            known = ", ".join(tokenizer.languages)
-            raise DataError(f'The model has no language tag for "{code}". Known languages: {known}.')
+            raise DataError(f'The model has no language tag for "{code}". {known_languages(tokenizer)}')
     return tokenizer
 
 

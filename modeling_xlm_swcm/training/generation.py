@@ -23,7 +23,7 @@ from modeling_xlm_swcm.corpora.rows import stream_texts
 from .arguments import check_beams, check_counts
 from .coverage import Coverage
 from .examples import batched
-from .rows import AS_TEXT, BadRows, DataError
+from .rows import AS_TEXT, BadRows, DataError, known_languages
 
 
 logger = logging.get_logger(__name__)
@@ -129,8 +129,7 @@ def check_languages(args: GenerateArguments, tokenizer: XLMSWCMTokenizer):
     """
     for option, code in {"--source_lang": args.source_lang, "--target_lang": args.target_lang}.items():
         if code not in tokenizer.languages:
-            known = ", ".join(tokenizer.languages) or "none"
-            raise DataError(f'Unknown language "{code}" for {option}. Known languages: {known}.')
+            raise DataError(f'Unknown language "{code}" for {option}. {known_languages(tokenizer)}')
 
 
 def encode_lines(

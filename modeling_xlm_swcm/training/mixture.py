@@ -18,7 +18,16 @@ from .arguments import QUOTE_TEXT, read_yaml
 from .coverage import MAX_UNK_SHARE, SAMPLED_EXAMPLES, Coverage
 from .denoising import TokenTables
 from .examples import Pair, encode_pairs, encode_texts
-from .rows import BadRows, DataError, check_columns, get_text, is_plain_text, read_aligned, read_rows
+from .rows import (
+    BadRows,
+    DataError,
+    check_columns,
+    get_text,
+    is_plain_text,
+    known_languages,
+    read_aligned,
+    read_rows,
+)
 
 
 @dataclass
@@ -139,8 +148,9 @@ class CorpusConfig:
         """
         for code in self.languages or [self.language]:
             if code not in tokenizer.languages:
-                known = ", ".join(tokenizer.languages)
-                raise DataError(f'{self.title} is in "{code}", which has no language tag. Known languages: {known}.')
+                raise DataError(
+                    f'{self.title} is in "{code}", which has no language tag. {known_languages(tokenizer)}'
+                )
         if self.language is not None:
             texts = (get_text(place, row, self.column, bad_rows) for place, row in self._rows(bad_rows))
             return encode_texts(filter(None, texts), tokenizer, self.language, max_length, tables, coverage)

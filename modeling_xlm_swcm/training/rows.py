@@ -1,5 +1,6 @@
 """Rows of training data, as `corpora` reads them, and how the tokenizer takes them."""
 
+from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
 from modeling_xlm_swcm.corpora.files import is_plain_text
 from modeling_xlm_swcm.corpora.rows import check_columns, get_text, read_aligned, read_rows
@@ -13,6 +14,7 @@ __all__ = [
     "check_columns",
     "get_text",
     "is_plain_text",
+    "known_languages",
     "read_aligned",
     "read_rows",
 ]
@@ -22,3 +24,9 @@ AS_TEXT = {"split_special_tokens": True, "verbose": False, "return_attention_mas
 
 # rows in one call of the tokenizer
 ROWS_AT_ONCE = 256
+
+
+def known_languages(tokenizer: XLMSWCMTokenizer) -> str:
+    """Return the languages of a model, and how to add one, for an error about an unknown language."""
+    known = ", ".join(tokenizer.languages) or "none"
+    return f"Known languages: {known}. Only xlm-swcm convert --languages adds a language."

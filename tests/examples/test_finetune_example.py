@@ -231,7 +231,10 @@ class TestRuns:
         [
             ({"do_train": False, "do_predict": False}, "There is nothing to do. Pass --do_train"),
             ({"predict_with_generate": False}, "--do_predict needs --predict_with_generate."),
-            ({"target_lang": ["ug"]}, 'The model has no language tag for "ug". Known languages: zh, kk, bo.'),
+            (
+                {"target_lang": ["ug"]},
+                'The model has no language tag for "ug". Known languages: zh, kk, bo. Only xlm-swcm convert',
+            ),
             ({"max_source_length": 50}, "--max_source_length must be at most 38 for this model (got 50)."),
             ({"test_file": "nowhere.tsv"}, "nowhere.tsv does not exist. Check the path."),
             ({"do_eval": True}, "There is no validation data. Pass --validation_file"),

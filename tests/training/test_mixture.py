@@ -252,7 +252,9 @@ class TestCorporaFile:
     def test_an_unknown_language(self, tmp_path, tokenizer, tables):
         path = write_lines(tmp_path / "a.txt", "a")
         with pytest.raises(
-            DataError, match='a.txt is in "fr", which has no language tag. Known languages: zh, ug, en.'
+            DataError,
+            match='a.txt is in "fr", which has no language tag. Known languages: zh, ug, en. '
+            "Only xlm-swcm convert --languages adds a language.",
         ):
             read_all(CorpusConfig(path, language="fr"), tokenizer, tables)
 
