@@ -17,17 +17,16 @@ import modeling_xlm_swcm  # noqa: F401
 
 # isort: split
 from small_tokenizer import make_tokenizer, read_texts
-from transformers import TrainingArguments
 
 from modeling_xlm_swcm.training.arguments import parse_arguments
 from modeling_xlm_swcm.training.checkpoints import find_checkpoint
-from modeling_xlm_swcm.training.encoder import EncoderArguments, train_encoder
+from modeling_xlm_swcm.training.encoder import EncoderArguments, EncoderTrainingArguments, train_encoder
 from modeling_xlm_swcm.training.scripts import report_errors
 
 
 def main():
     with report_errors():
-        args, training = parse_arguments(EncoderArguments, TrainingArguments)
+        args, training = parse_arguments(EncoderArguments, EncoderTrainingArguments)
         checkpoint = find_checkpoint(training)
         texts = read_texts(args.corpus)
         tokenizer = make_tokenizer(args, texts, checkpoint)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
@@ -120,8 +121,25 @@ class ModelArguments:
             raise ValueError("--save_dtype has no effect on adapters. Remove it, or remove --lora_merge false.")
 
 
+class CheckedOptions:
+    """Checks of options for subclasses of [`~transformers.TrainingArguments`]."""
+
+    def __post_init__(self):
+        """Check the options before and after Transformers reads them."""
+        if self.output_dir == "":
+            raise ValueError("--output_dir is empty. Name a folder.")
+        check_counts(self, *(name for name in COUNTS if hasattr(self, name)))
+        check_numbers(self)
+        super().__post_init__()
+        check_evaluation_strategy(self)
+        # Transformers does not list flyte among the available integrations.
+        if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
+            name = missing.pop()
+            raise ValueError(f"--report_to {name} needs the package {name}. Install it first.")
+
+
 @dataclass
-class TrainingArguments(Seq2SeqTrainingArguments):
+class TrainingArguments(CheckedOptions, Seq2SeqTrainingArguments):
     r"""
     [`~transformers.Seq2SeqTrainingArguments`] with defaults for XLM-SWCM and with scheduled sampling.
 
@@ -152,20 +170,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
-    def __post_init__(self):
-        if self.output_dir == "":
-            raise ValueError("--output_dir is empty. Name a folder.")
-        check_counts(self, *COUNTS)
-        check_numbers(self)
-        super().__post_init__()
-        check_evaluation_strategy(self)
-        # Transformers does not list flyte among the available integrations.
-        if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
-            name = missing.pop()
-            raise ValueError(f"--report_to {name} needs the package {name}. Install it first.")
 
-
-def check_numbers(args: TrainingArguments):
+def check_numbers(args: transformers.TrainingArguments):
     """
     Check that numbers are in their ranges. `None` is allowed.
 
@@ -173,12 +179,12 @@ def check_numbers(args: TrainingArguments):
         ValueError: if a number is out of range.
     """
     for name, most in RANGES.items():
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and not (0 <= value <= most and math.isfinite(value)):
             rule = f"between 0 and {most}" if math.isfinite(most) else "at least 0 and finite"
             raise ValueError(f"--{name} must be {rule} (got {value}).")
     for name, most in LARGEST.items():
-        if (value := getattr(args, name)) is not None and value > most:
+        if (value := getattr(args, name, None)) is not None and value > most:
             raise ValueError(f"--{name} must be at most {most} (got {value}).")
     for name in BELOW_ONE:
         if not 0 <= getattr(args, name) < 1:
@@ -188,7 +194,7 @@ def check_numbers(args: TrainingArguments):
             raise ValueError(f"--{name} must be above 0 and finite (got {value}).")
 
 
-def check_evaluation_strategy(args: TrainingArguments):
+def check_evaluation_strategy(args: transformers.TrainingArguments):
     """
     Check that options that need an evaluation during the training have one.
 

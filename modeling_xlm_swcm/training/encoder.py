@@ -8,7 +8,6 @@ import transformers
 from datasets import Dataset, interleave_datasets
 from transformers import (
     DataCollatorForLanguageModeling,
-    TrainingArguments,
     XLMRobertaConfig,
     XLMRobertaTokenizer,
     set_seed,
@@ -16,7 +15,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_utils import IntervalStrategy
 
-from .arguments import check_counts
+from .arguments import CheckedOptions, check_counts
 from .checkpoints import ResumableTrainer
 from .plots import plot_history
 
@@ -70,6 +69,11 @@ class EncoderArguments:
             raise ValueError(f"--max_length must be at least 3: <s>, one token and </s> (got {self.max_length}).")
 
 
+@dataclass
+class EncoderTrainingArguments(CheckedOptions, transformers.TrainingArguments):
+    """[`~transformers.TrainingArguments`] whose options are checked."""
+
+
 class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
     """XLM-R that computes logits only at masked tokens. It is saved under the name of Transformers' class."""
 
@@ -117,7 +121,7 @@ def sample_lines(texts: dict[str, list[str]], size: int, exponent: float) -> lis
 
 def train_encoder(
     args: EncoderArguments,
-    training: TrainingArguments,
+    training: EncoderTrainingArguments,
     tokenizer: XLMRobertaTokenizer,
     texts: dict[str, list[str]],
     held_out: list[str],
@@ -129,7 +133,7 @@ def train_encoder(
     Args:
         args ([`EncoderArguments`]):
             Sizes and masking.
-        training ([`~transformers.TrainingArguments`]):
+        training ([`EncoderTrainingArguments`]):
             Training arguments.
         tokenizer ([`~transformers.XLMRobertaTokenizer`]):
             Tokenizer of the encoder.

@@ -22,7 +22,7 @@ from modeling_xlm_swcm.training.encoder import XLMRobertaForMaskedLM
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TEXT = {"zh": SENTENCES[8], "bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өглөө гол"}
+TEXT = {"zh": SENTENCES[8], "bo": SENTENCES[2], "ug": SENTENCES[5], "kk": "жел жоқ еді", "mn": "өнөр олон"}
 TEXT["en"] = "wind"
 QUICK = ["--pretrain_steps", "2", "--steps", "2", "--seed", "3"]
 
@@ -148,6 +148,9 @@ def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, 
         (["--dropout", 7], r"--dropout must be at least 0 and below 1 \(got 7.0\)\."),
         (["--max_length", 2], "--max_length must be at least 3"),
         (["--seed", -1], r"--seed must be between 0 and 4294967295 \(got -1\)\."),
+        (["--max_grad_norm", "nan"], r"--max_grad_norm must be at least 0 and finite \(got nan\)\."),
+        (["--gradient_accumulation_steps", 0], r"--gradient_accumulation_steps must be at least 1 \(got 0\)\."),
+        (["--save_strategy", "best"], "--save_strategy best needs an evaluation during the training."),
     ],
 )
 def test_sizes_of_an_encoder_that_cannot_be_are_refused(train_encoder, tmp_path, options, message):
