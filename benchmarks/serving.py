@@ -114,7 +114,7 @@ def load_generator(folder: Path) -> Callable[[torch.Tensor, int, int], int]:
 
     The function returns the number of tokens that were generated for each source.
     """
-    if folder.name == "pytorch":
+    if folder.name.endswith("pytorch"):
         model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
         def generate(source, new, beams):
