@@ -19,6 +19,8 @@ from .compat_xlm_swcm import CACHE, OLD_CACHE, checked_forward, output_recorder
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .hub_xlm_swcm import XLMSWCMHubMixin
 from .layers_xlm_swcm import (
+    AttentionModules,
+    FeedForwardModules,
     XLMSWCMAttention,
     XLMSWCMCustomDecoderLayer,
     XLMSWCMDecoderLayer,
@@ -29,7 +31,7 @@ from .layers_xlm_swcm import (
 )
 from .loss_xlm_swcm import SharedEmbedding
 from .peft_xlm_swcm import XLMSWCMPeftMixin, check_cache_layers
-from .positions_xlm_swcm import check_length, position_ids_from_mask
+from .positions_xlm_swcm import check_length, check_mask, position_ids_from_mask
 
 
 # Tensor-parallel style of each linear layer in a decoder layer.
@@ -143,7 +145,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         shared_embedding: SharedEmbedding | None = None,
-        encoder_layers: nn.ModuleList | None = None,
+        tied_modules: list[tuple[AttentionModules, FeedForwardModules]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         r"""
@@ -151,8 +153,8 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             Output of the encoder. A prefix decoder needs the input of every encoder layer, as a tuple.
         shared_embedding (`SharedEmbedding`, *optional*):
             Word embeddings that share one gradient with the output projection, for training.
-        encoder_layers (`nn.ModuleList`, *optional*):
-            Layers of the encoder, which a tied prefix decoder calls.
+        tied_modules (`list`, *optional*):
+            Modules of each encoder layer, which a tied prefix decoder calls.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
@@ -165,6 +167,13 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         check_cache_layers(cache, len(self.layers))
         past_length = cache.get_seq_length() if cache is not None else 0
+        is_prefix = self.config.has_prefix_decoder
+        source_states = encoder_hidden_states[0] if is_prefix else encoder_hidden_states
+        check_mask("source", encoder_attention_mask, source_states.shape[1])
+        # The mask of a static cache also has columns for tokens that are not generated yet.
+        if cache is None or not cache.is_compileable:
+            target = input_ids if input_ids is not None else inputs_embeds
+            check_mask("target", attention_mask, past_length + target.shape[1])
         if position_ids is None:
             position_ids = self._position_ids(input_ids, inputs_embeds, attention_mask, past_length)
         hidden_states = self._embed(input_ids, inputs_embeds, position_ids, past_length, shared_embedding)
@@ -172,10 +181,9 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         attention_mask, encoder_attention_mask = self._make_masks(
             attention_mask, encoder_attention_mask, hidden_states, encoder_hidden_states, cache
         )
-        is_prefix = self.config.has_prefix_decoder
         for index, layer in enumerate(self.layers):
-            if encoder_layers is not None:
-                kwargs["encoder_layer"] = encoder_layers[index]
+            if tied_modules is not None:
+                kwargs["tied_modules"] = tied_modules[index]
             hidden_states = layer(
                 hidden_states,
                 attention_mask,

@@ -1,5 +1,7 @@
 """Generation with XLM-SWCM: limits on length, left-padded prompts and beam search."""
 
+import copy
+
 import torch
 from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import EncoderDecoderCache
@@ -31,6 +33,9 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         self, generation_config: GenerationConfig | None, **kwargs
     ) -> tuple[GenerationConfig, dict]:
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if prepared.prefill_chunk_size is not None:
+            # Transformers would apply the chunks of the target to the mask of the source.
+            raise ValueError("prefill_chunk_size does not work with an encoder-decoder. Remove it.")
         # The limit of a call replaces the limit that is stored with the model, whichever of the two names it has.
         for settings in (kwargs, {} if generation_config is None else generation_config.to_dict()):
             given = {name for name in LIMITS if settings.get(name) is not None}
@@ -60,9 +65,13 @@ class XLMSWCMGenerationMixin(GenerationMixin):
             first = mask.ne(0).int().argmax(dim=1, keepdim=True)
             if (prompts.gather(1, first) == self.config.decoder_start_token_id).all():
                 return model_kwargs.pop("decoder_input_ids"), model_kwargs
-        return super()._prepare_decoder_input_ids_for_generation(
+        input_ids, model_kwargs = super()._prepare_decoder_input_ids_for_generation(
             batch_size, model_input_name, model_kwargs, *args, **kwargs
         )
+        if mask is None and model_kwargs.get(CACHE) is not None:
+            # Without a mask, Transformers would add the tokens in the cache of an earlier call again.
+            model_kwargs["decoder_attention_mask"] = torch.ones_like(input_ids)
+        return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs
@@ -87,6 +96,9 @@ class XLMSWCMGenerationMixin(GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, *args, **kwargs
     ) -> tuple[torch.LongTensor | None, dict]:
+        # Transformers repeats rows in place, which would change the `encoder_outputs` of the caller.
+        if kwargs.get("encoder_outputs") is not None:
+            kwargs["encoder_outputs"] = copy.copy(kwargs["encoder_outputs"])
         # Transformers repeats the rows of tensors, but not of the tuple that a prefix decoder reads.
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
         outputs = kwargs.get("encoder_outputs")

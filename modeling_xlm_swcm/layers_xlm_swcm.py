@@ -5,7 +5,7 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -151,7 +151,10 @@ class XLMSWCMAttention(nn.Module):
         return cache.cross_attention_cache.update(key, value, self.layer_idx)
 
 
-class AttentionModules(NamedTuple):
+# Accelerate moves modules and tuples of modules that a module gets as arguments to its device. It does not know
+# dataclasses.
+@dataclass(frozen=True)
+class AttentionModules:
     """Modules of the self-attention of an encoder layer, by the names of [`XLMSWCMAttention`]."""
 
     q_proj: nn.Module
@@ -162,7 +165,8 @@ class AttentionModules(NamedTuple):
     layer_norm: nn.Module
 
 
-class FeedForwardModules(NamedTuple):
+@dataclass(frozen=True)
+class FeedForwardModules:
     """Modules of the feed-forward network of an encoder layer, by the names of [`XLMSWCMFeedForward`]."""
 
     fc1: nn.Module
@@ -198,10 +202,11 @@ class XLMSWCMPrefixAttention(XLMSWCMAttention):
         attention_mask: torch.Tensor | None,
         source_states: torch.Tensor,
         cache: EncoderDecoderCache | None,
-        modules: "XLMSWCMPrefixAttention | AttentionModules",
+        tied_modules: AttentionModules | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Return the output, and the attention weights of target and source or `None`."""
+        modules = self if tied_modules is None else tied_modules
         query = self._split_heads(fast_linear(modules.q_proj, hidden_states))
         source_key, source_value = self._keys_and_values(hidden_states, source_states, cache, modules)
         key, value = self._keys_and_values(hidden_states, None, cache, modules)
@@ -338,6 +343,12 @@ def make_prefix_mask(
     cache: EncoderDecoderCache | None,
 ) -> torch.Tensor:
     """Return a mask of shape `(batch, 1, target_len, source_len + key_len)`, which is causal in the target."""
+    for mask in (source_mask, target_mask):
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(
+                f"A prefix decoder needs masks of shape (batch_size, length) (got {tuple(mask.shape)}). Pass a mask "
+                "that is 1 for tokens and 0 for padding."
+            )
     (batch, length, _), device = hidden_states.shape, hidden_states.device
     past_length = cache.get_seq_length() if cache is not None else 0
     num_keys = cached_length(cache, past_length + length)
@@ -373,18 +384,18 @@ class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
-        encoder_layer: XLMRobertaLayer | None = None,
+        tied_modules: tuple[AttentionModules, FeedForwardModules] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Return the output, of the shape of `hidden_states`."""
-        attention_modules, ffn_modules = self.weights(encoder_layer)
+        attention, ffn = (None, self.ffn) if tied_modules is None else tied_modules
         hidden_states, *_ = self.self_attn(
-            hidden_states, attention_mask, encoder_hidden_states, cache, attention_modules, **kwargs
+            hidden_states, attention_mask, encoder_hidden_states, cache, attention, **kwargs
         )
-        return feed_forward(ffn_modules, hidden_states)
+        return feed_forward(ffn, hidden_states)
 
     def weights(
-        self, encoder_layer: XLMRobertaLayer | None
+        self, encoder_layer: XLMRobertaLayer
     ) -> "tuple[XLMSWCMAttention | AttentionModules, XLMSWCMFeedForward | FeedForwardModules]":
         """Return the modules of attention and FFN: its own, or those of the encoder layer that it is tied to."""
         return modules_of(encoder_layer) if self.ffn is None else (self.self_attn, self.ffn)

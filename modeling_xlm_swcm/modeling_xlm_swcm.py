@@ -22,6 +22,8 @@ from .encoder_xlm_swcm import XLMSWCMEncoder
 from .generation_xlm_swcm import XLMSWCMGenerationMixin
 from .layers_xlm_swcm import (  # noqa: F401  (public import paths)
     CUSTOM_LAYER_SOURCES,
+    AttentionModules,
+    FeedForwardModules,
     XLMSWCMAttention,
     XLMSWCMCustomDecoderLayer,
     XLMSWCMDecoderLayer,
@@ -29,6 +31,7 @@ from .layers_xlm_swcm import (  # noqa: F401  (public import paths)
     XLMSWCMHeadTransform,
     XLMSWCMNormalDecoderLayer,
     eager_attention_forward,
+    modules_of,
 )
 from .linear_xlm_swcm import is_plain_linear
 from .loss_xlm_swcm import SharedEmbedding, cross_entropy, linear_cross_entropy
@@ -124,7 +127,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
                 hidden_states=encoder_outputs[1] if len(encoder_outputs) > 1 else None,
                 attentions=encoder_outputs[2] if len(encoder_outputs) > 2 else None,
             )
-        source_states, encoder_layers = self._source_of_decoder(encoder_outputs)
+        source_states, tied_modules = self._source_of_decoder(encoder_outputs)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -135,7 +138,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             shared_embedding=shared_embedding,
-            encoder_layers=encoder_layers,
+            tied_modules=tied_modules,
             **kwargs,
         )
         wants_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
@@ -152,8 +155,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
     def _source_of_decoder(
         self, encoder_outputs: BaseModelOutput
-    ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], nn.ModuleList | None]:
-        """Return the states of the source that the decoder reads, and the encoder layers that it calls."""
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], list[tuple[AttentionModules, FeedForwardModules]] | None]:
+        """Return the states of the source that the decoder reads, and the modules of the encoder that it calls."""
         if not self.config.has_prefix_decoder:
             return encoder_outputs.last_hidden_state, None
         if encoder_outputs.hidden_states is None:
@@ -162,7 +165,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
                 "model.get_encoder()."
             )
         is_tied = self.config.weight_sharing == "tied"
-        return encoder_outputs.hidden_states, self.encoder.encoder.layer if is_tied else None
+        tied_modules = [modules_of(layer) for layer in self.encoder.encoder.layer] if is_tied else None
+        return encoder_outputs.hidden_states, tied_modules
 
     def _encode(
         self,

@@ -14,6 +14,15 @@ def check_length(name: str, length: int, config: XLMSWCMConfig):
         )
 
 
+def check_mask(name: str, mask: torch.Tensor | None, length: int):
+    """Raise a `ValueError` if a 2D mask has not one column for each token. Transformers would hide some tokens."""
+    if mask is not None and mask.ndim == 2 and mask.shape[1] != length:
+        raise ValueError(
+            f"The attention mask of the {name} has {mask.shape[1]} columns, but the {name} has {length} tokens. Pass "
+            "one column for each token, cached tokens included."
+        )
+
+
 def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> torch.LongTensor:
     """Return the positions for a mask of shape `(batch_size, length)` that is 1 for tokens and 0 for padding."""
     is_token = attention_mask.ne(0).long()

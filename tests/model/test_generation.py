@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 
 
 TAGS = (4, 5, 6, 7)
@@ -236,6 +237,26 @@ class TestSequences:
         encoder_outputs = model.get_encoder()(**source)
         given = write(model, {"attention_mask": source["attention_mask"]}, encoder_outputs=encoder_outputs)
         assert torch.equal(given, write(model, source))
+
+    def test_the_encoders_output_may_be_given_twice(self, model, source):
+        inputs = {"attention_mask": source["attention_mask"], "encoder_outputs": model.get_encoder()(**source)}
+        for _ in range(2):
+            assert torch.equal(write(model, inputs, num_beams=3), write(model, source, num_beams=3))
+
+    def test_a_cache_of_an_earlier_call_is_continued(self, model, source):
+        source, length = rows_of(source, slice(4)), dict(min_new_tokens=8, max_new_tokens=8)
+        first = write(model, source, min_new_tokens=3, max_new_tokens=3, return_dict_in_generate=True)
+        cache = {CACHE: getattr(first, CACHE)}
+        second = write(
+            model, source | {"decoder_input_ids": first.sequences}, min_new_tokens=5, max_new_tokens=5, **cache
+        )
+        assert torch.equal(second, write(model, source, **length))
+        # The last token is not an input.
+        assert cache[CACHE].get_seq_length() == 8
+
+    def test_chunks_of_a_prompt_are_refused(self, model, source):
+        with pytest.raises(ValueError, match="prefill_chunk_size does not work with an encoder-decoder"):
+            write(model, source, prefill_chunk_size=2)
 
 
 class TestPadding:

@@ -7,7 +7,16 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from support.models import ATTENTIONS, SHARINGS, Batch, assert_close, logits_of, random_tokens, tiny_model
+from support.models import (
+    ATTENTIONS,
+    PREFIX_DECODERS,
+    SHARINGS,
+    Batch,
+    assert_close,
+    logits_of,
+    random_tokens,
+    tiny_model,
+)
 from torch import nn
 from transformers.distributed import DistributedConfig
 from transformers.masking_utils import create_bidirectional_mask
@@ -230,6 +239,17 @@ class TestMasks:
         flipped[:, :6] = target[:, :6].flip(1)
         logits = logits_of(model, **source, decoder_input_ids=target)
         assert (logits - logits_of(model, **source, decoder_input_ids=flipped))[:, -1].abs().max() > 1e-3
+
+    @pytest.mark.parametrize("decoder", [{}, *PREFIX_DECODERS], ids=str)
+    @pytest.mark.parametrize("columns", [-2, 2])
+    @pytest.mark.parametrize("name", ["source", "target"])
+    def test_a_mask_needs_a_column_for_each_token(self, source, target, decoder, columns, name):
+        model, width = tiny_model(**decoder), 9 if name == "source" else 7
+        mask = torch.ones(3, width + columns)
+        masks = {"attention_mask": mask} if name == "source" else {"decoder_attention_mask": mask}
+        outputs = model.get_encoder()(**source)
+        with pytest.raises(ValueError, match=f"mask of the {name} has {width + columns} columns, .* {width} tokens"):
+            model(encoder_outputs=outputs, decoder_input_ids=target, **masks)
 
 
 class TestAttentionImplementations:

@@ -124,12 +124,34 @@ class TestErrors:
         with pytest.raises(ValueError, match="encoder_outputs has no hidden_states, which a prefix decoder needs"):
             model(encoder_outputs=(states,), decoder_input_ids=target)
 
+    @pytest.mark.parametrize("name", ["attention_mask", "decoder_attention_mask"])
+    def test_masks_of_more_than_two_dimensions(self, model, source, target, name):
+        masks = {"encoder_outputs": model.get_encoder()(**source), name: torch.ones(3, 1, 7, 7)}
+        with pytest.raises(ValueError, match=r"needs masks of shape \(batch_size, length\) \(got \(3, 1, 7, 7\)\)"):
+            model(decoder_input_ids=target, **masks)
+
     @pytest.mark.parametrize("blocks", [["prefix"], 3 * ["prefix"] + ["custom"], 5 * ["prefix"]], ids=str)
     def test_blocks_that_do_not_fit_the_encoder(self, blocks):
         with pytest.raises(
             StrictDataclassClassValidationError, match='decoder_blocks with "prefix" must be 4 times "prefix"'
         ):
             tiny_config(decoder_blocks=blocks)
+
+
+@pytest.mark.parametrize("device_map", ["layers", "every second layer"])
+def test_weights_that_are_offloaded_to_disk(model, source, target, device_map, tmp_path):
+    expected = logits_of(model, **source, decoder_input_ids=target)
+    model.save_pretrained(tmp_path / "model")
+    devices = dict.fromkeys(["model.encoder.embeddings", "model.decoder.embeddings", "lm_head"], "cpu")
+    if device_map == "layers":
+        devices |= {"model.encoder.encoder": "disk", "model.decoder.layers": "disk"}
+    else:
+        for stack in ("model.encoder.encoder.layer", "model.decoder.layers"):
+            devices |= {f"{stack}.{index}": "disk" if index % 2 else "cpu" for index in range(4)}
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(
+        tmp_path / "model", device_map=devices, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert_close(logits_of(loaded, **source, decoder_input_ids=target), expected)
 
 
 class TestTraining:
