@@ -82,7 +82,7 @@ OUTPUT_BIAS = "lm_head.bias"
 @dataclass
 class ConversionPlan:
     """
-    What a conversion copies, initialises and drops.
+    Plan of a conversion: how to copy, initialise or drop each tensor.
 
     Attributes:
         source ([`Encoder`]):
@@ -96,17 +96,18 @@ class ConversionPlan:
         revision (`str` or `None`):
             Hub revision of the encoder.
         language_ids (`dict[str, int]`):
-            Language -> id of its tag.
+            Id of the tag of each language.
         new_ids (`list[int]`):
             Ids of the tags that the tokenizer of the encoder does not have.
         parameters (`dict[str, int]`):
             Number of parameters of the model for each kind of weight sharing.
         copied (`dict[str, str]`):
-            Tensor of the model -> tensor of the source.
+            For each copied tensor of the model, the tensor of the source.
         new (`dict[str, str]`):
-            Tensor of the model -> how it is initialised. Tensors with fresh weights are added with the model.
+            For each new tensor of the model, how it is initialised. Tensors with random weights are added when the
+            model is built.
         dropped (`dict[str, str]`):
-            Tensor of the source -> why it is not copied.
+            For each tensor of the source that is not copied, the reason.
         not_finite (`list[str]`):
             Tensors of the source that hold NaN or infinity. They are found during the copy.
     """

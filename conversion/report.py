@@ -17,7 +17,7 @@ from .plan import ConversionPlan
 @dataclass
 class ConversionReport:
     """
-    What a conversion did with every tensor.
+    Report of a conversion: how each tensor was copied, initialised or dropped.
 
     Attributes:
         source (`str`):
@@ -31,17 +31,17 @@ class ConversionReport:
         license (`str` or `None`):
             Licence of the encoder.
         copied (`dict[str, str]`):
-            Tensor of the model -> tensor of the source that it is bit-equal to.
+            For each copied tensor of the model, the tensor of the source. Both are equal bit by bit.
         new (`dict[str, str]`):
-            Tensor of the model -> how it was initialised.
+            For each new tensor of the model, how it was initialised.
         dropped (`dict[str, str]`):
-            Tensor of the source -> why it was not copied.
+            For each tensor of the source that was not copied, the reason.
         language_ids (`dict[str, int]`):
-            Language -> id of its tag.
+            Id of the tag of each language.
         new_ids (`list[int]`):
-            Ids of the tags that the tokenizer of the encoder did not have.
+            Ids of the tags that were added to the tokenizer of the encoder.
         parameters (`dict[str, int]`):
-            Number of parameters of the model with `weight_sharing` "init" and "tied".
+            Number of parameters of the model with each `weight_sharing` that its decoder allows.
         not_finite (`list[str]`):
             Tensors of the source that hold NaN or infinity.
         tokenizer ([`XLMSWCMTokenizer`] or `None`):
@@ -64,7 +64,7 @@ class ConversionReport:
 
     @classmethod
     def from_plan(cls, plan: ConversionPlan, license: str | None = None) -> "ConversionReport":
-        """Return the report of a plan that was carried out. `license` replaces the licence of the source."""
+        """Return the report of a finished plan. `license` replaces the licence of the source."""
         return cls(
             plan.source.name,
             plan.revision,
@@ -117,14 +117,14 @@ class ConversionReport:
         )
 
     def _group_copied(self) -> dict[str, list[str]]:
-        """Return module of the source -> modules of the model."""
+        """Return the modules of the model for each module of the source."""
         groups = defaultdict(list)
         for target, source in self.copied.items():
             groups[_module_of(source)].append(_shorten(target))
         return groups
 
     def _group_new(self) -> dict[str, list[str]]:
-        """Return initialisation -> modules or whole layers of the model."""
+        """Return the modules or whole layers of the model for each initialisation."""
         groups = defaultdict(list)
         for target, how in self.new.items():
             layer = re.match(r"model\.(decoder\.layers\.\d+)", target)
@@ -137,7 +137,7 @@ class ConversionReport:
         return groups
 
     def _group_dropped(self) -> dict[str, list[str]]:
-        """Return reason -> modules of the source."""
+        """Return the modules of the source for each reason."""
         groups = defaultdict(list)
         for source, why in self.dropped.items():
             groups[why].append(_module_of(source))

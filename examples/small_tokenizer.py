@@ -11,7 +11,7 @@ from modeling_xlm_swcm.vocabulary.pieces import read_learnt_pieces
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
-# characters of the largest language that a vocabulary is learnt from
+# Number of characters of the largest language in the text sample for a new vocabulary.
 SAMPLED_CHARACTERS = 500_000
 
 

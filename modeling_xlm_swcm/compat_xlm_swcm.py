@@ -1,4 +1,4 @@
-"""What differs between the supported versions of Transformers.
+"""Bridge the differences between the supported versions of Transformers.
 
 Each item names the version of Transformers at which it can go. The other travelling files import this one first, so
 that an unsupported version ends with the error of `check_transformers` and not with a missing name.

@@ -39,7 +39,7 @@ def raise_once(number, frame):
 
 
 def leave_to_parent():
-    """Ignore Ctrl-C in a forked process of a command, such as a dataloader worker, which the command ends."""
+    """Ignore Ctrl-C in a forked process, for example a dataloader worker. The command ends such a process."""
     if signal.getsignal(signal.SIGINT) is raise_once:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 
 logger = logging.get_logger(__name__)
 
-# rows that an error message names
+# Number of rows that an error message names.
 NAMED_ROWS = 5
 
 TO_UTF8 = "iconv -f ENCODING -t UTF-8"

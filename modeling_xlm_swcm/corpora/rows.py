@@ -34,10 +34,10 @@ from .tables import check_header, read_table
 # column of monolingual text
 TEXT = "text"
 
-# rows of a .parquet file that are in memory at a time
+# Number of rows of a .parquet file that are in memory at a time.
 PARQUET_ROWS = 256
 
-# columns that an error message lists
+# Number of columns that an error message lists.
 LISTED_COLUMNS = 20
 
 
@@ -215,7 +215,7 @@ def list_columns(names: Iterable) -> str:
 
 def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> Iterator[tuple]:
     """
-    Pass on the rows of `path`, and check that they have the required columns.
+    Yield the rows of `path` unchanged, and check that they have the required columns.
 
     Args:
         path (`str`):

@@ -14,9 +14,9 @@ QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 FIELD = rf'(?:{QUOTED.pattern}|[^"\t\r\n]*)'
 RECORD = re.compile(rf"{FIELD}(?:\t{FIELD})*")
 FIELDS = re.compile(rf"(?:(?<=\t)|\A){FIELD}")
-# a line whose last field is quoted and goes on in the next line
+# A line whose last field is quoted and continues in the next line.
 OPEN = re.compile(rf'(?:{FIELD}\t)*"[^"]*(?:""[^"]*)*')
-# pandas and Excel quote a field because of these, or because it is empty, and Excel also because of commas
+# pandas and Excel quote a field that is empty or has one of these characters. Excel also quotes commas.
 REASONS = re.compile(r'["\t\r\n]|\A\Z')
 EXCEL_REASONS = re.compile(r'["\t\r\n,]|\A\Z')
 

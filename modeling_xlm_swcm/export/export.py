@@ -28,7 +28,7 @@ SUPPORTED_SETTINGS = {
     *("max_length", "max_new_tokens", "num_beams", "length_penalty"),
 }
 
-# Settings that change nothing in greedy decoding and beam search.
+# Settings without an effect on greedy decoding and beam search.
 IGNORED_SETTINGS = {
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
@@ -36,7 +36,7 @@ IGNORED_SETTINGS = {
     *("low_memory", "prefill_chunk_size", "renormalize_logits", "transformers_version", "_from_model_config"),
 }
 
-# Settings that change nothing if they are 1.
+# Settings without an effect if they are 1.
 FACTOR_SETTINGS = {
     *("num_return_sequences", "num_beam_groups"),
     *("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"),

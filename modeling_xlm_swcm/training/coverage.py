@@ -1,4 +1,4 @@
-"""How well a vocabulary covers the texts of each language: unknown tokens, and characters that are rewritten."""
+"""Measure how well a vocabulary covers the texts of each language: unknown tokens and rewritten characters."""
 
 import os
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 MAX_UNK_SHARE = 0.1
 # Texts of a corpus with a given number of examples that are read before training.
 SAMPLED_EXAMPLES = 1000
-# characters that a message names, and its longest example
+# Number of characters that a message names, and maximum length of its example.
 NAMED_CHARACTERS = 5
 EXAMPLE_LENGTH = 60
 

@@ -1,4 +1,4 @@
-"""Weights that train in float32, whatever the dtype in which they are stored."""
+"""Train with float32 weights, and save them in another dtype."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def use_float32_weights(model: nn.Module):
 
 @contextmanager
 def keep_weights(model: nn.Module) -> Iterator[None]:
-    """Give the parameters their data back at the end, for code that converts the model in place."""
+    """Restore the data of all parameters at the end. Use it around code that converts the model in place."""
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         yield
@@ -51,7 +51,7 @@ def keep_weights(model: nn.Module) -> Iterator[None]:
 
 
 def convert_tensors(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return tensors in another floating-point dtype. Tensors that are one tensor remain one."""
+    """Return tensors in another floating-point dtype. Tensors that share memory still share memory."""
     converted: dict[tuple, torch.Tensor] = {}
     for tensor in tensors.values():
         key = tensor.data_ptr(), tensor.shape

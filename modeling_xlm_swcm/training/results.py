@@ -1,4 +1,4 @@
-"""Files that a training run leaves behind: model, metrics.json, plot and model card."""
+"""Write the files of a finished training run: metrics.json, plot and model card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows of training data, as `corpora` reads them, and how the tokenizer takes them."""
+"""Names for reading rows of training data, and options for tokenizing them."""
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError

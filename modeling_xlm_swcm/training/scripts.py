@@ -1,4 +1,4 @@
-"""The end of a training script: errors on one line, and Ctrl-C."""
+"""End a training script with its error on one line, also at Ctrl-C."""
 
 import multiprocessing
 import signal
@@ -20,7 +20,7 @@ NO_MEMORY = "There is not enough memory. Use smaller batches, fewer beams or sho
 
 
 def end_workers():
-    """End the processes that read data, which PyTorch would wait for, and the progress bars."""
+    """End the progress bars and the processes that read data. PyTorch would wait for these processes."""
     # PyTorch raises an error if such a process is ended.
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -24,7 +24,7 @@ from .precision import dtype_name
 from .pushing import PublicTrainer
 
 
-# names of Accelerate for the dtype of matrix products
+# Accelerate's names for the dtype of matrix products.
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 

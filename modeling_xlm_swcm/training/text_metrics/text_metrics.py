@@ -10,7 +10,7 @@ from modeling_xlm_swcm.training.metrics import score
 
 
 class TextMetrics(evaluate.Metric):
-    """Metric for `evaluate.load` with the scores of [`~modeling_xlm_swcm.training.metrics.score`]."""
+    """The scores of [`~modeling_xlm_swcm.training.metrics.score`] as a metric of `evaluate`."""
 
     def _info(self):
         return evaluate.MetricInfo(
