@@ -23,7 +23,7 @@ settings.load_profile("no deadline")
 
 @pytest.fixture(autouse=True)
 def verbosity() -> Iterator[None]:
-    """How much Transformers says is for the next test what it was, whatever a script has set."""
+    """Restore the log level of Transformers after each test, because scripts change it."""
     before = logging.get_verbosity()
     yield
     logging.set_verbosity(before)
@@ -36,7 +36,7 @@ def model() -> XLMSWCMForConditionalGeneration:
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    """Three sources of unequal length, right-padded, with labels."""
+    """Return three right-padded sources of unequal length, with labels."""
     torch.manual_seed(1)
     input_ids = torch.randint(4, 99, (3, 9))
     attention_mask = torch.ones_like(input_ids)
@@ -60,7 +60,7 @@ def target() -> torch.Tensor:
 
 @pytest.fixture
 def left_padded_target(target) -> Batch:
-    """Targets of 7, 5 and 2 tokens."""
+    """Return left-padded targets of 7, 5 and 2 tokens."""
     mask = torch.ones_like(target)
     for row, padding in enumerate((0, 2, 5)):
         mask[row, :padding] = 0
@@ -89,14 +89,14 @@ def trained_model(pairs) -> XLMSWCMForConditionalGeneration:
 
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory) -> Path:
-    """A masked LM of four layers as a user has it on disk; shared by all tests, so nothing may change it."""
+    """Return the folder of a masked LM with four layers. All tests share it, so do not change it."""
     tokenizer = xlm_roberta_tokenizer()
     return save_encoder(tmp_path_factory.mktemp("xlm-r"), make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
 
 
 @pytest.fixture(scope="session")
 def learner_folder(encoder_folder, tmp_path_factory) -> Path:
-    """A converted model for zh, kk and bo with fresh weights, which learn quickly; nothing may change it."""
+    """Return a converted model for zh, kk and bo with random weights that learn quickly. Do not change it."""
     folder = tmp_path_factory.mktemp("learner") / "model"
     convert(encoder_folder, folder, languages=["zh", "kk", "bo"])
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def learner_folder(encoder_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def own_encoder(encoder_folder, tmp_path) -> Path:
-    """A copy of `encoder_folder` to change."""
+    """Return a copy of `encoder_folder` that a test may change."""
     return Path(shutil.copytree(encoder_folder, tmp_path / "encoder"))
 
 
@@ -128,7 +128,7 @@ def shared_hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(shared_hub) -> Hub:
-    """Empty, and nothing fails."""
+    """Return an empty Hub without failures."""
     for kept in (shared_hub.repositories, shared_hub.objects, shared_hub.parts, shared_hub.requests):
         kept.clear()
     shared_hub.failures.clear()
@@ -144,7 +144,7 @@ def client(shared_hub, tmp_path_factory) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def converted(encoder_folder, tmp_path_factory) -> Path:
-    """A folder as `convert` writes it, with other weights; shared by all tests, so nothing may change it."""
+    """Return a converted folder with random weights in all sublayers. All tests share it, so do not change it."""
     folder = tmp_path_factory.mktemp("converted") / "model"
     convert(encoder_folder, folder, languages=["zh", "kk-Arab", "bo"], license="mit")
     wake(folder)
@@ -153,5 +153,5 @@ def converted(encoder_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(converted, tmp_path) -> Path:
-    """A copy of `converted` to change."""
+    """Return a copy of `converted` that a test may change."""
     return Path(shutil.copytree(converted, tmp_path / "model"))

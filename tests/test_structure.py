@@ -1,4 +1,4 @@
-"""Which parts of the package may import which."""
+"""Check which parts of the package import which other parts."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is read from where: files of the folder alone, of the right kind, that fit in memory."""
+"""Reading accepts only regular files inside the folder that fit in memory."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def run(*arguments) -> Result:
 
 
 def assert_refused(result: Result, *words: str):
-    """As `commands.assert_refused`, also after the progress bars of a load."""
+    """Check like `commands.assert_refused`, but allow progress bars before the error."""
     last = result.stderr.rstrip("\n").split("\n")[-1] + "\n"
     error = SimpleNamespace(exit_code=result.exit_code, stderr=last, stdout="", output=result.output)
     commands.assert_refused(error, *words)
@@ -207,7 +207,7 @@ def test_values_that_the_dtype_cannot_hold_are_refused(own_encoder, output):
 
 
 def write_header(path: Path, **shapes: list[int]):
-    """A safetensors file of zeros that takes no place on the disk."""
+    """Write a sparse safetensors file of zeros, which takes no space on the disk."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 4 * torch.Size(shape).numel()

@@ -1,4 +1,4 @@
-"""An output is whole or not there, also during an overwrite and after a kill. Bad places are refused."""
+"""An output is complete or absent, also during an overwrite and after a kill. Unusable outputs are refused."""
 
 import errno
 import itertools
@@ -119,7 +119,7 @@ def test_a_kill_at_any_step_leaves_a_whole_output(tmp_path, atomic):
 
 
 def test_the_next_command_gives_a_lost_output_its_name_back(converted, tmp_path):
-    """Any command does, also one that only reads."""
+    """Any command restores the output, also a command that only reads."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     lost = tmp_path / f".model.partial-{socket.gethostname()}-{ended.pid}-replaced"
@@ -247,7 +247,7 @@ check_output(output, True)
 
 
 def refuse_access(monkeypatch, *refused: Path):
-    """Act as a user without rights, whatever user runs the tests."""
+    """Act as a user without permissions, also if root runs the tests."""
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in refused and access(path, mode))
 
@@ -298,7 +298,7 @@ def test_an_error_of_an_input_is_not_taken_for_one_of_the_output(tmp_path):
 
 
 def test_a_disk_that_is_full_is_said_by_a_command(encoder_folder, tmp_path):
-    """A small file system in memory is full in the middle of a conversion."""
+    """The test converts to a small file system in memory, which becomes full."""
     script = f"""
 import collections, json, shutil, subprocess
 from pathlib import Path

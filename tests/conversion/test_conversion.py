@@ -100,7 +100,7 @@ def conversion(request) -> Conversion:
 
 
 def expected_copies(conversion: Conversion) -> dict[str, str]:
-    """Return tensor of the model -> tensor of the masked LM, as the paper's method defines it."""
+    """Return the tensor of the masked LM for each tensor of the model, as the paper defines it."""
     copies = {"lm_head.bias": "lm_head.bias"}
     for name, _ in conversion.encoder.roberta.named_parameters():
         copies[f"model.encoder.{name}"] = f"roberta.{name}"

@@ -248,7 +248,7 @@ def test_the_reference_lists_the_options_of_the_scripts(script_options):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_are_python_and_their_names_exist(page):
-    """Every name that is imported from this package is there."""
+    """Check that each name that a block imports from this package exists."""
     for block in code_blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("modeling_xlm_swcm"):
@@ -280,7 +280,7 @@ def test_yaml_blocks_are_corpora():
 
 @pytest.fixture
 def client(hub, tmp_path) -> Iterator[Client]:
-    """A process in a folder with text, for which `FacebookAI/xlm-roberta-base` is a small encoder."""
+    """Return a process in a folder with text. `FacebookAI/xlm-roberta-base` is a small encoder there."""
     tokenizer = xlm_roberta_tokenizer()
     encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, max_position_embeddings=130)
     folder = save_encoder(tmp_path / "encoder", encoder, tokenizer)
@@ -334,7 +334,7 @@ def test_the_guides_to_conversion_and_publishing_and_the_page_on_tags_run(client
 
 
 def test_the_guide_to_vocabularies_runs(client, hub, tmp_path):
-    """In a process a step, since learning tokens prints to the answers of `client`."""
+    """Each step runs in a new process, because learning tokens prints to the output that `client` reads."""
     environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for language, block in page_code("docs/guides/vocabulary.md"):
         block = block.replace("8000", "60")
@@ -351,7 +351,7 @@ def test_the_guide_to_vocabularies_runs(client, hub, tmp_path):
 
 
 def test_the_guides_to_generation_and_export_run(client, tmp_path):
-    """On a model that has learnt nothing of use."""
+    """The model is untrained."""
     convert(tmp_path / "encoder", tmp_path / "zh-bo", languages=["zh", "bo"])
     wake(tmp_path / "zh-bo")
     printed = run_page(client, "docs/guides/finetune.md")

@@ -1,4 +1,4 @@
-"""A push sends the files of the model alone: no link, no local path, no token."""
+"""A push sends only the files of the model, without links, local paths or tokens."""
 
 import json
 import shutil

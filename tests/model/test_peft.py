@@ -324,7 +324,7 @@ def test_prompt_tuning_puts_its_prompt_before_the_source():
 
 
 class TestOfTransformers:
-    """`model.add_adapter` of Transformers, which asks for a newer PEFT than it needs."""
+    """`model.add_adapter` of Transformers."""
 
     @pytest.fixture(autouse=True)
     def any_peft(self, monkeypatch):

@@ -24,7 +24,7 @@ def run_script(*arguments, **environment) -> subprocess.CompletedProcess:
 
 
 def assert_refused(result: Result, *words: str):
-    """Exit code 1 and one line on stderr that has all `words`."""
+    """Check for exit code 1 and one line on stderr with all `words`."""
     assert result.exit_code == 1, result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr

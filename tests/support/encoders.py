@@ -1,4 +1,4 @@
-"""Small encoders with random weights, and the forms in which users have them on disk."""
+"""Small encoders with random weights, saved in all formats that users have."""
 
 import io
 import json
@@ -53,13 +53,13 @@ def special(*tokens: str) -> list[tuple[str, float]]:
 
 
 def xlm_roberta_tokenizer(*more: str, pieces: list[tuple[str, float]] | None = None) -> XLMRobertaTokenizer:
-    """XLM-R's layout: special tokens, pieces (and `more` of them), `<mask>` last."""
+    """Return a tokenizer with XLM-R's ids: special tokens, pieces, `more` pieces, and `<mask>` last."""
     vocab = special("<s>", "<pad>", "</s>", "<unk>") + (pieces or unigram_pieces()) + special(*more, "<mask>")
     return XLMRobertaTokenizer(vocab=vocab, mask_token=AddedToken("<mask>", lstrip=True, special=True))
 
 
 def camembert_tokenizer() -> CamembertTokenizer:
-    """CamemBERT's layout: `<s>` is 5 and `</s>` is 6."""
+    """Return a tokenizer with CamemBERT's ids: `<s>` is 5 and `</s>` is 6."""
     vocab = special("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>")
     return CamembertTokenizer(vocab=vocab + unigram_pieces() + special("<mask>"))
 
@@ -80,7 +80,7 @@ def roberta_tokenizer() -> RobertaTokenizer:
 
 
 def sentencepiece_model() -> bytes:
-    """What XLM-R's `sentencepiece.bpe.model` is: `<unk>` 0, `<s>` 1, `</s>` 2, then the pieces."""
+    """Return a SentencePiece model with XLM-R's ids: `<unk>` 0, `<s>` 1, `</s>` 2, then the pieces."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_writer=written, vocab_size=130, minloglevel=2, num_threads=1
@@ -89,7 +89,7 @@ def sentencepiece_model() -> bytes:
 
 
 def make_encoder(model_class: type, tokenizer: PreTrainedTokenizerBase, **options) -> PreTrainedModel:
-    """An encoder in which no two tensors are alike: biases and LayerNorms are random, too."""
+    """Return an encoder with random biases and LayerNorms too, so that no two tensors are equal."""
     sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
     fields = dict(vocab_size=len(tokenizer), max_position_embeddings=40, initializer_range=INITIALIZER_RANGE)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
@@ -121,7 +121,7 @@ def edit_tensors(folder: Path, edit: Callable[[Tensors], Tensors]):
 
 
 def wake(folder: Path):
-    """A converted model whose sublayers have all learnt something: it looks at its source, as after training."""
+    """Give random weights to all sublayers of a converted model, so that it reads its source as after training."""
     generator = torch.Generator().manual_seed(5)
     edit_tensors(
         folder,
@@ -140,14 +140,14 @@ def edit_config(folder: Path, **fields):
 
 
 def write_bin(folder: Path, zipped: bool = True):
-    """As Transformers 4 saved it; not zipped as it was before torch 1.6."""
+    """Write `pytorch_model.bin` as Transformers 4, or in the format of PyTorch before 1.6."""
     tensors = read_tensors(folder)
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
 
 
 def write_shards(folder: Path, stem: str, extension: str):
-    """Three files and an index, `model.safetensors.index.json` or `pytorch_model.bin.index.json`."""
+    """Write three shards and their index, in safetensors or `.bin` format."""
     tensors = read_tensors(folder)
     (folder / "model.safetensors").unlink()
     weight_map = {}

@@ -19,7 +19,7 @@ def different_tensors(first: Tensors, second: Tensors) -> list[str]:
 
 
 def load(folder: Path, **options) -> XLMSWCMForConditionalGeneration:
-    """A converted folder as a user loads it, nothing missing and nothing left over."""
+    """Load a converted folder, and check that no tensor is missing or unexpected."""
     model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True, **options)
     assert not any(info.values()), info
     return model
@@ -30,5 +30,5 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def cut_short(file: Path):
-    """As a download that was broken off leaves it."""
+    """Cut a file as an interrupted download does."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

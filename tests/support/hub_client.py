@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 @dataclass
 class Outcome:
-    """Of a command, as typer's `Result`."""
+    """Outcome of a command, with the fields of typer's `Result`."""
 
     exit_code: int
     stdout: str
@@ -72,11 +72,11 @@ class Client:
         return json.loads(self.process.stdout.readline())
 
     def command(self, *arguments, token: str | None = WRITE) -> Outcome:
-        """`xlm-swcm` with these arguments."""
+        """Run `xlm-swcm` with these arguments."""
         return Outcome(**self.ask(token, arguments=list(map(str, arguments))))
 
     def run(self, code: str, token: str | None = WRITE) -> dict:
-        """What `code` leaves in `answer`, what it printed, and its error."""
+        """Run `code`. Return its variable `answer`, its output and its error."""
         return self.ask(token, code=code)
 
 

@@ -128,7 +128,7 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client process needs, without a token and without a cache."""
+        """Return the environment of a client process, without a token and a cache."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -452,7 +452,7 @@ def blob_oid(data: bytes) -> str:
 
 
 def describe(path: str, data: bytes) -> dict:
-    """An entry of a tree."""
+    """Return the entry of a file in a repository tree."""
     entry = {"type": "file", "path": path, "oid": blob_oid(data), "size": len(data)}
     if is_lfs(path):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}

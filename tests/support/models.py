@@ -38,7 +38,7 @@ wants_peft = pytest.mark.skipif(
 
 
 def tiny_config(**options) -> XLMSWCMConfig:
-    """A decoder of five layers (custom, custom, normal, custom, custom) on an encoder of four."""
+    """Return a config with four encoder layers and five decoder layers: custom, custom, normal, custom, custom."""
     sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
     return XLMSWCMConfig(**(sizes | dict(max_position_embeddings=66, normal_layer_interval=2) | options))
 
@@ -70,7 +70,7 @@ def random_tokens(*shape: int, seed: int = 3) -> torch.Tensor:
 
 
 def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneration:
-    """A fresh model that knows `batch` by heart."""
+    """Return a new model that has learned `batch` by heart."""
     torch.manual_seed(0)
     for name, value in QUICK_TO_LEARN.items():
         setattr(config, name, value)
@@ -78,7 +78,7 @@ def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneratio
 
 
 def teach(model: XLMSWCMForConditionalGeneration, batch: Batch) -> XLMSWCMForConditionalGeneration:
-    """Random weights write one token for ever; what has learnt a batch writes real sequences."""
+    """Train a model on a batch, because a model with random weights repeats one token."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
@@ -89,7 +89,7 @@ def teach(model: XLMSWCMForConditionalGeneration, batch: Batch) -> XLMSWCMForCon
 
 
 def next_texts(tokenizer: XLMSWCMTokenizer, texts: list[str], languages: list[str]) -> Batch:
-    """To each text belongs the next one in the first language, the one after it in the second, and so on."""
+    """Pair each text with the next text in the first language, the text after it in the second language, and so on."""
     labels = []
     for shift, language in enumerate(languages, 1):
         tokenizer.tgt_lang = language

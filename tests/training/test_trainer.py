@@ -71,7 +71,7 @@ class TestNotFinite:
 class TestCheckpoints:
     @pytest.mark.parametrize("written", ["_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"])
     def test_half_of_one_is_never_picked_up(self, make_trainer, tmp_path, monkeypatch, written):
-        """The process may die while it writes any of the files."""
+        """A process can be killed while it writes any of these files."""
         trainer = make_trainer(max_steps=6)
         save = getattr(XLMSWCMTrainer, written)
 

@@ -1,4 +1,4 @@
-"""Training: the loss and its gradients, and models and adapters that learn."""
+"""Training: loss and gradients, and models and adapters that learn."""
 
 import itertools
 
