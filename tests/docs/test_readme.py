@@ -59,17 +59,22 @@ def test_its_sections_stand_in_order():
     assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == titles
 
 
-def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(tmp_path):
-    steps = ["--encoder_steps", "20", "--steps", "20", "--batch_size", "16"]
-    printed = run_python(tmp_path, str(ROOT / "examples" / "demo.py"), *steps)
+def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path):
+    options = ["--base", str(encoder), "--phrases", "200", "--steps", "20", "--batch_size", "8"]
+    printed = run_python(tmp_path, str(ROOT / "examples" / "demo.py"), *options)
     outputs = tmp_path / "outputs" / "demo"
     results = json.loads((outputs / "results.json").read_text(encoding="utf-8"))
-    assert {"copied", "random"} == results["chrF"].keys()
-    assert len(results["outputs"]) > 300 and all("copied" in output for output in results["outputs"])
+    assert [*results["scores"]] == [
+        *(f"phrases, {language}" for language in ("Tibetan", "Uyghur", "Kazakh", "Mongolian")),
+        "names, all",
+    ]
+    assert all({"copied", "random"} == scores.keys() for scores in results["scores"].values())
+    assert len(results["outputs"]) > 400 and all("copied" in output for output in results["outputs"])
     assert (outputs / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{results['chrF']['copied']['all']:.1f}" in printed
-    assert "copied decoder: 170 tensors copied from the encoder, 60 new." in printed
-    assert "random decoder: 70 tensors copied from the encoder, 156 new." in printed
+    assert re.search(r"Vocabulary: 1\d\d tokens, with Tibetan \d{3}, trimmed \d{3}\.", printed)
+    assert re.search(r"Copied decoder: \S+ million parameters, 0 tensors with random weights\.", printed)
+    assert re.search(r"Random decoder: \S+ million parameters, 64 tensors with random weights\.", printed)
+    assert "the random decoder has a held-out loss of" in printed
     code = """
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import modeling_xlm_swcm
