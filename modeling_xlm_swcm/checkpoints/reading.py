@@ -106,7 +106,8 @@ def find_file(source: str, name: str, revision: str | None = None, follow_links:
         )
     except OSError as error:
         raise ConversionError(
-            f"There is no folder {source}, and the Hub did not return {name}: {first_line(error)}"
+            f"There is no folder {source}, and the Hub did not return {name}: {first_line(error).rstrip('.')}. "
+            "Check the path or the Hub id."
         ) from error
     return Path(found) if found is not None else None
 

@@ -148,3 +148,15 @@ def test_tied_weights_name_the_option_that_does_not_fit(option, value, allowed):
         ConversionOptions(weight_sharing="tied", **{option: value})
     wanted = f'weight_sharing "tied" cannot be combined with {option} "{value}". Use {option} {allowed}.'
     assert str(refused.value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("layer_map", "interleaved"), ("normal_layers", "copy"), ("normal_layer_interval", 2)]
+)
+def test_a_prefix_decoder_names_the_option_that_does_not_fit(option, value):
+    with pytest.raises(ConversionError) as refused:
+        ConversionOptions(decoder="prefix", **{option: value})
+    assert str(refused.value) == (
+        f'decoder "prefix" cannot be combined with {option} "{value}". A prefix decoder has one layer for each encoder '
+        "layer. Leave out this option."
+    )
