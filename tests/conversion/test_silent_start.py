@@ -157,6 +157,6 @@ def test_a_prefix_decoder_names_the_option_that_does_not_fit(option, value):
     with pytest.raises(ConversionError) as refused:
         ConversionOptions(decoder="prefix", **{option: value})
     assert str(refused.value) == (
-        f'decoder "prefix" cannot be combined with {option} "{value}". A prefix decoder has one layer for each encoder '
-        "layer. Leave out this option."
+        f'decoder "prefix" cannot be combined with {option} "{value}". A prefix decoder has one layer for each '
+        "encoder layer. Leave out this option."
     )
