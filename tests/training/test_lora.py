@@ -108,6 +108,14 @@ class TestLora:
             adapt_model(new_model(tokenizer, weight_sharing="tied"), args)
         adapt_model(new_model(tokenizer), args)
 
+    @pytest.mark.parametrize("option", ["--freeze_encoder", "FSDP"])
+    def test_a_tied_prefix_decoder_is_refused_too(self, tokenizer, monkeypatch, option):
+        monkeypatch.setattr("modeling_xlm_swcm.training.lora.is_fsdp_enabled", lambda: option == "FSDP")
+        args, blocks = ModelArguments("", freeze_encoder=option != "FSDP"), 4 * ["prefix"]
+        with pytest.raises(TrainingError, match=f"{option} needs a decoder with its own weights"):
+            adapt_model(new_model(tokenizer, decoder_blocks=blocks, weight_sharing="tied"), args)
+        adapt_model(new_model(tokenizer, decoder_blocks=blocks), args)
+
 
 def run(start: Path, output: Path, train_file: Path, **options):
     """Fine-tune with LoRA and return the scores."""
