@@ -44,12 +44,13 @@ def test_the_wheel_has_one_top_level_name_and_everything_in_it(wheel):
 def test_the_command_converts_from_the_installed_wheel(wheel, tmp_path):
     """A new environment has the dependencies but not the editable install."""
     environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
     site_packages = next(environment.glob("lib/python*/site-packages"))
     # The path lists packages without reading .pth files, so the editable install is not found.
     (site_packages / "dependencies.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--force-reinstall", "-q", wheel], check=True)
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall", "-q"]
+    subprocess.run([*install, wheel], check=True)
     tokenizer = xlm_roberta_tokenizer()
     save_encoder(tmp_path / "encoder", make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
     run = subprocess.run(
@@ -61,8 +62,9 @@ def test_the_command_converts_from_the_installed_wheel(wheel, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "tensors copied, each bit-equal to its source" in run.stdout
+    # The folder of a package is found without an import.
     where = subprocess.run(
-        [python, "-c", "import modeling_xlm_swcm.conversion as c; print(c.__file__)"],
+        [python, "-c", "import importlib.util as u; print(u.find_spec('modeling_xlm_swcm').origin)"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -23,10 +23,11 @@ SENT = {
     *({path.name for path in PACKAGE.glob("*_xlm_swcm.py")} - {"released_xlm_swcm.py"}),
 }
 
-# one command or piece of code a line; what they print does not mix with the answers
+# one command or piece of code a line; what they print, also in native code, does not mix with the answers
 WORKER = """
 import contextlib, io, json, os, sys
-answers, sys.stdout = sys.stdout, sys.stderr
+answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
+os.dup2(2, 1)
 from typer.testing import CliRunner
 from modeling_xlm_swcm.cli import main
 
