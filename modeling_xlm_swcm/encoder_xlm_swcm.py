@@ -4,13 +4,14 @@ from functools import partial
 
 import torch
 from transformers import XLMRobertaModel
+from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from .compat_xlm_swcm import checked_forward
+from .compat_xlm_swcm import CACHE, checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .loss_xlm_swcm import SharedEmbedding
 from .positions_xlm_swcm import position_ids_from_mask
@@ -42,6 +43,7 @@ class XLMSWCMEncoder(XLMRobertaModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         shared_embedding: SharedEmbedding | None = None,
+        source_cache: DynamicCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode a source."""
@@ -63,7 +65,8 @@ class XLMSWCMEncoder(XLMRobertaModel):
         layer_inputs = []
         for layer in self.encoder.layer:
             layer_inputs.append(hidden_states)
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            # Each layer adds its keys and values to the cache, from which a tied decoder reads them.
+            hidden_states = layer(hidden_states, attention_mask, **{CACHE: source_cache}, **kwargs)
         return BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=(*layer_inputs, hidden_states) if self.config.has_prefix_decoder else None,

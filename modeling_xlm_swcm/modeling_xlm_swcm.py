@@ -6,12 +6,13 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import (
     BaseModelOutput,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
@@ -119,8 +120,12 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             Word embeddings that share one gradient with the output projection, for training.
         """
         check_adapters(self)
+        source_cache = None
         if encoder_outputs is None:
-            encoder_outputs = self._encode(input_ids, attention_mask, inputs_embeds, shared_embedding, **kwargs)
+            source_cache = self._source_cache() if cache is None and use_cache is False else None
+            encoder_outputs = self._encode(
+                input_ids, attention_mask, inputs_embeds, shared_embedding, source_cache, **kwargs
+            )
         elif not isinstance(encoder_outputs, ModelOutput):
             encoder_outputs = BaseModelOutput(
                 last_hidden_state=encoder_outputs[0],
@@ -128,6 +133,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
                 attentions=encoder_outputs[2] if len(encoder_outputs) > 2 else None,
             )
         source_states, tied_modules = self._source_of_decoder(encoder_outputs)
+        if source_cache is not None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), source_cache)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -144,7 +151,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         wants_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            **{CACHE: getattr(decoder_outputs, CACHE)},
+            **{CACHE: getattr(decoder_outputs, CACHE) if source_cache is None else None},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -152,6 +159,15 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             encoder_hidden_states=encoder_outputs.hidden_states if wants_states else None,
             encoder_attentions=encoder_outputs.attentions,
         )
+
+    def _source_cache(self) -> DynamicCache | None:
+        """Return an empty cache for the keys and values of the source, which a tied decoder reads."""
+        if not self.config.has_prefix_decoder or self.config.weight_sharing != "tied":
+            return None
+        # Activation checkpointing computes a layer again, which would fill the cache twice.
+        layers = self.encoder.encoder.layer
+        computes_once = all(type(layer) is XLMRobertaLayer and not layer.gradient_checkpointing for layer in layers)
+        return DynamicCache(config=self.config) if computes_once else None
 
     def _source_of_decoder(
         self, encoder_outputs: BaseModelOutput
@@ -174,6 +190,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         attention_mask: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         shared_embedding: SharedEmbedding | None,
+        source_cache: DynamicCache | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         source = input_ids if input_ids is not None else inputs_embeds
@@ -184,6 +201,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             shared_embedding=shared_embedding,
+            source_cache=source_cache,
             **kwargs,
         )
 
