@@ -128,8 +128,7 @@ def read_record(path: Path) -> list[list]:
 @pytest.fixture(scope="module")
 def uninterrupted(model_folder, data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole")
-    process = run_pretraining(model_folder, data, output)
-    assert process.returncode == 0, process.stderr
+    pretrain_here(model_folder, data, output)
     return output
 
 
@@ -149,8 +148,7 @@ class TestResume:
         loader = ["--dataloader_num_workers", 1]
         process = run_pretraining(model_folder, data, tmp_path, *loader, KILL=kill)
         assert process.returncode == -9, f"{kill}: {process.stderr}"
-        process = run_pretraining(model_folder, data, tmp_path, *loader, "--resume_from_checkpoint", "last")
-        assert process.returncode == 0, f"{kill}: {process.stderr}"
+        pretrain_here(model_folder, data, tmp_path, *loader, "--resume_from_checkpoint", "last")
         for file in ("model.safetensors", "checkpoint-8/model.safetensors"):
             assert (tmp_path / file).read_bytes() == (uninterrupted / file).read_bytes(), kill
         assert history(tmp_path) == history(uninterrupted), kill
