@@ -2,8 +2,8 @@
 
 import ast
 import json
-import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
-from support.loopback_hub import WRITE
-from transformers import XLMRobertaForMaskedLM
+from support.hub_client import Client, hub_client
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMConfig
@@ -23,7 +23,6 @@ from modeling_xlm_swcm.conversion.plan import OUTPUT_BIAS, WEIGHT_MAP, count_par
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHOD = (ROOT / "docs" / "concepts" / "method.md").read_text(encoding="utf-8")
-CLI = "from modeling_xlm_swcm.cli import main; main()"
 
 
 def code_blocks(language: str) -> list[str]:
@@ -34,16 +33,12 @@ def section(title: str) -> str:
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)[1]
 
 
-def run_python(folder: Path, *arguments: str, **environment: str) -> str:
-    run = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"} | environment,
-    )
-    assert run.returncode == 0, f"{arguments}\n{run.stdout}{run.stderr}"
-    return run.stdout
+def run_script(path: Path, *words: str):
+    """Run a script in this process, as Python does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *words])
+        patch.syspath_prepend(str(path.parent))
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def test_it_is_neither_long_nor_short():
@@ -59,9 +54,11 @@ def test_its_sections_stand_in_order():
     assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == titles
 
 
-def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path):
+def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     options = ["--base", str(encoder), "--phrases", "200", "--steps", "20", "--batch_size", "8"]
-    printed = run_python(tmp_path, str(ROOT / "examples" / "demo.py"), *options)
+    run_script(ROOT / "examples" / "demo.py", *options)
+    printed = capsys.readouterr().out
     outputs = tmp_path / "outputs" / "demo"
     results = json.loads((outputs / "results.json").read_text(encoding="utf-8"))
     assert [*results["scores"]] == [
@@ -75,17 +72,13 @@ def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder
     assert re.search(r"Copied decoder: \S+ million parameters, 0 tensors with random weights\.", printed)
     assert re.search(r"Random decoder: \S+ million parameters, 64 tensors with random weights\.", printed)
     assert "the random decoder has a held-out loss of" in printed
-    code = """
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-import modeling_xlm_swcm
-model = AutoModelForSeq2SeqLM.from_pretrained("outputs/demo/copied")
-tokenizer = AutoTokenizer.from_pretrained("outputs/demo/copied", src_lang="zh")
-inputs = tokenizer(["吉尔吉斯语", "突尼斯第纳尔"], padding=True, return_tensors="pt")
-for language in tokenizer.languages[1:]:
-    tokens = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=8)
-    print(language, len(tokenizer.batch_decode(tokens, skip_special_tokens=True)))
-"""
-    assert run_python(tmp_path, "-c", code).splitlines() == ["bo 2", "ug 2", "kk 2", "mn 2"]
+    model = AutoModelForSeq2SeqLM.from_pretrained(outputs / "copied")
+    tokenizer = AutoTokenizer.from_pretrained(outputs / "copied", src_lang="zh")
+    assert tokenizer.languages == ["zh", "bo", "ug", "kk", "mn"]
+    inputs = tokenizer(["吉尔吉斯语", "突尼斯第纳尔"], padding=True, return_tensors="pt")
+    for language in tokenizer.languages[1:]:
+        tokens = model.generate(**inputs, forced_bos_token_id=tokenizer.get_lang_id(language), max_new_tokens=8)
+        assert tokens[:, 1].tolist() == 2 * [tokenizer.get_lang_id(language)]
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +87,18 @@ def encoder(tmp_path_factory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("encoder"), make_encoder(XLMRobertaForMaskedLM, tokenizer), tokenizer)
 
 
-def test_the_quickstart_runs_as_printed(encoder, tmp_path):
+def test_the_quickstart_runs_as_printed(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     code = next(code for code in code_blocks("python") if "from_encoder" in code)
     assert len(code.splitlines()) < 26
-    printed = run_python(tmp_path, "-c", code.replace("FacebookAI/xlm-roberta-base", str(encoder)))
-    assert len(ast.literal_eval(printed.splitlines()[-1])) == 4
+    exec(code.replace("FacebookAI/xlm-roberta-base", str(encoder)), {})
+    assert len(ast.literal_eval(capsys.readouterr().out.splitlines()[-1])) == 4
     assert (tmp_path / "zh-kk" / "model.safetensors").exists()
+
+
+def run(client: Client, code: str):
+    outcome = client.run(code)
+    assert outcome["error"] is None, f"{code}\n{outcome['error']}"
 
 
 def test_the_whole_way_runs_as_printed(hub, tmp_path):
@@ -127,22 +126,22 @@ def test_the_whole_way_runs_as_printed(hub, tmp_path):
         "finetune.py": ["--max_source_length", "64", "--max_target_length", "64", "--num_train_epochs", "1"],
         "generate.py": ["--max_length", "16"],
     }
-    environment = hub.environment | {"HF_HOME": str(tmp_path), "HF_TOKEN": WRITE, "OMP_NUM_THREADS": "1"}
     block = next(code for code in code_blocks("bash") if "vocab extend FacebookAI" in code)
-    for line in block.replace("\\\n", " ").splitlines():
-        program, *arguments = shlex.split(line)
-        if program == "hf":  # HF_TOKEN logs in
-            continue
-        if program == "xlm-swcm":
-            program = ["-c", CLI]
-        else:
-            program, arguments = [], [re.sub("^examples/", f"{ROOT}/examples/", word) for word in arguments]
-        added = next((words for name, words in small.items() if name in line), [])
-        run_python(tmp_path, *program, *arguments, *added, **environment)
+    (pipeline,) = [code for code in code_blocks("python") if "pipeline(" in code]
+    with hub_client(hub, tmp_path) as client:
+        for line in block.replace("\\\n", " ").splitlines():
+            program, *words = shlex.split(line)
+            added = next((more for name, more in small.items() if name in line), [])
+            words = [re.sub("^examples/", f"{ROOT}/examples/", word) for word in words] + added
+            if program == "xlm-swcm":
+                outcome = client.command(*words)
+                assert outcome.exit_code == 0, f"{line}\n{outcome.output}"
+            elif program != "hf":  # HF_TOKEN logs in
+                script = f"runpy.run_path({words[0]!r}, run_name='__main__')"
+                run(client, f"import runpy, sys; sys.argv = {words!r}; {script}")
+        run(client, pipeline)
     assert len((tmp_path / "output.txt").read_text(encoding="utf-8").splitlines()) == len(rows)
     assert {"README.md", "model.safetensors"} <= hub.repositories["your-name/zh-bo"].files.keys()
-    (pipeline,) = [code for code in code_blocks("python") if "pipeline(" in code]
-    run_python(tmp_path, "-c", pipeline, **environment)
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "bench"])
