@@ -56,7 +56,7 @@ def test_its_sections_stand_in_order():
 
 def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["--base", str(encoder), "--phrases", "200", "--steps", "20", "--batch_size", "8"]
+    options = ["--base", str(encoder), "--phrases", "200", "--steps", "5", "--batch_size", "64"]
     run_script(ROOT / "examples" / "demo.py", *options)
     printed = capsys.readouterr().out
     outputs = tmp_path / "outputs" / "demo"
