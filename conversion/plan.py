@@ -232,7 +232,7 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     """Return the number of parameters for each kind of weight sharing that the decoder layers allow."""
     counts, blocks = {}, config.decoder_blocks or []
     for sharing in CHOICES["weight_sharing"]:
-        if sharing == "init" or len(blocks) - blocks.count("normal") == config.num_hidden_layers:
+        if sharing == "init" or blocks.count("custom") + blocks.count("prefix") == config.num_hidden_layers:
             # A tied decoder of the paper cannot start silent, so it has no transform.
             transform = config.lm_head_transform and (sharing == "init" or config.has_prefix_decoder)
             fields = {"weight_sharing": sharing, "lm_head_transform": transform}

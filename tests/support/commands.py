@@ -30,5 +30,5 @@ def assert_refused(result: Result, *words: str):
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
     assert "Traceback" not in result.output
     for word in words:
-        assert word in result.stderr
+        assert word in result.stderr, result.stderr
     assert result.stdout == ""
