@@ -14,9 +14,12 @@ TAGS = (4, 5, 6, 7)
 START, PAD, END = 0, 1, 2
 
 
-@pytest.fixture(scope="module", params=[{}, PREFIX_DECODERS[1]], ids=["paper", "prefix"])
+DECODERS = {"paper": {}, "prefix": PREFIX_DECODERS[1]}
+
+
+@pytest.fixture(scope="module", params=DECODERS)
 def trained_model(request, pairs) -> XLMSWCMForConditionalGeneration:
-    return learn(tiny_config(**request.param), pairs)
+    return learn(tiny_config(**DECODERS[request.param]), pairs)
 
 
 @pytest.fixture
@@ -87,14 +90,17 @@ class TestCache:
         inputs = rows_of(source, slice(4)) | prompts
         assert torch.equal(write(model, inputs, cache_implementation="static"), write(model, inputs))
 
+    # Inductor and aot_eager capture the same graph.
     @pytest.mark.parametrize(
-        ("backend", "prompted"),
+        ("trained_model", "backend", "prompted"),
         [
-            ("inductor", False),
-            ("aot_eager", True),
-            # Inductor captures the same graph, and takes as long again.
-            pytest.param("inductor", True, marks=pytest.mark.slow),
+            ("paper", "inductor", False),
+            ("prefix", "aot_eager", True),
+            pytest.param("paper", "inductor", True, marks=pytest.mark.slow),
+            pytest.param("prefix", "inductor", False, marks=pytest.mark.slow),
+            pytest.param("prefix", "inductor", True, marks=pytest.mark.slow),
         ],
+        indirect=["trained_model"],
     )
     def test_a_static_cache_compiles_whole_and_once(self, model, source, prompts, backend, prompted):
         inputs = rows_of(source, slice(4)) | (prompts if prompted else {})
