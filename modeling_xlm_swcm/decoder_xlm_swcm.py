@@ -162,7 +162,6 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             )
         if encoder_hidden_states is None:
             raise ValueError("encoder_hidden_states is missing. Pass the output of the encoder.")
-
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         check_cache_layers(cache, len(self.layers))

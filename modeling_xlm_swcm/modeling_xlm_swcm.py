@@ -127,11 +127,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
                 input_ids, attention_mask, inputs_embeds, shared_embedding, source_cache, **kwargs
             )
         elif not isinstance(encoder_outputs, ModelOutput):
-            encoder_outputs = BaseModelOutput(
-                last_hidden_state=encoder_outputs[0],
-                hidden_states=encoder_outputs[1] if len(encoder_outputs) > 1 else None,
-                attentions=encoder_outputs[2] if len(encoder_outputs) > 2 else None,
-            )
+            # last_hidden_state, hidden_states, attentions
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
         source_states, tied_modules = self._source_of_decoder(encoder_outputs)
         if source_cache is not None:
             cache = EncoderDecoderCache(DynamicCache(config=self.config), source_cache)
