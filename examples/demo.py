@@ -42,9 +42,9 @@ class DemoArguments:
     )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder for all output."})
     phrases: int = field(default=8000, metadata={"help": "Number of Chinese phrases to compose."})
-    steps: int = field(default=600, metadata={"help": "Fine-tuning steps of each model."})
+    steps: int = field(default=400, metadata={"help": "Fine-tuning steps of each model."})
     batch_size: int = field(default=64, metadata={"help": "Pairs per batch."})
-    learning_rate: float = field(default=7e-4, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     encoder_steps: int = field(default=600, metadata={"help": "Training steps of the encoder with --base scratch."})
     seed: int = field(default=0, metadata={"help": "Random seed of data, weights and order."})
 
