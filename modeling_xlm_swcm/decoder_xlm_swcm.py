@@ -178,7 +178,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         hidden_states = self._embed(input_ids, inputs_embeds, position_ids, past_length, shared_embedding)
 
         attention_mask, encoder_attention_mask = self._make_masks(
-            attention_mask, encoder_attention_mask, hidden_states, encoder_hidden_states, cache
+            attention_mask, encoder_attention_mask, hidden_states, source_states, cache
         )
         for index, layer in enumerate(self.layers):
             if tied_modules is not None:
@@ -199,12 +199,11 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         attention_mask: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, ...],
+        source_states: torch.Tensor,
         cache: EncoderDecoderCache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return the masks of self-attention and cross-attention. A prefix decoder has one mask for both."""
         if self.config.has_prefix_decoder:
-            source_states = encoder_hidden_states[0]
             return make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache), None
         self_attention_mask = create_causal_mask(
             config=self.config,
@@ -216,7 +215,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
+            encoder_hidden_states=source_states,
         )
         return self_attention_mask, cross_attention_mask
 

@@ -145,7 +145,9 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             tied_modules=tied_modules,
             **kwargs,
         )
+        # The encoder always returns the hidden states that a prefix decoder reads.
         wants_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        has_states = wants_states or not self.config.has_prefix_decoder
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
             **{CACHE: getattr(decoder_outputs, CACHE) if source_cache is None else None},
@@ -153,7 +155,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states if wants_states else None,
+            encoder_hidden_states=encoder_outputs.hidden_states if has_states else None,
             encoder_attentions=encoder_outputs.attentions,
         )
 

@@ -4,38 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.encoders import camembert_tokenizer, roberta_tokenizer, unigram_pieces
+from support.encoders import camembert_tokenizer, roberta_tokenizer
 from support.models import tiny_model
 from support.tags import BOS, EOS, LANGUAGES, PAD, TEXTS, UNK, unigram_tokenizer, with_tags
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq, XLMRobertaTokenizer
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-
-
-@pytest.fixture(scope="session")
-def pieces() -> list[tuple[str, float]]:
-    return unigram_pieces(list(TEXTS.values()), 250)
-
-
-@pytest.fixture
-def encoder_tokenizer(pieces) -> XLMRobertaTokenizer:
-    return unigram_tokenizer(pieces)
-
-
-@pytest.fixture
-def tokenizer(encoder_tokenizer) -> XLMSWCMTokenizer:
-    return with_tags(encoder_tokenizer, src_lang="bo", tgt_lang="zh")
-
-
-@pytest.fixture
-def unset(encoder_tokenizer) -> XLMSWCMTokenizer:
-    return with_tags(encoder_tokenizer)
-
-
-@pytest.fixture
-def plain(encoder_tokenizer):
-    """Return a function that tokenizes a text without special tokens."""
-    return lambda text: encoder_tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class TestTags:
