@@ -122,7 +122,7 @@ def read_tokenizer(reader: Reader) -> XLMRobertaTokenizer:
 
 
 def read_characters(reader: Reader) -> dict[str, str]:
-    """Return the characters that XLM-R's normalisation changes, and what they become."""
+    """Return the replacement of each character that XLM-R's normalisation changes."""
     count, _ = reader.unpack("iI")
     characters = {}
     for _ in range(count):

@@ -397,7 +397,7 @@ class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):
     def weights(
         self, encoder_layer: XLMRobertaLayer
     ) -> "tuple[XLMSWCMAttention | AttentionModules, XLMSWCMFeedForward | FeedForwardModules]":
-        """Return the modules of attention and FFN: its own, or those of the encoder layer that it is tied to."""
+        """Return the modules of attention and FFN: `tied_modules` if the layer is tied, or else its own modules."""
         return modules_of(encoder_layer) if self.ffn is None else (self.self_attn, self.ffn)
 
 

@@ -66,7 +66,7 @@ def check_tokenizer_fields(source: str, config: dict):
 
 
 def find_unigram_problem(model: dict) -> str | None:
-    """Return what is wrong in the vocab of a Unigram model, or `None`."""
+    """Return a description of the first fault in the vocab of a Unigram model, or `None`."""
     vocab, unk_id, seen = model["vocab"], model.get("unk_id"), set()
     if not isinstance(vocab, list):
         return "its vocab is not a list"
@@ -85,7 +85,7 @@ def find_unigram_problem(model: dict) -> str | None:
 
 
 def find_added_token_problem(added_tokens: object, ids: dict[str, int]) -> str | None:
-    """Return what is wrong in the added tokens, or `None`. `ids` are the ids of the pieces."""
+    """Return a description of the first fault in the added tokens, or `None`. `ids` are the ids of the pieces."""
     if not isinstance(added_tokens, list):
         return "its added_tokens is not a list"
     for token in added_tokens:
@@ -102,7 +102,7 @@ def find_added_token_problem(added_tokens: object, ids: dict[str, int]) -> str |
 
 
 def find_charsmap_problem(normalizer: object) -> str | None:
-    """Return what is wrong in a SentencePiece charsmap of the normalizer, or `None`. The library crashes on it."""
+    """Return a description of a fault in a charsmap of the normalizer, or `None`. The library crashes on faults."""
     if not isinstance(normalizer, dict):
         return None
     for part in normalizer.get("normalizers") or []:

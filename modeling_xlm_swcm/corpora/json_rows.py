@@ -40,7 +40,7 @@ def as_row(value: Any) -> dict:
     Return a JSON value as the fields of a row. A string is a text.
 
     Raises:
-        ValueError: if the value is no row. The message is a predicate.
+        ValueError: if the value is not a row. The message continues the sentence "The line ...".
     """
     if isinstance(value, RepeatedKey):
         raise ValueError(f'has the key "{value.key}" twice')

@@ -69,7 +69,7 @@ def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, st
 
 
 def check_header(path: str, names: list[str]) -> list[str]:
-    """Return the column names of a table. Raise a [`DataError`] if there are none, or two are equal."""
+    """Return the column names of a table. Raise a [`DataError`] if a table has no names or equal names."""
     if not any(name.strip() for name in names):
         raise DataError(f"The header of {path} is empty. Write the names of the columns in the first line.")
     if repeated := [name for name, count in Counter(names).items() if name and count > 1]:

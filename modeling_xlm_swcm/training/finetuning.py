@@ -260,7 +260,7 @@ def check_steps(args: TrainingArguments):
     Check that there are training steps.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there is no training pair.
     """
     if args.max_steps <= 0 and args.num_train_epochs == 0:
         raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")

@@ -1,4 +1,4 @@
-"""Every field of a checkpoint's JSON files with wrong kinds and values: a command succeeds or says what is wrong."""
+"""Commands succeed, or name the fault, for every field of a checkpoint's JSON files with a wrong kind or value."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`inspect` says what is wrong with weights, configs and saved code. `refresh` repairs the code."""
+"""`inspect` names faults in weights, configs and saved code. `refresh` repairs the code."""
 
 import json
 import os

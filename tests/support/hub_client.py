@@ -23,7 +23,7 @@ SENT = {
     *({path.name for path in PACKAGE.glob("*_xlm_swcm.py")} - {"released_xlm_swcm.py"}),
 }
 
-# one command or piece of code a line; what they print, also in native code, does not mix with the answers
+# Each line of stdin is one command or one piece of code. Their output does not mix with the answers.
 WORKER = """
 import contextlib, io, json, os, sys
 answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
