@@ -99,7 +99,11 @@ class _GeluLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(states, weight, bias):
-        return nn.functional.linear(nn.functional.gelu(states), weight, bias)
+        dtype = compute_dtype(states)
+        # Autocast of PyTorch 2.8 would keep casts that are made here, and casts made here have no gradient.
+        with torch.autocast(states.device.type, enabled=False):
+            bias = None if bias is None else bias.to(dtype)
+            return nn.functional.linear(nn.functional.gelu(states).to(dtype), weight.to(dtype), bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

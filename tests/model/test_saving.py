@@ -44,7 +44,10 @@ class TestVocabularySize:
         model.save_pretrained(tmp_path)
         loaded = XLMSWCMForConditionalGeneration.from_pretrained(tmp_path)
         self.check_size(loaded, tied, size)
-        assert torch.equal(logits_of(loaded, **tokens), after)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+        # Kernels of PyTorch 2.8 round differently for weights at another alignment in memory.
+        assert_close(logits_of(loaded, **tokens), after)
 
     def check_size(self, model, tied, size):
         encoder, decoder = (part.embeddings.word_embeddings for part in (model.model.encoder, model.model.decoder))
