@@ -340,9 +340,11 @@ def read_header(path: Path) -> dict[str, dict]:
         tensors = {name: tensor for name, tensor in json.loads(text).items() if name != "__metadata__"}
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise ConversionError(f"The header of {path} cannot be read. Download the file again.") from error
+        raise ConversionError(f"The header of {path} is damaged. Download or save the file again.") from error
     if end != path.stat().st_size:
-        raise ConversionError(f"{path} is cut short or damaged: its header describes {end} bytes. Download it again.")
+        raise ConversionError(
+            f"{path} is cut short or damaged: its header describes {end} bytes. Download or save it again."
+        )
     return tensors
 
 
@@ -402,10 +404,12 @@ def load_file(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     # A damaged pickle can raise any error.
     except Exception as error:
-        unsafe = "" if path.suffix == ".safetensors" else ", or it holds pickled code, which xlm-swcm never runs"
+        is_pickle = path.suffix != ".safetensors"
+        unsafe = ", or it holds pickled code, which xlm-swcm never runs" if is_pickle else ""
+        remedy = "convert it to safetensors" if is_pickle else "save it again"
         raise ConversionError(
             f"Cannot read weights from {path}. The file is cut short or damaged{unsafe}. Download it again, or "
-            f"convert it to safetensors.{describe_cause(error, ' ({})')}"
+            f"{remedy}.{describe_cause(error, ' ({})')}"
         ) from error
 
 

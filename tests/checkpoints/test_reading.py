@@ -16,7 +16,13 @@ from typer.testing import CliRunner, Result
 
 from modeling_xlm_swcm.checkpoints import reading
 from modeling_xlm_swcm.checkpoints.errors import describe_cause, hide_password
-from modeling_xlm_swcm.checkpoints.reading import ConversionError, find_file, read_json, read_weights
+from modeling_xlm_swcm.checkpoints.reading import (
+    ConversionError,
+    check_safetensors,
+    find_file,
+    read_json,
+    read_weights,
+)
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import from_encoder
 from modeling_xlm_swcm.hub.push import collect_files
@@ -102,6 +108,20 @@ def test_a_file_that_transformers_reads_may_not_be_a_link_out_of_the_folder(own_
     path.rename(tmp_path / name) if path.exists() else (tmp_path / name).write_text("{}")
     path.symlink_to(tmp_path / name)
     assert_refused(run("convert", own_encoder, output), name, "outside its folder")
+
+
+@pytest.mark.parametrize("read", [read_weights, check_safetensors])
+@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 100, b"version https://git-lfs", b"\x80\x02}q\x00."])
+def test_damaged_safetensors_are_to_be_downloaded_or_saved_again(own_encoder, content, read):
+    path = own_encoder / "model.safetensors"
+    half = path.read_bytes()[:200]
+    for damaged in (content, half):
+        path.write_bytes(damaged)
+        with pytest.raises(ConversionError) as error:
+            read(str(own_encoder))
+        message = str(error.value)
+        assert str(path) in message and "damaged" in message
+        assert "load" in message and "save" in message and "convert" not in message
 
 
 def make_fifo(path: Path):

@@ -289,8 +289,8 @@ class TestRuns:
         [
             (
                 "model.safetensors",
-                "Cannot read weights from {path}. The file is cut short or damaged. Download it again, or convert it "
-                "to safetensors. (Error while deserializing header: incomplete metadata, file not fully covered)",
+                "Cannot read weights from {path}. The file is cut short or damaged. Download it again, or save it "
+                "again. (Error while deserializing header: incomplete metadata, file not fully covered)",
             ),
             ("tokenizer.json", "{path} is not valid JSON. Correct the file, or download it again."),
         ],
