@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.languages import check_spellings
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 
 
@@ -102,7 +103,7 @@ class ConversionOptions:
             self.decoder_init = "silent" if goes_silent else "shared"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConversionError(f"{name} must be one of {', '.join(choices)} (got {getattr(self, name)}).")
+                raise ConversionError(f'Unknown {name} "{getattr(self, name)}". Use one of: {", ".join(choices)}.')
         for code in self.languages:
             if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
                 raise ConversionError(
@@ -110,8 +111,11 @@ class ConversionOptions:
                 )
             if self.languages.count(code) > 1:
                 raise ConversionError(f'The language "{code}" is given twice. Remove one.')
+        check_spellings(self.languages)
         if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
-            raise ConversionError(f"normal_layer_interval must be at least 1 (got {self.normal_layer_interval}).")
+            raise ConversionError(
+                f"normal_layer_interval must be at least 1 (got {self.normal_layer_interval}). Use 3, as in the paper."
+            )
         if self.decoder_init == "silent" and not goes_silent:
             self._require('decoder_init "silent"', FITS_SILENT, 'Use decoder_init "shared".')
         if self.weight_sharing == "tied":

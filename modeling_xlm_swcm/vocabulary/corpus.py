@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.languages import check_spellings
 from modeling_xlm_swcm.corpora.bad_rows import BadRows
 from modeling_xlm_swcm.corpora.files import check_format, find_files, is_compressed, is_plain_text
 from modeling_xlm_swcm.corpora.rows import stream_texts
@@ -56,7 +57,8 @@ class Corpus:
         Parse command-line arguments that name files or patterns, for example `bo=texts/*.txt.gz`.
 
         Raises:
-            ConversionError: if a file does not exist or cannot be read, or a language is empty.
+            ConversionError: if a file does not exist or cannot be read, if a language is empty, or if two languages
+                differ only in case.
         """
         corpora = []
         for argument in arguments:
@@ -72,6 +74,7 @@ class Corpus:
                 if not code.strip():
                     raise ConversionError(f"The language of {file} is missing. Pass it before the path: bo={file}.")
                 corpora.append(cls(Path(file), code.strip()))
+        check_spellings(corpus.language for corpus in corpora)
         return corpora
 
     def has_same_text(self, other: "Corpus") -> bool:

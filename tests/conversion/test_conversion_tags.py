@@ -35,6 +35,14 @@ def test_the_tags_follow_the_last_token_in_the_order_given(encoder_folder):
     assert report.tokenizer.convert_tokens_to_ids("<ug>") == size + 3
 
 
+@pytest.mark.parametrize("languages", [["bo", "BO"], ["kk-Arab", "zh", "kk-arab"]])
+def test_two_tags_do_not_differ_only_in_case(encoder_folder, languages):
+    with pytest.raises(
+        ConversionError, match=f'codes "{languages[0]}" and "{languages[-1]}" differ only in case. Use'
+    ):
+        from_encoder(encoder_folder, languages=languages)
+
+
 def test_tags_start_near_the_mean_of_all_rows_and_no_two_alike(encoder_folder):
     source = read_tensors(encoder_folder)["roberta.embeddings.word_embeddings.weight"]
     rows = tag_rows(encoder_folder)

@@ -144,6 +144,14 @@ def test_text_that_is_given_twice(encoder_folder, output, text, action):
     assert_refused(result, text, "is given twice. Pass each text file once.")
 
 
+@pytest.mark.parametrize("option", ["--corpus", "--eval"])
+def test_languages_that_differ_only_in_case(encoder_folder, output, text, action, option, tmp_path):
+    (tmp_path / "other.txt").write_text("x\n")
+    arguments = ["--corpus", f"bo={text}", option, f"BO={tmp_path / 'other.txt'}", *ACTIONS[action]]
+    result = run_vocab(action, encoder_folder, output, *arguments)
+    assert_refused(result, 'language codes "bo" and "BO" differ only in case. Use one spelling for each language.')
+
+
 def test_text_without_tokens(encoder_folder, output, tmp_path):
     (tmp_path / "bo.txt").write_text("\u2581\n")
     result = run("extend", encoder_folder, output, str(tmp_path / "bo.txt"))
