@@ -4,6 +4,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import XLMRobertaTokenizer
 
 from modeling_xlm_swcm.checkpoints.reading import load_pretrained
+from modeling_xlm_swcm.checkpoints.tokenizer_files import check_tokenizer_file
 from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.encoder import EncoderArguments, sample_lines
 from modeling_xlm_swcm.vocabulary.corpus import Corpus, read_corpora
@@ -29,6 +30,7 @@ def make_tokenizer(
 ) -> XLMRobertaTokenizer:
     """Load the tokenizer of the checkpoint or of `--tokenizer_name`, or else learn one from the text."""
     if name := checkpoint or args.tokenizer_name:
+        check_tokenizer_file(name)
         return load_pretrained(XLMRobertaTokenizer, name, model_max_length=args.max_length)
     lines = sample_lines(texts, SAMPLED_CHARACTERS, args.sampling_exponent)
     return train_tokenizer(lines, args.vocab_size, args.max_length)

@@ -5,11 +5,16 @@ import binascii
 import json
 import math
 
+import numpy as np
+
 from .errors import ConversionError
 from .reading import find_file, read_json
 
 
 MODELS = ("Unigram", "BPE")
+
+# The tokenizers library looks up at most five bytes in a charsmap.
+MAX_KEY_BYTES = 8
 
 FIELD_KINDS: dict[str, type | tuple[type, ...]] = {
     "tokenizer_class": str,
@@ -35,6 +40,7 @@ def check_tokenizer_file(source: str, revision: str | None = None) -> str | None
         ConversionError: if the file is damaged, or holds another model than Unigram or BPE.
     """
     if (path := find_file(source, "tokenizer.json", revision)) is None:
+        check_sentencepiece_file(source, revision)
         return None
     content = read_json(path)
     model = content.get("model")
@@ -52,6 +58,24 @@ def check_tokenizer_file(source: str, revision: str | None = None) -> str | None
     if problem is not None:
         raise ConversionError(f"{path} is damaged: {problem}. Download it again.")
     return kind
+
+
+def check_sentencepiece_file(source: str, revision: str | None = None):
+    """Refuse a SentencePiece model that is damaged, or whose charsmap cannot be read."""
+    if (path := find_file(source, "sentencepiece.bpe.model", revision)) is None:
+        return
+    # This import is slow, and few checkpoints need it.
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        charsmap = sentencepiece_model_pb2.ModelProto.FromString(
+            path.read_bytes()
+        ).normalizer_spec.precompiled_charsmap
+    except DecodeError as error:
+        raise ConversionError(f"{path} is damaged. Download it again.") from error
+    if charsmap and not is_charsmap(charsmap):
+        raise ConversionError(f"{path} is damaged: its precompiled_charsmap cannot be read. Download it again.")
 
 
 def check_tokenizer_fields(source: str, config: dict):
@@ -112,10 +136,44 @@ def find_charsmap_problem(normalizer: object) -> str | None:
         return None
     try:
         charsmap = base64.b64decode(normalizer["precompiled_charsmap"], validate=True)
-        # The size of the trie, the trie in units of four bytes, and the replacements.
-        size = int.from_bytes(charsmap[:4], "little")
-        is_whole = len(charsmap) >= 4 and size % 4 == 0 and 0 < size <= len(charsmap) - 4
-        charsmap[4 + size :].decode()
     except (KeyError, TypeError, ValueError, binascii.Error):
-        is_whole = False
-    return None if is_whole else "the precompiled_charsmap of its normalizer cannot be read"
+        charsmap = b""
+    return None if is_charsmap(charsmap) else "the precompiled_charsmap of its normalizer cannot be read"
+
+
+def is_charsmap(charsmap: bytes) -> bool:
+    """
+    Return True if every lookup in a charsmap of SentencePiece stays inside its trie and its replacements.
+
+    A charsmap is the size of the trie, a double-array trie in units of four bytes, and the replacements. See
+    https://github.com/google/sentencepiece/blob/master/src/normalizer.cc and https://github.com/s-yata/darts-clone.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    if len(charsmap) < 4 or size % 4 or not 0 < size <= len(charsmap) - 4:
+        return False
+    replacements = charsmap[4 + size :]
+    try:
+        replacements.decode()
+    except UnicodeDecodeError:
+        return False
+    units = np.frombuffer(charsmap, "<u4", size // 4, offset=4).astype(np.int64)
+    indices, labels = np.arange(len(units)), units & 0xFF
+    is_leaf = units >> 31 == 1
+    # The children of a node are at its base, xor their labels.
+    bases = indices ^ ((units >> 10) << ((units & 0x200) >> 6))
+    parents = indices ^ labels
+    is_base = np.zeros(len(units) + 256, dtype=bool)
+    found = np.zeros(len(units), dtype=bool)
+    found[0] = True
+    for _ in range(MAX_KEY_BYTES):
+        if (bases[found] | 0xFF >= len(units)).any():
+            return False
+        is_base[bases[found]] = True
+        is_child = is_base[np.minimum(parents, len(units))] & ~is_leaf & (labels > 0)
+        if not (is_child & ~found).any():
+            break
+        found |= is_child
+    # A node with a value has it at its base. The value is the start of a replacement.
+    values = units[bases[found & (units >> 8 & 1 == 1)]] & 0x7FFFFFFF
+    starts = np.frombuffer(replacements, np.uint8)
+    return bool((values < len(starts)).all() and ((starts[values] & 0xC0) != 0x80).all())

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM
 from typer.testing import CliRunner, Result
 
-from modeling_xlm_swcm.checkpoints.tokenizer_files import find_charsmap_problem
+from modeling_xlm_swcm.checkpoints.tokenizer_files import find_charsmap_problem, is_charsmap
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.vocabulary import extend, trim
@@ -166,8 +166,27 @@ def test_the_charsmap_of_sentencepiece_is_whole():
     data = pb2.ModelProto.FromString(sentencepiece_model()).normalizer_spec.precompiled_charsmap
     normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
     assert len(data) > 1000 and find_charsmap_problem(normalizer) is None
+    # The tokenizers library would panic in a lookup, and print a backtrace.
+    end = 4 + int.from_bytes(data[:4], "little")
+    root_of_another_place = data[:4] + b"\0\xfc\xff\x7f" + data[8:]
+    few_replacements = data[: end + 9]
+    moved_replacements = data[:end] + b"ab" + data[end:]
+    for damaged in (root_of_another_place, few_replacements, moved_replacements):
+        assert not is_charsmap(damaged)
     cut = normalizer | {"precompiled_charsmap": base64.b64encode(data[: len(data) // 2]).decode()}
     assert find_charsmap_problem(cut) is not None
+
+
+@pytest.mark.parametrize("part", ["charsmap", "file"])
+def test_a_damaged_sentencepiece_file_is_refused(own_encoder, output, command, part):
+    pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    proto = pb2.ModelProto.FromString(sentencepiece_model())
+    proto.normalizer_spec.precompiled_charsmap = b"\4\0\0\0\xff\xff\xff\xff"
+    content = proto.SerializeToString() if part == "charsmap" else b"\xff" * 99
+    (own_encoder / "tokenizer.json").unlink()
+    (own_encoder / "sentencepiece.bpe.model").write_bytes(content)
+    what = "damaged: its precompiled_charsmap cannot be read." if part == "charsmap" else "damaged."
+    assert_refused(command(own_encoder, output), f"sentencepiece.bpe.model is {what} Download it again.")
 
 
 def save_bert_like(folder: Path, **settings) -> Path:
