@@ -12,6 +12,7 @@ from modeling_xlm_swcm.vocabulary.pieces import read_learnt_pieces
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
+MASK = "<mask>"
 # Number of characters of the largest language in the text sample for a new vocabulary.
 SAMPLED_CHARACTERS = 500_000
 
@@ -71,5 +72,6 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
             f"--vocab_size {vocab_size} is too small for the characters of the text. Use a larger size."
         ) from error
     special = [(token, 0.0) for token in SPECIAL_TOKENS]
-    vocab = [*special, *read_learnt_pieces(tokenizer, SPECIAL_TOKENS), ("<mask>", 0.0)]
+    # A text can spell <mask>.
+    vocab = [*special, *read_learnt_pieces(tokenizer, [*SPECIAL_TOKENS, MASK]), (MASK, 0.0)]
     return XLMRobertaTokenizer(vocab=vocab, model_max_length=max_length)

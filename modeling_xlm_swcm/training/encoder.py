@@ -15,9 +15,12 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_utils import IntervalStrategy
 
+from modeling_xlm_swcm import XLMSWCMTokenizer
+
 from .arguments import CheckedOptions, check_counts
 from .checkpoints import ResumableTrainer
 from .plots import plot_history
+from .rows import AS_TEXT
 
 
 @dataclass
@@ -90,8 +93,11 @@ class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
 
 
 def make_rows(tokenizer: XLMRobertaTokenizer, lines: list[str], max_length: int) -> Dataset:
-    """Encode lines as rows of at most `max_length` tokens."""
-    rows = tokenizer(lines, truncation=True, max_length=max_length, return_overflowing_tokens=True)
+    """Encode lines as rows of at most `max_length` tokens. Special tokens that occur in a line are ordinary text."""
+    # The tokenizer of XLM-R reads them as special tokens, also with `split_special_tokens`.
+    reader = XLMSWCMTokenizer(tokenizer_object=tokenizer.backend_tokenizer, **tokenizer.special_tokens_map)
+    options = {"truncation": True, "max_length": max_length, "return_overflowing_tokens": True}
+    rows = reader(lines, **options, **AS_TEXT)
     return Dataset.from_dict({"input_ids": rows["input_ids"]})
 
 

@@ -12,13 +12,14 @@ import steps
 import titles
 import torch
 import translation
+from small_tokenizer import train_tokenizer
 from support.encoders import SENTENCES, unigram_pieces, xlm_roberta_tokenizer
 from support.folders import load
 from support.models import assert_close
 from transformers import Trainer, TrainingArguments, XLMRobertaConfig
 
 from modeling_xlm_swcm.conversion import from_encoder
-from modeling_xlm_swcm.training.encoder import XLMRobertaForMaskedLM
+from modeling_xlm_swcm.training.encoder import XLMRobertaForMaskedLM, make_rows
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -134,6 +135,18 @@ def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, 
     assert log[-1]["step"] == 2 and sum("eval_loss" in entry for entry in log) == losses
     config = json.loads((tmp_path / "output" / "config.json").read_text())
     assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0
+
+
+def test_special_tokens_in_the_text_of_an_encoder_are_text():
+    text = ["a <mask> </s> b<mask>"] * 200 + [*TEXT.values()] * 20
+    tokenizer = train_tokenizer(text, 150, 24)
+    pieces = [piece for piece, _ in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]]
+    assert len(set(pieces)) == len(pieces)
+    ids = make_rows(tokenizer, ["a <mask></s> b<s>"], 24)["input_ids"][0]
+    special = {tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) and not special & set(ids[1:-1])
+    plain = tokenizer([TEXT["bo"]], truncation=True, max_length=9, return_overflowing_tokens=True)
+    assert make_rows(tokenizer, [TEXT["bo"]], 9)["input_ids"] == plain["input_ids"]
 
 
 @pytest.mark.parametrize(
