@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -35,6 +36,9 @@ from .report import ConversionReport
 
 
 logger = logging.get_logger(__name__)
+
+# Initial values of new tensors that are not random.
+NEW_VALUES = {"zero": nn.init.zeros_, "identity": nn.init.eye_}
 
 
 def from_encoder(
@@ -229,8 +233,8 @@ def instantiate_model(plan: ConversionPlan, state_dict: dict[str, torch.Tensor])
     fresh = [name for name in model.state_dict() if name in info["missing_keys"]]
     plan.new |= {name: plan.new.get(name, "fresh") for name in fresh}
     for name, how in plan.new.items():
-        if how == "zero":
-            model.get_parameter(name).data.zero_()
+        if how in NEW_VALUES:
+            NEW_VALUES[how](model.get_parameter(name))
     model.generation_config.max_length = plan.config.longest_input
     return model
 

@@ -77,6 +77,7 @@ CONFIG_FIELDS = (
 
 MODEL_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
 OUTPUT_BIAS = "lm_head.bias"
+TRANSFORM_WEIGHT = "lm_head_transform.dense.weight"
 
 
 @dataclass
@@ -148,7 +149,7 @@ def plan_encoder_conversion(
         normal_layer_interval=options.normal_layer_interval,
         decoder_blocks=decoder_blocks(options, layers),
         weight_sharing=options.weight_sharing,
-        lm_head_transform=uses_transform(options) and has_transform(source),
+        lm_head_transform=uses_transform(options),
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
     )
     plan = ConversionPlan(source, config, options.to_dict(), tokenizer, revision)
@@ -162,6 +163,9 @@ def plan_encoder_conversion(
         plan_silent_start(plan)
     if OUTPUT_BIAS not in plan.copied:
         plan.new[OUTPUT_BIAS] = "zero"
+    if config.lm_head_transform and TRANSFORM_WEIGHT not in plan.copied:
+        # The states of an encoder without a masked-LM head are too small for logits. The new LayerNorm scales them.
+        plan.new[TRANSFORM_WEIGHT] = "identity"
     claim_encoder_tensors(plan)
     check_shapes(plan)
     return plan
@@ -174,9 +178,8 @@ def decoder_blocks(options: ConversionOptions, layers: DecoderPlan) -> list[str]
 
 
 def uses_transform(options: ConversionOptions) -> bool:
-    """Return True if the decoder states are states that the masked-LM head was trained on."""
-    is_copied_prefix = options.decoder == "prefix" and options.decoder_init == "shared"
-    return options.decoder_init == "silent" or is_copied_prefix
+    """Return True if the model has a transform before the output projection. The decoders of the paper have none."""
+    return options.decoder_init == "silent" or options.decoder == "prefix"
 
 
 def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMTokenizer | None:
@@ -245,6 +248,8 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
 def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderPlan) -> dict[str, str]:
     """Return the weight map for all layers, as tensor of the model -> tensor of the source."""
     copies: dict[str, str] = {}
+    # A decoder that starts at random copies no transform.
+    copies_transform = config.lm_head_transform and bool(layers) and has_transform(source)
     if config.has_prefix_decoder and config.weight_sharing == "tied":
         # The decoder calls the modules of the encoder, so no tensor is copied to it.
         layers = []
@@ -253,7 +258,7 @@ def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderP
         for target in targets:
             if target == OUTPUT_BIAS and name not in source.tensors:
                 continue
-            if target.startswith("lm_head_transform.") and not config.lm_head_transform:
+            if target.startswith("lm_head_transform.") and not copies_transform:
                 continue
             if target.startswith("model.decoder."):
                 half = 0 if ".self_attn." in target or ".ffn1." in target else 1

@@ -255,7 +255,7 @@ def styles() -> dict[str, dict]:
     for number, name in enumerate(name for name in VARIANTS if name not in styles_by_name):
         # C7 is grey, the colour of the warm start.
         colour = "C" + "012345689"[number % 9]
-        styles_by_name[name] = dict(color=colour, lw=1.5, ls=("-", "-.", ":")[number // 9])
+        styles_by_name[name] = dict(color=colour, lw=1.5, ls=("-", "-.", ":", (0, (8, 3)))[number // 9])
     return styles_by_name
 
 

@@ -58,7 +58,7 @@ def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     """Build the variant `name` from an encoder."""
     variant = VARIANTS[name]
     model, report = from_encoder(encoder, languages=languages, seed=seed, **variant.options)
-    if variant.options.get("decoder_init") == "silent" and not model.config.lm_head_transform:
+    if variant.options.get("decoder_init") == "silent" and "lm_head_transform.dense.weight" not in report.copied:
         raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} needs. Use an encoder with one.")
     if variant.change is not None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -133,6 +133,15 @@ def with_transform(model, encoder):
     model.config.lm_head_transform = True
     model.lm_head_transform = XLMSWCMHeadTransform(model.config)
     model.lm_head_transform.dense, model.lm_head_transform.layer_norm = head.dense, head.layer_norm
+    return model
+
+
+def new_transform(model, encoder):
+    """Add a transform with new weights."""
+    model.config.lm_head_transform = True
+    model.lm_head_transform = XLMSWCMHeadTransform(model.config)
+    nn.init.eye_(model.lm_head_transform.dense.weight)
+    nn.init.zeros_(model.lm_head_transform.dense.bias)
     return model
 
 
@@ -213,7 +222,12 @@ VARIANTS = {
         pretrainable=False,
     ),
     # Unlike silent-head, this variant needs no masked-LM head.
-    "default": Variant("our default: silent, with the transform if the encoder has one"),
+    "default": Variant("our default: silent, with a transform"),
+    # The random decoder of this shape. RANDOM has no transform, as in the paper.
+    "random-transform": Variant("random, same shape, with a new transform", FRESH, new_transform),
+    "prefix-bare": Variant(
+        "prefix decoder, tied, without a transform", PREFIX | {"weight_sharing": "tied"}, without_transform
+    ),
     "prefix-tied": Variant("prefix decoder, tied", PREFIX | {"weight_sharing": "tied"}),
     "prefix-init": Variant("prefix decoder, copied", PREFIX),
     "prefix-random": Variant("prefix decoder, random", PREFIX | FRESH),

@@ -120,13 +120,15 @@ class TestStarts:
         assert equal(query(random), query(copied))
         new = random.model.decoder.layers[1].self_attn.q_proj.weight
         assert new.std() < 0.1 < query(random).weight.std()
-        assert [m.config.lm_head_transform for m in (tied, copied, random)] == [True, True, False]
+        assert equal(tied.lm_head_transform, copied.lm_head_transform)
+        is_identity = lambda model: torch.equal(model.lm_head_transform.dense.weight, torch.eye(32))  # noqa: E731
+        assert is_identity(random) and not is_identity(copied)
 
     def test_the_default_needs_no_masked_lm_head(self, start, own_encoder):
         assert equal(start("default").model, start("silent-head").model)
         edit_tensors(own_encoder, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.dense.weight"})
         model = build("default", str(own_encoder), ["zh", "bo"], seed=0).model
-        assert model.lm_head_transform is None
+        assert torch.equal(model.lm_head_transform.dense.weight, torch.eye(32))
         assert is_zero(model.model.decoder.layers[0].cross_attn.out_proj)
 
     def test_cross_attention_at_zero(self, start):

@@ -16,6 +16,7 @@ from support.encoders import (
 )
 from support.folders import bits, load
 from support.models import assert_close
+from torch import nn
 from transformers import CamembertForMaskedLM, PreTrainedModel, RobertaForMaskedLM, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm.conversion import ConversionError, convert, from_encoder
@@ -74,7 +75,8 @@ def test_an_output_matrix_or_bias_of_its_own_is_seen(own_encoder, tied):
     edit_config(own_encoder, tie_word_embeddings=False)
     masked_lm = XLMRobertaForMaskedLM.from_pretrained(own_encoder).eval()
     model, report = from_encoder(own_encoder)
-    assert torch.equal(model.lm_head.bias, masked_lm.lm_head.decoder.bias) and model.config.lm_head_transform is tied
+    assert torch.equal(model.lm_head.bias, masked_lm.lm_head.decoder.bias)
+    assert ("lm_head_transform.dense.weight" in report.copied) is tied
     assert "lm_head.decoder.weight" in report.dropped
     if tied:
         with torch.no_grad():
@@ -89,7 +91,9 @@ def test_without_a_whole_head_of_one_matrix_a_silent_decoder_computes_the_encode
     edit_tensors(own_encoder, without(*lacking))
     edit_config(own_encoder, tie_word_embeddings=bool(lacking))
     model, report = from_encoder(own_encoder)
-    assert not model.config.lm_head_transform and model.lm_head_transform is None
+    assert report.new["lm_head_transform.dense.weight"] == "identity"
+    transform, some = model.lm_head_transform, torch.randn(3, 32)
+    assert_close(transform(some), nn.functional.layer_norm(nn.functional.gelu(some), (32,), eps=1e-12))
     kept = {name for name in read_tensors(own_encoder) if re.match(r"lm_head\.(dense|layer_norm)", name)}
     assert {name for name, why in report.dropped.items() if "only by a silent or prefix start" in why} == kept
     states = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1))
