@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,9 @@ SIGNATURES = {
     b"<?xml": ".xml",
     b"<!DOCTYPE html": ".html",
 }
+
+# paths of streams that are already open
+OPEN_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 MAX_LINE_BYTES = 16 * 2**20
 TOO_LONG = f"is longer than {MAX_LINE_BYTES // 2**20} MiB"
@@ -98,6 +102,24 @@ def check_format(path: str):
             raise DataError(f"{path} cannot be read, because {suffix} files are not supported. {remedy}")
 
 
+def check_regular(path: str, allow_stdin: bool = False):
+    """
+    Check that a path does not name a FIFO, a device or a folder, which can make a reader wait forever.
+
+    Args:
+        path (`str`):
+            Path. It may be missing.
+        allow_stdin (`bool`, *optional*, defaults to `False`):
+            Accept /dev/stdin and other streams that the shell has opened, for example `<(zcat bo.gz)`.
+
+    Raises:
+        DataError: if it does.
+    """
+    is_open = allow_stdin and path.startswith(OPEN_STREAMS)
+    if not is_open and os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path} is not a regular file. Pass a file.")
+
+
 @contextmanager
 def open_file(path: str) -> Iterator[io.BufferedReader]:
     """
@@ -107,6 +129,7 @@ def open_file(path: str) -> Iterator[io.BufferedReader]:
         DataError: if the file cannot be read, or does not hold what its ending says.
     """
     check_format(path)
+    check_regular(path, allow_stdin=True)
     opener = COMPRESSED.get(Path(path).suffix.lower(), open)
     try:
         raw = opener(path, "rb")

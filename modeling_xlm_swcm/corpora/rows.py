@@ -17,6 +17,7 @@ from .files import (
     PARQUET,
     TABLES,
     check_format,
+    check_regular,
     decode_line,
     find_files,
     is_compressed,
@@ -92,8 +93,8 @@ def read_file(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict]]:
 
 def check_dataset(path: str):
     """Raise a [`DataError`] if a path without files is not meant as a Hub dataset."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise DataError(f"{path} is not a regular file. Pass a file.")
+    if not Path(path).is_dir():
+        check_regular(path)
     check_format(path)
     is_file_name = suffix_of(path) in (".txt", *JSON, *TABLES, *PARQUET) or is_compressed(path)
     if not Path(path).exists() and (is_file_name or glob.has_magic(path)):
@@ -142,6 +143,7 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
     for path in paths:
         if not is_plain_text(path):
             raise DataError(f"{path} is not plain text. Parallel text in two files needs one text per line.")
+        check_regular(path)
     for number, lines in enumerate(itertools.zip_longest(*map(open_lines, paths)), 1):
         present = [path for path, line in zip(paths, lines, strict=True) if line is not None]
         if len(present) < len(paths):

@@ -18,6 +18,8 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from modeling_xlm_swcm.corpora.files import check_regular
+
 
 # Largest value of numbers that are not negative.
 RANGES: dict[str, float] = {
@@ -367,6 +369,7 @@ def read_yaml(path: str) -> Any:
     Raises:
         ValueError: if the file cannot be read or gives a key twice.
     """
+    check_regular(path, allow_stdin=True)
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import threading
 
 import pyarrow
 import pytest
@@ -185,10 +184,27 @@ def test_empty_rows_may_be_allowed(tmp_path):
     assert bad_rows.count == 0
 
 
-def test_texts_may_come_from_a_queue(tmp_path):
-    """A shell passes `<(zcat file.gz)` as a queue."""
+def test_texts_may_come_from_a_queue():
+    """A shell passes `<(zcat file.gz)` as an open queue."""
+    reading, writing = os.pipe()
+    os.write(writing, b"one\ntwo\n")
+    os.close(writing)
+    assert [text for _, text in stream_texts(f"/dev/fd/{reading}", "bo", BadRows())] == ["one", "two"]
+    os.close(reading)
+
+
+@pytest.mark.parametrize("read_path", [read_rows, lambda path, bad_rows: stream_texts(path, "bo", bad_rows)])
+@pytest.mark.timeout(20)
+def test_a_queue_without_a_writer_or_a_device_is_refused(tmp_path, read_path):
     os.mkfifo(tmp_path / "queue")
-    writer = threading.Thread(target=(tmp_path / "queue").write_text, args=("one\ntwo\n",))
-    writer.start()
-    assert [text for _, text in stream_texts(str(tmp_path / "queue"), "bo", BadRows())] == ["one", "two"]
-    writer.join()
+    for path in (str(tmp_path / "queue"), "/dev/zero"):
+        with pytest.raises(DataError, match=f"^{path} is not a regular file. Pass a file.$"):
+            list(read_path(path, BadRows()))
+
+
+@pytest.mark.timeout(20)
+def test_parallel_files_are_regular_files(tmp_path):
+    write_lines(tmp_path / "a.txt", "a")
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(DataError, match=f"^{tmp_path / 'b.txt'} is not a regular file. Pass a file.$"):
+        list(read_aligned([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], BadRows()))

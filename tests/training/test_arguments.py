@@ -1,5 +1,6 @@
 """Arguments of the training scripts: settings files, command lines, presets and errors."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from modeling_xlm_swcm.training.arguments import (
 )
 from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
 from modeling_xlm_swcm.training.generation import GenerateArguments
+from modeling_xlm_swcm.training.mixture import load_corpora
 from modeling_xlm_swcm.training.pretraining import PretrainDataArguments
+from modeling_xlm_swcm.training.rows import DataError
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,6 +64,14 @@ def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeyp
     command = ["--model_name_or_path", "m", "--output_dir", tmp_path, "--use_cpu"]
     assert parse(*command)[1].bf16 is fast
     assert parse(*command, "--bf16", "false")[1].bf16 is False
+
+
+@pytest.mark.timeout(20)
+def test_a_queue_is_no_file_of_settings(tmp_path):
+    os.mkfifo(tmp_path / "preset.yaml")
+    for read in (parse, load_corpora):
+        with pytest.raises((SystemExit, DataError), match="preset.yaml is not a regular file. Pass a file."):
+            read(str(tmp_path / "preset.yaml"))
 
 
 @pytest.mark.parametrize(
