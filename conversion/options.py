@@ -103,7 +103,7 @@ class ConversionOptions:
             self.decoder_init = "silent" if goes_silent else "shared"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConversionError(f'Unknown {name} "{getattr(self, name)}". Use one of: {", ".join(choices)}.')
+                raise ConversionError(f"{name} must be one of {', '.join(choices)} (got {getattr(self, name)}).")
         for code in self.languages:
             if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
                 raise ConversionError(

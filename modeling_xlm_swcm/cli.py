@@ -1,8 +1,6 @@
 """The command line, `xlm-swcm`: parse options, call the library, print reports."""
 
-import contextlib
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,20 +8,19 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from typer.core import TyperCommand
+from typer.models import OptionInfo
 
 from modeling_xlm_swcm.checkpoints.code import replace_code
-from modeling_xlm_swcm.checkpoints.errors import ConversionError, describe_error
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
-from modeling_xlm_swcm.checkpoints.writing import recover, remove_unfinished
+from modeling_xlm_swcm.command import Command, Group, make_console, report_errors
 from modeling_xlm_swcm.conversion.from_encoder import convert
 from modeling_xlm_swcm.conversion.options import Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
-from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 from modeling_xlm_swcm.vocabulary.extend import MAX_SEED, Init, extend
 from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 from modeling_xlm_swcm.vocabulary.trim import trim
@@ -31,29 +28,45 @@ from modeling_xlm_swcm.vocabulary.trim import trim
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+LIST_ADVICE = "Put this option last or before another option."
+
+
+def license_option(place: str) -> OptionInfo:
+    """Return the option for the licence of the encoder, which is in `place` by default."""
+    return typer.Option(help=f"Licence of the encoder, for example apache-2.0. Default: the licence in {place}.")
+
+
+def revision_option(argument: str) -> OptionInfo:
+    """Return the option for the revision of a repository on the Hub."""
+    return typer.Option(help=f"Branch, tag or commit of {argument} on the Hub. Default: the main branch.")
+
+
+def seed_option(purpose: str) -> OptionInfo:
+    """Return the option for a random seed."""
+    return typer.Option(min=0, max=MAX_SEED, help=f"Random seed for {purpose}.")
+
+
+def languages_option(description: str) -> OptionInfo:
+    """Return the option for language codes."""
+    return typer.Option(metavar="CODE...", help=f"{description} {LIST_ADVICE} Default: none.")
+
+
+def dry_run_option(description: str) -> OptionInfo:
+    """Return the option for a dry run."""
+    return typer.Option("--dry-run", help=description)
+
+
 Output = Annotated[Path, typer.Argument(help="Folder to write.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder with model and tokenizer.")]
 Checkpoint = Annotated[str, typer.Argument(help="Encoder or XLM-SWCM model: Hub id or folder.")]
-License = Annotated[
-    str | None,
-    typer.Option(help="Licence of the encoder, for example apache-2.0. Default: the licence in its model card."),
-]
-PushLicense = Annotated[
-    str | None,
-    typer.Option(
-        help="Licence of the encoder, for example apache-2.0. Default: the licence in conversion_report.json."
-    ),
-]
+License = Annotated[str | None, license_option("its model card")]
+PushLicense = Annotated[str | None, license_option("conversion_report.json")]
 Private = Annotated[bool, typer.Option("--private", help="Make the Hub repository private.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, but write and upload nothing.")]
+DryRun = Annotated[bool, dry_run_option("Check everything, but write and upload nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it holds a model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-SourceRevision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of SOURCE on the Hub. Default: the main branch.")
-]
-CheckpointRevision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of CHECKPOINT on the Hub. Default: the main branch.")
-]
+SourceRevision = Annotated[str | None, revision_option("SOURCE")]
+CheckpointRevision = Annotated[str | None, revision_option("CHECKPOINT")]
 TextFiles = Annotated[
     list[str],
     typer.Option(
@@ -61,7 +74,7 @@ TextFiles = Annotated[
         metavar="FILE...",
         help="Text files with one sentence or paragraph per line, or .jsonl, .json, .csv, .tsv or .parquet files with "
         "a column that has the name of the language or `text`. Name the language in front of the path (bo=FILE) or "
-        "in the file name (bo.news.txt). Put this option last or before another option.",
+        f"in the file name (bo.news.txt). {LIST_ADVICE}",
     ),
 ]
 EvalFiles = Annotated[
@@ -76,14 +89,7 @@ Plot = Annotated[
     ),
 ]
 
-Languages = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="CODE...",
-        help="Codes of the languages that get a tag, for example bo zh. Put this option last or before another "
-        "option. Default: none.",
-    ),
-]
+Languages = Annotated[list[str] | None, languages_option("Codes of the languages that get a tag, for example bo zh.")]
 DecoderOption = Annotated[
     Decoder,
     typer.Option(
@@ -127,77 +133,15 @@ DtypeOption = Annotated[Dtype | None, typer.Option(help="Data type of the model.
 PushToHub = Annotated[
     str | None, typer.Option(metavar="REPO", help="Upload OUTPUT to this Hub repository, as owner/name.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Random seed for new weights.")]
+Seed = Annotated[int, seed_option("new weights")]
 
 main = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Convert XLM-R encoders to encoder-decoder models."
+    cls=Group, add_completion=False, no_args_is_help=True, help="Convert XLM-R encoders to encoder-decoder models."
 )
-vocab = typer.Typer(no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM model.")
+vocab = typer.Typer(
+    cls=Group, no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM model."
+)
 main.add_typer(vocab, name="vocab")
-
-
-class Command(TyperCommand):
-    """A command that tidies up after killed runs. List options accept several words: `--languages bo ug kk`."""
-
-    options = ("--languages", "--corpus", "--eval")
-
-    def invoke(self, ctx):
-        """Tidy up after killed runs that wrote to a path on the command line, then run the command."""
-        for value in ctx.params.values():
-            if isinstance(value, str | Path):
-                recover(Path(value))
-        return super().invoke(ctx)
-
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
-        """Repeat a list option before each of its words, as Click expects it."""
-        with report_errors("--debug" in args):
-            check_words([ctx.info_name or "", *args])
-        repeated: list[str] = []
-        option = None
-        for argument in args:
-            if argument.startswith("-"):
-                name = argument.partition("=")[0]
-                option = name if name in self.options else None
-            elif option and repeated[-1] != option:
-                repeated.append(option)
-            repeated.append(argument)
-        return super().parse_args(ctx, repeated)
-
-
-def check_words(words: list[str]):
-    """Refuse words that no option can use."""
-    if "" in words:
-        before = words[words.index("") - 1]
-        raise ConversionError(
-            f"The word after {before} on the command line is empty. Write a value, or leave out the option."
-        )
-    for word in words:
-        try:
-            word.encode()
-        except UnicodeEncodeError as error:
-            raise ConversionError(f"{word} is not valid UTF-8. Rename the file, for example with convmv.") from error
-
-
-def make_console(**options) -> Console:
-    """Return a console that prints text as it is, for example a path with square brackets."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
-
-
-@contextlib.contextmanager
-def report_errors(debug: bool, when_interrupted: str = "Nothing was written.") -> Iterator[None]:
-    """Print an error on one line and exit with code 1, or 130 after Ctrl-C. `debug` also prints the traceback."""
-    interrupted = f"Interrupted. {when_interrupted}"
-    try:
-        with interruptible(f"error: {interrupted}", remove_unfinished):
-            yield
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        if debug:
-            traceback.print_exc()
-        is_interrupt = isinstance(error, KeyboardInterrupt)
-        make_console(stderr=True).print(f"error: {interrupted if is_interrupt else describe_error(error)}")
-        raise typer.Exit(EXIT_CODE if is_interrupt else 1) from error
 
 
 def describe_output(output: Path, dry_run: bool) -> str:
@@ -266,12 +210,7 @@ def convert_released_command(
     output: Output,
     encoder: Annotated[str, typer.Option(help="Encoder of the release, for config and tokenizer: Hub id or folder.")],
     languages: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CODE...",
-            help="Languages of the tags in the file, in the order of their ids. Put this option last or before "
-            "another option. Default: none.",
-        ),
+        list[str] | None, languages_option("Languages of the tags in the file, in the order of their ids.")
     ] = None,
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -314,9 +253,7 @@ def push_command(
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     commit_message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload XLM-SWCM model",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the model and list the files, but upload nothing.")
-    ] = False,
+    dry_run: Annotated[bool, dry_run_option("Check the model and list the files, but upload nothing.")] = False,
     debug: Debug = False,
 ):
     """Check a model and upload it to the Hub in one commit, with a model card."""
@@ -384,31 +321,28 @@ def extend_command(
     ] = "mean-of-pieces",
     evaluate: EvalFiles = None,
     plot: Plot = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Random seed for the text sample and new embeddings.")
-    ] = 0,
+    seed: Annotated[int, seed_option("the text sample and new embeddings")] = 0,
     revision: CheckpointRevision = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
     """Add tokens that are learned from text, for scripts and words that the tokenizer splits badly."""
-    with report_errors(debug):
-        if plot is not None:
-            check_plot_path(plot)
-        report = extend(
-            checkpoint,
-            output,
-            corpus=corpus,
-            size=size,
-            init=init,
-            evaluate=evaluate or [],
-            revision=revision,
-            seed=seed,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        )
-    print_vocabulary_report(report, output, plot, dry_run, debug)
+    change_vocabulary(
+        extend,
+        checkpoint,
+        output,
+        plot,
+        debug,
+        corpus=corpus,
+        size=size,
+        init=init,
+        evaluate=evaluate or [],
+        revision=revision,
+        seed=seed,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
 
 
 @vocab.command("trim", cls=Command)
@@ -445,27 +379,38 @@ def trim_command(
     debug: Debug = False,
 ):
     """Keep the tokens that the languages of a corpus need, and all characters of their scripts."""
+    change_vocabulary(
+        trim,
+        checkpoint,
+        output,
+        plot,
+        debug,
+        corpus=corpus,
+        min_count=min_count,
+        size=size,
+        coverage=coverage,
+        pad_to_multiple_of=pad_to_multiple_of,
+        evaluate=evaluate or [],
+        revision=revision,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+
+
+def change_vocabulary(
+    change: Callable[..., VocabularyReport],
+    checkpoint: str,
+    output: Path,
+    plot: Path | None,
+    debug: bool,
+    dry_run: bool,
+    **options,
+):
+    """Extend or trim a vocabulary, print the report and draw its plot."""
     with report_errors(debug):
         if plot is not None:
             check_plot_path(plot)
-        report = trim(
-            checkpoint,
-            output,
-            corpus=corpus,
-            min_count=min_count,
-            size=size,
-            coverage=coverage,
-            pad_to_multiple_of=pad_to_multiple_of,
-            evaluate=evaluate or [],
-            revision=revision,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        )
-    print_vocabulary_report(report, output, plot, dry_run, debug)
-
-
-def print_vocabulary_report(report: VocabularyReport, output: Path, plot: Path | None, dry_run: bool, debug: bool):
-    """Print the report of a vocabulary change and draw its plot."""
+        report = change(checkpoint, output, dry_run=dry_run, **options)
     with report_errors(debug, describe_output(output, dry_run)):
         console = make_console()
         report.print(console)

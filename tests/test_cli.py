@@ -109,33 +109,6 @@ def test_a_dry_run_says_so_and_writes_nothing(encoder_folder, output):
     assert not output.parent.exists()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["source"],
-        ["source", "output", "more"],
-        ["source", "output", "--layer-map", "diagonal"],
-        ["source", "output", "--decoder-init", "copied"],
-        ["source", "output", "--normal-layers", "few"],
-        ["source", "output", "--weight-sharing", "none"],
-        ["source", "output", "--dtype", "int8"],
-        ["source", "output", "--seed", "one"],
-        ["source", "output", "--normal-layer-interval", "1.5"],
-        ["source", "output", "--langauges", "bo"],
-        ["source", "output", "--languages"],
-        ["--languages", "bo", "source", "output"],
-    ],
-    ids=" ".join,
-)
-def test_a_usage_error_exits_with_two(arguments):
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert "Error" in result.stderr
-    assert "Traceback" not in result.output
-    assert result.stdout == ""
-
-
 @pytest.fixture(scope="module")
 def hub(encoder_folder, tmp_path_factory):
     """Return a Hub with a repository whose weights and tokenizer are only on the branch "trial"."""

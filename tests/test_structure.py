@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "hub": {"model", "checkpoints"},
     "export": {"model", "checkpoints"},
     "training": {"model", "checkpoints", "corpora", "hub"},
-    "cli": {"model", "checkpoints", "corpora", "vocabulary", "conversion", "hub", "export", "training"},
+    "command": {"model", "checkpoints"},
+    "cli": {"model", "checkpoints", "corpora", "vocabulary", "conversion", "hub", "export", "training", "command"},
     "model": set(),
 }
 # external packages that every machine with Transformers has
