@@ -21,6 +21,7 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
 from modeling_xlm_swcm.checkpoints.writing import unfinished
 
 from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
+from .sampling import LengthBucketSampler
 
 
 logger = logging.get_logger(__name__)
@@ -113,10 +114,8 @@ class ResumableTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            # Transformers' order of an epoch depends on a random state that no checkpoint stores.
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            sampler.generator = torch.Generator()
-            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(seed + epoch)
+            return LengthBucketSampler(sampler, seed)
         return sampler
 
     def call_model_init(self, trial=None):
