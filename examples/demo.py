@@ -21,7 +21,8 @@ from demo_report import plot_losses, print_results, write_outputs
 from demo_training import SOURCE, TARGETS, make_encoder, set_up_process, train_and_translate
 from phrases import compose_pairs
 from rich.console import Console
-from transformers import HfArgumentParser
+
+from modeling_xlm_swcm.training.parser import ScriptParser
 
 
 # Options of the conversion for each model. Both decoders have the layers of the encoder.
@@ -43,8 +44,8 @@ class DemoArguments:
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder for all output."})
     phrases: int = field(default=8000, metadata={"help": "Number of Chinese phrases to compose."})
     steps: int = field(default=400, metadata={"help": "Fine-tuning steps of each model."})
-    batch_size: int = field(default=64, metadata={"help": "Pairs per batch."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    batch_size: int = field(default=32, metadata={"help": "Pairs per batch."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     encoder_steps: int = field(default=600, metadata={"help": "Training steps of the encoder with --base scratch."})
     seed: int = field(default=0, metadata={"help": "Random seed of data, weights and order."})
 
@@ -57,7 +58,7 @@ def make_pairs(args: DemoArguments) -> tuple[list[NamePair], list[NamePair]]:
 
 
 def main():
-    (args,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()
+    (args,) = ScriptParser(DemoArguments).parse_args_into_dataclasses()
     start, console = time.time(), Console()
     set_up_process(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)

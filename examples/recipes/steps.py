@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import HfArgumentParser
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import read_config, read_json
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.training.arguments import HelpFormatter
 from modeling_xlm_swcm.training.files import write_json
+from modeling_xlm_swcm.training.parser import ScriptParser
 
 
 EXAMPLES = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ class RecipeArguments(FolderArguments):
 
 def parse_folders(kind: type, description: str, files: list[str]) -> tuple[FolderArguments, list[str]]:
     """Parse the command line into a `kind`. Return it and the unknown words. Check that `--data` has the `files`."""
-    parser = HfArgumentParser(kind, description=description, formatter_class=RecipeHelpFormatter)
+    parser = ScriptParser(kind, description=description, formatter_class=RecipeHelpFormatter)
     args, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if missing := [name for name in files if not (args.data / name).is_file()]:
         sys.exit(f"error: {args.data / missing[0]} does not exist. Check --data.")

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_xlm_swcm.corpora.files import check_regular
+
+from .parser import SEE_HELP, ScriptParser
 
 
 # Largest value of numbers that are not negative.
@@ -60,7 +62,6 @@ LARGEST = {
     "generation_num_beams": MAX_BEAMS,
 }
 
-SEE_HELP = "Run with --help to list the options."
 QUOTE_TEXT = "Without quotes, YAML does not read no, yes, on, off, numbers and dates as text. Put the text in quotes."
 
 
@@ -252,7 +253,7 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     """
     # The usage that argparse writes by itself lists all options, which fills a screen.
     usage = "%(prog)s [SETTINGS.yaml|SETTINGS.json] [OPTIONS]. Use --help to list the options."
-    parser = HfArgumentParser(classes, usage=usage, formatter_class=HelpFormatter)
+    parser = ScriptParser(classes, usage=usage, formatter_class=HelpFormatter)
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
@@ -280,7 +281,7 @@ def parse_options(options: type, argv: list[str] | None = None) -> Any:
     Raises:
         ValueError: if an option is wrong.
     """
-    parser = HfArgumentParser(options, formatter_class=HelpFormatter)
+    parser = ScriptParser(options, formatter_class=HelpFormatter)
     argv = sys.argv[1:] if argv is None else argv
     check_options(parser, argv)
     (parsed,) = parser.parse_args_into_dataclasses(argv)
@@ -308,7 +309,7 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{sentence} Default: %(default)s."
 
 
-def check_options(parser: HfArgumentParser, argv: list[str]):
+def check_options(parser: ScriptParser, argv: list[str]):
     """
     Check that each word of a command line is an option of `parser` or the value of one.
 
@@ -331,7 +332,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]}?" if near else SEE_HELP
 
 
-def read_settings(parser: HfArgumentParser, path: str) -> list[str]:
+def read_settings(parser: ScriptParser, path: str) -> list[str]:
     """
     Read a file of settings as words of a command line, so that both are checked in the same way.
 

@@ -1,0 +1,41 @@
+"""The parser of the scripts' command lines, with errors that say what is wrong and what to do."""
+
+import re
+import sys
+from typing import NoReturn
+
+from transformers import HfArgumentParser
+
+
+SEE_HELP = "Run with --help to list the options."
+USAGE_EXIT_CODE = 2
+# For each message of argparse and of Transformers: what is wrong with the option, and what to do.
+MESSAGES = (
+    (r"invalid int value: '(.*)'", "{option} cannot be {0}. Use a whole number."),
+    (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number, for example 0.5."),
+    (r"invalid choice: '(.*)' \(choose from (.*)\)", "{option} cannot be {0}. Use one of: {1}."),
+    (r"Truthy value expected: got (.*) but expected .*", "{option} cannot be {0}. Use true or false."),
+    (r"expected (?:one|at least one) argument", "{option} needs a value. Write it after {option}."),
+)
+
+
+class ScriptParser(HfArgumentParser):
+    """A parser that prints an error about the words of a command line on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        print(f"error: {describe_usage_error(message)}", file=sys.stderr)
+        sys.exit(USAGE_EXIT_CODE)
+
+
+def describe_usage_error(message: str) -> str:
+    """Return the message of argparse in the words of this project."""
+    if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
+        names = " and ".join(name.split("/")[0] for name in missing[1].split(", "))
+        return f"{names} {'are' if ' and ' in names else 'is'} missing. {SEE_HELP}"
+    if about := re.fullmatch(r"argument ([^/:]+)[^:]*: (.*)", message, re.DOTALL):
+        for pattern, template in MESSAGES:
+            if found := re.fullmatch(pattern, about[2], re.DOTALL):
+                words = [text.replace("', '", ", ").strip("'") for text in found.groups()]
+                return template.format(*words, option=about[1])
+    return f"{message.removesuffix('.')}. {SEE_HELP}"
