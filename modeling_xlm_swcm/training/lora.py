@@ -1,6 +1,7 @@
 """LoRA adapters for fine-tuning and pretraining: add them before the training, and merge or save them after it."""
 
 import warnings
+from os import PathLike
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +20,9 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 # A tied prefix decoder calls the layers of the encoder.
 TIED_PREFIX_TARGETS = r".*\.encoder\.layer\.\d+\..*\.?(query|key|value|dense)"
 VOCABULARY_REPORT = "vocabulary_report.json"
+ADAPTER_CONFIG = "adapter_config.json"
+# Number of token ids that a message lists.
+LISTED_IDS = 5
 
 
 def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCMTokenizer | None = None) -> nn.Module:
@@ -155,6 +159,52 @@ def read_new_tokens(path: Path, size: int) -> range:
     return range(before, after)
 
 
+def check_trained_tokens(model: nn.Module, checkpoint: str | PathLike):
+    """
+    Check that the adapters of a model and of a checkpoint train the embeddings of the same tokens.
+
+    Args:
+        model (`torch.nn.Module`):
+            Model to train, with or without adapters of PEFT.
+        checkpoint (`str` or `PathLike`):
+            Folder of the checkpoint to resume from.
+
+    Raises:
+        TrainingError: if they do not.
+    """
+    path = Path(checkpoint, ADAPTER_CONFIG)
+    if not isinstance(getattr(model, "peft_config", None), dict) or not path.is_file():
+        return
+    saved = as_tokens(read_json(path).get("trainable_token_indices"))
+    current = as_tokens(getattr(model.peft_config.get("default"), "trainable_token_indices", None))
+    for layer in saved.keys() & current.keys():
+        if saved[layer] != current[layer]:
+            difference = describe_difference(saved[layer], current[layer])
+            raise TrainingError(
+                f"{checkpoint} trains the embeddings of other tokens. {difference} Use the model and the "
+                "--lora_train_embeddings of the checkpoint, or start a new run."
+            )
+
+
+def as_tokens(tokens: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:
+    """Return the trained tokens of an adapter by the name of the layer, which is empty for the word embeddings."""
+    return tokens if isinstance(tokens, dict) else {} if tokens is None else {"": tokens}
+
+
+def describe_difference(saved: list[int], current: list[int]) -> str:
+    """Return which token ids are only in a checkpoint, and which only in this run."""
+    only_saved, only_current = sorted({*saved} - {*current}), sorted({*current} - {*saved})
+    if not only_saved and not only_current:
+        return "Their order differs."
+    return f"Ids only in the checkpoint: {list_ids(only_saved)}. Ids only in this run: {list_ids(only_current)}."
+
+
+def list_ids(ids: list[int]) -> str:
+    """Return the first token ids, and the number of the others."""
+    more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
+    return f"{', '.join(map(str, ids[:LISTED_IDS])) or 'none'}{more}"
+
+
 def save_trained(trainer: Trainer, args: ModelArguments):
     """
     Save model and tokenizer, with merged adapters, or only adapters and tokenizer if `lora_merge` is false.
@@ -178,5 +228,5 @@ def save_merged(trainer: Trainer):
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     if model_is_adapted and trainer.is_world_process_zero():
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
+        for name in (ADAPTER_CONFIG, "adapter_model.safetensors"):
             Path(trainer.args.output_dir, name).unlink(missing_ok=True)

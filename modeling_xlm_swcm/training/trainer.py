@@ -20,6 +20,7 @@ from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 from .arguments import TrainingArguments
 from .checkpoints import ResumableTrainer, TrainingError
+from .lora import check_trained_tokens
 from .precision import dtype_name
 from .pushing import PublicTrainer
 
@@ -42,6 +43,10 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     """
 
     args: TrainingArguments
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        check_trained_tokens(self.model if model is None else model, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Return the next batches and their number of labels, without the rows that accelerate repeats."""

@@ -241,6 +241,22 @@ class TestEmbeddings:
         with pytest.raises(TrainingError, match="does not fit this model or is damaged: .*trainable_tokens_delta"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
+    def test_a_checkpoint_of_as_many_other_tokens_is_refused(self, make_trainer, tokenizer, tmp_path):
+        def make(before: int):
+            report = {"action": "extend", "tokens": {"before": before, "after": before + 7}}
+            (tmp_path / "report.json").write_text(json.dumps(report))
+            args = ModelArguments("", lora=True, lora_train_embeddings=str(tmp_path / "report.json"))
+            return make_trainer(adapt_model(new_model(tokenizer), args, tokenizer))
+
+        make(20).train()
+        checkpoint = tmp_path / "checkpoint-2"
+        ids = "Ids only in the checkpoint: 20, 21. Ids only in this run: 27, 28. Use the model and the --lora_train"
+        with pytest.raises(TrainingError, match=f"^{checkpoint} trains the embeddings of other tokens. {ids}"):
+            make(22).train(resume_from_checkpoint=str(checkpoint))
+        ids = "20, 21, 22, 23, 24 and 2 more. Ids only in this run: 90, 91, 92, 93, 94 and 2 more."
+        with pytest.raises(TrainingError, match=ids):
+            make(90).train(resume_from_checkpoint=str(checkpoint))
+
     @pytest.mark.parametrize(
         ("choice", "report", "message"),
         [
