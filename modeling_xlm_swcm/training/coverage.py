@@ -102,6 +102,10 @@ class Coverage:
                     "vocabulary with xlm-swcm vocab extend, or pass a larger --max_unk_share."
                 )
 
+    def describe(self) -> dict[str, float]:
+        """Return the share of `<unk>` among the tokens of each kind of text, for the model card."""
+        return {f"unk_share ({texts})": round(count.unk_share, 6) for texts, count in sorted(self.counts.items())}
+
     def log(self):
         """Log what the tokenizer does not keep, in one process of many."""
         if os.environ.get("RANK", "0") == "0":

@@ -220,4 +220,4 @@ def describe_mixture(args: PretrainDataArguments, mixture: Mixture) -> dict:
         "sampling_exponent": args.sampling_exponent,
         "mask_share": args.mask_share,
         "span_length": args.span_length,
-    }
+    } | mixture.coverage.describe()

@@ -109,6 +109,9 @@ class TestRuns:
         assert "zh-bo" in printed and "bleu_signature: nrefs:1|case:mixed|eff:yes|tok:uax29-nfkc" in printed
         card = (output / "README.md").read_text()
         assert "zh-bo" in card and "0.003" in card
+        shares = {name: value for name, value in metrics["training"].items() if name.startswith("unk_share")}
+        texts = ("sources in zh", "targets in bo", "targets in kk")
+        assert shares == {f"unk_share ({kind})": 0 for kind in texts} and "| unk_share (targets in bo) | 0.0 |" in card
         load(output)
 
     def test_without_training_a_model_is_scored_and_not_written(self, main, translation, tmp_path):

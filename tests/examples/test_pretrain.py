@@ -168,6 +168,7 @@ class TestResume:
         expected = "en.txt (en, 98 examples, sampled 43.6%); ug.txt (ug, 26 examples, sampled 29.3%)"
         assert metrics["training"]["training data"].startswith(expected)
         assert metrics["training"]["mask_share"] == 0.35
+        assert round(metrics["training"]["unk_share (texts in ug)"], 3) == 0.036
         card = (uninterrupted / "README.md").read_text()
         assert "No task is recorded" in card and "It was trained for" not in card
         assert (uninterrupted / "training.png").is_file()
