@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from modeling_xlm_swcm.training.examples import Pair
@@ -80,31 +81,45 @@ def to_pairs(rows: list[tuple[str, dict]], targets: list[str]) -> list[Pair]:
     return [Pair(place, row[SOURCE], row[code], SOURCE, code) for place, row in rows for code in targets]
 
 
-def read_translation_train(data: Path, count: int) -> list[Pair]:
-    return to_pairs(sample_rows(read_split(data / "ntrex.tsv", "train"), count, data / "ntrex.tsv"), TARGETS)
-
-
-def read_translation_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
-    rows = thin_out(read_split(data / "ntrex.tsv", split), lines, data / "ntrex.tsv")
-    return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])), TARGETS)
-
-
-def read_complete_rows(path: Path, split: str) -> list[tuple[str, dict]]:
+def read_complete_rows(path: Path, split: str, languages: list[str]) -> list[tuple[str, dict]]:
     """Read the rows of a split that have text in all languages."""
-    languages = [SOURCE, *PARALLEL_TARGETS]
     rows = check_columns(str(path), read_split(path, split), dict.fromkeys(languages, "--data"))
     return [(place, row) for place, row in rows if all(row[code] for code in languages)]
 
 
-def read_parallel_train(data: Path, count: int) -> list[Pair]:
-    path = data / "parallel.tsv"
-    return to_pairs(sample_rows(read_complete_rows(path, "train"), count, path), PARALLEL_TARGETS)
+def make_pair_task(title: str, name: str, targets: list[str], complete_only: bool = False) -> Task:
+    """
+    Return a task of translation from Chinese, with one file of pairs.
 
+    Args:
+        title (`str`):
+            Title with a place for the number of pairs.
+        name (`str`):
+            Name of the file, which has a column for each language.
+        targets (`list[str]`):
+            Languages of the targets.
+        complete_only (`bool`, *optional*, defaults to `False`):
+            Whether to leave out rows without text in one of the languages.
+    """
+    languages = [SOURCE, *targets]
+    read_rows_of = partial(read_complete_rows, languages=languages) if complete_only else read_split
 
-def read_parallel_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
-    path = data / "parallel.tsv"
-    rows = thin_out(read_complete_rows(path, split), lines, path)
-    return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])), PARALLEL_TARGETS)
+    def read_train(data: Path, count: int) -> list[Pair]:
+        return to_pairs(sample_rows(read_rows_of(data / name, "train"), count, data / name), targets)
+
+    def read_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
+        rows = thin_out(read_rows_of(data / name, split), lines, data / name)
+        return to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])), targets)
+
+    return Task(
+        title=title,
+        files=[name],
+        languages=languages,
+        read_train=read_train,
+        read_held_out=read_held_out,
+        pairs_a_line=len(targets),
+        truncate_sources=False,
+    )
 
 
 def read_titles(path: Path, split: str) -> list[Pair]:
@@ -124,23 +139,9 @@ def read_titles_held_out(data: Path, split: str, lines: int | None) -> list[Pair
 
 
 TASKS = {
-    "translation": Task(
-        title="{} pairs a language",
-        files=["ntrex.tsv"],
-        languages=[SOURCE, *TARGETS],
-        read_train=read_translation_train,
-        read_held_out=read_translation_held_out,
-        pairs_a_line=len(TARGETS),
-        truncate_sources=False,
-    ),
-    "parallel": Task(
-        title="parallel.tsv, {} pairs a language",
-        files=["parallel.tsv"],
-        languages=[SOURCE, *PARALLEL_TARGETS],
-        read_train=read_parallel_train,
-        read_held_out=read_parallel_held_out,
-        pairs_a_line=len(PARALLEL_TARGETS),
-        truncate_sources=False,
+    "translation": make_pair_task("{} pairs a language", "ntrex.tsv", TARGETS),
+    "parallel": make_pair_task(
+        "parallel.tsv, {} pairs a language", "parallel.tsv", PARALLEL_TARGETS, complete_only=True
     ),
     "titles": Task(
         title="titles, {} of them Kazakh",
