@@ -145,6 +145,23 @@ def new_transform(model, encoder):
     return model
 
 
+def continue_positions(model, encoder):
+    """Number the positions of the target after those of the source, instead of from the first one."""
+    decoder = model.model.decoder
+    count = decoder._position_ids
+
+    def remember_lengths(module, args, kwargs):
+        mask = kwargs["encoder_attention_mask"]
+        # Without a mask all tokens of the source count.
+        module.source_lengths = (
+            kwargs["encoder_hidden_states"][0].shape[1] if mask is None else mask.sum(1, keepdim=True)
+        )
+
+    decoder.register_forward_pre_hook(remember_lengths, with_kwargs=True)
+    decoder._position_ids = lambda *args: count(*args) + decoder.source_lengths
+    return model
+
+
 def without_transform(model, encoder):
     """Remove the transform of the masked-LM head."""
     model.config.lm_head_transform = False
@@ -230,5 +247,8 @@ VARIANTS = {
     ),
     "prefix-tied": Variant("prefix decoder, tied", PREFIX | {"weight_sharing": "tied"}),
     "prefix-init": Variant("prefix decoder, copied", PREFIX),
+    "prefix-continued": Variant(
+        "prefix decoder, tied, positions after the source", PREFIX | {"weight_sharing": "tied"}, continue_positions
+    ),
     "prefix-random": Variant("prefix decoder, random", PREFIX | FRESH),
 }

@@ -124,6 +124,25 @@ class TestStarts:
         is_identity = lambda model: torch.equal(model.lm_head_transform.dense.weight, torch.eye(32))  # noqa: E731
         assert is_identity(random) and not is_identity(copied)
 
+    @torch.no_grad()
+    def test_positions_of_the_target_can_continue_those_of_the_source(self, start):
+        continued, tied = (start(f"prefix-{name}").model for name in ("continued", "tied"))
+        tokens = {
+            "input_ids": torch.tensor([[0, 9, 2], [0, 2, 1]]),
+            "decoder_input_ids": torch.tensor([[0, 7], [0, 8]]),
+        }
+        tokens["attention_mask"] = tokens["input_ids"].ne(1).long()
+        places = {}
+        for name, model in (("continued", continued), ("tied", tied)):
+            keep = lambda module, args, kwargs, name=name: places.update({name: kwargs["position_ids"].tolist()})  # noqa: E731
+            model.model.decoder.embeddings.register_forward_pre_hook(keep, with_kwargs=True)
+            model(**tokens)
+        assert places == {"tied": [[2, 3], [2, 3]], "continued": [[5, 6], [4, 5]]}
+        assert (
+            continued.generate(tokens["input_ids"], attention_mask=tokens["attention_mask"], max_new_tokens=3).shape[1]
+            > 1
+        )
+
     def test_the_default_needs_no_masked_lm_head(self, start, own_encoder):
         assert equal(start("default").model, start("silent-head").model)
         edit_tensors(own_encoder, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.dense.weight"})
@@ -460,7 +479,7 @@ def test_every_decoder_has_a_line_of_its_own():
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
-    + [("prefix", [4, 3])]
+    + [("prefix", [4, 3, 1])]
     + [("gpu", [132, 54, 21, 18])],
 )
 def test_the_plans_can_be_read(name, sizes):
