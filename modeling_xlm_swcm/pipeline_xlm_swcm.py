@@ -1,5 +1,6 @@
 """Pipelines for translation, summarization and question answering, which Transformers 5 no longer has."""
 
+import torch
 from transformers import Pipeline
 from transformers.utils import ModelOutput, logging
 
@@ -8,6 +9,9 @@ logger = logging.get_logger(f"transformers.{__name__}")
 
 # Each task has the output key that it had in Transformers 4.
 TASKS = {"translation": "translation_text", "summarization": "summary_text", "question-answering": "answer"}
+
+# Options of `generate` that end a sequence before its maximum length.
+STOPPING = {"stopping_criteria", "stop_strings", "max_time"}
 
 
 class XLMSWCMPipeline(Pipeline):
@@ -63,16 +67,28 @@ class XLMSWCMPipeline(Pipeline):
             inputs = inputs if several else inputs[0]
         if isinstance(inputs, list) and not inputs:
             return []
-        answers = super().__call__(inputs, *args, **kwargs)
+        # A stream is read after this call, so its incomplete outputs are reported one by one.
+        cut = [] if isinstance(inputs, str | dict | list) else None
+        answers = super().__call__(inputs, *args, cut_lengths=cut, **kwargs)
+        if cut:
+            self._warn_of_cut(cut)
         if isinstance(inputs, list) and all(len(answer) == 1 for answer in answers):
             return [answer[0] for answer in answers]
         return answers[0] if isinstance(inputs, dict) and len(answers) == 1 else answers
 
-    def _sanitize_parameters(self, src_lang=None, tgt_lang=None, truncation=None, **generate_kwargs):
+    def _warn_of_cut(self, lengths: list[int]):
+        is_last = max(lengths) >= self.model.config.longest_input
+        advice = "Split the inputs." if is_last else "Pass a larger max_new_tokens, or split the inputs."
+        logger.warning(
+            f"{len(lengths)} outputs are incomplete: they reached the maximum of {max(lengths)} tokens. {advice}"
+        )
+
+    def _sanitize_parameters(self, src_lang=None, tgt_lang=None, truncation=None, cut_lengths=None, **generate_kwargs):
         source = {"src_lang": src_lang, "truncation": truncation}
         target = {"src_lang": src_lang, "tgt_lang": tgt_lang} | generate_kwargs
         # An argument that a call leaves out must not replace the argument of the pipeline.
-        return *({name: value for name, value in part.items() if value is not None} for part in (source, target)), {}
+        parts = (source, target, {"cut_lengths": cut_lengths})
+        return tuple({name: value for name, value in part.items() if value is not None} for part in parts)
 
     def preprocess(self, inputs, src_lang=None, truncation=False):
         """Tokenize one input."""
@@ -111,10 +127,28 @@ class XLMSWCMPipeline(Pipeline):
             raise ValueError(f"tgt_lang is not set. Set it to one of: {', '.join(self.tokenizer.languages)}.")
         generated = self.model.generate(**inputs, **generate_kwargs)
         generated = generated.sequences if isinstance(generated, ModelOutput) else generated
-        return {"generated": generated.unflatten(0, (len(inputs["input_ids"]), -1))}  # (batch, sequences, target_len)
+        generated = generated.unflatten(0, (len(inputs["input_ids"]), -1))  # (batch, sequences, target_len)
+        return {"generated": generated, "is_cut": self._is_cut(generated, generate_kwargs)}
 
-    def postprocess(self, outputs):
+    def _is_cut(self, generated: torch.Tensor, generate_kwargs: dict) -> torch.Tensor:
+        """Return which sequences end at the maximum length, of shape (batch, sequences)."""
+        configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
+        ends = [generate_kwargs.get("eos_token_id"), *(config.eos_token_id for config in configs if config)]
+        end = next((end for end in ends if end is not None), None)
+        if end is None or not STOPPING.isdisjoint(generate_kwargs):
+            return torch.zeros(generated.shape[:2], dtype=torch.bool)
+        end = torch.as_tensor(end, device=generated.device)
+        # The start token can be an end token.
+        return ~torch.isin(generated[:, :, 1:], end).any(-1)
+
+    def postprocess(self, outputs, cut_lengths=None):
         """Decode the generated sequences of one input."""
+        if "is_cut" in outputs and outputs["is_cut"].any():
+            lengths = [outputs["generated"].shape[-1] - 1] * int(outputs["is_cut"].sum())
+            if cut_lengths is None:
+                self._warn_of_cut(lengths)
+            else:
+                cut_lengths += lengths
         texts = self.tokenizer.batch_decode(
             outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

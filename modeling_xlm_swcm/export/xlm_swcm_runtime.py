@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import threading
+import warnings
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,18 @@ class ExportedModel:
         for number, ids in enumerate(rows):
             input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
         generated = self.generate(input_ids, mask, **options)
+        self._warn_of_cut(generated)
         return self.tokenizer.decode_batch(generated.tolist(), skip_special_tokens=True)
+
+    def _warn_of_cut(self, generated: np.ndarray):
+        """Warn if texts end at the maximum length."""
+        length, ends = generated.shape[1] - 1, self.config["end_token_ids"]
+        if cut := int((~np.isin(generated[:, 1:], ends).any(1)).sum()) if ends else 0:
+            is_last = length >= self.config["longest_input"]
+            advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
+            warnings.warn(
+                f"{cut} outputs are incomplete: they reached the maximum of {length} tokens. {advice}", stacklevel=3
+            )
 
     def _encode(self, texts: list[str], src_lang: str | None) -> list[list[int]]:
         """Return the token ids of each source, with its language tag."""

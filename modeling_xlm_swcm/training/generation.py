@@ -190,9 +190,11 @@ def generate_lines(
         outputs = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         generated |= {index: re.sub(r"[\r\n]+", " ", text).strip() for index, text in zip(batch, outputs, strict=True)}
     if cut:
+        is_last = args.max_length >= model.config.longest_input
+        advice = "Split their input lines." if is_last else "Pass a larger --max_length, or split their input lines."
         logger.warning(
             f"{len(cut)} output lines are incomplete: they reached the maximum of {args.max_length} tokens (first: "
-            f"line {min(cut) + 1})."
+            f"line {min(cut) + 1}). {advice}"
         )
     return generated
 

@@ -204,7 +204,8 @@ def test_lines_that_the_limit_cuts_are_counted(folder, tmp_path, caplog, max_len
     else:
         # One token of each line follows the language tag.
         assert all(text.startswith(line) and line != text for line, text in zip(lines, whole, strict=True))
-        assert "2 output lines are incomplete: they reached the maximum of 2 tokens (first: line 2)." in caplog.text
+        message = "2 output lines are incomplete: they reached the maximum of 2 tokens (first: line 2). Pass a larger "
+        assert f"{message}--max_length, or split their input lines." in caplog.text
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))

@@ -65,6 +65,16 @@ def test_no_text_spells_a_special_token_in_any_vocabulary(learner, make_tokenize
         )
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_texts_that_reach_the_maximum_length_are_counted(runtime, recwarn, num_beams):
+    languages = {"src_lang": "zh", "tgt_lang": "bo", "num_beams": num_beams}
+    runtime(TEXTS[:3], **languages)
+    assert not recwarn.list
+    message = "^3 outputs are incomplete: they reached the maximum of 2 tokens. Pass a larger max_new_tokens, or split"
+    with pytest.warns(UserWarning, match=message):
+        runtime(TEXTS[:3], **languages, max_new_tokens=2)
+
+
 def test_a_text_that_merges_to_a_special_token_is_refused(learner, runtime, monkeypatch):
     vocab = {"<s>": 0, "<": 10, "s": 11, ">": 12, "<s": 13}
     trained_on_html = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("<", "s"), ("<s", ">")]))
