@@ -170,10 +170,10 @@ def read_config(source: str, revision: str | None = None) -> dict:
     """Read `config.json` of a folder or Hub repository."""
     path = find_file(source, "config.json", revision)
     if path is None:
-        if find_file(source, "adapter_config.json", revision) is not None:
+        if (adapter := find_file(source, "adapter_config.json", revision)) is not None:
             raise ConversionError(
-                f"{source} holds adapters of PEFT, not a whole model. Load the base model, merge the adapters with "
-                "merge_and_unload, and save the result."
+                f"{source} holds adapters of PEFT, not a whole model. {describe_base(adapter)}Load the base model, "
+                "merge the adapters with merge_and_unload, and save the result."
             )
         raise ConversionError(
             f"{source} has no config.json, so it is not a Transformers checkpoint. Pass another folder or Hub id."
@@ -187,6 +187,15 @@ def read_config(source: str, revision: str | None = None) -> dict:
         if is_size and not value <= limit:
             raise ConversionError(f"{name} in {path} is {value}, but it can be at most {limit:,}. Correct it.")
     return config
+
+
+def describe_base(path: Path) -> str:
+    """Return a sentence about the base model that `adapter_config.json` names, or nothing if it names none."""
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return ""
+    missing = ", which does not exist on this machine" if Path(base).is_absolute() and not Path(base).exists() else ""
+    return f"Their base model is {base}{missing}. "
 
 
 def read_json(path: Path) -> dict:

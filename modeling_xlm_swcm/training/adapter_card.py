@@ -33,7 +33,7 @@ model = PeftModel.from_pretrained(base, "{name}").eval()
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
-`model.merge_and_unload()` returns a whole model.
+{finding}`model.merge_and_unload()` returns a whole model.
 
 ## How they were trained
 
@@ -70,7 +70,12 @@ def write_adapter_card(folder: Path, base: str, metrics: dict, license: str | No
         license=license,
         tags=["lora", "xlm-swcm", *([] if is_local else [f"base_model:adapter:{base}"])],
     )
+    finding = (
+        "The base model is a local folder. `adapter_config.json` names its path as `base_model_name_or_path`. "
+        "If the folder moves, pass its new path.\n\n"
+    )
     text = TEMPLATE.format(
+        finding=finding if is_local else "",
         generated=GENERATED,
         name=folder.resolve().name,
         base=shown,

@@ -59,11 +59,17 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCM
         lora_alpha=2 * args.lora_rank,
         target_modules=TIED_PREFIX_TARGETS if model.config.weight_sharing == "tied" else LORA_TARGETS,
         trainable_token_indices=tokens or None,
+        # AutoPeftModelForSeq2SeqLM refuses adapters of a class outside Transformers that have no task.
+        task_type="SEQ_2_SEQ_LM",
     )
     with warnings.catch_warnings():
         # PEFT reads a property that Transformers deprecates.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, lora)
+        adapted = get_peft_model(model, lora)
+    if model.name_or_path and Path(model.name_or_path).is_dir():
+        # The adapters are found from any working directory.
+        lora.base_model_name_or_path = str(Path(model.name_or_path).resolve())
+    return adapted
 
 
 def check_combination(model: PreTrainedModel, args: ModelArguments):

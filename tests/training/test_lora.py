@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import AutoPeftModelForSeq2SeqLM, PeftModel
 from safetensors.torch import load_file
 from support.encoders import xlm_roberta_tokenizer
 from support.folders import load
@@ -224,6 +224,27 @@ class TestEmbeddings:
         model = PeftModel.from_pretrained(load(extended_folder), tmp_path / "adapters").eval()
         assert_close(logits_of(model, **batch), expected)
         assert_close(logits_of(model.merge_and_unload(), **batch), expected)
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    def test_adapters_name_their_base_from_any_folder(self, extended_folder, train_file, tmp_path, batch, monkeypatch):
+        base = shutil.copytree(extended_folder, tmp_path / "base")
+        monkeypatch.chdir(tmp_path)
+        run(Path("base"), tmp_path / "adapters", train_file, lora_merge=False)
+        config = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["task_type"]) == (str(base), "SEQ_2_SEQ_LM")
+        assert (
+            "The base model is a local folder. `adapter_config.json` names" in Path("adapters/README.md").read_text()
+        )
+        monkeypatch.chdir("/")
+        model = AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "adapters").eval()
+        by_hand = PeftModel.from_pretrained(load(base), tmp_path / "adapters").eval()
+        assert_close(logits_of(model, **batch), logits_of(by_hand, **batch))
+        assert model.generate(batch["input_ids"], max_new_tokens=3).shape == (2, 4)
+
+        base.rename(tmp_path / "moved")
+        message = f"not a whole model. Their base model is {base}, which does not exist on this machine. Load the base"
+        with pytest.raises(ConversionError, match=message):
+            read_model_config(str(tmp_path / "adapters"))
 
     def test_a_run_goes_on_from_a_checkpoint(self, make_trainer, tokenizer, tmp_path):
         args = ModelArguments("", lora=True, lora_rank=4, lora_train_embeddings="tags")
