@@ -70,7 +70,10 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
     def checked(self, *args, **kwargs):
         if (old_cache := kwargs.pop(OLD_CACHE, None)) is not None:
             if kwargs.get("cache") is not None:
-                raise TypeError(f"Pass the cache as `cache` or as `{OLD_CACHE}`, not as both.")
+                raise TypeError(
+                    f"Pass the cache as `cache` or as `{OLD_CACHE}`, not as both. If you use prefix tuning of PEFT, "
+                    "use LoRA instead."
+                )
             kwargs["cache"] = old_cache
             if CACHE != OLD_CACHE and not torch.compiler.is_compiling():
                 warnings.warn(f"`{OLD_CACHE}` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=2)

@@ -8,6 +8,9 @@ from transformers.cache_utils import EncoderDecoderCache
 from .linear_xlm_swcm import fast_linear
 
 
+NO_PREFIX_TUNING = "Prefix tuning of PEFT is not supported. Use LoRA instead."
+
+
 def check_adapters(model: PreTrainedModel):
     """
     Check that no adapter changes only some of the modules that share one weight.
@@ -110,9 +113,13 @@ class XLMSWCMPeftMixin:
 
 
 def check_cache_layers(cache: EncoderDecoderCache | None, num_layers: int):
-    """Check that a cache, if it has layers, has one for each decoder layer."""
-    if cache is not None and 0 < (found := len(cache.self_attention_cache.layers)) < num_layers:
-        raise ValueError(
-            f"The cache has {found} layers, but the decoder has {num_layers}. Prefix tuning of PEFT is not supported. "
-            "Use LoRA instead."
-        )
+    """Check that a cache has layers of source and target, with one of each for each decoder layer."""
+    if cache is None:
+        return
+    if not isinstance(cache, EncoderDecoderCache):
+        raise ValueError(f"The cache is a {type(cache).__name__}, not an EncoderDecoderCache. {NO_PREFIX_TUNING}")
+    if 0 < (found := len(cache.self_attention_cache.layers)) < num_layers:
+        raise ValueError(f"The cache has {found} layers, but the decoder has {num_layers}. {NO_PREFIX_TUNING}")
+    # The length of a static cache is a tensor, which cannot be compared without synchronization.
+    if not cache.is_compileable and cache.get_seq_length() and not any(cache.is_updated.values()):
+        raise ValueError(f"The cache has keys of the target, but none of the source. {NO_PREFIX_TUNING}")

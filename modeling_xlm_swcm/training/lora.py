@@ -59,8 +59,6 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCM
         lora_alpha=2 * args.lora_rank,
         target_modules=TIED_PREFIX_TARGETS if model.config.weight_sharing == "tied" else LORA_TARGETS,
         trainable_token_indices=tokens or None,
-        # AutoPeftModelForSeq2SeqLM refuses adapters of a class outside Transformers that have no task.
-        task_type="SEQ_2_SEQ_LM",
     )
     with warnings.catch_warnings():
         # PEFT reads a property that Transformers deprecates.

@@ -308,11 +308,25 @@ def test_prefix_tuning_is_refused():
 
 
 @wants_prompts
-def test_prompt_tuning_puts_its_prompt_before_the_source():
-    model = adapt(PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_transformer_submodules=1))
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+@pytest.mark.parametrize("options", [{}, PREFIX, PREFIX | {"weight_sharing": "tied"}], ids=["paper", "prefix", "tied"])
+@pytest.mark.parametrize("settings", [{}, {"num_layers": 6}, {"num_transformer_submodules": 1}], ids=str)
+def test_prefix_tuning_is_refused_in_every_form(options, settings):
+    model = adapt(PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, **settings), **options)
+    with pytest.raises(ValueError, match="The cache .*Prefix tuning of PEFT is not supported. Use LoRA instead."):
+        model(**BATCH)
+    with pytest.raises((TypeError, ValueError), match="refix tuning of PEFT.* [uU]se LoRA instead."):
+        model.generate(input_ids=BATCH["input_ids"], max_new_tokens=2)
+
+
+@wants_prompts
+@pytest.mark.parametrize("options", [{}, PREFIX, PREFIX | {"weight_sharing": "tied"}], ids=["paper", "prefix", "tied"])
+def test_prompt_tuning_puts_its_prompt_before_the_source(options):
+    config = PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_transformer_submodules=1)
+    model = adapt(config, **options)
     mask = torch.ones_like(BATCH["input_ids"])
     mask[1, 6:] = 0
-    base, prompt = tiny_model(), model.get_prompt(2)
+    base, prompt = tiny_model(**options), model.get_prompt(2)
     expected = logits_of(
         base,
         inputs_embeds=torch.cat([prompt, base.get_input_embeddings()(BATCH["input_ids"])], dim=1),
