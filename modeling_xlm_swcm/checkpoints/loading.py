@@ -10,7 +10,7 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .encoders import check_rows
-from .errors import ConversionError
+from .errors import ConversionError, describe_cause
 from .inspection import read_model_config
 from .reading import check_dtypes, find_file, load_pretrained, read_tokenizer_config, read_weights
 from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
@@ -111,7 +111,8 @@ def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
             Folder or Hub id of the model, for the error message.
 
     Raises:
-        ConversionError: if the logits differ, because `generate` and `forward` do not fit together.
+        ConversionError: if the model cannot generate, or if the logits differ, because `generate` and `forward` do
+            not fit together.
     """
     length = min(8, model.config.longest_input)
     tokens = torch.linspace(0, model.config.vocab_size - 1, length).long()
@@ -131,6 +132,14 @@ def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
         targets = output.sequences[:, :-1]
         plain = model(source_ids, attention_mask=mask, decoder_input_ids=targets, use_cache=False).logits.float()
         cached = torch.stack(output.logits, dim=1).float()
+    except MemoryError:
+        raise
+    # A wrong field of config.json can raise any error of the model.
+    except Exception as error:
+        raise ConversionError(
+            f"The model of {source} cannot generate{describe_cause(error, ': {}')}. Correct its config.json, or "
+            "convert it again."
+        ) from error
     finally:
         model.generation_config = own_settings
         model.train(was_training)

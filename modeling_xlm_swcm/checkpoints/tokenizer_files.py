@@ -21,6 +21,7 @@ FIELD_KINDS: dict[str, type | tuple[type, ...]] = {
     "model_max_length": (int, float),
     "padding_side": str,
     "truncation_side": str,
+    "auto_map": dict,
     **dict.fromkeys((f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")), (str, dict)),
 }
 

@@ -1,6 +1,7 @@
 """Commands succeed, or name the fault, for every field of a checkpoint's JSON files with a wrong kind or value."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -36,6 +37,9 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 DELETED = object()
+
+# Examples for each command. A longer search: FUZZ_EXAMPLES=200 pytest --timeout 0 FILE
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "3"))
 
 # Fields that the files of the tests do not have.
 OTHER_FIELDS = {
@@ -155,6 +159,20 @@ def change_field(path: Path, field: tuple[str, ...], value: object):
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "field", "value", "message"),
+    [
+        ("trim", "tokenizer_config.json", "auto_map", [None, [], []], "auto_map in tokenizer_config.json of"),
+        ("push", "config.json", "chunk_size_feed_forward", None, "cannot generate: '>' not supported"),
+    ],
+)
+def test_faults_that_a_long_search_found(converted, text, tmp_path, command, file, field, value, message):
+    folder = Path(shutil.copytree(converted, tmp_path / "model"))
+    change_field(folder / file, (field,), value)
+    with pytest.raises(ConversionError, match=message):
+        COMMANDS[command](folder, tmp_path / "output", text)
+
+
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
 @pytest.mark.parametrize("command", ["convert", "trim", "trim model", "inspect", "push"])
 def test_a_wrong_field_is_an_error_of_our_own_or_none(encoder_folder, converted, text, tmp_path, command, sharded):
@@ -164,7 +182,7 @@ def test_a_wrong_field_is_an_error_of_our_own_or_none(encoder_folder, converted,
     if sharded:
         write_shards(source, "model", "safetensors")
 
-    @settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(change=changes(source))
     def check(change):
         file, field, value = change
