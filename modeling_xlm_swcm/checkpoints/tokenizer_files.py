@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import math
+from typing import Any
 
 import numpy as np
 
@@ -69,10 +70,10 @@ def check_sentencepiece_file(source: str, revision: str | None = None):
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
+    # The class is made when the module is imported, so mypy does not see it.
+    model_class: Any = vars(sentencepiece_model_pb2)["ModelProto"]
     try:
-        charsmap = sentencepiece_model_pb2.ModelProto.FromString(
-            path.read_bytes()
-        ).normalizer_spec.precompiled_charsmap
+        charsmap = model_class.FromString(path.read_bytes()).normalizer_spec.precompiled_charsmap
     except DecodeError as error:
         raise ConversionError(f"{path} is damaged. Download it again.") from error
     if charsmap and not is_charsmap(charsmap):
