@@ -79,9 +79,7 @@ class XLMSWCMPipeline(Pipeline):
     def _warn_of_cut(self, lengths: list[int]):
         is_last = max(lengths) >= self.model.config.longest_input
         advice = "Split the inputs." if is_last else "Pass a larger max_new_tokens, or split the inputs."
-        logger.warning(
-            f"{len(lengths)} outputs are incomplete: they reached the maximum of {max(lengths)} tokens. {advice}"
-        )
+        logger.warning(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
     def _sanitize_parameters(self, src_lang=None, tgt_lang=None, truncation=None, cut_lengths=None, **generate_kwargs):
         source = {"src_lang": src_lang, "truncation": truncation}

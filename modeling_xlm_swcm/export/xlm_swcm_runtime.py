@@ -133,9 +133,7 @@ class ExportedModel:
         if cut := int((~np.isin(generated[:, 1:], ends).any(1)).sum()) if ends else 0:
             is_last = length >= self.config["longest_input"]
             advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
-            warnings.warn(
-                f"{cut} outputs are incomplete: they reached the maximum of {length} tokens. {advice}", stacklevel=3
-            )
+            warnings.warn(f"Incomplete outputs: {cut}. The maximum is {length} tokens. {advice}", stacklevel=3)
 
     def _encode(self, texts: list[str], src_lang: str | None) -> list[list[int]]:
         """Return the token ids of each source, with its language tag."""

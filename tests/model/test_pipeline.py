@@ -217,19 +217,19 @@ def test_a_long_text_is_cut_where_that_is_asked_for_with_a_warning(load, caplog)
 def test_outputs_that_reach_the_maximum_length_are_counted_once_a_call(load, caplog):
     translate = load("translation", src_lang="zh", tgt_lang="bo")
     whole = translate(TEXTS, max_new_tokens=30)
-    assert "incomplete" not in caplog.text
+    assert "Incomplete" not in caplog.text
     cut = translate(TEXTS, max_new_tokens=3, batch_size=2)
     assert all(
         text["translation_text"].startswith(part["translation_text"]) for text, part in zip(whole, cut, strict=True)
     )
-    message = "outputs are incomplete: they reached the maximum of 3 tokens. Pass a larger max_new_tokens, or split"
-    assert [record.message.count(f"4 {message}") for record in caplog.records] == [1]
+    message = "Incomplete outputs: {}. The maximum is 3 tokens. Pass a larger max_new_tokens, or split the inputs."
+    assert [record.message for record in caplog.records] == [message.format(4)]
     list(translate((text for text in TEXTS), max_new_tokens=3))
-    assert caplog.text.count(f"1 {message}") == 4
+    assert caplog.text.count(message.format(1)) == 4
     caplog.clear()
     limit = translate.model.config.longest_input
     translate(TEXTS[0], max_new_tokens=limit, min_new_tokens=limit)
-    assert f"1 outputs are incomplete: they reached the maximum of {limit} tokens. Split the inputs." in caplog.text
+    assert f"Incomplete outputs: 1. The maximum is {limit} tokens. Split the inputs." in caplog.text
 
 
 def test_spaces_before_punctuation_stay(load):
