@@ -51,6 +51,9 @@ PREFIX_LAYER_SOURCES = {
     if target.startswith(("self_attn.", "ffn1."))
 }
 
+# The attention of a decoder layer to the target or the source, as a function of the hidden states.
+Attend = Callable[[torch.Tensor], torch.Tensor]
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -274,7 +277,7 @@ class XLMSWCMFeedForward(nn.Module):
 
 
 class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
-    """Base of the decoder layers: self-attention, cross-attention, and FFNs where the subclass puts them."""
+    """Base of the decoder layers: self-attention and cross-attention. The subclass orders them and adds FFNs."""
 
     attention_class = XLMSWCMAttention
 
@@ -294,12 +297,14 @@ class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Return the output, of the shape of `hidden_states`."""
-        hidden_states, _ = self.self_attn(hidden_states, attention_mask, None, cache, **kwargs)
-        hidden_states = self.feed_forward_between(hidden_states)
-        hidden_states, _ = self.cross_attn(
-            hidden_states, encoder_attention_mask, encoder_hidden_states, cache, **kwargs
-        )
-        return self.feed_forward_after(hidden_states)
+
+        def attend_to_target(states: torch.Tensor) -> torch.Tensor:
+            return self.self_attn(states, attention_mask, None, cache, **kwargs)[0]
+
+        def attend_to_source(states: torch.Tensor) -> torch.Tensor:
+            return self.cross_attn(states, encoder_attention_mask, encoder_hidden_states, cache, **kwargs)[0]
+
+        return self.apply_sublayers(hidden_states, attend_to_target, attend_to_source)
 
 
 class XLMSWCMCustomDecoderLayer(XLMSWCMDecoderLayer):
@@ -310,13 +315,11 @@ class XLMSWCMCustomDecoderLayer(XLMSWCMDecoderLayer):
         self.ffn1 = XLMSWCMFeedForward(config)
         self.ffn2 = XLMSWCMFeedForward(config)
 
-    def feed_forward_between(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the FFN between self-attention and cross-attention."""
-        return self.ffn1(hidden_states)
-
-    def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the FFN after cross-attention."""
-        return self.ffn2(hidden_states)
+    def apply_sublayers(
+        self, hidden_states: torch.Tensor, attend_to_target: Attend, attend_to_source: Attend
+    ) -> torch.Tensor:
+        """Apply an FFN after each attention."""
+        return self.ffn2(attend_to_source(self.ffn1(attend_to_target(hidden_states))))
 
 
 class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
@@ -326,13 +329,11 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
         super().__init__(config, layer_idx)
         self.ffn = XLMSWCMFeedForward(config)
 
-    def feed_forward_between(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the states unchanged, because no FFN is between the attentions."""
-        return hidden_states
-
-    def feed_forward_after(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the FFN after cross-attention."""
-        return self.ffn(hidden_states)
+    def apply_sublayers(
+        self, hidden_states: torch.Tensor, attend_to_target: Attend, attend_to_source: Attend
+    ) -> torch.Tensor:
+        """Apply an FFN after both attentions."""
+        return self.ffn(attend_to_source(attend_to_target(hidden_states)))
 
 
 def make_prefix_mask(

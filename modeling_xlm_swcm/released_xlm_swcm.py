@@ -9,13 +9,9 @@ and self-attention is causal.
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers.cache_utils import EncoderDecoderCache
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 
-from .compat_xlm_swcm import checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
-from .layers_xlm_swcm import XLMSWCMAttention, XLMSWCMDecoderLayer
+from .layers_xlm_swcm import Attend, XLMSWCMAttention, XLMSWCMDecoderLayer
 from .linear_xlm_swcm import fast_linear
 from .modeling_xlm_swcm import XLMSWCMDecoder, XLMSWCMForConditionalGeneration, XLMSWCMModel
 
@@ -78,22 +74,13 @@ class ReleasedCustomDecoderLayer(XLMSWCMDecoderLayer):
         self.norm4 = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    @checked_forward
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+    def apply_sublayers(
+        self, hidden_states: torch.Tensor, attend_to_target: Attend, attend_to_source: Attend
     ) -> torch.Tensor:
-        hidden_states, _ = self.self_attn(self.norm1(hidden_states), attention_mask, None, cache, **kwargs)
+        """Apply the sublayers in the order of the release."""
+        hidden_states = attend_to_target(self.norm1(hidden_states))
         hidden_states = hidden_states + self.dropout(self.ffn1(self.norm2(hidden_states)))
-        attended, _ = self.cross_attn(
-            self.norm3(hidden_states), encoder_attention_mask, encoder_hidden_states, cache, **kwargs
-        )
-        hidden_states = hidden_states + self.dropout(attended)
+        hidden_states = hidden_states + self.dropout(attend_to_source(self.norm3(hidden_states)))
         return hidden_states + self.dropout(self.ffn2(self.norm4(hidden_states)))
 
 
@@ -109,21 +96,13 @@ class ReleasedNormalDecoderLayer(XLMSWCMDecoderLayer):
         self.norm2 = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    @checked_forward
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None = None,
-        cache: EncoderDecoderCache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+    def apply_sublayers(
+        self, hidden_states: torch.Tensor, attend_to_target: Attend, attend_to_source: Attend
     ) -> torch.Tensor:
+        """Apply the sublayers in the order of the release."""
         hidden_states = self.norm1(hidden_states)
-        attended, _ = self.self_attn(hidden_states, attention_mask, None, cache, **kwargs)
-        hidden_states = self.norm1(hidden_states + self.dropout(attended))
-        attended, _ = self.cross_attn(hidden_states, encoder_attention_mask, encoder_hidden_states, cache, **kwargs)
-        hidden_states = self.norm2(hidden_states + self.dropout(attended))
+        hidden_states = self.norm1(hidden_states + self.dropout(attend_to_target(hidden_states)))
+        hidden_states = self.norm2(hidden_states + self.dropout(attend_to_source(hidden_states)))
         return hidden_states + self.dropout(self.ffn(hidden_states))
 
 

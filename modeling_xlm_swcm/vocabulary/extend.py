@@ -13,10 +13,9 @@ import torch
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, blocks
 
-from .corpus import compare_segmentations
 from .pieces import SPACE, UnigramVocabulary, find_script, learn_pieces
 from .report import VocabularyReport
-from .rewrite import read_source, select_rows, write_checkpoint
+from .rewrite import build_tokenizer, read_source, select_rows, write_checkpoint
 
 
 MAX_SIZE = 10_000_000
@@ -71,11 +70,8 @@ def extend(
     if not new:
         raise ConversionError(f"{source.name} has every token of this corpus. Use a larger --size or other text.")
     old_ids = [*range(len(vocabulary.pieces)), *[-1] * len(new)]
-    tokenizer = vocabulary.build_tokenizer(vocabulary.pieces + new, old_ids)
     report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
-    report.languages = compare_segmentations(
-        vocabulary.backend, tokenizer.backend_tokenizer, old_ids, vocabulary.unk_id, evaluation
-    )
+    tokenizer = build_tokenizer(vocabulary, vocabulary.pieces + new, old_ids, report, evaluation)
     # New tokens replace the first rows that no token uses. The other unused rows stay.
     old_ids += range(len(old_ids), source.rows)
     segmentations = segment_new_tokens(vocabulary, new) if init == "mean-of-pieces" else None

@@ -34,8 +34,8 @@ from modeling_xlm_swcm.checkpoints.reading import (
 )
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
-from .corpus import Corpus
-from .pieces import invert_ids
+from .corpus import Corpus, compare_segmentations
+from .pieces import UnigramVocabulary, invert_ids
 from .report import VocabularyReport
 
 
@@ -210,6 +210,20 @@ def select_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torc
         in_block = (chosen >= rows.start) & (chosen < rows.stop)
         selected[in_block] = block[chosen[in_block] - rows.start]
     return selected
+
+
+def build_tokenizer(
+    vocabulary: UnigramVocabulary,
+    pieces: list[tuple[str, float]],
+    old_ids: list[int],
+    report: VocabularyReport,
+    evaluation: list[Corpus],
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with other pieces. The report gets the segmentation of the texts before and after."""
+    tokenizer = vocabulary.build_tokenizer(pieces, old_ids)
+    before, after = vocabulary.backend, tokenizer.backend_tokenizer
+    report.languages = compare_segmentations(before, after, old_ids, vocabulary.unk_id, evaluation)
+    return tokenizer
 
 
 def write_checkpoint(

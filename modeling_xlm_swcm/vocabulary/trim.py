@@ -9,12 +9,13 @@ import torch
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor
 
-from .corpus import Corpus, compare_segmentations
+from .corpus import Corpus
 from .pieces import UnigramVocabulary, count_tokens, find_required_tokens, select_tokens
 from .report import VocabularyReport
 from .rewrite import (
     MIXED_ID_FIELDS,
     SourceCheckpoint,
+    build_tokenizer,
     find_token_ids,
     has_row_per_token,
     read_source,
@@ -76,10 +77,9 @@ def trim(
     check_source(source, pad_to_multiple_of)
     vocabulary = UnigramVocabulary(source.name, source.tokenizer)
     old_ids = select_old_ids(source, vocabulary, corpora, options)
-    tokenizer = vocabulary.build_tokenizer([vocabulary.pieces[old] for old in old_ids], old_ids)
     report = VocabularyReport("trim", source.name, revision, options)
-    after, unk_id = tokenizer.backend_tokenizer, vocabulary.unk_id
-    report.languages = compare_segmentations(vocabulary.backend, after, old_ids, unk_id, evaluation)
+    pieces = [vocabulary.pieces[old] for old in old_ids]
+    tokenizer = build_tokenizer(vocabulary, pieces, old_ids, report, evaluation)
     old_ids += [-1] * (-len(old_ids) % pad_to_multiple_of)
     change = partial(keep_rows, old_ids=old_ids)
     return write_checkpoint(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
