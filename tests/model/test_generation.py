@@ -94,8 +94,9 @@ class TestCache:
     @pytest.mark.parametrize(
         ("trained_model", "backend", "prompted"),
         [
-            ("paper", "inductor", False),
+            ("paper", "aot_eager", False),
             ("prefix", "aot_eager", True),
+            pytest.param("paper", "inductor", False, marks=pytest.mark.slow),
             pytest.param("paper", "inductor", True, marks=pytest.mark.slow),
             pytest.param("prefix", "inductor", False, marks=pytest.mark.slow),
             pytest.param("prefix", "inductor", True, marks=pytest.mark.slow),
