@@ -121,7 +121,7 @@ DecoderInitOption = Annotated[
 NormalLayersOption = Annotated[
     NormalLayers,
     typer.Option(
-        help="Normal layers to insert. `random`: random weights. `copy`: a copy of the custom layer before. `none`: "
+        help="Normal layers to insert. `random`: random weights. `copy`: a copy of the previous custom layer. `none`: "
         "no normal layers."
     ),
 ]
