@@ -200,8 +200,8 @@ def warm_start(model, encoder):
 
 # baselines of the comparison
 RANDOM, WARM_START = "random", "warm-start"
-SHARED, SILENT, FRESH = ({"decoder_init": start} for start in ("shared", "silent", "random"))
-PREFIX = {"decoder": "prefix"}
+PAPER, PREFIX = {"decoder": "paper"}, {"decoder": "prefix"}
+SHARED, SILENT, FRESH = (PAPER | {"decoder_init": start} for start in ("shared", "silent", "random"))
 SHORT = {"layer_map": "interleaved", "normal_layers": "none"}
 VARIANTS = {
     "x1": Variant("shared, X = 1", SHARED | {"normal_layer_interval": 1}),
@@ -239,7 +239,7 @@ VARIANTS = {
         pretrainable=False,
     ),
     # Unlike silent-head, this variant needs no masked-LM head.
-    "default": Variant("our default: silent, with a transform"),
+    "default": Variant("the paper's decoder, silent, with a transform", PAPER),
     # The random decoder of this shape. RANDOM has no transform, as in the paper.
     "random-transform": Variant("random, same shape, with a new transform", FRESH, new_transform),
     "prefix-bare": Variant(
@@ -250,5 +250,5 @@ VARIANTS = {
     "prefix-continued": Variant(
         "prefix decoder, tied, positions after the source", PREFIX | {"weight_sharing": "tied"}, continue_positions
     ),
-    "prefix-random": Variant("prefix decoder, random", PREFIX | FRESH),
+    "prefix-random": Variant("prefix decoder, random", FRESH | PREFIX),
 }
