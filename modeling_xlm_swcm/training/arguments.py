@@ -68,7 +68,7 @@ QUOTE_TEXT = "Without quotes, YAML does not read no, yes, on, off, numbers and d
 def has_fast_bf16() -> bool:
     """Return True if the GPU, or else the CPU, computes in bfloat16 natively."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
 
 

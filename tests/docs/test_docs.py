@@ -203,7 +203,7 @@ def test_every_make_command_is_there(target):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_script_and_preset_in_the_text_exists(page):
-    for path in re.findall(r"`((?:examples|benchmarks)/[\w./-]+\.(?:py|yaml))`", PAGES[page]):
+    for path in re.findall(r"`((?:examples|benchmarks)/[\w./-]+\.(?:py|yaml|ipynb))`", PAGES[page]):
         assert (ROOT / path).is_file(), f"{page}: {path}"
 
 

@@ -161,6 +161,7 @@ def test_every_command_has_a_row_and_every_row_is_a_command():
     }
     assert listed == names
     scripts = {path.name for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text("utf-8")}
+    scripts |= {path.name for path in (ROOT / "examples").glob("*.ipynb")}
     # demo.py is `make demo`
     assert {Path(name).name for name, _ in rows if name.startswith("examples/")} == scripts - {"demo.py"}
     for name, guide in rows:

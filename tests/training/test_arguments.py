@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from modeling_xlm_swcm.training.arguments import (
     INTERVALS,
     ModelArguments,
     TrainingArguments,
+    has_fast_bf16,
     parse_arguments,
 )
 from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
@@ -64,6 +66,15 @@ def test_bfloat16_where_there_is_one_and_nobody_says_otherwise(tmp_path, monkeyp
     command = ["--model_name_or_path", "m", "--output_dir", tmp_path, "--use_cpu"]
     assert parse(*command)[1].bf16 is fast
     assert parse(*command, "--bf16", "false")[1].bf16 is False
+
+
+@pytest.mark.parametrize(("major", "fast"), [(7, False), (8, True)])
+def test_bfloat16_that_a_gpu_emulates_is_not_fast(monkeypatch, major, fast):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(major=major))
+    monkeypatch.setattr("torch.cuda._check_bf16_tensor_supported", lambda device: True)
+    assert has_fast_bf16() is fast
 
 
 @pytest.mark.timeout(20)
