@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -43,6 +43,9 @@ FITS_PREFIX: dict[str, tuple] = {
     "normal_layer_interval": (3, None),
 }
 
+# Default of `normal_layer_interval`, whose value None means no normal layers.
+UNSET: Any = "unset"
+
 # For each decoder layer, the encoder layers of its two halves, or None for a normal layer.
 DecoderPlan = list[tuple[int, int] | None]
 
@@ -55,11 +58,14 @@ class ConversionOptions:
     Args:
         languages (`list[str]`, *optional*, defaults to `()`):
             Language codes that get a tag. The embedding of a tag starts at the mean of all embeddings, plus noise.
-        decoder (`str`, *optional*, defaults to `"paper"`):
-            Kind of decoder. `"paper"`: the decoder of the paper, whose layers add cross-attention. `"prefix"`: each
-            decoder layer is an encoder layer that also reads the source, so the decoder has no new kind of layer.
-        normal_layer_interval (`int` or `None`, *optional*, defaults to 3):
+        decoder (`str`, *optional*):
+            Kind of decoder. `"prefix"`: each decoder layer is an encoder layer that also reads the source, so the
+            decoder has no new kind of layer. `"paper"`: the decoder of the paper, whose layers add cross-attention.
+            Default: `"prefix"`, or `"paper"` if an option is given that only the paper's decoder has. These options
+            are `normal_layer_interval`, `normal_layers`, `layer_map="interleaved"` and `decoder_init="silent"`.
+        normal_layer_interval (`int` or `None`, *optional*):
             Insert a normal layer after every N custom layers (X in the paper). `None` inserts no normal layers.
+            Default: 3 for the paper's decoder.
         layer_map (`str`, *optional*, defaults to `"same"`):
             Encoder layers of a custom layer. `"same"`: custom layer k is copied from encoder layer k. `"interleaved"`
             (DeltaLM): self-attention and FFN1 of custom layer k are copied from encoder layer 2k, cross-attention and
@@ -67,12 +73,13 @@ class ConversionOptions:
         decoder_init (`str`, *optional*):
             How to initialise the decoder. `"silent"`: copied weights, and cross-attention, second FFNs and normal
             layers start with an output of zero. The untrained decoder then computes the output of the encoder, and
-            the model computes the output of the masked LM if the encoder has its head. `"shared"`: copied weights as
-            in the paper. `"random"`: no copied weights, as in the paper's ablation. Default: `"silent"`, or
-            `"shared"` if another option does not allow `"silent"`.
-        normal_layers (`str`, *optional*, defaults to `"random"`):
-            Layers that are inserted. `"random"`: normal layers with new weights. `"copy"`: copies of the custom layer
-            before (BASE-B in the paper). `"none"`: no layers (BASE-A).
+            the model computes the output of the masked LM if the encoder has its head. `"shared"`: copied weights in
+            all sublayers, as in the paper. `"random"`: no copied weights, as in the paper's ablation. Default:
+            `"shared"` for the prefix decoder, and `"silent"` for the paper's decoder if the other options allow it.
+        normal_layers (`str`, *optional*):
+            Layers that are inserted into the paper's decoder. `"random"`: normal layers with new weights. `"copy"`:
+            copies of the custom layer before (BASE-B in the paper). `"none"`: no layers (BASE-A). Default:
+            `"random"`.
         weight_sharing (`str`, *optional*, defaults to `"init"`):
             `"init"` or `"tied"`, see [`XLMSWCMConfig`].
         dtype (`torch.dtype` or `str`, *optional*):
@@ -85,11 +92,11 @@ class ConversionOptions:
     """
 
     languages: list[str] | tuple[str, ...] = ()
-    decoder: str = "paper"
-    normal_layer_interval: int | None = 3
+    decoder: str | None = None
+    normal_layer_interval: int | None = UNSET
     layer_map: str = "same"
     decoder_init: str | None = None
-    normal_layers: str = "random"
+    normal_layers: str | None = None
     weight_sharing: str = "init"
     dtype: torch.dtype | str | None = None
     seed: int = 0
@@ -97,6 +104,7 @@ class ConversionOptions:
     def __post_init__(self):
         self.languages = list(self.languages)
         self.dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        self._set_defaults()
         goes_silent = self.decoder == "paper" and (self.layer_map, self.weight_sharing) == ("same", "init")
         goes_silent = goes_silent and self.normal_layers != "copy"
         if self.decoder_init is None:
@@ -127,6 +135,17 @@ class ConversionOptions:
                 "A prefix decoder has one layer for each encoder layer. Leave out this option.",
             )
             self.normal_layers, self.normal_layer_interval = "none", None
+
+    def _set_defaults(self):
+        """Choose the decoder and its normal layers if they are not given."""
+        for_paper = self.normal_layer_interval != UNSET or self.normal_layers is not None
+        for_paper = for_paper or self.layer_map != "same" or self.decoder_init == "silent"
+        if self.decoder is None:
+            self.decoder = "paper" if for_paper else "prefix"
+        if self.normal_layer_interval == UNSET:
+            self.normal_layer_interval = 3
+        if self.normal_layers is None:
+            self.normal_layers = "random"
 
     def _require(self, option: str, allowed: dict[str, tuple], remedy: str | None = None):
         """Raise an error if an option has a value that does not fit `option`."""

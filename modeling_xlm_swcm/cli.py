@@ -16,7 +16,7 @@ from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
 from modeling_xlm_swcm.command import Command, Group, make_console, report_errors
 from modeling_xlm_swcm.conversion.from_encoder import convert
-from modeling_xlm_swcm.conversion.options import Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
+from modeling_xlm_swcm.conversion.options import UNSET, Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
@@ -91,16 +91,19 @@ Plot = Annotated[
 
 Languages = Annotated[list[str] | None, languages_option("Codes of the languages that get a tag, for example bo zh.")]
 DecoderOption = Annotated[
-    Decoder,
+    Decoder | None,
     typer.Option(
-        help="Kind of decoder. `paper`: the layers of the paper, with cross-attention. `prefix`: encoder layers that "
-        "also read the source. With `--weight-sharing tied`, it calls the layers of the encoder."
+        help="Kind of decoder. `prefix`: encoder layers that also read the source. `paper`: the layers of the paper, "
+        "with cross-attention. Default: `prefix`, or `paper` with `--normal-layer-interval`, `--normal-layers`, "
+        "`--layer-map interleaved` or `--decoder-init silent`."
     ),
 ]
 NormalLayerInterval = Annotated[
-    int,
+    int | None,
     typer.Option(
-        metavar="N", help="Insert a normal layer after every N custom layers, except the last (X in the paper)."
+        metavar="N",
+        help="Insert a normal layer after every N custom layers, except the last (X in the paper). Default: 3 for the "
+        "paper's decoder.",
     ),
 ]
 LayerMapOption = Annotated[
@@ -114,15 +117,15 @@ DecoderInitOption = Annotated[
     DecoderInit | None,
     typer.Option(
         help="How to initialise the decoder. `silent`: copied weights, new sublayers start at zero. `shared`: copied "
-        "weights as in the paper. `random`: no copied weights. Default: `silent`, or `shared` with `--decoder "
-        "prefix`, `--weight-sharing tied`, `--layer-map interleaved` or `--normal-layers copy`."
+        "weights in all sublayers. `random`: no copied weights. Default: `shared`. Default for the paper's decoder: "
+        "`silent`, or `shared` with `--weight-sharing tied`, `--layer-map interleaved` or `--normal-layers copy`."
     ),
 ]
 NormalLayersOption = Annotated[
-    NormalLayers,
+    NormalLayers | None,
     typer.Option(
         help="Normal layers to insert. `random`: random weights. `copy`: a copy of the previous custom layer. `none`: "
-        "no normal layers."
+        "no normal layers. Default: `random` for the paper's decoder."
     ),
 ]
 WeightSharingOption = Annotated[
@@ -155,11 +158,11 @@ def convert_command(
     output: Output,
     revision: SourceRevision = None,
     languages: Languages = None,
-    decoder: DecoderOption = "paper",
-    normal_layer_interval: NormalLayerInterval = 3,
+    decoder: DecoderOption = None,
+    normal_layer_interval: NormalLayerInterval = None,
     layer_map: LayerMapOption = "same",
     decoder_init: DecoderInitOption = None,
-    normal_layers: NormalLayersOption = "random",
+    normal_layers: NormalLayersOption = None,
     weight_sharing: WeightSharingOption = "init",
     dtype: DtypeOption = None,
     seed: Seed = 0,
@@ -185,7 +188,7 @@ def convert_command(
             revision=revision,
             languages=split_codes(languages or []),
             decoder=decoder,
-            normal_layer_interval=normal_layer_interval,
+            normal_layer_interval=UNSET if normal_layer_interval is None else normal_layer_interval,
             layer_map=layer_map,
             decoder_init=decoder_init,
             normal_layers=normal_layers,

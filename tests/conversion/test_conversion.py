@@ -190,29 +190,31 @@ def off_by_a_bit(tensor: torch.Tensor):
     tensor.view(torch.int32)[-1] ^= 1
 
 
-def test_a_copy_in_memory_that_is_off_by_a_bit_is_noticed(masked_lm, monkeypatch):
+@pytest.mark.parametrize(("decoder", "sublayer"), [("paper", "ffn2"), ("prefix", "ffn")])
+def test_a_copy_in_memory_that_is_off_by_a_bit_is_noticed(masked_lm, monkeypatch, decoder, sublayer):
     def load_wrongly(plan, state_dict, instantiate_model=module.instantiate_model):
         model = instantiate_model(plan, state_dict)
-        off_by_a_bit(model.model.decoder.layers[1].ffn2.fc1.bias.data)
+        off_by_a_bit(model.get_parameter(f"model.decoder.layers.1.{sublayer}.fc1.bias").data)
         return model
 
     monkeypatch.setattr(module, "instantiate_model", load_wrongly)
     with pytest.raises(
-        RuntimeError, match=r"decoder\.layers\.1\.ffn2\.fc1\.bias differs from .+\. Report this bug\.$"
+        RuntimeError, match=rf"decoder\.layers\.1\.{sublayer}\.fc1\.bias differs from .+\. Report this bug\.$"
     ):
-        from_encoder(masked_lm)
+        from_encoder(masked_lm, decoder=decoder)
 
 
-def test_a_copy_in_the_file_that_is_off_by_a_bit_is_noticed(encoder_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("decoder", "sublayer"), [("paper", "cross_attn"), ("prefix", "self_attn")])
+def test_a_copy_in_the_file_that_is_off_by_a_bit_is_noticed(encoder_folder, tmp_path, monkeypatch, decoder, sublayer):
     def save_wrongly(model, folder, save_pretrained=XLMSWCMForConditionalGeneration.save_pretrained):
-        off_by_a_bit(model.model.decoder.layers[1].cross_attn.k_proj.weight.data[3])
+        off_by_a_bit(model.get_parameter(f"model.decoder.layers.1.{sublayer}.k_proj.weight").data[3])
         save_pretrained(model, folder)
 
     monkeypatch.setattr(XLMSWCMForConditionalGeneration, "save_pretrained", save_wrongly)
     with pytest.raises(
-        RuntimeError, match=r"layers\.1\.cross_attn\.k_proj\.weight differs from .+\. Report this bug\.$"
+        RuntimeError, match=rf"layers\.1\.{sublayer}\.k_proj\.weight differs from .+\. Report this bug\.$"
     ):
-        convert(encoder_folder, tmp_path / "model")
+        convert(encoder_folder, tmp_path / "model", decoder=decoder)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,9 +267,10 @@ def test_twelve_layers_make_fifteen_as_in_the_paper():
     assert len(plan) == 15
 
 
-def test_a_random_decoder_has_the_shapes_but_nothing_of_the_encoder(masked_lm):
-    shared, _ = from_encoder(masked_lm, decoder_init="shared")
-    model, report = from_encoder(masked_lm, decoder_init="random")
+@pytest.mark.parametrize("decoder", ["paper", "prefix"])
+def test_a_random_decoder_has_the_shapes_but_nothing_of_the_encoder(masked_lm, decoder):
+    shared, _ = from_encoder(masked_lm, decoder=decoder, decoder_init="shared")
+    model, report = from_encoder(masked_lm, decoder=decoder, decoder_init="random")
     result = model.state_dict()
     assert {k: v.shape for k, v in result.items()} == {k: v.shape for k, v in shared.state_dict().items()}
     encoder = [tensor for name, tensor in result.items() if name.startswith("model.encoder.")]
@@ -277,14 +280,17 @@ def test_a_random_decoder_has_the_shapes_but_nothing_of_the_encoder(masked_lm):
             assert name in report.new
 
 
-def test_a_random_decoder_keeps_encoder_and_output_bias(masked_lm):
-    model, report = from_encoder(masked_lm, decoder_init="random")
+@pytest.mark.parametrize("decoder", ["paper", "prefix"])
+def test_a_random_decoder_keeps_encoder_and_output_bias(masked_lm, decoder):
+    model, report = from_encoder(masked_lm, decoder=decoder, decoder_init="random")
     encoder = masked_lm.roberta.state_dict()
     assert different_tensors(encoder, model.model.encoder.state_dict()) == []
     assert report.copied == {f"model.encoder.{name}": name for name in encoder} | {"lm_head.bias": "lm_head.bias"}
 
 
-@pytest.mark.parametrize("options", [{}, {"normal_layers": "none"}, {"normal_layer_interval": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"decoder": "paper"}, {"normal_layers": "none"}, {"normal_layer_interval": 1}]
+)
 def test_parameter_counts_are_those_of_the_models(encoder_folder, tmp_path, options):
     for weight_sharing in ("init", "tied"):
         report = convert(encoder_folder, tmp_path / weight_sharing, weight_sharing=weight_sharing, **options)
@@ -294,7 +300,7 @@ def test_parameter_counts_are_those_of_the_models(encoder_folder, tmp_path, opti
 
 
 def test_tied_custom_layers_are_the_encoder_layers_after_loading(encoder_folder, tmp_path):
-    convert(encoder_folder, tmp_path / "tied", weight_sharing="tied")
+    convert(encoder_folder, tmp_path / "tied", decoder="paper", weight_sharing="tied")
     model = load(tmp_path / "tied")
     source = read_tensors(encoder_folder)
     encoder = dict(model.model.encoder.encoder.layer.named_parameters())
@@ -334,7 +340,7 @@ def test_what_starts_random_depends_on_the_seed_alone(encoder_folder):
     states = []
     for seed, outside in ((1, 10), (1, 20), (2, 20)):
         torch.manual_seed(outside)
-        states.append(from_encoder(encoder_folder, seed=seed, languages=["bo"])[0].state_dict())
+        states.append(from_encoder(encoder_folder, decoder="paper", seed=seed, languages=["bo"])[0].state_dict())
     assert different_tensors(states[0], states[1]) == []
     different = different_tensors(states[0], states[2])
     assert {name for name in different if "layers.3." not in name} == {
@@ -358,7 +364,8 @@ def test_a_dry_run_reports_and_writes_nothing(own_encoder, tmp_path):
 
 
 def test_the_report_that_is_written_counts_what_it_lists(encoder_folder, tmp_path):
-    report = convert(encoder_folder, tmp_path / "model", languages=["bo", "kk-Arab"], decoder_init="shared")
+    options = {"decoder": "paper", "decoder_init": "shared"}
+    report = convert(encoder_folder, tmp_path / "model", languages=["bo", "kk-Arab"], **options)
     text = (tmp_path / "model" / "conversion_report.json").read_text(encoding="utf-8")
     written = json.loads(text)
     assert text == report.to_json()
@@ -394,7 +401,7 @@ def test_no_interval_means_no_normal_layers_in_the_config_too(encoder_folder, tm
 
 
 def test_a_value_that_an_option_does_not_have_is_refused(masked_lm):
-    for option in ("layer_map", "decoder_init", "normal_layers", "weight_sharing"):
+    for option in ("decoder", "layer_map", "decoder_init", "normal_layers", "weight_sharing"):
         with pytest.raises(ConversionError, match=f"{option} must be one of"):
             from_encoder(masked_lm, **{option: "diagonal"})
 
@@ -406,7 +413,7 @@ def test_weights_that_are_no_numbers_are_named_and_converted(own_encoder, tmp_pa
         return tensors
 
     edit_tensors(own_encoder, spoil)
-    report = convert(own_encoder, tmp_path / "model")
+    report = convert(own_encoder, tmp_path / "model", decoder="paper")
     assert report.not_finite == ["lm_head.bias", "encoder.layer.2.output.dense.weight"]
     assert all(any(name in message for message in caplog.messages) for name in report.not_finite)
     assert load(tmp_path / "model").model.decoder.layers[2].ffn1.fc2.weight[3, 5].isnan()

@@ -104,7 +104,8 @@ def test_shards_as_transformers_saves_them_give_the_same_model(encoder_folder, o
 
 def test_a_source_without_a_head_gets_an_output_bias_of_zero(encoder_folder, own_encoder):
     edit_tensors(own_encoder, lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("lm_head.")})
-    expected, model = (from_encoder(folder, decoder_init="shared")[0] for folder in (encoder_folder, own_encoder))
+    options = {"decoder": "paper", "decoder_init": "shared"}
+    expected, model = (from_encoder(folder, **options)[0] for folder in (encoder_folder, own_encoder))
     assert different_tensors(expected.state_dict(), model.state_dict()) == ["lm_head.bias"]
     assert not model.lm_head.bias.any()
 

@@ -32,7 +32,7 @@ HEADS = {"xlm-roberta": XLMRobertaForMaskedLM, "roberta": RobertaForMaskedLM, "c
 
 def assert_silent(masked_lm: PreTrainedModel, **options):
     """Check that the model and the masked LM with a causal mask compute the same logits."""
-    model, _ = from_encoder(masked_lm, **options)
+    model, _ = from_encoder(masked_lm, decoder="paper", **options)
     with torch.no_grad():
         actual = model(torch.tensor([[0, 7, 2]]), decoder_input_ids=TARGET).logits.float()
         expected = masked_lm(TARGET, attention_mask=CAUSAL.to(masked_lm.dtype)).logits.float()
@@ -74,7 +74,7 @@ def test_an_output_matrix_or_bias_of_its_own_is_seen(own_encoder, tied):
     edit_tensors(own_encoder, untie)
     edit_config(own_encoder, tie_word_embeddings=False)
     masked_lm = XLMRobertaForMaskedLM.from_pretrained(own_encoder).eval()
-    model, report = from_encoder(own_encoder)
+    model, report = from_encoder(own_encoder, decoder="paper")
     assert torch.equal(model.lm_head.bias, masked_lm.lm_head.decoder.bias)
     assert ("lm_head_transform.dense.weight" in report.copied) is tied
     assert "lm_head.decoder.weight" in report.dropped
@@ -90,7 +90,7 @@ def test_without_a_whole_head_of_one_matrix_a_silent_decoder_computes_the_encode
     masked_lm = XLMRobertaForMaskedLM.from_pretrained(own_encoder).eval()
     edit_tensors(own_encoder, without(*lacking))
     edit_config(own_encoder, tie_word_embeddings=bool(lacking))
-    model, report = from_encoder(own_encoder)
+    model, report = from_encoder(own_encoder, decoder="paper")
     assert report.new["lm_head_transform.dense.weight"] == "identity"
     transform, some = model.lm_head_transform, torch.randn(3, 32)
     assert_close(transform(some), nn.functional.layer_norm(nn.functional.gelu(some), (32,), eps=1e-12))
@@ -102,7 +102,7 @@ def test_without_a_whole_head_of_one_matrix_a_silent_decoder_computes_the_encode
 
 
 def test_what_is_silent_is_zero_in_the_file_and_learns_from_the_first_step(encoder_folder, tmp_path):
-    report = convert(encoder_folder, tmp_path / "model")
+    report = convert(encoder_folder, tmp_path / "model", decoder="paper")
     model = load(tmp_path / "model")
     zeros = {name for name, how in report.new.items() if how == "zero"}
     assert len(zeros) == 2 * (2 * 4 + 3) and not any(model.get_parameter(name).any() for name in zeros)
@@ -112,7 +112,7 @@ def test_what_is_silent_is_zero_in_the_file_and_learns_from_the_first_step(encod
 
 @pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
 def test_a_silent_start_says_of_every_tensor_where_it_is_from(masked_lm, options):
-    model, report = from_encoder(masked_lm, **options)
+    model, report = from_encoder(masked_lm, decoder="paper", **options)
     source, result = masked_lm.state_dict(), model.state_dict()
     for target, name in report.copied.items():
         name = name if name in source else f"roberta.{name}"
@@ -122,7 +122,7 @@ def test_a_silent_start_says_of_every_tensor_where_it_is_from(masked_lm, options
     assert not [name for name in report.dropped if "dense" in name or "layer_norm" in name]
 
 
-def test_the_decoder_starts_silent_unless_it_is_asked_for_otherwise():
+def test_the_papers_decoder_starts_silent_unless_it_is_asked_for_otherwise():
     for options, start in [
         ({}, "silent"),
         ({"normal_layers": "none"}, "silent"),
@@ -130,7 +130,7 @@ def test_the_decoder_starts_silent_unless_it_is_asked_for_otherwise():
         ({"layer_map": "interleaved"}, "shared"),
         ({"weight_sharing": "tied"}, "shared"),
     ]:
-        assert ConversionOptions(**options).decoder_init == start
+        assert ConversionOptions(decoder="paper", **options).decoder_init == start
         if start == "shared":
             ((option, value),) = options.items()
             with pytest.raises(ConversionError) as refused:
