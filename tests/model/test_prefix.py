@@ -73,7 +73,8 @@ class TestComputation:
         base = getattr(encoder, "roberta", encoder)
         with torch.no_grad():
             states = encode_together(base, source, target)
-            expected = encoder.lm_head(states) if head is XLMRobertaForMaskedLM else models[0].lm_head(states)
+            new_head = models[0].lm_head(models[0].lm_head_transform(states))
+            expected = encoder.lm_head(states) if head is XLMRobertaForMaskedLM else new_head
         for model in models:
             assert_close(logits_of(model, **source, decoder_input_ids=target), expected)
 
