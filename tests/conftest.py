@@ -108,9 +108,9 @@ def encoder_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def learner_folder(encoder_folder, tmp_path_factory) -> Path:
-    """Return a converted model for zh, kk and bo with random weights that learn quickly. Do not change it."""
+    """Return a model with the paper's decoder and random weights that learn quickly. Do not change it."""
     folder = tmp_path_factory.mktemp("learner") / "model"
-    convert(encoder_folder, folder, languages=["zh", "kk", "bo"])
+    convert(encoder_folder, folder, languages=["zh", "kk", "bo"], decoder="paper")
     torch.manual_seed(0)
     XLMSWCMForConditionalGeneration(XLMSWCMConfig.from_pretrained(folder, **QUICK_TO_LEARN)).save_pretrained(folder)
     return folder

@@ -108,7 +108,7 @@ CASES = {
         ["word_embeddings.weight of ", "config.json gives it [77, 32]."],
     ),
     "a config with a layer more": (
-        lambda folder: edit_config(folder, num_hidden_layers=5),
+        lambda folder: edit_config(folder, num_hidden_layers=5, decoder_layers=5, decoder_blocks=5 * ["prefix"]),
         ["lack model.encoder.encoder.layer.4.attention.self.query.weight, which its config.json describes."],
     ),
     "a config that is no JSON": (lambda folder: cut_short(folder / "config.json"), ["config.json is not valid JSON."]),
@@ -134,12 +134,14 @@ def test_a_whole_model_is_described(folder, change):
     change(folder)
     result = run("inspect", folder)
     assert result.exit_code == 0, result.stderr
-    assert "100,024 as F32" in result.stdout
+    assert "61,791 as F32" in result.stdout
     assert f" code xlm-swcm {VERSION} encoder " in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
-    "options", [{"weight_sharing": "tied"}, {"normal_layers": "none"}, {"decoder_init": "shared"}], ids=str
+    "options",
+    [{"weight_sharing": "tied"}, {"decoder": "paper"}, {"normal_layers": "none"}, {"decoder_init": "shared"}],
+    ids=str,
 )
 def test_every_kind_of_decoder_is_whole(encoder_folder, output, options):
     convert(encoder_folder, output, **options)

@@ -202,7 +202,7 @@ def test_weights_that_are_not_plain_floats_are_refused(own_encoder, output, dtyp
 
 
 def test_integer_weights_are_neither_pushed_nor_exported(folder, output):
-    name = "model.decoder.layers.0.ffn1.fc1.weight"
+    name = "model.decoder.layers.0.ffn.fc1.weight"
     edit_tensors(folder, lambda tensors: tensors | {name: (100 * tensors[name]).to(torch.int8)})
     for command in (["push", folder, "a/b", "--dry-run"], ["export", folder, output]):
         assert_refused(run(*command), name, "wrong kind")
@@ -246,9 +246,10 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(encoder_fold
     size = sum(tensor.nbytes for tensor in read_tensors(encoder_folder).values())
     pages = {"SC_PHYS_PAGES": 2 * size, "SC_PAGE_SIZE": 1}
     monkeypatch.setattr(reading.os, "sysconf", pages.__getitem__)
-    assert_refused(run("convert", encoder_folder, output), "GB of memory")
+    command = ["convert", encoder_folder, output, "--decoder", "paper"]
+    assert_refused(run(*command), "GB of memory")
     pages["SC_PHYS_PAGES"] = 4 * size
-    assert run("convert", encoder_folder, output).exit_code == 0
+    assert run(*command).exit_code == 0
 
 
 @pytest.mark.parametrize("field", ["num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings"])
@@ -261,8 +262,8 @@ def test_sizes_of_a_config_that_no_model_has_are_refused(own_encoder, folder, ou
 
 
 def test_layers_that_the_weights_do_not_have_are_not_built(folder):
-    edit_config(folder, num_hidden_layers=9_000)
-    assert_refused(run("push", folder, "a/b", "--dry-run"), "9005 layers", "but the weights are only")
+    edit_config(folder, num_hidden_layers=9_000, decoder_layers=9_000, decoder_blocks=9_000 * ["prefix"])
+    assert_refused(run("push", folder, "a/b", "--dry-run"), "18000 layers", "but the weights are only")
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,10 @@ def test_a_card_of_a_prefix_decoder_names_it_and_its_sources(encoder_folder, tmp
     assert "4 prefix" in card.text and "acl-long.893" not in card.text.split("## Use")[0]
 
 
-def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trained(folder):
-    card = filled(folder)
+def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trained(encoder_folder, tmp_path):
+    languages = ["zh", "kk-Arab", "bo"]
+    convert(encoder_folder, tmp_path / "model", languages=languages, decoder="paper", license="mit")
+    card = filled(tmp_path / "model")
     check_pattern(card)
     assert card.data.to_dict() == {
         "language": ["zh", "kk", "bo"],

@@ -247,7 +247,7 @@ def test_a_quantised_model_is_refused(converted, folder, output, text, action, m
     assert not os.path.lexists(output)
 
 
-@pytest.mark.parametrize("name", ["model.decoder.layers.0.ffn1.fc1.weight", "lm_head.bias"])
+@pytest.mark.parametrize("name", ["model.decoder.layers.0.ffn.fc1.weight", "lm_head.bias"])
 def test_weights_of_integers_are_refused_without_a_config_too(folder, output, text, name):
     edit_tensors(folder, lambda tensors: tensors | {name: (tensors[name] * 10).to(torch.int8)})
     result = CliRunner().invoke(main, ["vocab", "trim", str(folder), str(output), "--corpus", text])
