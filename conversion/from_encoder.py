@@ -38,7 +38,7 @@ from .report import ConversionReport
 logger = logging.get_logger(__name__)
 
 # Initial values of new tensors that are not random.
-NEW_VALUES = {"zero": nn.init.zeros_, "identity": nn.init.eye_}
+NEW_VALUES = {"zero": nn.init.zeros_, "one": nn.init.ones_, "identity": nn.init.eye_}
 
 
 def from_encoder(

@@ -77,7 +77,13 @@ CONFIG_FIELDS = (
 
 MODEL_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
 OUTPUT_BIAS = "lm_head.bias"
-TRANSFORM_WEIGHT = "lm_head_transform.dense.weight"
+# Initial values of the transform for an encoder that has none.
+NEW_TRANSFORM = {
+    "lm_head_transform.dense.weight": "identity",
+    "lm_head_transform.dense.bias": "zero",
+    "lm_head_transform.layer_norm.weight": "one",
+    "lm_head_transform.layer_norm.bias": "zero",
+}
 
 
 @dataclass
@@ -163,9 +169,9 @@ def plan_encoder_conversion(
         plan_silent_start(plan)
     if OUTPUT_BIAS not in plan.copied:
         plan.new[OUTPUT_BIAS] = "zero"
-    if config.lm_head_transform and TRANSFORM_WEIGHT not in plan.copied:
+    if config.lm_head_transform and plan.copied.keys().isdisjoint(NEW_TRANSFORM):
         # The states of an encoder without a masked-LM head are too small for logits. The new LayerNorm scales them.
-        plan.new[TRANSFORM_WEIGHT] = "identity"
+        plan.new |= NEW_TRANSFORM
     claim_encoder_tensors(plan)
     check_shapes(plan)
     return plan

@@ -24,13 +24,18 @@ def same_text(first: str, second: str) -> bool:
     return first.split() == second.split()
 
 
+def is_phrase(pair: NamePair) -> bool:
+    """Return True for a composed phrase and False for a name."""
+    return pair.key[0] in PHRASES
+
+
 def group_pairs(test: list[NamePair]) -> dict[str, list[NamePair]]:
     """Return the rows of the table: phrases of each language, and the names of all languages."""
     groups = {
-        f"phrases, {name}": [pair for pair in test if pair.language == code and pair.key[0] in PHRASES]
+        f"phrases, {name}": [pair for pair in test if pair.language == code and is_phrase(pair)]
         for code, name in LANGUAGES.items()
     }
-    return groups | {"names, all": [pair for pair in test if pair.key[0] not in PHRASES]}
+    return groups | {"names, all": [pair for pair in test if not is_phrase(pair)]}
 
 
 def score(pairs: list[NamePair], outputs: Outputs) -> dict[str, float]:
@@ -54,7 +59,8 @@ def compare_speed(histories: dict[str, list[dict]]) -> str:
     reached = next((step for step, loss in copied if loss <= last_loss), None)
     when = "does not reach it" if reached is None else f"reaches it after {reached} steps"
     return (
-        f"After {last_step} steps, the random decoder has a held-out loss of {last_loss:.2f}. The copied one {when}."
+        f"After {last_step} steps, the random decoder has a loss of {last_loss:.2f} on held-out phrases. The copied "
+        f"decoder {when}."
     )
 
 
@@ -74,7 +80,7 @@ def print_results(
     samples = Table(title="Ten held-out phrases")
     for column in ("", "Chinese", "into", "copied decoder", "reference"):
         samples.add_column(column, overflow="fold")
-    phrases = [pair for pair in test if pair.key[0] in PHRASES]
+    phrases = [pair for pair in test if is_phrase(pair)]
     for pair in random.Random(seed).sample(phrases, min(10, len(phrases))):
         text = outputs["copied"][pair]
         mark = "✓" if same_text(text, pair.target) else "✗"
@@ -94,7 +100,7 @@ def plot_losses(histories: dict[str, list[dict]], path: Path):
             *zip(*evaluation_losses(history), strict=True),
             "o-",
             color=line.get_color(),
-            label=f"{name} decoder, held out",
+            label=f"{name} decoder, held-out phrases",
         )
     axis.set(
         title="Fine-tuning from Chinese into four languages",

