@@ -64,6 +64,7 @@ def main():
     size = (source / "model.safetensors").stat().st_size / 1e9
 
     variants = {"init": [], "tied": ["--weight-sharing", "tied"], "bfloat16": ["--dtype", "bfloat16"]}
+    variants = {name: ["--decoder", "paper", *options] for name, options in variants.items()}
     measured = {name: [] for name in variants}
     for _ in range(args.rounds):
         for name, options in variants.items():

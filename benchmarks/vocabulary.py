@@ -142,7 +142,7 @@ def change_vocabulary(data: Path, paths: dict[str, Path], full: Path, trimmed: P
 def measure_models(folders: list[Path], rounds: int) -> dict[str, dict]:
     """Convert the encoders, decode with the models in turns, and return sizes and speeds."""
     for folder in folders:
-        convert(folder, FOLDER / f"{folder.name}-model", languages=LANGUAGES, overwrite=True)
+        convert(folder, FOLDER / f"{folder.name}-model", languages=LANGUAGES, decoder="paper", overwrite=True)
     runs = {folder.name: [] for folder in folders}
     for _ in range(rounds):
         for name in runs:

@@ -136,7 +136,15 @@ def train_model(way: str, seed: int, texts: Path, work: Path):
         encoder = folder / "extended"
         corpus, init = [f"{texts}/bo.txt"], WAYS[way]
         extend(work / "encoder", encoder, corpus=corpus, size=NEW_TOKENS, init=init, seed=seed, overwrite=True)
-    convert(encoder, folder / "model", languages=["zh", "bo"], seed=seed, license="mit", overwrite=True)
+    convert(
+        encoder,
+        folder / "model",
+        languages=["zh", "bo"],
+        decoder="paper",
+        seed=seed,
+        license="mit",
+        overwrite=True,
+    )
     corpora = {
         "train": [
             {"path": str(texts / "bo.txt"), "language": "bo"},

@@ -17,8 +17,10 @@ from support.encoders import make_encoder, save_encoder, wake, xlm_roberta_token
 from support.hub_client import Client, hub_client
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, XLMRobertaForMaskedLM
 
+from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.conversion.plan import count_parameters
 
 
 ROOT = Path(__file__).parents[2]
@@ -264,6 +266,14 @@ def test_a_page_names_no_module_that_is_gone(page):
             __import__(module)
         except ImportError:
             assert hasattr(__import__(".".join(parts[:-1]), fromlist=["_"]), parts[-1]), f"{page}: {module}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts/decoders.md"])
+def test_the_parameter_counts_of_the_decoders_are_those_of_the_code(page):
+    paper = XLMSWCMConfig(lm_head_transform=True)
+    prefix = XLMSWCMConfig(lm_head_transform=True, decoder_blocks=12 * ["prefix"])
+    counts = [count_parameters(prefix)["init"], count_parameters(prefix)["tied"], count_parameters(paper)["init"]]
+    assert all(f"{count / 1e6:.0f} million" in PAGES[page] for count in counts)
 
 
 def test_yaml_blocks_are_corpora():
