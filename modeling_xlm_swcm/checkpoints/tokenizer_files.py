@@ -75,7 +75,7 @@ def check_sentencepiece_file(source: str, revision: str | None = None):
     try:
         charsmap = model_class.FromString(path.read_bytes()).normalizer_spec.precompiled_charsmap
     except DecodeError as error:
-        raise ConversionError(f"{path} is damaged. Download it again.") from error
+        raise ConversionError(f"The tokenizer in {path} is damaged. Download it again.") from error
     if charsmap and not is_charsmap(charsmap):
         raise ConversionError(f"{path} is damaged: its precompiled_charsmap cannot be read. Download it again.")
 
