@@ -39,12 +39,12 @@ FITS_TIED: dict[str, tuple] = {
 }
 FITS_PREFIX: dict[str, tuple] = {
     "layer_map": ("same",),
-    "normal_layers": ("random", "none"),
-    "normal_layer_interval": (3, None),
+    "normal_layers": ("none",),
+    "normal_layer_interval": (None,),
 }
 
 # Default of `normal_layer_interval`, whose value None means no normal layers.
-UNSET: Any = "unset"
+UNSET: Any = object()
 
 # For each decoder layer, the encoder layers of its two halves, or None for a normal layer.
 DecoderPlan = list[tuple[int, int] | None]
@@ -120,9 +120,10 @@ class ConversionOptions:
             if self.languages.count(code) > 1:
                 raise ConversionError(f'The language "{code}" is given twice. Remove one.')
         check_spellings(self.languages)
-        if self.normal_layer_interval is not None and self.normal_layer_interval < 1:
+        interval = self.normal_layer_interval
+        if interval is not None and (not isinstance(interval, int) or interval < 1):
             raise ConversionError(
-                f"normal_layer_interval must be at least 1 (got {self.normal_layer_interval}). Use 3, as in the paper."
+                f"normal_layer_interval must be at least 1 (got {interval}). Use 3, as in the paper."
             )
         if self.decoder_init == "silent" and not goes_silent:
             self._require('decoder_init "silent"', FITS_SILENT, 'Use decoder_init "shared".')
@@ -134,18 +135,18 @@ class ConversionOptions:
                 FITS_PREFIX,
                 "A prefix decoder has one layer for each encoder layer. Leave out this option.",
             )
-            self.normal_layers, self.normal_layer_interval = "none", None
 
     def _set_defaults(self):
         """Choose the decoder and its normal layers if they are not given."""
-        for_paper = self.normal_layer_interval != UNSET or self.normal_layers is not None
+        for_paper = self.normal_layer_interval is not UNSET or self.normal_layers is not None
         for_paper = for_paper or self.layer_map != "same" or self.decoder_init == "silent"
         if self.decoder is None:
             self.decoder = "paper" if for_paper else "prefix"
-        if self.normal_layer_interval == UNSET:
-            self.normal_layer_interval = 3
+        is_prefix = self.decoder == "prefix"
+        if self.normal_layer_interval is UNSET:
+            self.normal_layer_interval = None if is_prefix else 3
         if self.normal_layers is None:
-            self.normal_layers = "random"
+            self.normal_layers = "none" if is_prefix else "random"
 
     def _require(self, option: str, allowed: dict[str, tuple], remedy: str | None = None):
         """Raise an error if an option has a value that does not fit `option`."""

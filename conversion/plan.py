@@ -62,7 +62,7 @@ SILENT_SUBLAYERS = {
 DROPPED = {
     r"pooler\..+": "used only for classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer that the model creates",
-    r"lm_head\.(dense|layer_norm)\..+": "used only by a silent or prefix start with a complete masked-LM head",
+    r"lm_head\.(dense|layer_norm)\..+": "used only by a copied decoder, from a complete masked-LM head",
     r"lm_head\.decoder\.weight": "replaced by the word embeddings",
     r"lm_head\.decoder\.bias": "equal to lm_head.bias",
     r"(classifier|qa_outputs)\..+": "the head of another task",

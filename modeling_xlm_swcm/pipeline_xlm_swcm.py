@@ -77,7 +77,8 @@ class XLMSWCMPipeline(Pipeline):
         return answers[0] if isinstance(inputs, dict) and len(answers) == 1 else answers
 
     def _warn_of_cut(self, lengths: list[int]):
-        is_last = max(lengths) >= self.model.config.longest_input
+        # The default limit counts the start token.
+        is_last = max(lengths) >= self.model.config.longest_input - 1
         advice = "Split the inputs." if is_last else "Pass a larger max_new_tokens, or split the inputs."
         logger.warning(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
@@ -130,10 +131,12 @@ class XLMSWCMPipeline(Pipeline):
 
     def _is_cut(self, generated: torch.Tensor, generate_kwargs: dict) -> torch.Tensor:
         """Return which sequences end at the maximum length, of shape (batch, sequences)."""
-        configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
-        ends = [generate_kwargs.get("eos_token_id"), *(config.eos_token_id for config in configs if config)]
+        given = generate_kwargs.get("generation_config")
+        configs = [config for config in (given, self.model.generation_config) if config is not None]
+        ends = [generate_kwargs.get("eos_token_id"), *(config.eos_token_id for config in configs)]
         end = next((end for end in ends if end is not None), None)
-        if end is None or not STOPPING.isdisjoint(generate_kwargs):
+        stops = any(getattr(config, name, None) is not None for config in configs for name in STOPPING)
+        if end is None or stops or not STOPPING.isdisjoint(generate_kwargs):
             return torch.zeros(generated.shape[:2], dtype=torch.bool)
         end = torch.as_tensor(end, device=generated.device)
         # The start token can be an end token.

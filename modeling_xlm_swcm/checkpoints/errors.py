@@ -4,6 +4,8 @@ import errno
 import os
 import re
 
+import torch
+
 
 # Words of upstream messages that advise to run code in a checkpoint, to set an option that xlm-swcm does not have, or
 # to read a report that is not shown.
@@ -27,6 +29,12 @@ REMEDIES = {
 
 class ConversionError(ValueError):
     """Raised for input that cannot be used. The message names the problem and says what to do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error of Python or PyTorch means that memory is full."""
+    # PyTorch has no class of its own for this error on a CPU.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def describe_error(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .encoders import check_rows
-from .errors import ConversionError, describe_cause
+from .errors import ConversionError, describe_cause, is_out_of_memory
 from .inspection import read_model_config
 from .reading import check_dtypes, find_file, load_pretrained, read_tokenizer_config, read_weights
 from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
@@ -132,10 +132,10 @@ def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
         targets = output.sequences[:, :-1]
         plain = model(source_ids, attention_mask=mask, decoder_input_ids=targets, use_cache=False).logits.float()
         cached = torch.stack(output.logits, dim=1).float()
-    except MemoryError:
-        raise
     # A wrong field of config.json can raise any error of the model.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ConversionError(
             f"The model of {source} cannot generate{describe_cause(error, ': {}')}. Correct its config.json, or "
             "convert it again."

@@ -104,7 +104,7 @@ def check_format(path: str):
 
 def check_regular(path: str, allow_stdin: bool = False):
     """
-    Check that a path does not name a FIFO, a device or a folder, which can make a reader wait forever.
+    Check that a path is a regular file if it exists. A FIFO or a device can make a reader wait forever.
 
     Args:
         path (`str`):

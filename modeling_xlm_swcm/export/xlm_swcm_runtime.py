@@ -131,7 +131,8 @@ class ExportedModel:
         """Warn if texts end at the maximum length."""
         length, ends = generated.shape[1] - 1, self.config["end_token_ids"]
         if cut := int((~np.isin(generated[:, 1:], ends).any(1)).sum()) if ends else 0:
-            is_last = length >= self.config["longest_input"]
+            # The default limit counts the start token.
+            is_last = length >= self.config["longest_input"] - 1
             advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
             warnings.warn(f"Incomplete outputs: {cut}. The maximum is {length} tokens. {advice}", stacklevel=3)
 

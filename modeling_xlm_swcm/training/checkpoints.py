@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line, is_out_of_memory
 from modeling_xlm_swcm.checkpoints.writing import unfinished
 
 from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
@@ -66,12 +66,6 @@ class TrainingError(RuntimeError):
     """Training that cannot start or continue. The message says what to do."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error of Python or PyTorch means that memory is full."""
-    # PyTorch has no class of its own for this error on a CPU.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 class ResumableTrainer(Trainer):
     r"""
     A [`~transformers.Trainer`] that can be stopped at any time and resumed exactly.
@@ -115,6 +109,8 @@ class ResumableTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            # Each process gets a batch of a step. These batches must have similar lengths too.
+            sampler.batch_size *= self.args.world_size
             return LengthBucketSampler(sampler, seed)
         return sampler
 

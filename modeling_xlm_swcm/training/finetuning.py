@@ -18,7 +18,6 @@ from modeling_xlm_swcm.hub.upload import check_repo_id, check_token
 
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import check_output_dir, find_checkpoint
-from .coverage import Coverage
 from .examples import Pair
 from .files import write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
@@ -118,7 +117,7 @@ def finetune_on_pairs(
     else:
         check_output_dir(args)
     set_seed(args.seed)
-    datasets, metrics, coverage = encode_splits(data_args, tokenizer, pairs)
+    datasets, metrics, unknown = encode_splits(data_args, tokenizer, pairs)
     model = loading.load_model(model_args.model_name_or_path, dtype=torch.float32)
     trainer = XLMSWCMTrainer(
         adapt_model(model, model_args, tokenizer),
@@ -137,7 +136,7 @@ def finetune_on_pairs(
     results = evaluate_splits(trainer, datasets, metrics)
     if "train" in datasets:
         scored = metrics.get("test") or metrics.get("validation")
-        data = describe_data(data_args, pairs["train"], len(datasets["train"])) | coverage.describe()
+        data = describe_data(data_args, pairs["train"], len(datasets["train"])) | unknown
         data |= scored.signatures if scored else {}
         example = {"src_lang": pairs["train"][0].src_lang, "tgt_lang": pairs["train"][0].tgt_lang}
         write_results(trainer, model_args, data_args.task, name_dataset(data_args), results, data, example)
@@ -165,17 +164,19 @@ def load_tokenizer(model_args: ModelArguments, args: FinetuneDataArguments) -> X
 
 def encode_splits(
     data_args: FinetuneDataArguments, tokenizer: XLMSWCMTokenizer, pairs: dict[str, list[Pair]]
-) -> tuple[dict[str, Dataset], dict[str, GenerationMetrics], Coverage]:
-    """Encode the pairs of each split, make the metrics of the splits to evaluate on, and count unknown tokens."""
+) -> tuple[dict[str, Dataset], dict[str, GenerationMetrics], dict]:
+    """Encode the pairs of each split. Return also the metrics of the splits to evaluate on, and facts on `<unk>`."""
     encoder = PairEncoder(tokenizer, data_args, BadRows(data_args.skip_bad_rows))
     examples = {"train": list(encoder(pairs["train"], data_args.max_target_length))} if "train" in pairs else {}
+    # The card describes the training data only.
+    described = encoder.coverage.describe()
     metrics = {}
     for split in pairs.keys() - {"train"}:
         examples[split], metrics[split] = encode_for_evaluation(pairs[split], encoder)
     encoder.report()
     if empty := [split for split in examples if not examples[split]]:
         raise DataError(f"The {empty[0]} data has no usable row. Check its columns and the maximum lengths.")
-    return {split: Dataset.from_list(rows) for split, rows in examples.items()}, metrics, encoder.coverage
+    return {split: Dataset.from_list(rows) for split, rows in examples.items()}, metrics, described
 
 
 def evaluate_splits(

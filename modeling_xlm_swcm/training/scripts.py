@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from modeling_xlm_swcm.checkpoints.errors import describe_error
+from modeling_xlm_swcm.checkpoints.errors import describe_error, is_out_of_memory
 from modeling_xlm_swcm.checkpoints.writing import remove_unfinished
 from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 
-from .checkpoints import TrainingError, is_out_of_memory
+from .checkpoints import TrainingError
 
 
 RESUME = "Pass --resume_from_checkpoint last to continue from the last checkpoint, if there is one."

@@ -49,6 +49,17 @@ def test_the_command_line_chooses_as_python_does(options, decoder, output, monke
     assert chosen == [ConversionOptions(**options)]
 
 
+@pytest.mark.parametrize("option", [{"normal_layers": "random"}, {"normal_layer_interval": 3}])
+def test_a_prefix_decoder_refuses_normal_layers_that_are_asked_for(option):
+    with pytest.raises(ConversionError, match='^decoder "prefix" cannot be combined with normal_layer'):
+        ConversionOptions(decoder="prefix", **option)
+
+
+def test_an_interval_that_is_no_number_is_refused():
+    with pytest.raises(ConversionError, match=r"must be at least 1 \(got 3\)"):
+        ConversionOptions(normal_layer_interval="3")
+
+
 def test_the_report_holds_the_options_that_were_chosen(masked_lm):
     fields = ("decoder", "decoder_init", "normal_layers", "normal_layer_interval")
     for given, chosen in [

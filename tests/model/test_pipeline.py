@@ -230,6 +230,16 @@ def test_outputs_that_reach_the_maximum_length_are_counted_once_a_call(load, cap
     limit = translate.model.config.longest_input
     translate(TEXTS[0], max_new_tokens=limit, min_new_tokens=limit)
     assert f"Incomplete outputs: 1. The maximum is {limit} tokens. Split the inputs." in caplog.text
+    # The default limit counts the start token.
+    translate(TEXTS[0], min_new_tokens=limit - 1)
+    assert f"The maximum is {limit - 1} tokens. Split the inputs." in caplog.text
+
+
+def test_an_output_that_another_rule_ends_is_not_called_incomplete(load, caplog):
+    translate = load("translation", src_lang="zh", tgt_lang="bo")
+    config = GenerationConfig(max_new_tokens=5, forced_bos_token_id=7, eos_token_id=2, max_time=1e-6)
+    translate(TEXTS[0], generation_config=config)
+    assert "Incomplete" not in caplog.text
 
 
 def test_spaces_before_punctuation_stay(load):

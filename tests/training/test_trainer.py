@@ -137,6 +137,12 @@ class TestCheckpoints:
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
         assert_equal(states(resumed.model), states(whole.model))
 
+    def test_the_processes_of_a_step_get_batches_of_like_length(self, make_trainer, monkeypatch):
+        trainer = make_trainer(train_sampling_strategy="group_by_length", per_device_train_batch_size=2)
+        assert trainer._get_train_sampler().batch_size == 2
+        monkeypatch.setattr(type(trainer.args), "world_size", 3)
+        assert trainer._get_train_sampler().batch_size == 6
+
     def test_one_of_another_model_is_refused(self, make_trainer, tokenizer, tmp_path):
         make_trainer(max_steps=2).train()
         other = make_trainer(new_model(tokenizer, normal_layer_interval=None))
