@@ -184,7 +184,7 @@ def decoder_blocks(options: ConversionOptions, layers: DecoderPlan) -> list[str]
 
 
 def uses_transform(options: ConversionOptions) -> bool:
-    """Return True if the model has a transform before the output projection. The decoders of the paper have none."""
+    """Return True if the model has a transform before the output projection. The paper's start has none."""
     return options.decoder_init == "silent" or options.decoder == "prefix"
 
 

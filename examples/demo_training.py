@@ -40,6 +40,8 @@ SOURCE = "zh"
 TARGETS = list(LANGUAGES)
 # XLM-R cannot read this script.
 NEW_SCRIPT = "bo"
+# Number of points on each curve of the plot.
+EVALUATIONS = 14
 EVALUATED_PAIRS = 300
 
 
@@ -138,7 +140,7 @@ def train_and_translate(
     phrases = [pair for pair in test if is_phrase(pair)]
     trainer = XLMSWCMTrainer(
         model,
-        TrainingArguments(**options, eval_strategy="steps", eval_steps=max(1, args.steps // 14)),
+        TrainingArguments(**options, eval_strategy="steps", eval_steps=max(1, args.steps // EVALUATIONS)),
         train_dataset=encode_pairs(train, tokenizer),
         # Evenly spaced, so that all kinds of phrases and all languages take part.
         eval_dataset=encode_pairs(phrases[:: max(1, len(phrases) // EVALUATED_PAIRS)], tokenizer),
@@ -165,7 +167,7 @@ def training_options(args: "DemoArguments", folder: Path, steps: int, **options)
         "remove_unused_columns": True,
         "bf16": has_fast_bf16(),
         "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": max(1, steps // 14),
+        "logging_steps": max(1, steps // EVALUATIONS),
         "save_strategy": "no",
         "report_to": "none",
         "seed": args.seed,

@@ -88,7 +88,7 @@ def report_usage_errors(ctx: typer.Context, words: list[str]) -> Iterator[None]:
 
 
 def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str]) -> str:
-    """Return what is wrong and what to do."""
+    """Return the error message for words that Typer does not accept."""
     option, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if hasattr(error, "possibilities"):
         similar = " or ".join(error.possibilities or ())
@@ -121,7 +121,7 @@ def check_values(ctx: typer.Context, words: list[str]):
 
 
 def describe_missing_value(ctx: typer.Context, parameter) -> str:
-    """Return what is wrong if an option has no value, and what to do."""
+    """Return the error message for an option without a value."""
     return f"{parameter.opts[0]} needs a value. {describe_values(ctx, parameter)}"
 
 

@@ -1,4 +1,4 @@
-"""Words that a command does not accept: one sentence says what is wrong, and one says what to do."""
+"""Errors about words that a command does not accept. Each error has two sentences: the problem and its remedy."""
 
 import pytest
 from typer.testing import CliRunner

@@ -13,6 +13,8 @@ from transformers import EncoderDecoderModel, PreTrainedModel, XLMRobertaForMask
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import ConversionError, from_encoder
+from modeling_xlm_swcm.conversion.from_encoder import NEW_VALUES
+from modeling_xlm_swcm.conversion.plan import NEW_TRANSFORM
 from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMHeadTransform
 
@@ -137,16 +139,16 @@ def with_transform(model, encoder):
 
 
 def new_transform(model, encoder):
-    """Add a transform with new weights."""
+    """Add the transform that the converter gives to an encoder without a masked-LM head."""
     model.config.lm_head_transform = True
     model.lm_head_transform = XLMSWCMHeadTransform(model.config)
-    nn.init.eye_(model.lm_head_transform.dense.weight)
-    nn.init.zeros_(model.lm_head_transform.dense.bias)
+    for name, value in NEW_TRANSFORM.items():
+        NEW_VALUES[value](model.get_parameter(name))
     return model
 
 
 def continue_positions(model, encoder):
-    """Number the positions of the target after those of the source, instead of from the first one."""
+    """Let the target continue the positions of the source. By default it starts at the first position."""
     decoder = model.model.decoder
     count = decoder._position_ids
 
@@ -242,9 +244,6 @@ VARIANTS = {
     "default": Variant("the paper's decoder, silent, with a transform", PAPER),
     # The random decoder of this shape. RANDOM has no transform, as in the paper.
     "random-transform": Variant("random, same shape, with a new transform", FRESH, new_transform),
-    "prefix-bare": Variant(
-        "prefix decoder, tied, without a transform", PREFIX | {"weight_sharing": "tied"}, without_transform
-    ),
     "prefix-tied": Variant("prefix decoder, tied", PREFIX | {"weight_sharing": "tied"}),
     "prefix-init": Variant("prefix decoder, copied", PREFIX),
     "prefix-continued": Variant(

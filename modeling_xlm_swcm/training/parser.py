@@ -1,4 +1,4 @@
-"""The parser of the scripts' command lines, with errors that say what is wrong and what to do."""
+"""Parse the command lines of the scripts. An error is one line: the problem, and its remedy."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from transformers import HfArgumentParser
 
 SEE_HELP = "Run with --help to list the options."
 USAGE_EXIT_CODE = 2
-# For each message of argparse and of Transformers: what is wrong with the option, and what to do.
+# Message of argparse or Transformers -> our message.
 MESSAGES = (
     (r"invalid int value: '(.*)'", "{option} cannot be {0}. Use a whole number."),
     (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number, for example 0.5."),
