@@ -20,6 +20,7 @@ from transformers.utils import logging
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line, is_out_of_memory
 from modeling_xlm_swcm.checkpoints.writing import unfinished
 
+from .evaluation import TokenLossTrainer
 from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
 from .sampling import LengthBucketSampler
 
@@ -66,7 +67,7 @@ class TrainingError(RuntimeError):
     """Training that cannot start or continue. The message says what to do."""
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(TokenLossTrainer):
     r"""
     A [`~transformers.Trainer`] that can be stopped at any time and resumed exactly.
 
@@ -78,6 +79,7 @@ class ResumableTrainer(Trainer):
     - A loss or gradient that is not finite stops the training before the weights change. Weights that are not finite
       are never saved.
     - A run with fewer steps than `logging_steps` still logs its losses, so that there is a plot at its end.
+    - The evaluation loss is the mean over all labels ([`TokenLossTrainer`]).
 
     Attributes:
         settings (`dict`): settings of the training script, stored beside the training arguments.

@@ -23,6 +23,7 @@ from .checkpoints import ResumableTrainer, TrainingError
 from .lora import check_trained_tokens
 from .precision import dtype_name
 from .pushing import PublicTrainer
+from .sharding import shard_layers
 
 
 # Accelerate's names for the dtype of matrix products.
@@ -43,6 +44,10 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     """
 
     args: TrainingArguments
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        shard_layers(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_trained_tokens(self.model if model is None else model, resume_from_checkpoint)
@@ -93,7 +98,9 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         # The prediction at one position is the input of the next.
         predicted = torch.cat([clean[:, :1], predicted[:, :-1]], dim=1)
         replaced = torch.rand(clean.shape, device=clean.device) < share
-        replaced &= clean != self.processing_class.pad_token_id
+        # Positions count the tokens that are not padding.
+        padding = self.processing_class.pad_token_id
+        replaced &= (clean != padding) & (predicted != padding)
         # Start token and language tag stay.
         replaced[:, :2] = False
         return torch.where(replaced, predicted, clean)

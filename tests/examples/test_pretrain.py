@@ -202,15 +202,19 @@ class TestProcesses:
         assert len(first) == len(second) == 9 * 4
         assert len({*first, *second}) == len(first + second)
 
-    def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self):
-        script = SCRIPT.with_name("fsdp_process.py")
-        process = run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-            PYTHONPATH=str(SCRIPT.parents[1]),
-        )
+    @pytest.mark.parametrize(
+        ("decoder", "layers"),
+        [
+            ("prefix", 4 * ["XLMSWCMPrefixDecoderLayer"]),
+            ("paper", [*4 * ["XLMSWCMCustomDecoderLayer"], "XLMSWCMNormalDecoderLayer"]),
+        ],
+    )
+    def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self, decoder, layers):
+        script = str(SCRIPT.with_name("fsdp_process.py"))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        process = run([*launch, script, decoder], PYTHONPATH=str(SCRIPT.parents[1]))
         assert process.returncode == 0, process.stderr
-        layers = 4 * ["XLMRobertaLayer"] + 4 * ["XLMSWCMCustomDecoderLayer"]
-        units = [*layers, "XLMSWCMForConditionalGeneration", "XLMSWCMNormalDecoderLayer"]
+        units = sorted([*layers, *4 * ["XLMRobertaLayer"], "XLMSWCMForConditionalGeneration"])
         assert process.stdout.splitlines()[-1] == f"{units} 0.50"
 
 

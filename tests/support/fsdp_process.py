@@ -13,6 +13,8 @@ from accelerate import FullyShardedDataParallelPlugin
 from support.models import random_tokens, tiny_model
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
+from modeling_xlm_swcm.training.sharding import shard_layers
+
 
 def make_step(model, batch):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -27,12 +29,13 @@ def main():
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=1,
         auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
-        transformer_cls_names_to_wrap=settings["fsdp_transformer_layer_cls_to_wrap"].split(","),
         use_orig_params=settings["fsdp_use_orig_params"],
         sync_module_states=settings["fsdp_sync_module_states"],
         cpu_ram_efficient_loading=settings["fsdp_cpu_ram_efficient_loading"],
     )
     options = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    if sys.argv[1] == "prefix":
+        options["decoder_blocks"] = 4 * ["prefix"]
     batches = [
         {"input_ids": random_tokens(4, 9, seed=seed), "labels": random_tokens(4, 6, seed=-seed)} for seed in (1, 2)
     ]
@@ -41,6 +44,7 @@ def main():
     make_step(whole, {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]})
 
     model = tiny_model(**options).train()
+    shard_layers(plugin, model)
     plugin.set_auto_wrap_policy(model)
     sharded = FullyShardedDataParallel(
         model, auto_wrap_policy=plugin.auto_wrap_policy, use_orig_params=plugin.use_orig_params,

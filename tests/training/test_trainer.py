@@ -268,13 +268,21 @@ class TestLoss:
         upstream.train()
         assert_equal(states(ours.model), states(upstream.model))
 
-    def test_accumulation_of_unequal_targets_is_one_large_batch(self, make_trainer):
-        options = dict(optim="sgd", lr_scheduler_type="constant", learning_rate=0.1, max_steps=2, max_grad_norm=0.0)
-        whole = make_trainer(per_device_train_batch_size=16, **options)
-        parts = make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=8, **options)
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("decoder", [{}, {"decoder_blocks": 4 * ["prefix"]}])
+    def test_accumulation_of_unequal_targets_is_one_large_batch(
+        self, make_trainer, tokenizer, decoder, label_smoothing
+    ):
+        # The last update of an epoch has five of the 13 rows, and its last batch has one.
+        make_trainer.rows = make_trainer.rows[:13]
+        options = dict(optim="sgd", lr_scheduler_type="constant", learning_rate=0.1, max_grad_norm=0.0)
+        options |= dict(max_steps=-1, num_train_epochs=2, label_smoothing_factor=label_smoothing)
+        whole = make_trainer(new_model(tokenizer, **decoder), per_device_train_batch_size=8, **options)
+        options |= dict(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+        parts = make_trainer(new_model(tokenizer, **decoder), **options)
         before = states(whole.model)
-        whole.train()
-        parts.train()
+        losses = [trainer.train().training_loss for trainer in (whole, parts)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5) and parts.state.global_step == 4
         after, other = states(whole.model), states(parts.model)
         for name in after:
             torch.testing.assert_close(other[name], after[name], atol=2e-6, rtol=1e-5)
@@ -301,6 +309,9 @@ class TestLoss:
             trainer.train()
         for name, state in states(upstream.model).items():
             torch.testing.assert_close(ours.model.get_parameter(name), state, atol=1e-5, rtol=1e-5)
+        for trainer in (ours, upstream):
+            # The upstream loss is the mean over all labels if there is one batch.
+            trainer.args.per_device_eval_batch_size = len(make_trainer.rows)
         assert ours.evaluate()["eval_loss"] == pytest.approx(upstream.evaluate()["eval_loss"], abs=1e-5)
 
     def test_rows_that_fill_up_a_processes_last_batch_are_left_out_in_training_alone(
@@ -342,6 +353,12 @@ class TestScheduledSampling:
             assert sampled[row, 2:length].tolist() == predictions[row, 1 : length - 1].tolist()
             assert sampled[row, length:].tolist() == clean[row, length:].tolist()
         assert not torch.equal(sampled, clean)
+
+    def test_a_prediction_of_padding_is_not_an_input(self, make_trainer, batch):
+        trainer = make_trainer()
+        inputs = self.inputs(trainer, batch)
+        trainer.model.lm_head.bias.data[trainer.processing_class.pad_token_id] = 1e6
+        assert torch.equal(trainer._sample_inputs(trainer.model.eval(), inputs, 1.0), inputs["decoder_input_ids"])
 
     def test_the_share_is_what_is_asked(self, make_trainer, rows):
         trainer = make_trainer()

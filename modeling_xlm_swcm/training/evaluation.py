@@ -1,0 +1,53 @@
+"""The evaluation loss: a mean over tokens, whatever the size of the batches."""
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+
+class TokenLossTrainer(Trainer):
+    r"""
+    A [`~transformers.Trainer`] whose evaluation loss is the mean over all labels.
+
+    Transformers averages the mean losses of the batches. That value depends on the size of the batches, because a
+    label of a batch with short targets counts more.
+    """
+
+    # sum of the loss and number of labels, of shape (rows, 2), for each batch of the current evaluation
+    _row_losses: list[torch.Tensor] | None = None
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Evaluate as in Transformers, and replace the loss by the mean over all labels."""
+        self._row_losses = []
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self._row_losses:
+                loss, count = torch.cat(self._row_losses).double().sum(0).tolist()
+                output.metrics[f"{metric_key_prefix}_loss"] = loss / max(count, 1)
+            return output
+        finally:
+            self._row_losses = None
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
+        """Evaluate one batch as in Transformers, and keep its loss and its number of labels."""
+        labels = inputs.get("labels")
+        loss, logits, gathered_labels = super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys, **kwargs
+        )
+        if loss is not None and labels is not None and self._row_losses is not None:
+            self._row_losses.append(self._share_loss(loss, labels))
+        return loss, logits, gathered_labels
+
+    def _share_loss(self, loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the loss and the number of labels for each row, gathered from all processes."""
+        count = (labels != -100).sum().to(loss.device)
+        shares = loss.new_zeros(max(len(labels), self.args.eval_batch_size), 2, dtype=torch.float32)
+        # The mean of a batch without labels is not a number.
+        if count:
+            shares[: len(labels)] = torch.stack([loss * count, count]) / len(labels)
+        # As in Transformers, rows that only fill up the last batch are removed here.
+        return self.gather_function(shares).cpu()
