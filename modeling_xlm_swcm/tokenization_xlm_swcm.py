@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
 from transformers import BatchEncoding, TokenizersBackend
 
+from .punctuation_xlm_swcm import is_chinese, restore_marks
+
 
 # Prefix of control pieces in the model that reads text. No text contains it: spaces become "▁" before segmentation.
 UNREACHABLE = "\0 "
@@ -38,6 +40,10 @@ class XLMSWCMTokenizer(TokenizersBackend):
     `<mask>`. With `split_special_tokens=True` they are ordinary text: the tokenizer segments their characters, and
     decoding returns them. Set it, here or in a call, for text that you did not write yourself. Training scripts,
     pipelines and exported models always do.
+
+    XLM-R's normalisation replaces full-width marks such as `，` with ASCII marks. `decode` and `batch_decode` with
+    `skip_special_tokens=True` restore the marks of a sequence with a Chinese tag. `restore_punctuation=False` returns
+    the text as the model generated it.
 
     Args:
         languages (`list[str]`, *optional*):
@@ -203,6 +209,16 @@ class XLMSWCMTokenizer(TokenizersBackend):
             vars(reader)["pad_token_id"] = self.pad_token_id
             encoded = super(XLMSWCMTokenizer, reader)._encode_plus(**kwargs)
         return encoded
+
+    def _decode(self, token_ids, skip_special_tokens=False, restore_punctuation=True, **kwargs) -> str:
+        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        normalizer = self._tokenizer.normalizer
+        if not skip_special_tokens or not restore_punctuation or normalizer is None:
+            return text
+        # The tag in the sequence names its language.
+        tags = {self.get_lang_id(code) for code in self._languages if is_chinese(code)}
+        ids = token_ids if isinstance(token_ids, list) else []
+        return text if tags.isdisjoint(ids) else restore_marks(text, normalizer.normalize_str)
 
     def _make_prefix(self, src_lang, tgt_lang, is_target: bool, needs_tag: bool) -> list[str]:
         """Return the tokens in front of a source or target."""
