@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 
-# Full-width marks of Chinese text. NFKC replaces them with ASCII marks. It keeps other Chinese marks, such as 。 and 、.
+# Full-width marks of Chinese text. NFKC replaces them with ASCII marks. It keeps other marks, such as 。 and 、.
 FULL_WIDTH = {unicodedata.normalize("NFKC", mark): mark for mark in "，；？！：（）"}
 
 # Codes of Chinese languages.

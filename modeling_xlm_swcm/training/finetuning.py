@@ -7,6 +7,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import DataCollatorForSeq2Seq, set_seed
+from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints import loading
@@ -22,12 +23,14 @@ from .examples import Pair
 from .files import write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
 from .lora import adapt_model, save_trained
-from .metrics import GenerationMetrics
+from .metrics import CUT, GenerationMetrics
 from .precision import choose_saved_dtype
 from .results import write_results
 from .rows import BadRows, DataError, known_languages
 from .trainer import XLMSWCMTrainer
 
+
+logger = logging.get_logger(__name__)
 
 # metric -> language -> score
 Scores = dict[str, dict[str, float]]
@@ -230,6 +233,11 @@ def save_scores(metrics: GenerationMetrics, trainer: XLMSWCMTrainer, name: str, 
         path = Path(trainer.args.output_dir) / f"{name}_results.json"
         write_json(path, scores)
         print_scores(str(path), results, metrics.signatures)
+        if cut := scores["all"].get(CUT):
+            logger.warning(
+                f"{cut} of {len(metrics.written)} outputs are incomplete: they reached --max_target_length. Pass a "
+                "larger value."
+            )
     return results
 
 

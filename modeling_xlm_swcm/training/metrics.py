@@ -11,12 +11,15 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import Score
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from .faults import count_faults, find_cut
 from .segmentation import segment, words
 
 
+CUT = "cut_outputs"
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
 
@@ -66,6 +69,15 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     }
 
 
+def make_corpus_metrics() -> dict[str, Metric]:
+    """Return sacrebleu's metrics over a corpus: chrF++, and BLEU with the segmentation of this package."""
+    # The effective order lets texts of under four words score 100. It changes nothing for longer texts.
+    bleu = BLEU(effective_order=True)
+    bleu.tokenizer = WordTokenizer()
+    bleu.tokenizer_signature = bleu.tokenizer.signature()
+    return {"chrf++": CHRF(word_order=2), "bleu": bleu}
+
+
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
     """
     Compute all metrics of `predictions` against one reference each. Token F1 equals ROUGE-1 F here.
@@ -94,11 +106,7 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     rouge = score_rouge(predictions, references)
     scores = rouge | {"token_f1": rouge["rouge1_f"]}
     scores["exact_match"] = 100.0 * mean(words(p) == words(r) for p, r in zip(predictions, references, strict=True))
-    # The effective order lets texts of under four words score 100. It changes nothing for longer texts.
-    bleu = BLEU(effective_order=True)
-    bleu.tokenizer = WordTokenizer()
-    bleu.tokenizer_signature = bleu.tokenizer.signature()
-    for name, metric in {"chrf++": CHRF(word_order=2), "bleu": bleu}.items():
+    for name, metric in make_corpus_metrics().items():
         # Rounding can lift a perfect BLEU above 100.
         scores[name] = min(metric.corpus_score(predictions, [references]).score, 100.0)
         scores[f"{name}_signature"] = metric.get_signature().format()
@@ -110,6 +118,8 @@ class GenerationMetrics:
     """
     Score generated texts: the `compute_metrics` of a Seq2SeqTrainer with `predict_with_generate`.
 
+    It also counts faults of the texts, for example `cut_outputs`: texts that reached the maximum length.
+
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer that decodes the generated ids.
@@ -119,8 +129,8 @@ class GenerationMetrics:
         groups (`Sequence[str]`, *optional*):
             Name of a group for each text, for example its language.
         names (`Sequence[str]`, *optional*):
-            Metrics to return for all texts. The first one is also returned per group as `<group>_<name>`. By default
-            all numeric metrics are returned, for all texts only.
+            Metrics to return for all texts, besides `cut_outputs`. The first one is also returned per group as
+            `<group>_<name>`. By default all numeric metrics are returned, for all texts only.
 
     Attributes:
         written (`list[str]`): texts of the last call.
@@ -141,25 +151,45 @@ class GenerationMetrics:
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of the metrics that a call returns."""
+        """Names of the scores that a call returns. A higher score is better."""
         names = list(self.names or [name for name in score(["a"], ["a"]) if not name.endswith("_signature")])
         return names + [f"{group}_{names[0]}" for group in dict.fromkeys(self.groups or ())]
 
+    def _fill(self, ids: np.ndarray) -> np.ndarray:
+        return np.where(ids == -100, self.tokenizer.pad_token_id, ids)
+
     def decode(self, ids: np.ndarray) -> list[str]:
         """Decode ids of shape (texts, length), padded with the pad token or -100."""
-        ids = np.where(ids == -100, self.tokenizer.pad_token_id, ids)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(self._fill(ids), skip_special_tokens=True)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Return the metrics that a trainer logs."""
         references = self.references if self.references is not None else self.decode(prediction.label_ids)
         # Several processes pad the predictions to full batches.
-        self.written = written = self.decode(prediction.predictions)[: len(references)]
-        self.scores = {"all": score(written, references)}
+        ids = self._fill(prediction.predictions[: len(references)])
+        self.written = self.decode(ids)
+        groups = self.groups if self.groups is not None else ["all"] * len(references)
+        rows_of = {name: [row for row, group in enumerate(groups) if group == name] for name in dict.fromkeys(groups)}
+        faults = {name: self._count_faults(rows, references, ids) for name, rows in rows_of.items()}
+        # The script of a language is known only within its group.
+        of_all = {fault: sum(counts[fault] for counts in faults.values()) for fault in [*faults.values()][0]}
+        self.scores = {"all": self._score(range(len(references)), references) | of_all}
         for group in dict.fromkeys(self.groups or ()):
-            rows = [row for row, name in enumerate(self.groups) if name == group]
-            self.scores[group] = score([written[row] for row in rows], [references[row] for row in rows])
+            self.scores[group] = self._score(rows_of[group], references) | faults[group]
         # Loggers accept only numbers.
         names = self.names or [name for name in self.scores["all"] if not name.endswith("_signature")]
         of_groups = {f"{group}_{names[0]}": self.scores[group][names[0]] for group in self.scores if group != "all"}
-        return {name: self.scores["all"][name] for name in names} | of_groups
+        return {name: self.scores["all"][name] for name in [*names, CUT]} | of_groups
+
+    def _score(self, rows: Sequence[int], references: Sequence[str]) -> dict[str, float | str]:
+        return score([self.written[row] for row in rows], [references[row] for row in rows])
+
+    def _count_faults(self, rows: list[int], references: Sequence[str], ids: np.ndarray) -> dict[str, int]:
+        """Count the texts of one language with each kind of fault."""
+        counts = count_faults(
+            [self.written[row] for row in rows],
+            [references[row] for row in rows],
+            has_unk=(ids[rows] == self.tokenizer.unk_token_id).any(axis=1).tolist(),
+            is_cut=find_cut(ids[rows], [self.tokenizer.eos_token_id]),
+        )
+        return {f"{fault}_outputs": count for fault, count in counts.items()}

@@ -8,7 +8,7 @@ from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 
 
 # endings of logged names that are no metrics of the model
-NOT_METRICS = ("runtime", "per_second", "epoch", "flos", "model_preparation_time", "gen_len")
+NOT_METRICS = ("runtime", "per_second", "epoch", "flos", "model_preparation_time", "gen_len", "_outputs")
 
 
 def plot_history(history: list[dict], path: Path):

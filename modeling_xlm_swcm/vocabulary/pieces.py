@@ -5,9 +5,8 @@ import json
 import random
 import statistics
 import sys
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import reduce
 
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerBase
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.corpora.scripts import find_script, find_scripts
 
 from .corpus import Corpus, encode_batch, read_corpora
 
@@ -36,24 +36,6 @@ SHARED_PIECES = 100
 
 # Score of an added token that is in the vocabulary only because ids have no gaps. Text never segments into it.
 UNREACHABLE_SCORE = -1e4
-
-
-def find_script(character: str) -> str | None:
-    """Return the script of a letter or mark, for example `TIBETAN`, or `None` for any other character."""
-    if unicodedata.category(character)[0] not in "LM":
-        return None
-    # The Unicode name of a letter starts with its script.
-    return unicodedata.name(character, "UNNAMED").split()[0]
-
-
-def find_scripts(counts: Mapping[str, float], share: float) -> set[str]:
-    """Return the scripts with at least `share` of the letters in `counts`, which maps texts to their frequency."""
-    letters: dict[str, float] = defaultdict(float)
-    for text, count in counts.items():
-        for character in text:
-            if (script := find_script(character)) is not None:
-                letters[script] += count
-    return {script for script, count in letters.items() if count >= share * sum(letters.values())}
 
 
 def invert_ids(old_ids: list[int]) -> dict[int, int]:

@@ -143,7 +143,8 @@ class TestGenerationMetrics:
             predictions=self.encode(tokenizer, texts, -100), label_ids=self.encode(tokenizer, texts, 1)
         )
         scores = GenerationMetrics(tokenizer)(prediction)
-        assert set(scores.values()) == {100}
+        faults = {name: scores.pop(name) for name in list(scores) if name.endswith("_outputs")}
+        assert set(scores.values()) == {100} and set(faults.values()) == {0}
         assert "bleu_signature" not in scores
 
     def test_given_references_count_and_not_what_the_tokenizer_made_of_them(self, tokenizer):
@@ -153,8 +154,8 @@ class TestGenerationMetrics:
 
     def test_rows_that_fill_up_the_last_batch_of_several_processes_do_not_count(self, tokenizer):
         ids = self.encode(tokenizer, ["the river", "the boat", "the river"], 1)
-        metrics = GenerationMetrics(tokenizer, references=["the river", "the boat"])
-        assert set(metrics(SimpleNamespace(predictions=ids)).values()) == {100}
+        metrics = GenerationMetrics(tokenizer, references=["the river", "the boat"], names=["chrf++", "bleu"])
+        assert metrics(SimpleNamespace(predictions=ids)) == {"chrf++": 100, "bleu": 100, "cut_outputs": 0}
         assert metrics.written == ["the river", "the boat"]
 
     def test_groups_are_scored_apart(self, tokenizer):
@@ -163,9 +164,28 @@ class TestGenerationMetrics:
             tokenizer, ["the river", "one", "the bank"], groups=["kk", "bo", "kk"], names=["rouge1_f", "exact_match"]
         )
         scores = metrics(SimpleNamespace(predictions=ids))
-        assert scores == pytest.approx({"rouge1_f": 50, "exact_match": 100 / 3, "kk_rouge1_f": 75, "bo_rouge1_f": 0})
+        expected = {"rouge1_f": 50, "exact_match": 100 / 3, "kk_rouge1_f": 75, "bo_rouge1_f": 0, "cut_outputs": 0}
+        assert scores == pytest.approx(expected)
         assert metrics.scores["kk"]["exact_match"] == 50
         assert metrics.signatures.keys() == {"bleu_signature", "chrf++_signature"}
+
+    def test_outputs_that_reach_the_maximum_length_are_counted(self, tokenizer):
+        start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        (word,) = tokenizer("river", add_special_tokens=False)["input_ids"][-1:]
+        ids = np.array([[start, word, end, pad], [start, word, word, word], [start, word, word, -100]])
+        metrics = GenerationMetrics(tokenizer, 3 * ["river"], groups=["kk", "bo", "bo"], names=["chrf++"])
+        assert metrics(SimpleNamespace(predictions=ids))["cut_outputs"] == 2
+        assert [metrics.scores[group]["cut_outputs"] for group in ("kk", "bo")] == [0, 2]
+        # It is no score, so it selects no model.
+        assert "cut_outputs" not in metrics.metric_names
+
+    def test_the_script_of_each_language_is_its_own(self, tokenizer):
+        texts = {"kk": "өзен", "bo": "ཞིམ"}
+        metrics = GenerationMetrics(tokenizer, [*texts.values()], groups=[*texts], names=["chrf++"])
+        metrics.decode = lambda ids: ["өзен", "өзен"]
+        metrics(SimpleNamespace(predictions=np.array([[0, 5, 2], [0, 3, 2]])))
+        assert [metrics.scores[group]["wrong_script_outputs"] for group in ("all", "kk", "bo")] == [1, 0, 1]
+        assert [metrics.scores[group]["unk_outputs"] for group in ("all", "kk", "bo")] == [1, 0, 1]
 
 
 def test_evaluate_loads_the_folder_offline(monkeypatch):
