@@ -42,7 +42,7 @@ TARGETS = list(LANGUAGES)
 NEW_SCRIPT = "bo"
 # Number of points on each curve of the plot.
 EVALUATIONS = 14
-EVALUATED_PAIRS = 300
+EVALUATED_PAIRS = 120
 
 
 def set_up_process(seed: int, threads: int | None = None):
@@ -210,10 +210,10 @@ def encode_pairs(pairs: list[NamePair], tokenizer: XLMSWCMTokenizer) -> Dataset:
 
 @torch.inference_mode()
 def translate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, pairs: list[NamePair]) -> dict[NamePair, str]:
-    """Translate the sources of all pairs."""
+    """Translate the sources of all pairs, in batches of similar length."""
     outputs = {}
     for language in TARGETS:
-        own = [pair for pair in pairs if pair.language == language]
+        own = sorted((pair for pair in pairs if pair.language == language), key=lambda pair: len(pair.source))
         for start in range(0, len(own), 64):
             batch = own[start : start + 64]
             inputs = tokenizer([pair.source for pair in batch], src_lang=SOURCE, padding=True, return_tensors="pt")

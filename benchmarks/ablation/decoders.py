@@ -1,21 +1,21 @@
 """Decoders of the ablation: how each is built from an encoder, and how its training differs.
 
 Each decoder starts from the converter, and this file defines the changes. Sources: Su et al., ACL 2025 (BASE-A,
-BASE-B, X, random decoders), DeltaLM (Ma et al., 2021), Transformers' EncoderDecoderModel (Rothe et al., 2020).
+BASE-B, X, random decoders), DeltaLM (Ma et al., 2021). `baselines.py` has the models that are no XLM-SWCM.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from baselines import from_scratch, released_layers, warm_start
 from torch import nn
-from transformers import EncoderDecoderModel, PreTrainedModel, XLMRobertaForMaskedLM
+from transformers import PreTrainedModel, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.conversion import ConversionError, from_encoder
 from modeling_xlm_swcm.conversion.from_encoder import NEW_VALUES
 from modeling_xlm_swcm.conversion.plan import NEW_TRANSFORM
-from modeling_xlm_swcm.loss_xlm_swcm import cross_entropy
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMHeadTransform
 
 
@@ -59,7 +59,7 @@ class Start:
 def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     """Build the variant `name` from an encoder."""
     variant = VARIANTS[name]
-    model, report = from_encoder(encoder, languages=languages, seed=seed, **variant.options)
+    model, report = from_encoder(encoder, languages=languages, seed=seed, dtype="float32", **variant.options)
     if variant.options.get("decoder_init") == "silent" and "lm_head_transform.dense.weight" not in report.copied:
         raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} needs. Use an encoder with one.")
     if variant.change is not None:
@@ -171,37 +171,8 @@ def without_transform(model, encoder):
     return model
 
 
-class WarmStart(EncoderDecoderModel):
-    """EncoderDecoderModel with the loss of XLM-SWCM, because its own loss is deprecated."""
-
-    def forward(self, labels=None, decoder_input_ids=None, num_items_in_batch=None, **inputs):
-        if labels is not None:
-            inputs["use_cache"] = False
-            if decoder_input_ids is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        outputs = super().forward(decoder_input_ids=decoder_input_ids, **inputs)
-        if labels is not None:
-            outputs.loss = cross_entropy(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
-        return outputs
-
-
-def warm_start(model, encoder):
-    """Build Transformers' warm start: random cross-attention, reused masked-LM head, separate embeddings."""
-    warm = WarmStart.from_encoder_decoder_pretrained(encoder, encoder, encoder_add_pooling_layer=False)
-    # These embeddings include the language tags.
-    words = model.get_input_embeddings().weight
-    for half in (warm.encoder, warm.decoder):
-        half.resize_token_embeddings(len(words), mean_resizing=False)
-        half.get_input_embeddings().weight.copy_(words)
-    warm.decoder.lm_head.bias.copy_(model.lm_head.bias)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-        setattr(warm.config, name, getattr(model.config, name))
-    warm.generation_config = model.generation_config
-    return warm
-
-
 # baselines of the comparison
-RANDOM, WARM_START = "random", "warm-start"
+RANDOM, RANDOM_TRANSFORM, WARM_START = "random", "random-transform", "warm-start"
 PAPER, PREFIX = {"decoder": "paper"}, {"decoder": "prefix"}
 SHARED, SILENT, FRESH = (PAPER | {"decoder_init": start} for start in ("shared", "silent", "random"))
 SHORT = {"layer_map": "interleaved", "normal_layers": "none"}
@@ -220,6 +191,8 @@ VARIANTS = {
     "random-short": Variant("random, half as many layers", FRESH | SHORT),
     "random-plain": Variant("random, plain layers (Cino-Transformer)", FRESH, plain_layers),
     WARM_START: Variant("EncoderDecoderModel, warm start", FRESH, warm_start, pretrainable=False),
+    "mbart": Variant("MBart from scratch", FRESH, from_scratch, pretrainable=False),
+    "released": Variant("the authors' released layers", SHARED, released_layers, pretrainable=False),
     "zero-cross": Variant("cross-attention starts at zero", SHARED, zero_cross_attention),
     "cross-last": Variant(
         "cross-attention from the last layer", SHARED, cross_attention_from(lambda k, layers: layers - 1)
@@ -243,7 +216,7 @@ VARIANTS = {
     # Unlike silent-head, this variant needs no masked-LM head.
     "default": Variant("the paper's decoder, silent, with a transform", PAPER),
     # The random decoder of this shape. RANDOM has no transform, as in the paper.
-    "random-transform": Variant("random, same shape, with a new transform", FRESH, new_transform),
+    RANDOM_TRANSFORM: Variant("random, same shape, with a new transform", FRESH, new_transform),
     "prefix-tied": Variant("prefix decoder, tied", PREFIX | {"weight_sharing": "tied"}),
     "prefix-init": Variant("prefix decoder, copied", PREFIX),
     "prefix-continued": Variant(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from comparison import SCORES
 from decoders import VARIANTS, Start
 from tasks import TASKS
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
@@ -146,6 +147,7 @@ def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict)
     trainer.characters = characters
     result |= {
         "parameters": start.model.num_parameters(),
+        "trainable_parameters": start.model.num_parameters(only_trainable=True),
         "tokens": sum(len(example["input_ids"]) + len(example["labels"]) for example in ordered),
         "left_out": {"train": len(pairs) - len(examples), "dev": len(dev) - len(dev_examples)},
         "machine": describe_machine(trainer),
@@ -169,7 +171,7 @@ def score_outputs(trainer: AblationTrainer, test: list[Pair], max_length: int) -
     metrics = GenerationMetrics(tokenizer, [pair.target for pair in test], [pair.tgt_lang for pair in test])
     trainer.compute_metrics = metrics
     trainer.predict(encode_test(test, tokenizer, max_length))
-    scores = {group: {name: of[name] for name in ("chrf++", "rougeL_f")} for group, of in metrics.scores.items()}
+    scores = {group: {name: of[name] for name in SCORES} for group, of in metrics.scores.items()}
     return {"scores": scores, "signature": metrics.scores["all"]["chrf++_signature"], "outputs": metrics.written}
 
 

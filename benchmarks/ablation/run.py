@@ -7,8 +7,10 @@ rate with the lowest development loss. A plan names its tasks:
 
 - translation: NTREX-128, Chinese to Tibetan, Uyghur, Kazakh and Mongolian in one model. DATA has `ntrex.tsv` with the
   columns split, zh, bo, ug, kk and mn.
-- parallel: Chinese to Kazakh, Uyghur and Mongolian in one model. DATA has `parallel.tsv` with the columns split, zh,
-  kk, ug and mn.
+- parallel: interface strings, Chinese to Kazakh, Uyghur and Mongolian in one model. DATA has `software.tsv` with the
+  columns split, zh, kk, ug and mn. Rows with an empty cell are left out.
+- software: the same, and each language has all of its rows. software-kk and software-dz have one target language, and
+  software-transfer has all Kazakh pairs and some of the others. Dzongkha needs the column dz.
 - titles: Kazakh titles with the help of Chinese titles. DATA has `titles/` as in examples/recipes/titles.py.
 
 Runs after pretraining also read `mono/LANGUAGE.*.txt`. FOLDER has the stages of the encoder, as
@@ -190,9 +192,9 @@ def execute(runs: list[dict], args: argparse.Namespace):
         for_all(partial(work, args=args), todo, args.jobs)
 
 
-def run_all(plan: Plan, experiments: list[Experiment], args: argparse.Namespace):
+def run_all(plan: Plan, experiments: list[Experiment], seeds: list[int], args: argparse.Namespace):
     """Do the runs of all rates with the first seed, then the other seeds at the best rate."""
-    first, *others = plan.seeds
+    first, *others = seeds
     execute([plan.settings_of(chosen, rate, first) for chosen in experiments for rate in plan.learning_rates], args)
     rates = {chosen: best_rate(plan, chosen, args.output_dir) for chosen in experiments}
     execute([plan.settings_of(chosen, rate, seed) for seed in others for chosen, rate in rates.items() if rate], args)
@@ -243,8 +245,8 @@ def run_plan(args: argparse.Namespace):
         references = [pair.target for pair in TASKS[name].read_held_out(args.data, "test", plan.test_lines)]
         write_json(output / "test" / f"{name}.json", references)
     # Entries run in their order, each with all seeds, so that a run that is stopped leaves comparable results.
-    for experiments in plan.experiment_lists():
-        run_all(plan, experiments, args)
+    for experiments, seeds in zip(plan.experiment_lists(), plan.seed_lists(), strict=True):
+        run_all(plan, experiments, seeds, args)
     write_report(output)
 
 

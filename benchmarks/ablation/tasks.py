@@ -12,6 +12,9 @@ from modeling_xlm_swcm.training.rows import BadRows, DataError, check_columns, r
 
 SOURCE, TARGETS = "zh", ["bo", "ug", "kk", "mn"]
 PARALLEL_TARGETS = ["kk", "ug", "mn"]
+# the number of pairs that stands for all pairs of a file
+ALL = "all"
+SOFTWARE = "software.tsv"
 CHINESE_TITLES, KAZAKH_TITLES = ["titles/zh.csl.jsonl", "titles/zh.cmrc.jsonl"], "titles/kk.kazqad.jsonl"
 
 
@@ -28,7 +31,7 @@ class Task:
         languages (`list[str]`):
             Languages of sources and targets.
         read_train (`Callable`):
-            Function of the data folder and the number of pairs. Returns the training pairs.
+            Function of the data folder and the number of pairs (or "all"). Returns the training pairs.
         read_held_out (`Callable`):
             Function of the data folder, the split ("dev" or "test") and the number of lines (`None` for all). Returns
             pairs from evenly spaced lines, sorted by length.
@@ -41,7 +44,7 @@ class Task:
     title: str
     files: list[str]
     languages: list[str]
-    read_train: Callable[[Path, int], list[Pair]]
+    read_train: Callable[[Path, int | str], list[Pair]]
     read_held_out: Callable[[Path, str, int | None], list[Pair]]
     pairs_a_line: int
     truncate_sources: bool
@@ -122,6 +125,50 @@ def make_pair_task(title: str, name: str, targets: list[str], complete_only: boo
     )
 
 
+def make_software_task(title: str, targets: list[str], helpers: list[str] | None = None) -> Task:
+    """
+    Return a task of interface strings from Chinese, in which each language has its own rows.
+
+    Args:
+        title (`str`):
+            Title with a place for the number of pairs.
+        targets (`list[str]`):
+            Languages of the targets. A language with fewer pairs than asked for takes part with all of its pairs.
+        helpers (`list[str]`, *optional*):
+            Other target languages. Training has all of their pairs, and they are not scored.
+    """
+    helpers = helpers or []
+
+    def read_language(data: Path, split: str, code: str) -> list[tuple[str, dict]]:
+        return read_complete_rows(data / SOFTWARE, split, [SOURCE, code])
+
+    def read_train(data: Path, count: int | str) -> list[Pair]:
+        pairs = []
+        for code in [*helpers, *targets]:
+            rows = read_language(data, "train", code)
+            kept = len(rows) if code in helpers or count == ALL else min(count, len(rows))
+            pairs += to_pairs(sample_rows(rows, kept, data / SOFTWARE), [code])
+        return pairs
+
+    def read_held_out(data: Path, split: str, lines: int | None) -> list[Pair]:
+        pairs = []
+        for code in targets:
+            rows = read_language(data, split, code)
+            rows = thin_out(rows, None if lines is None else min(lines, len(rows)), data / SOFTWARE)
+            pairs += to_pairs(sorted(rows, key=lambda row: len(row[1][SOURCE])), [code])
+        return pairs
+
+    return Task(
+        title=title,
+        files=[SOFTWARE],
+        languages=[SOURCE, *helpers, *targets],
+        read_train=read_train,
+        read_held_out=read_held_out,
+        pairs_a_line=1,
+        truncate_sources=False,
+    )
+
+
 def read_titles(path: Path, split: str) -> list[Pair]:
     return [Pair(place, row["text"], row["title"], row["lang"], row["lang"]) for place, row in read_split(path, split)]
 
@@ -140,8 +187,12 @@ def read_titles_held_out(data: Path, split: str, lines: int | None) -> list[Pair
 
 TASKS = {
     "translation": make_pair_task("{} pairs a language", "ntrex.tsv", TARGETS),
-    "parallel": make_pair_task(
-        "parallel.tsv, {} pairs a language", "parallel.tsv", PARALLEL_TARGETS, complete_only=True
+    "parallel": make_pair_task("interface strings, {} complete rows", SOFTWARE, PARALLEL_TARGETS, complete_only=True),
+    "software": make_software_task("interface strings, {} pairs a language", ["kk", "mn", "ug"]),
+    "software-kk": make_software_task("interface strings, {} pairs, Kazakh", ["kk"]),
+    "software-dz": make_software_task("interface strings, {} pairs, Dzongkha", ["dz"]),
+    "software-transfer": make_software_task(
+        "interface strings, all pairs of Kazakh and {} pairs of the others", ["mn", "ug"], helpers=["kk"]
     ),
     "titles": Task(
         title="titles, {} of them Kazakh",

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -190,6 +191,23 @@ class TestStarts:
         assert "model.decoder.layers.0.self_attn.q_proj.weight" in copied
         assert not [name for name in copied if "cross_attn.out_proj" in name or "transform" in name]
 
+    def test_released_layers_copy_the_encoder_and_their_output_matrix_is_new(self, start):
+        released, shared = start("released").model, start("x3").model
+        for layer, copy in zip(custom_layers(shared), released.model.decoder.layers, strict=False):
+            assert equal(layer.ffn2.fc1, copy.ffn2.fc1) and equal(layer.cross_attn.layer_norm, copy.norm3)
+            assert equal(layer.self_attn.q_proj, copy.self_attn.q_proj)
+            break
+        assert not equal(released.lm_head, shared.lm_head)
+        assert [block[9] for block in released.config.decoder_blocks] == list("cccnc")
+
+    def test_mbart_has_the_size_of_the_encoder_and_starts_with_the_tag(self, start):
+        mbart = start("mbart").model
+        assert mbart.get_input_embeddings().weight.shape == start("x3").model.get_input_embeddings().weight.shape
+        assert len(mbart.model.decoder.layers) == 4
+        labels = torch.tensor([[9, 20, 2, -100]])
+        first = mbart.config.decoder_start_token_id
+        assert mbart.prepare_decoder_input_ids_from_labels(labels).tolist() == [[first, 9, 20, 2]]
+
     def test_warm_start_has_the_encoder_twice_with_fresh_cross_attention(self, start):
         warm, shared = start("warm-start").model, start("x3").model
         assert equal(warm.encoder.encoder, shared.model.encoder.encoder)
@@ -214,7 +232,7 @@ def data(tmp_path) -> Path:
     (folder / "ntrex.tsv").write_text("".join(lines), encoding="utf-8")
     # Every third row has no Mongolian.
     lines = [f"{row[0]}\t{row[5]}\t{row[3]}\t{row[2]}\t{row[4] if n % 3 else ''}\n" for n, row in enumerate(rows)]
-    (folder / "parallel.tsv").write_text("split\tzh\tkk\tug\tmn\n" + "".join(lines), encoding="utf-8")
+    (folder / "software.tsv").write_text("split\tzh\tkk\tug\tmn\n" + "".join(lines), encoding="utf-8")
     (folder / "titles").mkdir()
     for name, code in (("zh.csl", "zh"), ("zh.cmrc", "zh"), ("kk.kazqad", "kk")):
         titles = [
@@ -370,12 +388,12 @@ def test_a_parallel_file_with_empty_cells(command, data):
         assert ended["scores"].keys() == {"all", "kk", "ug", "mn"} and len(ended["outputs"]) == 3 * 3
         assert ended["curve"][-1]["dev_loss"] < ended["curve"][0]["dev_loss"]
     assert all(pair.source and pair.target for pair in TASKS["parallel"].read_train(data, 5))
-    with pytest.raises(SystemExit, match="parallel.tsv has 5 training lines, and the plan needs 6."):
+    with pytest.raises(SystemExit, match="software.tsv has 5 training lines, and the plan needs 6."):
         command(**plan, experiments=[parallel | {"pairs": [6]}])
-    text = (data / "parallel.tsv").read_text(encoding="utf-8")
+    text = (data / "software.tsv").read_text(encoding="utf-8")
     for column in ("split", "ug"):
-        (data / "parallel.tsv").write_text(text.replace(f"{column}\t", "other\t", 1), encoding="utf-8")
-        with pytest.raises(SystemExit, match=f'parallel.tsv has no column "{column}" .*, or change --data.'):
+        (data / "software.tsv").write_text(text.replace(f"{column}\t", "other\t", 1), encoding="utf-8")
+        with pytest.raises(SystemExit, match=f'software.tsv has no column "{column}" .*, or change --data.'):
             command(**plan, experiments=[parallel | {"pairs": [4]}])
 
 
@@ -470,6 +488,36 @@ def test_steps_and_intervals_of_the_report():
     assert comparison.compare({0: good}, {1: good}) is None
 
 
+def test_interface_strings_of_each_language_and_fewer_seeds(command, data):
+    counts = lambda task, pairs: Counter(pair.tgt_lang for pair in TASKS[task].read_train(data, pairs))  # noqa: E731
+    # Mongolian has 5 of 8 rows.
+    assert counts("software", "all") == {"kk": 8, "ug": 8, "mn": 5}
+    assert counts("software", 6) == {"kk": 6, "ug": 6, "mn": 5}
+    assert counts("software-transfer", 2) == {"kk": 8, "ug": 2, "mn": 2}
+    assert [pair.tgt_lang for pair in TASKS["software-transfer"].read_held_out(data, "test", None)] == 3 * [
+        "mn"
+    ] + 4 * ["ug"]
+    software = ONE[0] | {
+        "variants": ["random-transform", "mbart"],
+        "tasks": ["software"],
+        "pairs": ["all"],
+        "seeds": [0],
+    }
+    output = command(learning_rates=[1e-3], experiments=[software, software | {"pairs": [2], "seeds": [0, 1]}])
+    runs = results(output)
+    assert {name.partition("_only_")[2] for name in runs} == {
+        "software_all_direct_0.001_0",
+        "software_2_direct_0.001_0",
+        "software_2_direct_0.001_1",
+    }
+    assert all(ended["scores"]["all"].keys() == set(comparison.SCORES) for ended in runs.values())
+    rows = json.loads((output / "results.json").read_text())["summary"]
+    # Without the decoder without transform, the one with transform is the baseline.
+    assert {row["variant"]: row["than_random"] is None for row in rows} == {"random-transform": True, "mbart": False}
+    with pytest.raises(SystemExit, match="the seeds of an entry must contain 0"):
+        command(experiments=[software | {"seeds": [1]}])
+
+
 def test_every_decoder_has_a_line_of_its_own():
     styles = comparison.styles()
     assert styles.keys() == VARIANTS.keys()
@@ -479,7 +527,7 @@ def test_every_decoder_has_a_line_of_its_own():
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
-    + [("prefix", [4, 3, 1])]
+    + [("prefix", [4, 3, 1]), ("real_cpu", [5, 8, 4, 2, 2]), ("real_gpu", [5, 8, 2, 6, 2])]
     + [("gpu", [132, 54, 21, 18])],
 )
 def test_the_plans_can_be_read(name, sizes):
