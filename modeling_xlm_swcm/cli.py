@@ -14,10 +14,11 @@ from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
-from modeling_xlm_swcm.command import Command, Group, make_console, report_errors
+from modeling_xlm_swcm.command import LIST_ADVICE, Command, Group, make_console, report_errors, split_codes
 from modeling_xlm_swcm.conversion.from_encoder import convert
 from modeling_xlm_swcm.conversion.options import UNSET, Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
+from modeling_xlm_swcm.evaluation.command import evaluate_command
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
@@ -27,8 +28,6 @@ from modeling_xlm_swcm.vocabulary.trim import trim
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-LIST_ADVICE = "Put this option last or before another option."
 
 
 def license_option(place: str) -> OptionInfo:
@@ -145,6 +144,7 @@ vocab = typer.Typer(
     cls=Group, no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM model."
 )
 main.add_typer(vocab, name="vocab")
+main.command("evaluate", cls=Command)(evaluate_command)
 
 
 def describe_output(output: Path, dry_run: bool) -> str:
@@ -224,11 +224,6 @@ def convert_released_command(
         console = make_console()
         report.print(console)
         console.print(f"Written to {output}.")
-
-
-def split_codes(languages: list[str]) -> list[str]:
-    """Return language codes that are separate words or words of one argument, such as "bo ug kk"."""
-    return " ".join(languages).split()
 
 
 def list_files(console: Console, folder: Path, repo_id: str, license: str | None) -> dict[str, Path | bytes]:

@@ -21,11 +21,13 @@ from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 USAGE_EXIT_CODE = 2
 
+LIST_ADVICE = "Put this option last or before another option."
+
 
 class Command(TyperCommand):
     """A command that tidies up after killed runs. List options accept several words: `--languages bo ug kk`."""
 
-    options = ("--languages", "--corpus", "--eval")
+    options = ("--languages", "--corpus", "--eval", "--target", "--codes")
     # `parse_args` refuses these words in Typer's place.
     allow_extra_args = True
 
@@ -70,6 +72,11 @@ class Group(TyperGroup):
         if args[0] not in self.commands:
             refuse(f"Unknown command {args[0]}. Use one of: {', '.join(self.commands)}.")
         return super().resolve_command(ctx, args)
+
+
+def split_codes(languages: list[str]) -> list[str]:
+    """Return language codes that are separate words or words of one argument, such as "bo ug kk"."""
+    return " ".join(languages).split()
 
 
 def refuse(message: str) -> NoReturn:

@@ -18,7 +18,11 @@ MAY_IMPORT = {
     "export": {"model", "checkpoints"},
     "training": {"model", "checkpoints", "corpora", "hub"},
     "command": {"model", "checkpoints"},
-    "cli": {"model", "checkpoints", "corpora", "vocabulary", "conversion", "hub", "export", "training", "command"},
+    "evaluation": {"model", "checkpoints", "corpora", "hub", "training", "command"},
+    "cli": {
+        *("model", "checkpoints", "corpora", "vocabulary", "conversion", "hub", "export", "training", "evaluation"),
+        "command",
+    },
     "model": set(),
 }
 # external packages that every machine with Transformers has

@@ -14,6 +14,7 @@ import pytest
 import typer
 import yaml
 from support.encoders import make_encoder, save_encoder, wake, xlm_roberta_tokenizer
+from support.evaluation import SOURCES, save_peer, write_files, write_table
 from support.hub_client import Client, hub_client
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, XLMRobertaForMaskedLM
 
@@ -366,3 +367,19 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     run = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert len(ast.literal_eval(run.stdout)) == 2
+
+
+def test_the_guide_to_evaluation_runs(client, hub, tmp_path):
+    """The model is untrained."""
+    convert(tmp_path / "encoder", tmp_path / "zh-bo", languages=["zh", "bo"])
+    wake(tmp_path / "zh-bo")
+    hub.add("facebook/nllb-200-distilled-600M", save_peer(tmp_path / "peer"))
+    write_table(tmp_path / "test.tsv")
+    write_files(tmp_path, {"titles.jsonl": [{"text": "ང་ཚོས་དཔེ་ཆ་ཀློག་གི་ཡོད།", "title": "དཔེ་ཆ"}]})
+    printed = run_page(client, "docs/guides/evaluate.md")
+    assert "samples.md" in printed[0] and (tmp_path / "report" / "scores.png").is_file()
+    assert "nllb-200-distilled-600M" in printed[1] and " p " in printed[1]
+    assert "rouge1_f" in printed[2]
+    assert "Recorded in zh-bo/metrics.json." in printed[3]
+    assert "truncated_source" in printed[4]
+    assert len((tmp_path / "report" / "outputs.jsonl").read_text(encoding="utf-8").splitlines()) == len(SOURCES)

@@ -1,0 +1,221 @@
+"""Read the sources and references of an evaluation from a file, a Hub dataset or a benchmark."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
+from modeling_xlm_swcm.corpora.rows import get_text, list_columns, read_file, read_rows, unnest
+from modeling_xlm_swcm.training.examples import Pair
+
+from .benchmarks import Files, find_benchmark
+from .languages import match_code
+
+
+# Columns of texts and titles, in order of preference.
+TITLE_COLUMNS = (("text", "summary"), ("content", "title"), ("text", "title"))
+
+Row = tuple[str, dict]
+
+
+@dataclass
+class EvaluationData:
+    """
+    Texts of an evaluation.
+
+    Attributes:
+        name (`str`):
+            Name of the data, for tables and the model card.
+        task (`str`):
+            "translation" or "summarization".
+        pairs (`dict[str, list[Pair]]`):
+            Sources and references of each direction, for example `zh-bo`, or of each language of a summarization.
+    """
+
+    name: str
+    task: str
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+
+
+def read_data(
+    data: str,
+    targets: list[str],
+    source: str | None,
+    *,
+    subset: str | None = None,
+    spellings: dict[str, list[str]] | None = None,
+    max_samples: int | None = None,
+    skip_bad_rows: bool = False,
+) -> EvaluationData:
+    """
+    Read sources and references.
+
+    Args:
+        data (`str`):
+            File, Hub id of a dataset, name of a benchmark, or folder with the files of a benchmark.
+        targets (`list[str]`):
+            Language codes of the references.
+        source (`str`, *optional*):
+            Language code of the sources. Without a source, the references are titles of texts in the same language.
+        subset (`str`, *optional*):
+            Subset of a benchmark, or configuration of a Hub dataset.
+        spellings (`dict[str, list[str]]`, *optional*):
+            Names of languages in the data.
+        max_samples (`int`, *optional*):
+            Maximum number of rows of each direction.
+        skip_bad_rows (`bool`, *optional*, defaults to `False`):
+            Skip rows that cannot be used, with a warning.
+
+    Returns:
+        [`EvaluationData`]: the texts.
+
+    Raises:
+        DataError: if the data cannot be read, lacks a language, or has rows that cannot be used.
+    """
+    bad_rows = BadRows(skip_bad_rows, skip_option="--skip-bad-rows")
+    reader = PairReader(source, spellings or {}, bad_rows, max_samples)
+    files = find_benchmark(data, subset)
+    if files is None:
+        found = EvaluationData(Path(data).name if Path(data).exists() else data, reader.task)
+        for target in targets:
+            rows = read_rows(data, bad_rows, subset, "test")
+            found.pairs[reader.name_direction(target)] = [*reader.read_table(data, rows, target)]
+    else:
+        benchmark = files.benchmark
+        titles = benchmark.is_summarization(files.subset)
+        if titles != (source is None):
+            advice = "Remove --source." if titles else "Pass --source."
+            raise DataError(f"{benchmark.name} {files.subset} is for {describe(titles)}. {advice}")
+        found = EvaluationData(f"{benchmark.repo_id} ({files.subset})", reader.task)
+        for target in targets:
+            found.pairs[reader.name_direction(target)] = [*reader.read_benchmark(files, target)]
+    bad_rows.report()
+    for direction, pairs in found.pairs.items():
+        if not pairs:
+            raise DataError(f"{data} has no row for {direction}. Check the data.")
+    return found
+
+
+def describe(is_summarization: bool) -> str:
+    """Return the name of a task, with what its data are."""
+    return "summarization: texts with titles in the same language" if is_summarization else "translation"
+
+
+@dataclass
+class PairReader:
+    """
+    Make pairs of rows.
+
+    Args:
+        source (`str`, *optional*):
+            Language code of the sources.
+        spellings (`dict[str, list[str]]`):
+            Names of languages in the data.
+        bad_rows ([`BadRows`]):
+            Collects rows that cannot be used.
+        max_samples (`int`, *optional*):
+            Maximum number of rows.
+    """
+
+    source: str | None
+    spellings: dict[str, list[str]]
+    bad_rows: BadRows
+    max_samples: int | None = None
+
+    @property
+    def task(self) -> str:
+        """Task of the pairs."""
+        return "summarization" if self.source is None else "translation"
+
+    def name_direction(self, target: str) -> str:
+        """Return the name of the pairs with references in a language."""
+        return target if self.source is None else f"{self.source}-{target}"
+
+    def read_table(self, path: str, rows: Iterator[Row], target: str) -> Iterator[Pair]:
+        """Yield the pairs of rows with one column for each language, or with columns of texts and titles."""
+        rows = itertools.islice(rows, self.max_samples)
+        first = next(rows, None)
+        if first is None:
+            return
+        names = [str(name) for name in unnest(first[1])]
+        if self.source is None:
+            columns = next((pair for pair in TITLE_COLUMNS if {*pair} <= {*names}), None)
+            if columns is None:
+                known = " or ".join(" and ".join(pair) for pair in TITLE_COLUMNS)
+                raise DataError(
+                    f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them {known}, "
+                    "or pass --source for a translation."
+                )
+        else:
+            columns = (self.find(self.source, names, path), self.find(target, names, path))
+        yield from self.make_pairs(itertools.chain([first], rows), columns, target)
+
+    def find(self, code: str, names: list[str], place: str) -> str:
+        """Return the name of a language among `names`."""
+        name = match_code(code, names, self.spellings.get(code, ()))
+        if name is None:
+            raise DataError(
+                f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language, or name the "
+                f"text with --codes {code}=NAME."
+            )
+        return name
+
+    def make_pairs(self, rows: Iterator[Row], columns: tuple[str, ...], target: str) -> Iterator[Pair]:
+        """Yield the pairs of a column of sources and a column of references."""
+        for place, row in rows:
+            source, reference = (get_text(place, row, column, self.bad_rows) for column in columns)
+            if source is not None and reference is not None:
+                yield Pair(place, source, reference, self.source or target, target)
+
+    def read_benchmark(self, files: Files, target: str) -> Iterator[Pair]:
+        """Yield the pairs of a benchmark."""
+        columns = files.benchmark.columns[files.subset]
+        if len(columns) == 1:
+            yield from self.read_parallel_files(files, target, columns[0])
+        elif columns:
+            rows = self.read_language(files, self.find(target, [*files.paths], files.benchmark.name))
+            yield from self.make_pairs(itertools.islice(rows, self.max_samples), columns, target)
+        else:
+            yield from self.read_file_of_pairs(files, target)
+
+    def read_language(self, files: Files, code: str) -> Iterator[Row]:
+        """Yield the rows of the file of a language. Their places have the path in the benchmark."""
+        name = files.paths[code]
+        path = files.fetch(name)
+        for place, row in read_file(path, self.bad_rows):
+            yield name + place.removeprefix(path), row
+
+    def read_file_of_pairs(self, files: Files, target: str) -> Iterator[Pair]:
+        """Yield the pairs of a file whose columns are language codes. It is the file of the target or the source."""
+        place = files.benchmark.name
+        codes = [
+            name
+            for code in (target, self.source)
+            if (name := match_code(code or "", files.paths, self.spellings.get(code or "", ())))
+        ]
+        if not codes:
+            self.find(target, [*files.paths], place)
+        renamed = files.benchmark.codes
+        rows = (
+            (place, {renamed.get(name, name): text for name, text in row.items()})
+            for place, row in self.read_language(files, codes[0])
+        )
+        yield from self.read_table(f"{place} {files.paths[codes[0]]}", rows, target)
+
+    def read_parallel_files(self, files: Files, target: str, column: str) -> Iterator[Pair]:
+        """Yield the pairs of two files, by the column `id`, or else by line."""
+        codes = [self.find(code or "", [*files.paths], files.benchmark.name) for code in (self.source, target)]
+        sides = []
+        for code in codes:
+            rows = self.read_language(files, code)
+            sides.append({row.get("id", index): (place, row) for index, (place, row) in enumerate(rows)})
+        if sides[0].keys() != sides[1].keys():
+            names = [f"{files.paths[code]} ({len(side)} texts)" for code, side in zip(codes, sides, strict=True)]
+            raise DataError(f"{' and '.join(names)} do not belong together. Download both files again.")
+        first, second = codes
+        joined = (
+            (place, {first: row.get(column), second: sides[1][key][1].get(column)})
+            for key, (place, row) in itertools.islice(sides[0].items(), self.max_samples)
+        )
+        yield from self.make_pairs(joined, (first, second), target)

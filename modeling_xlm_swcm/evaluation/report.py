@@ -1,0 +1,211 @@
+"""The report of an evaluation: tables, JSON, samples, plot and the results for model cards."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
+from modeling_xlm_swcm.hub.card import read_metrics
+from modeling_xlm_swcm.hub_xlm_swcm import REPORT
+from modeling_xlm_swcm.training.files import write_json, write_whole
+
+from .scoring import RESAMPLES, TABLE_SCORES, DirectionResult, ModelResult, choose_samples, describe_sample
+
+
+SAMPLES = 10
+# Scores that the model card shows.
+CARD_SCORES = ("chrf++", "bleu", "rougeL_f")
+
+
+@dataclass
+class Evaluation:
+    """
+    Results of [`evaluate`].
+
+    Attributes:
+        dataset (`str`):
+            Name of the data.
+        task (`str`):
+            "translation" or "summarization".
+        sources (`dict[str, str]`):
+            Folder or Hub id of each model, by its name in the report.
+        directions (`dict[str, DirectionResult]`):
+            Results of each direction, for example `zh-bo`.
+        settings (`dict[str, int]`):
+            Settings of the generation.
+    """
+
+    dataset: str
+    task: str
+    sources: dict[str, str]
+    directions: dict[str, DirectionResult]
+    settings: dict[str, int]
+
+    def print(self, console: Console):
+        """Print a table of scores, a table of faults and the signatures of sacrebleu."""
+        names = TABLE_SCORES[self.task]
+        versus = next(iter(self.sources))
+        headings = ["p"] if len(self.sources) > 1 else []
+        scores = Table("", "model", *names, *headings, title=f"{self.dataset}: scores", title_justify="left")
+        rows = [
+            (direction, name, result)
+            for direction, of in self.directions.items()
+            for name, result in of.models.items()
+        ]
+        for direction, name, result in rows:
+            scores.add_row(
+                direction, name, *(format_score(result, metric) for metric in names), *format_p(result, headings)
+            )
+        console.print(scores)
+        if headings:
+            console.print(f"p: paired bootstrap of chrF++ against {versus}, {RESAMPLES} samples.")
+        columns = [*rows[0][2].count_faults()]
+        faults = Table(
+            "", "model", "texts", *columns, title=f"{self.dataset}: texts with faults", title_justify="left"
+        )
+        for direction, name, result in rows:
+            counts = [str(count) for count in result.count_faults().values()]
+            faults.add_row(direction, name, str(len(result.outputs.texts)), *counts)
+        console.print(faults)
+        for name, signature in rows_signatures(self.directions):
+            console.print(f"{name}: {signature}", soft_wrap=True)
+
+    def to_dict(self) -> dict:
+        """Return the report as JSON values."""
+        return {
+            "dataset": self.dataset,
+            "task": self.task,
+            "models": self.sources,
+            "settings": self.settings,
+            "signatures": dict(rows_signatures(self.directions)),
+            "directions": {
+                direction: {
+                    "texts": len(result.pairs),
+                    "models": {name: describe_model(model) for name, model in result.models.items()},
+                    "samples": [describe_sample(result, place) for place in choose_samples(result, SAMPLES)],
+                }
+                for direction, result in self.directions.items()
+            },
+            "card": {name: self.card_results(name) for name in self.sources},
+        }
+
+    def card_results(self, name: str) -> dict:
+        """Return the fields of `metrics.json` that put the results of a model on its card."""
+        results = {
+            metric: {
+                direction: round(result.models[name].scores[metric], 2)
+                for direction, result in self.directions.items()
+            }
+            for metric in CARD_SCORES
+        }
+        return {"task": self.task, "dataset": self.dataset, "results": results}
+
+    def plot(self, path: Path):
+        """Draw the main score of each model and direction, with its 95 % confidence interval if there is one."""
+        metric = TABLE_SCORES[self.task][0]
+        figure, axes = make_figure(size=(max(5, 1.5 + len(self.directions) * (0.6 + 0.4 * len(self.sources))), 4))
+        width = 0.8 / len(self.sources)
+        for number, name in enumerate(self.sources):
+            results = [result.models[name] for result in self.directions.values()]
+            places = [place + (number - (len(self.sources) - 1) / 2) * width for place in range(len(results))]
+            errors = [result.intervals.get(metric, 0) for result in results]
+            heights = [result.scores[metric] for result in results]
+            axes[0, 0].bar(places, heights, 0.9 * width, yerr=errors, capsize=3, label=name)
+        axes[0, 0].set_xticks(range(len(self.directions)), [*self.directions])
+        axes[0, 0].set(ylabel=metric, ylim=(0, None), title=self.dataset)
+        axes[0, 0].grid(axis="y", alpha=0.3)
+        axes[0, 0].legend()
+        save_figure(figure, path)
+
+    def write(self, folder: Path):
+        """
+        Write `results.json`, `outputs.jsonl`, `samples.md` and `scores.png`.
+
+        Args:
+            folder (`Path`):
+                Folder to write. Files with these names are replaced.
+        """
+        content = self.to_dict()
+        write_json(folder / "results.json", content)
+        write_whole(folder / "outputs.jsonl", "".join(self.list_outputs()))
+        write_whole(folder / "samples.md", "\n".join(write_samples(content)))
+        self.plot(folder / "scores.png")
+
+    def record(self) -> list[Path]:
+        """
+        Write the results into `metrics.json` of each local XLM-SWCM model, for its card. Return the files.
+
+        Fields about the training stay. `xlm-swcm push` writes the card.
+        """
+        written = []
+        for name in find_recordable(self.sources):
+            path = Path(self.sources[name]) / "metrics.json"
+            write_json(path, read_metrics(path.parent) | self.card_results(name))
+            written.append(path)
+        return written
+
+    def list_outputs(self) -> list[str]:
+        """Return a line of JSON for each source, with the outputs of all models."""
+        lines = []
+        for direction, result in self.directions.items():
+            for place, pair in enumerate(result.pairs):
+                outputs = {name: model.outputs.texts[place] for name, model in result.models.items()}
+                row = {"direction": direction, "source": pair.source, "reference": pair.target, "outputs": outputs}
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        return lines
+
+
+def find_recordable(sources: dict[str, str]) -> list[str]:
+    """Return the names of the models in a local folder that has a card of this package."""
+    return [name for name, source in sources.items() if Path(source, REPORT).is_file()]
+
+
+def rows_signatures(directions: dict[str, DirectionResult]) -> list[tuple[str, str]]:
+    """Return the signatures, which all directions share."""
+    return [*next(iter(directions.values())).signatures.items()]
+
+
+def format_score(result: ModelResult, metric: str) -> str:
+    """Return a score, with its confidence interval if there is one."""
+    interval = result.intervals.get(metric)
+    return f"{result.scores[metric]:.2f}" + (f" ±{interval:.2f}" if interval is not None else "")
+
+
+def format_p(result: ModelResult, headings: list[str]) -> list[str]:
+    """Return the cell of the p-value if the table has one."""
+    p_value = result.p_values.get("chrf++")
+    return ["" if p_value is None else f"{p_value:.3f}"] if headings else []
+
+
+def describe_model(model: ModelResult) -> dict:
+    """Return the results of a model as JSON values."""
+    return {
+        "scores": {name: round(value, 4) for name, value in model.scores.items()},
+        "confidence_95": {name: round(value, 4) for name, value in model.intervals.items()},
+        "p_values": {name: round(value, 4) for name, value in model.p_values.items()},
+        "faults": model.count_faults(),
+    }
+
+
+def write_samples(content: dict) -> list[str]:
+    """Return the samples of a report as lines of Markdown."""
+    lines = [f"# Samples of {content['dataset']}", "", "From the best to the worst output of the first model."]
+    for direction, result in content["directions"].items():
+        for number, sample in enumerate(result["samples"], 1):
+            lines += ["", f"## {direction}, {number}", "", "| | text |", "|---|---|"]
+            lines += [
+                f"| source | {escape_cell(sample['source'])} |",
+                f"| reference | {escape_cell(sample['reference'])} |",
+            ]
+            for name, output in sample["outputs"].items():
+                verdict = ", ".join(["right" if output["is_right"] else "wrong", *output["faults"]])
+                lines.append(f"| {escape_cell(name)}: {verdict} | {escape_cell(output['text'])} |")
+    return [*lines, ""]
+
+
+def escape_cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,121 @@
+"""Evaluate models: read the texts, check the models, generate, score."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from modeling_xlm_swcm.corpora.bad_rows import DataError
+from modeling_xlm_swcm.training.arguments import MAX_BEAMS
+
+from .languages import split_spellings
+from .pairs import EvaluationData, read_data
+from .report import Evaluation
+from .scoring import score_direction
+from .systems import Outputs, System, open_system
+
+
+MAX_COUNT = 10**9
+
+
+def evaluate(
+    models: Sequence[str],
+    data: str,
+    target: Sequence[str],
+    source: str | None = None,
+    *,
+    subset: str | None = None,
+    codes: Iterable[str] = (),
+    max_samples: int | None = None,
+    num_beams: int = 4,
+    max_length: int = 256,
+    batch_tokens: int = 4096,
+    skip_bad_rows: bool = False,
+) -> Evaluation:
+    """
+    Score models on the same texts. Texts, languages and models are checked before the first text is generated.
+
+    Args:
+        models (`Sequence[str]`):
+            Folders or Hub ids of XLM-SWCM models or other sequence-to-sequence models. The other models are compared
+            with the first one.
+        data (`str`):
+            File with one column for each language, Hub id of a dataset, name of a benchmark (`flores+`, `ntrex`,
+            `milic-eval` or `cmhg`), or folder with the files of a benchmark.
+        target (`Sequence[str]`):
+            Language codes of the references.
+        source (`str`, *optional*):
+            Language code of the sources. Without a source, the models write titles of texts in the target language.
+        subset (`str`, *optional*):
+            Subset of a benchmark, or configuration of a Hub dataset.
+        codes (`Iterable[str]`, *optional*):
+            Names of languages in the data and in tokenizers, for example `kk-Arab=kk`.
+        max_samples (`int`, *optional*):
+            Maximum number of texts of each direction.
+        num_beams (`int`, *optional*, defaults to 4):
+            Number of beams. 1 is greedy decoding.
+        max_length (`int`, *optional*, defaults to 256):
+            Maximum length of an output in tokens.
+        batch_tokens (`int`, *optional*, defaults to 4096):
+            Maximum size of a batch in tokens, with padding.
+        skip_bad_rows (`bool`, *optional*, defaults to `False`):
+            Skip rows that cannot be used, with a warning.
+
+    Returns:
+        [`Evaluation`]: the results.
+
+    Raises:
+        ConversionError: if an argument, the data or a model cannot be used.
+    """
+    settings = {"num_beams": num_beams, "max_length": max_length, "batch_tokens": batch_tokens}
+    check_settings(settings | {"max_samples": 1 if max_samples is None else max_samples})
+    spellings = split_spellings(codes)
+    systems = open_systems(models, spellings)
+    for system in systems.values():
+        for code in [*target, *([source] if source else [])]:
+            system.find_language(code)
+    if source in target:
+        raise DataError(f"--target contains the source language {source}. Remove it, or remove --source for titles.")
+    found = read_data(
+        data,
+        [*dict.fromkeys(target)],
+        source,
+        subset=subset,
+        spellings=spellings,
+        max_samples=max_samples,
+        skip_bad_rows=skip_bad_rows,
+    )
+    outputs = {name: generate(system, found, settings) for name, system in systems.items()}
+    directions = {
+        direction: score_direction(pairs, {name: outputs[name][direction] for name in outputs})
+        for direction, pairs in found.pairs.items()
+    }
+    sources = {name: system.source for name, system in systems.items()}
+    return Evaluation(found.name, found.task, sources, directions, settings)
+
+
+def check_settings(settings: dict[str, int]):
+    """Refuse numbers that are out of range."""
+    for name, value in settings.items():
+        most = MAX_BEAMS if name == "num_beams" else MAX_COUNT
+        if not 1 <= value <= most:
+            raise DataError(f"{name} must be between 1 and {most} (got {value}).")
+
+
+def open_systems(models: Sequence[str], spellings: dict[str, list[str]]) -> dict[str, System]:
+    """Read configs and tokenizers. Return the models by their names in the report."""
+    if repeated := [model for model in models if list(models).count(model) > 1]:
+        raise DataError(f"The model {repeated[0]} is given twice. Remove one.")
+    shorts = [Path(model).name or Path(model).resolve().name for model in models]
+    names = [short if shorts.count(short) == 1 else model for short, model in zip(shorts, models, strict=True)]
+    return {name: open_system(model, spellings) for name, model in zip(names, models, strict=True)}
+
+
+def generate(system: System, data: EvaluationData, settings: dict[str, int]) -> dict[str, Outputs]:
+    """Load a model and generate the outputs of each direction. The model leaves memory afterwards."""
+    model = system.load().to("cuda" if torch.cuda.is_available() else "cpu")
+    outputs = {}
+    for direction, pairs in data.pairs.items():
+        texts = [str(pair.source) for pair in pairs]
+        outputs[direction] = system.generate(model, texts, pairs[0].src_lang, pairs[0].tgt_lang, **settings)
+    return outputs

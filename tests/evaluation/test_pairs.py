@@ -1,0 +1,200 @@
+"""Sources and references: from tables, and from files in the layouts of four benchmarks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.evaluation import SOURCES, TARGETS, write_files
+
+from modeling_xlm_swcm.corpora.bad_rows import DataError
+from modeling_xlm_swcm.evaluation.benchmarks import BENCHMARKS, find_benchmark
+from modeling_xlm_swcm.evaluation.languages import match_code, normalize_code, split_spellings
+from modeling_xlm_swcm.evaluation.pairs import read_data
+
+
+EXPECTED = list(zip(SOURCES, TARGETS, strict=True))
+LINES = {"zh": "\n".join(SOURCES) + "\n", "bo": "\n".join(TARGETS) + "\n"}
+ROWS = {
+    code: [{"id": place, "iso_639_3": code, "text": text, "url": "x"} for place, text in enumerate(texts)]
+    for code, texts in {"zh": SOURCES, "bo": TARGETS}.items()
+}
+ARTICLES = [
+    {"id": str(place), "zh": source, "bo": target, "en": "x"} for place, (source, target) in enumerate(EXPECTED)
+]
+TITLES = [{"id": "1", "title": TARGETS[0], "content": TARGETS[1] * 3}]
+CSV = f'id,title,content,average_score\n1,{TARGETS[0]},"{TARGETS[1]}\n{TARGETS[2]}",6\n'
+TRANSLATIONS = {
+    "FLORES+ on the Hub": {"devtest/cmn_Hans.jsonl": ROWS["zh"], "devtest/bod_Tibt.jsonl": ROWS["bo"][::-1]},
+    "FLORES+ release": {
+        "floresp/devtest/devtest.cmn_Hans": LINES["zh"],
+        "floresp/devtest/devtest.bod_Tibt": LINES["bo"],
+    },
+    "FLORES-200": {"devtest/zho_Hans.devtest": LINES["zh"], "devtest/bod_Tibt.devtest": LINES["bo"]},
+    "NTREX": {
+        "NTREX-128/newstest2019-ref.zho-CN.txt": LINES["zh"],
+        "NTREX-128/newstest2019-ref.zho-TW.txt": "x\n",
+        "NTREX-128/newstest2019-ref.bod.txt": LINES["bo"],
+        "NTREX-128/newstest2019-src.eng.txt": "x\n",
+    },
+    "NTREX on the Hub": {
+        "data/zho-CN_Hans/newstest2019-ref.zho-CN.txt": LINES["zh"],
+        "data/bod_Tibt/newstest2019-ref.bod.txt": LINES["bo"],
+    },
+    "MiLiC-Eval": {
+        "translation_article/bo/test.json": ARTICLES,
+        "translation_article/ug/test.json": [],
+        "translation_dialogue/bo/test.json": [],
+    },
+}
+
+
+def texts_of(pairs) -> list[tuple[str, str]]:
+    return [(pair.source, pair.target) for pair in pairs]
+
+
+class TestLanguages:
+    @pytest.mark.parametrize(
+        ("code", "names"),
+        [
+            (("zh", "Hans"), "zh zho_Hans cmn_Hans zho-CN zh_CN __zh__ zh-Hans"),
+            (("zh", "Hant"), "zho_Hant zh-TW zho-TW"),
+            (("bo", "Tibt"), "bo bod bod_Tibt"),
+            (("ug", "Arab"), "ug uig uig_Arab"),
+            (("kk", "Cyrl"), "kk kaz kaz_Cyrl kk_KZ"),
+            (("kk", "Arab"), "kk-Arab kaz_Arab"),
+            (("mn", "Cyrl"), "mn mon khk_Cyrl mn_MN"),
+            (("mn", "Mong"), "mn-Mong mon_Mong"),
+        ],
+    )
+    def test_all_spellings_are_one_language_in_one_script(self, code, names):
+        assert {normalize_code(name) for name in names.split()} == {code}
+
+    def test_a_match_has_the_same_script_and_the_shortest_name(self):
+        assert match_code("kk-Arab", ["kaz_Cyrl", "kaz"]) is None
+        assert match_code("en", ["eng-GB", "eng", "eng-US"]) == "eng"
+        assert match_code("zh", ["zho_Hant", "cmn_Hans"], ["zho_Hant"]) == "zho_Hant"
+
+    def test_spellings_have_two_parts(self):
+        assert split_spellings(["kk-Arab=kk", "kk-Arab=kaz"]) == {"kk-Arab": ["kk", "kaz"]}
+        with pytest.raises(DataError, match="--codes cannot be kk. Use CODE=NAME"):
+            split_spellings(["kk"])
+
+
+class TestTables:
+    def test_columns_are_found_in_any_spelling(self, tmp_path):
+        rows = [{"zho_Hans": source, "bod_Tibt": target} for source, target in EXPECTED]
+        write_files(tmp_path, {"wide.jsonl": rows})
+        data = read_data(str(tmp_path / "wide.jsonl"), ["bo"], "zh", max_samples=3)
+        assert texts_of(data.pairs["zh-bo"]) == EXPECTED[:3]
+        assert (data.name, data.task) == ("wide.jsonl", "translation")
+        assert data.pairs["zh-bo"][1].place.endswith("wide.jsonl:2")
+
+    def test_titles_need_no_source(self, tmp_path):
+        write_files(tmp_path, {"titles.jsonl": [{"text": "长", "title": "短"}]})
+        data = read_data(str(tmp_path / "titles.jsonl"), ["zh"], None)
+        assert (texts_of(data.pairs["zh"]), data.task) == ([("长", "短")], "summarization")
+
+    @pytest.mark.parametrize(
+        ("target", "source", "message"),
+        [
+            ("ug", "zh", r"has no text in ug \(found: zh, bo\).*--codes ug=NAME"),
+            ("bo", None, "has no columns of texts and titles .*pass --source"),
+        ],
+    )
+    def test_a_missing_column_is_named(self, table, target, source, message):
+        with pytest.raises(DataError, match=message):
+            read_data(str(table), [target], source)
+
+    def test_bad_rows_stop_or_are_skipped(self, table):
+        table.write_text(table.read_text(encoding="utf-8") + "书\t\n", encoding="utf-8")
+        with pytest.raises(DataError, match=r'test.tsv:6 is empty in the column "bo".*pass --skip-bad-rows'):
+            read_data(str(table), ["bo"], "zh")
+        assert len(read_data(str(table), ["bo"], "zh", skip_bad_rows=True).pairs["zh-bo"]) == 4
+
+    def test_a_file_that_is_missing_or_empty_is_named(self, tmp_path):
+        with pytest.raises(DataError, match="missing.tsv does not exist"):
+            read_data(str(tmp_path / "missing.tsv"), ["bo"], "zh")
+        write_files(tmp_path, {"empty.tsv": "zh\tbo\n"})
+        with pytest.raises(DataError, match="has no row for zh-bo"):
+            read_data(str(tmp_path / "empty.tsv"), ["bo"], "zh")
+
+
+class TestBenchmarks:
+    @pytest.mark.parametrize("layout", TRANSLATIONS)
+    def test_translations_are_read_in_their_layout(self, tmp_path, layout):
+        write_files(tmp_path, TRANSLATIONS[layout])
+        data = read_data(str(tmp_path), ["bo"], "zh")
+        assert texts_of(data.pairs["zh-bo"]) == EXPECTED
+        assert {(pair.src_lang, pair.tgt_lang) for pair in data.pairs["zh-bo"]} == {("zh", "bo")}
+        assert texts_of(read_data(str(tmp_path), ["zh"], "bo").pairs["bo-zh"])[0] in [
+            (target, source) for source, target in EXPECTED
+        ]
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [("title_generation/bo/test.json", TITLES), ("bo/average_score_4_or_higher.csv", CSV)],
+    )
+    def test_titles_are_read_in_their_layout(self, tmp_path, name, content):
+        write_files(tmp_path, {name: content})
+        data = read_data(str(tmp_path), ["bo"], None)
+        ((source, title),) = texts_of(data.pairs["bo"])
+        assert title == TARGETS[0] and source.startswith(TARGETS[1])
+        assert data.task == "summarization"
+        assert data.pairs["bo"][0].place.startswith(f"{name}:")
+        with pytest.raises(DataError, match=r"is for summarization.*Remove --source"):
+            read_data(str(tmp_path), ["bo"], "zh")
+
+    def test_kazakh_and_mongolian_have_the_scripts_of_the_benchmark(self, tmp_path):
+        write_files(tmp_path, {"translation_dialogue/kk/test.json": [{"id": 1, "zh": "书", "kk": "كىتاپ"}]})
+        assert texts_of(read_data(str(tmp_path), ["kk-Arab"], "zh").pairs["zh-kk-Arab"]) == [("书", "كىتاپ")]
+        with pytest.raises(DataError, match=r"has no text in kk \(found: kk-Arab"):
+            read_data(str(tmp_path), ["kk"], "zh")
+        spellings = {"kk": ["kk-Arab"]}
+        assert texts_of(read_data(str(tmp_path), ["kk"], "zh", spellings=spellings).pairs["zh-kk"]) == [
+            ("书", "كىتاپ")
+        ]
+
+    def test_files_that_do_not_belong_together_are_refused(self, tmp_path):
+        write_files(tmp_path, {"devtest/zho_Hans.devtest": "a\nb\n", "devtest/bod_Tibt.devtest": "a\n"})
+        with pytest.raises(DataError, match=r"zho_Hans.devtest \(2 texts\) and .*bod_Tibt.devtest \(1 texts\)"):
+            read_data(str(tmp_path), ["bo"], "zh")
+
+    def test_subsets_and_folders_are_checked(self, tmp_path):
+        write_files(tmp_path, {"dev/zho_Hans.dev": "a\n", "dev/bod_Tibt.dev": "b\n", "notes.txt": "x"})
+        assert find_benchmark(str(tmp_path)).subset == "dev"
+        with pytest.raises(DataError, match="flores\\+ has no subset train. Use one of: devtest, dev"):
+            find_benchmark(str(tmp_path), "train")
+        with pytest.raises(DataError, match="holds no known benchmark"):
+            find_benchmark(str(tmp_path), "devtest")
+        assert find_benchmark("someone/else") is None
+
+    def test_the_files_of_the_hub_are_fetched_one_by_one(self, tmp_path, monkeypatch):
+        files = TRANSLATIONS["FLORES+ on the Hub"] | {"devtest/eng_Latn.jsonl": [], "README.md": "x"}
+        write_files(tmp_path, files)
+        fetched = []
+
+        def fetch(repo_id, name, repo_type):
+            fetched.append((repo_id, name, repo_type))
+            return str(tmp_path / name)
+
+        monkeypatch.setattr("modeling_xlm_swcm.evaluation.benchmarks.hf_hub_download", fetch)
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id, repo_type: [*files])
+        for name in ("flores+", "openlanguagedata/flores_plus"):
+            data = read_data(name, ["bo"], "zh", subset="devtest")
+            assert texts_of(data.pairs["zh-bo"]) == EXPECTED
+            assert data.name == "openlanguagedata/flores_plus (devtest)"
+        assert {(repo, kind) for repo, _, kind in fetched} == {("openlanguagedata/flores_plus", "dataset")}
+        assert {name for _, name, _ in fetched} == {"devtest/cmn_Hans.jsonl", "devtest/bod_Tibt.jsonl"}
+
+    def test_a_changed_layout_on_the_hub_is_named(self, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id, repo_type: ["README.md"])
+        for benchmark in BENCHMARKS:
+            with pytest.raises(DataError, match="has other files than xlm-swcm knows"):
+                find_benchmark(benchmark.name)
+
+
+def test_rows_with_columns_of_one_language_are_not_two(tmp_path):
+    path = Path(tmp_path / "one.json")
+    path.write_text(json.dumps([{"zh": "书", "other": "x"}]), encoding="utf-8")
+    with pytest.raises(DataError, match="no text in bo"):
+        read_data(str(path), ["bo"], "zh")

@@ -1,0 +1,116 @@
+"""Scores, comparisons, samples and reports of outputs that are given."""
+
+import json
+
+import pytest
+from rich.console import Console
+from support.evaluation import SOURCES, TARGETS
+
+from modeling_xlm_swcm.evaluation import Evaluation
+from modeling_xlm_swcm.evaluation.scoring import choose_samples, describe_sample, score_direction
+from modeling_xlm_swcm.evaluation.systems import Outputs
+from modeling_xlm_swcm.hub.card import read_metrics
+from modeling_xlm_swcm.training.examples import Pair
+from modeling_xlm_swcm.training.metrics import score
+
+
+PAIRS = [
+    Pair(f"test.tsv:{row}", *texts, "zh", "bo") for row, texts in enumerate(zip(SOURCES, TARGETS, strict=True), 2)
+]
+
+
+def outputs(*texts: str, unk=(), cut=(), truncated=0) -> Outputs:
+    rows = range(len(texts))
+    return Outputs(list(texts), [row in unk for row in rows], [row in cut for row in rows], truncated)
+
+
+BAD = outputs(SOURCES[0], "", TARGETS[1], TARGETS[3], unk=[0], cut=[0, 3], truncated=2)
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    result = score_direction(PAIRS, {"good": outputs(*TARGETS), "bad": BAD})
+    sources = {"good": "models/good", "bad": "someone/bad"}
+    return Evaluation("test.tsv", "translation", sources, {"zh-bo": result}, {"num_beams": 1})
+
+
+def test_scores_are_those_of_fine_tuning_and_a_perfect_model_has_100():
+    result = score_direction(PAIRS, {"bad": BAD})
+    expected = score(BAD.texts, TARGETS)
+    assert {name: result.models["bad"].scores[name] for name in ("chrf++", "bleu", "rougeL_f", "exact_match")} == {
+        name: expected[name] for name in ("chrf++", "bleu", "rougeL_f", "exact_match")
+    }
+    assert result.signatures == {name: expected[name] for name in ("chrf++_signature", "bleu_signature")}
+    perfect = score_direction(PAIRS, {"good": outputs(*TARGETS)}).models["good"]
+    assert set(perfect.scores.values()) == {100}
+
+
+def test_normalised_chrf_ignores_what_xlm_r_cannot_write():
+    pairs = [Pair("", "a", "书，好！", "bo", "zh")]
+    scores = score_direction(pairs, {"model": outputs("书,好!")}).models["model"].scores
+    assert scores["chrf++"] < 60 and scores["chrf++_nfkc"] == 100
+
+
+def test_all_faults_are_counted():
+    counts = score_direction(PAIRS, {"bad": BAD}).models["bad"].count_faults()
+    expected = {"unk": 1, "empty": 1, "repeated": 0, "cut": 2, "wrong_script": 1, "copied": 1}
+    assert counts == expected | {"truncated_source": 2}
+
+
+def test_a_better_model_is_significantly_better_and_an_equal_one_is_not():
+    pairs = [Pair("", "x", f"{number} {number + 1} a b", "en", "en") for number in range(60)]
+    same = [f"{number} {number + 1} a" for number in range(60)]
+    worse = [f"{number} b" for number in range(60)]
+    models = {name: outputs(*texts) for name, texts in {"first": same, "second": same, "third": worse}.items()}
+    result = score_direction(pairs, models).models
+    assert result["first"].p_values == {}
+    assert result["second"].p_values == {"chrf++": 1.0, "bleu": 1.0}
+    assert result["third"].p_values["chrf++"] < 0.01 and result["third"].p_values["bleu"] < 0.01
+    assert all(model.intervals["chrf++"] >= 0 for model in result.values())
+
+
+def test_samples_go_from_the_best_to_the_worst_output():
+    result = score_direction(PAIRS, {"bad": BAD})
+    assert choose_samples(result, 2)[0] in (2, 3) and choose_samples(result, 2)[1] in (0, 1)
+    assert sorted(choose_samples(result, 10)) == [0, 1, 2, 3]
+    sample = describe_sample(result, 0)
+    assert sample["source"] == SOURCES[0] and sample["reference"] == TARGETS[0]
+    assert sample["outputs"]["bad"]["faults"] == ["unk", "cut", "wrong_script", "copied"]
+    assert not sample["outputs"]["bad"]["is_right"]
+
+
+def test_the_tables_have_a_row_for_each_model(evaluation):
+    console = Console(width=200, record=True)
+    evaluation.print(console)
+    printed = console.export_text()
+    assert "zh-bo │ good  │ 100.00 ±0.00" in printed
+    assert "p: paired bootstrap of chrF++ against good, 1000 samples." in printed
+    assert "│ zh-bo │ bad   │ 4     │ 1   │ 1     │ 0        │ 2   │ 1            │ 1      │ 2 " in printed
+    assert "bleu_signature: nrefs:1|" in printed
+
+
+def test_the_files_hold_everything(evaluation, tmp_path):
+    evaluation.write(tmp_path / "report")
+    report = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    models = report["directions"]["zh-bo"]["models"]
+    assert models["good"]["scores"]["chrf++"] == 100 and models["bad"]["faults"]["cut"] == 2
+    assert set(models["bad"]["p_values"]) == {"chrf++", "bleu"}
+    assert len(report["directions"]["zh-bo"]["samples"]) == 4
+    lines = (tmp_path / "report" / "outputs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[1])["outputs"] == {"good": TARGETS[1], "bad": ""}
+    samples = (tmp_path / "report" / "samples.md").read_text(encoding="utf-8")
+    assert "good: right" in samples and "bad: wrong, unk, cut, wrong_script, copied" in samples
+    assert (tmp_path / "report" / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_results_go_into_metrics_json_and_the_training_stays(evaluation, tmp_path):
+    folder = tmp_path / "good"
+    folder.mkdir()
+    (folder / "conversion_report.json").write_text("{}")
+    (folder / "metrics.json").write_text('{"training": {"epochs": 3}, "dataset": "old", "results": {}}')
+    evaluation.sources["good"] = str(folder)
+    assert evaluation.record() == [folder / "metrics.json"]
+    metrics = read_metrics(folder)
+    assert metrics["training"] == {"epochs": 3}
+    assert (metrics["task"], metrics["dataset"]) == ("translation", "test.tsv")
+    assert metrics["results"]["chrf++"] == {"zh-bo": 100.0}

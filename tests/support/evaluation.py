@@ -1,0 +1,45 @@
+"""Small test sets, files in the layouts of benchmarks, and a model of another architecture."""
+
+import json
+from pathlib import Path
+
+import torch
+from support.tags import TEXTS
+from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+
+
+SOURCES = ["她喜欢看书。", "我们去河边，好吗？", "今天没有风", "书在这里"]
+TARGETS = ["ཁོ་མོ་དེབ་ཀློག་རྒྱུར་དགའ།", "ང་ཚོ་ཆུ་འགྲམ་དུ་འགྲོ།", "དེ་རིང་རླུང་མི་འདུག", "དེབ་འདིར་ཡོད།"]
+
+
+def write_files(folder: Path, files: dict[str, list | str]):
+    """Write files by their paths: lists as JSON arrays (.json) or lines (.jsonl), texts as they are."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jsonl"):
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        elif not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False)
+        path.write_text(content, encoding="utf-8")
+
+
+def write_table(path: Path) -> Path:
+    """Write a table with the columns zh and bo."""
+    lines = ["zh\tbo", *map("\t".join, zip(SOURCES, TARGETS, strict=True))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def save_peer(folder: Path) -> Path:
+    """Save a tiny model with the tokenizer of NLLB."""
+    letters = sorted(set("".join([*SOURCES, *TARGETS, *TEXTS.values()])) - {" "})
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *letters]
+    tokenizer = NllbTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(tokenizer), **sizes, **layers))
+    model.save_pretrained(folder)
+    return folder
