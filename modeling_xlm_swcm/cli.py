@@ -144,7 +144,6 @@ vocab = typer.Typer(
     cls=Group, no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM model."
 )
 main.add_typer(vocab, name="vocab")
-main.command("evaluate", cls=Command)(evaluate_command)
 
 
 def describe_output(output: Path, dry_run: bool) -> str:
@@ -282,6 +281,9 @@ def refresh_command(folder: ModelFolder, debug: Debug = False):
         changed = replace_code(folder, read_folder_config(folder))
         console = make_console()
         console.print(f"Replaced in {folder}: {', '.join(changed)}." if changed else f"{folder} is up to date.")
+
+
+main.command("evaluate", cls=Command)(evaluate_command)
 
 
 @main.command("export", cls=Command)
