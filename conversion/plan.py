@@ -1,9 +1,8 @@
-"""The weight map from an XLM-R encoder to XLM-SWCM, and the plan of a conversion.
+"""The plan of a conversion, made from the description of the encoder's family.
 
 Source: Su et al., ACL 2025 (arXiv 2502.10852). The interleaved layer map is from DeltaLM (Ma et al., 2021).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -14,42 +13,10 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_rows, load_encoder
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
-from modeling_xlm_swcm.layers_xlm_swcm import CUSTOM_LAYER_SOURCES, PREFIX_LAYER_SOURCES
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
 from .options import CHOICES, ConversionOptions, DecoderPlan
 
-
-# Tensor of the encoder -> tensors of the model that are copies of it. The first {} is the encoder layer. The {} after
-# "model.decoder.layers." is the decoder layer that is copied from it. A silent start removes some of the copies.
-OUTER_WEIGHT_MAP = {
-    "embeddings.word_embeddings.weight": ["model.encoder.embeddings.word_embeddings.weight"],
-    "embeddings.position_embeddings.weight": ["model.encoder.embeddings.position_embeddings.weight"],
-    "embeddings.token_type_embeddings.weight": ["model.encoder.embeddings.token_type_embeddings.weight"],
-    "embeddings.LayerNorm.weight": ["model.encoder.embeddings.LayerNorm.weight"],
-    "embeddings.LayerNorm.bias": ["model.encoder.embeddings.LayerNorm.bias"],
-    "lm_head.bias": ["lm_head.bias"],
-    "lm_head.dense.weight": ["lm_head_transform.dense.weight"],
-    "lm_head.dense.bias": ["lm_head_transform.dense.bias"],
-    "lm_head.layer_norm.weight": ["lm_head_transform.layer_norm.weight"],
-    "lm_head.layer_norm.bias": ["lm_head_transform.layer_norm.bias"],
-}
-
-
-def map_layers(layer_sources: dict[str, str]) -> dict[str, list[str]]:
-    """Return the weight map of an encoder layer for a table of decoder module -> encoder module."""
-    return {
-        f"encoder.layer.{{}}.{source}.{parameter}": [
-            f"model.encoder.encoder.layer.{{}}.{source}.{parameter}",
-            *(f"model.decoder.layers.{{}}.{copy}.{parameter}" for copy, of in layer_sources.items() if of == source),
-        ]
-        for source in dict.fromkeys(layer_sources.values())
-        for parameter in ("weight", "bias")
-    }
-
-
-WEIGHT_MAP = OUTER_WEIGHT_MAP | map_layers(CUSTOM_LAYER_SOURCES)
-PREFIX_WEIGHT_MAP = OUTER_WEIGHT_MAP | map_layers(PREFIX_LAYER_SOURCES)
 
 # Sublayers that an encoder layer does not have, in the order in which they run -> module that makes their output. A
 # silent start sets these modules to zero.
@@ -57,23 +24,6 @@ SILENT_SUBLAYERS = {
     "custom": {"cross_attn": "out_proj", "ffn2": "fc2"},
     "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
 }
-
-# Pattern for tensors of the encoder that are not copied -> reason.
-DROPPED = {
-    r"pooler\..+": "used only for classification",
-    r"embeddings\.(position_ids|token_type_ids)": "a buffer that the model creates",
-    r"lm_head\.(dense|layer_norm)\..+": "used only by a copied decoder, from a complete masked-LM head",
-    r"lm_head\.decoder\.weight": "replaced by the word embeddings",
-    r"lm_head\.decoder\.bias": "equal to lm_head.bias",
-    r"(classifier|qa_outputs)\..+": "the head of another task",
-}
-
-# Fields that the config of the model takes from the config of the encoder.
-CONFIG_FIELDS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
-    *("initializer_range", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"),
-)
 
 MODEL_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
 OUTPUT_BIAS = "lm_head.bias"
@@ -152,6 +102,7 @@ def plan_encoder_conversion(
     config = make_model_config(
         source,
         tokenizer,
+        source.family.config_class,
         normal_layer_interval=options.normal_layer_interval,
         decoder_blocks=decoder_blocks(options, layers),
         weight_sharing=options.weight_sharing,
@@ -208,12 +159,11 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
 
 
 def make_model_config(
-    source: Encoder, tokenizer: XLMSWCMTokenizer | None, config_class: type[XLMSWCMConfig] = XLMSWCMConfig, **decoder
+    source: Encoder, tokenizer: XLMSWCMTokenizer | None, config_class: type[XLMSWCMConfig], **decoder
 ) -> XLMSWCMConfig:
     """Return a config with the sizes and special ids of the source and the given fields of the decoder."""
-    # An encoder config without layer_norm_eps means 1e-12. The default of XLM-SWCM is XLM-R's value.
-    fields = {"layer_norm_eps": 1e-12}
-    fields |= {name: source.config[name] for name in CONFIG_FIELDS if source.config.get(name) is not None}
+    names = source.family.config_fields
+    fields = {name: source.config[name] for name in names if source.config.get(name) is not None}
     rows = source.word_embeddings.shape[0]
     if tokenizer is not None:
         fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -227,7 +177,8 @@ def make_model_config(
 
 def has_transform(source: Encoder) -> bool:
     """Return True if the source has a complete masked-LM head whose output matrix is the word embeddings."""
-    transform = {name for name, targets in WEIGHT_MAP.items() if targets[0].startswith("lm_head_transform.")}
+    head = source.family.head.tensors
+    transform = {name for name, target in head.items() if target.startswith("lm_head_transform.")}
     return source.tensors.keys() >= transform and source.has_tied_output
 
 
@@ -259,7 +210,7 @@ def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderP
     if config.has_prefix_decoder and config.weight_sharing == "tied":
         # The decoder calls the modules of the encoder, so no tensor is copied to it.
         layers = []
-    weight_map = PREFIX_WEIGHT_MAP if config.has_prefix_decoder else WEIGHT_MAP
+    weight_map = source.family.map_weights("prefix" if config.has_prefix_decoder else "custom")
     for name, targets in weight_map.items():
         for target in targets:
             if target == OUTPUT_BIAS and name not in source.tensors:
@@ -298,11 +249,11 @@ def claim_encoder_tensors(plan: ConversionPlan):
     for name in source.tensors:
         if name in copied:
             continue
-        reason = next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, name)), None)
+        reason = source.family.find_dropped(name)
         if reason is None:
             raise ConversionError(
-                f"{source.name} has an unknown tensor: {name}. Check that its config.json describes its "
-                "weights and that it is a plain XLM-R encoder."
+                f"{source.name} has an unknown tensor: {name}. Check that its config.json describes its weights and "
+                f"that it is a plain {source.family.name} encoder."
             )
         plan.dropped[name] = reason
     missing = [name for name in dict.fromkeys(plan.copied.values()) if name not in source.tensors]

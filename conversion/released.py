@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config, check_tokenizer, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.families.xlm_roberta import FAMILY
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, check_weights, equal, load_file, read_config
 from modeling_xlm_swcm.checkpoints.writing import check_output
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
@@ -18,12 +19,14 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
 from .from_encoder import write_conversion
 from .options import ConversionOptions
-from .plan import WEIGHT_MAP, ConversionPlan, add_language_tags, check_shapes, count_parameters, make_model_config
+from .plan import ConversionPlan, add_language_tags, check_shapes, count_parameters, make_model_config
 from .report import ConversionReport
 
 
 # Tensor of the release -> tensor of the model. {} is the layer.
-ENCODER_MAP = {f"encoder.{name}": f"model.encoder.{name}" for name in WEIGHT_MAP if "lm_head" not in name}
+ENCODER_MAP = {
+    f"encoder.{name}": f"model.encoder.{name}" for name in FAMILY.map_weights("custom") if "lm_head" not in name
+}
 OUTPUT_MAP = {"decoder.last_linear.weight": "lm_head.weight", "decoder.last_linear.bias": "lm_head.bias"}
 
 # Tensor of a released decoder layer -> tensor of a decoder layer. [q], [k] and [v] are the thirds of a tensor.
@@ -119,10 +122,12 @@ def plan_release_conversion(path: Path, encoder: str, languages: Sequence[str]) 
     """Plan the conversion of a release, and check everything that needs no memory for weights."""
     tensors = read_release(path)
     encoder_config = read_config(encoder)
-    check_config(encoder, encoder_config)
+    if check_config(encoder, encoder_config) is not FAMILY:
+        raise ConversionError(f"{encoder} is not the encoder of the release. Pass the {FAMILY.name} encoder.")
+    encoder_config = FAMILY.read_fields(encoder_config)
     encoder_tokenizer = load_encoder_tokenizer(encoder)
     check_tokenizer(encoder, encoder_config, encoder_tokenizer)
-    source = Release(str(path), encoder_config, tensors, encoder_tokenizer)
+    source = Release(str(path), FAMILY, encoder_config, tensors, encoder_tokenizer)
     check_vocabulary(source, encoder_tokenizer, encoder, languages)
 
     tokenizer = add_language_tags(source, languages)

@@ -13,6 +13,8 @@ from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
 from .errors import ConversionError, make_config_error
+from .families import FAMILIES, MODEL_TYPES
+from .family import EncoderFamily
 from .reading import (
     StoredTensor,
     check_dtypes,
@@ -26,10 +28,14 @@ from .reading import (
 from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
 
 
-REQUIRED_FIELDS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "pad_token_id"),
-)
+# Model types that are often asked for -> what the converter lacks for them.
+UNSUPPORTED_TYPES = {
+    "xlm_swcm": "it is already an XLM-SWCM checkpoint. Pass its encoder",
+    **dict.fromkeys(
+        ("xlm-roberta-xl", "roberta-prelayernorm"),
+        "it has pre-LayerNorm layers. Use an encoder with post-LayerNorm layers",
+    ),
+}
 
 # Tokens at the ends of a text in BERT-like tokenizers, which stand in for tokens that a tokenizer lacks.
 TOKENS_OF_ENDS = {"bos_token": "cls_token", "eos_token": "sep_token"}
@@ -45,10 +51,13 @@ class Encoder:
     Attributes:
         name (`str`):
             Folder, Hub id or class, for messages.
+        family ([`EncoderFamily`]):
+            Family of the encoder.
         config (`dict`):
-            Content of `config.json`.
+            Content of `config.json`, with the field names of the model.
         tensors (`dict`):
-            Tensors by their names in the bare encoder: `embeddings.*` and `encoder.layer.*`. Heads keep their names.
+            Tensors by their names in the bare encoder, for example `embeddings.*` and `encoder.layer.*`. Heads keep
+            their names.
         tokenizer (`PreTrainedTokenizerBase` or `None`):
             Tokenizer, or `None` for a model that was passed without one.
         commit (`str` or `None`):
@@ -58,6 +67,7 @@ class Encoder:
     """
 
     name: str
+    family: EncoderFamily
     config: dict
     tensors: dict[str, torch.Tensor | StoredTensor]
     tokenizer: PreTrainedTokenizerBase | None
@@ -67,12 +77,12 @@ class Encoder:
     @property
     def word_embeddings(self) -> torch.Tensor | StoredTensor:
         """Word embeddings of the encoder."""
-        return self.tensors["embeddings.word_embeddings.weight"]
+        return self.tensors[self.family.word_embeddings]
 
     @property
     def has_tied_output(self) -> bool:
         """Return True if the output matrix of the masked-LM head is equal to the word embeddings."""
-        output = self.tensors.get("lm_head.decoder.weight")
+        output = self.tensors.get(f"{self.family.head.projection}.weight")
         return self.config.get("tie_word_embeddings", True) if output is None else equal(output, self.word_embeddings)
 
 
@@ -99,21 +109,22 @@ def load_encoder(
     commit = license = None
     if isinstance(encoder, PreTrainedModel):
         name, config = type(encoder).__name__, encoder.config.to_dict()
-        check_config(name, config)
+        family = check_config(name, config)
         tensors = dict(encoder.state_dict())
     else:
         name = str(encoder)
         config = read_config(name, revision)
-        check_config(name, config)
+        family = check_config(name, config)
         tensors = read_weights(name, revision)
         tokenizer = tokenizer or load_encoder_tokenizer(name, revision)
         if not Path(name).is_dir():
             commit = extract_commit_hash(str(find_file(name, "config.json", revision)), None)
         license = read_license(name, revision)
     check_dtypes(name, tensors)
+    config = family.read_fields(config)
     if tokenizer is not None:
         check_tokenizer(name, config, tokenizer)
-    return Encoder(name, config, strip_prefix(name, tensors), tokenizer, commit, license)
+    return Encoder(name, family, config, read_names(name, family, tensors), tokenizer, commit, license)
 
 
 def read_license(name: str, revision: str | None) -> str | None:
@@ -125,33 +136,45 @@ def read_license(name: str, revision: str | None) -> str | None:
         return None
 
 
-def check_config(name: str, config: dict):
-    """Check that an encoder has post-LayerNorm layers, learned absolute positions and plain weights."""
-    model_type = config.get("model_type")
-    reason = None
-    if model_type in ("xlm-roberta-xl", "roberta-prelayernorm"):
-        reason = "it has pre-LayerNorm layers. Use an encoder with post-LayerNorm layers"
-    elif model_type == "xlm_swcm":
-        reason = "it is already an XLM-SWCM checkpoint. Pass its encoder"
-    elif model_type not in ("xlm-roberta", "roberta", "camembert"):
-        reason = "this model type is not supported. Use an encoder of type xlm-roberta, roberta or camembert"
-    elif config.get("is_decoder") or config.get("add_cross_attention"):
-        reason = "it is configured as a decoder. Use an encoder"
-    elif config.get("quantization_config"):
-        reason = "its weights are quantised. Use the checkpoint before quantisation"
-    elif config.get("position_embedding_type", "absolute") != "absolute":
-        positions = config["position_embedding_type"]
-        reason = f"its position_embedding_type is {positions}. Use an encoder with absolute positions"
-    elif missing := [field for field in REQUIRED_FIELDS if field not in config]:
-        reason = f"its config.json lacks {missing[0]}. Add the field"
-    elif str(config.get("hidden_act", "gelu")) not in ACT2FN:
-        reason = f"its hidden_act is {config['hidden_act']}. Use an activation function of Transformers"
+def check_config(name: str, config: dict) -> EncoderFamily:
+    """Check that an encoder has a family, learned absolute positions and plain weights, and return the family."""
+    family = MODEL_TYPES.get(config.get("model_type", ""))
+    reason = describe_unsupported_type(config) if family is None else find_config_problem(family, config)
     if reason is not None:
-        raise ConversionError(f'{name} (model type "{model_type}") cannot be converted: {reason}.')
+        raise ConversionError(f'{name} (model type "{config.get("model_type")}") cannot be converted: {reason}.')
+    assert family is not None  # or else there is a reason
     try:
         CONFIG_MAPPING[config["model_type"]].from_dict(config)
     except Exception as error:
         raise make_config_error(name, error) from error
+    return family
+
+
+def describe_unsupported_type(config: dict) -> str:
+    """Return why a model type without a family cannot be converted, and what to use."""
+    default = f"this model type is not supported. Use an encoder of type {list_model_types()}"
+    return UNSUPPORTED_TYPES.get(config.get("model_type", ""), default)
+
+
+def list_model_types() -> str:
+    """Return the supported model types as a text."""
+    *types, last = (model_type for family in FAMILIES for model_type in family.model_types)
+    return f"{', '.join(types)} or {last}"
+
+
+def find_config_problem(family: EncoderFamily, config: dict) -> str | None:
+    """Return why an encoder of the family cannot be converted, and what to do, or `None`."""
+    positions = config.get("position_embedding_type", "absolute")
+    missing = next((field for field in family.required_fields if field not in config), None)
+    activation = str(config.get(family.config_fields["hidden_act"], "gelu"))
+    problems = {
+        "it is configured as a decoder. Use an encoder": config.get("is_decoder") or config.get("add_cross_attention"),
+        "its weights are quantised. Use the checkpoint before quantisation": config.get("quantization_config"),
+        f"its position_embedding_type is {positions}. Use an encoder with absolute positions": positions != "absolute",
+        f"its config.json lacks {missing}. Add the field": missing is not None,
+        f"its hidden_act is {activation}. Use an activation function of Transformers": activation not in ACT2FN,
+    }
+    return next((problem for problem, is_present in problems.items() if is_present), None)
 
 
 def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase):
@@ -214,14 +237,16 @@ def check_backend(name: str, tokenizer: PreTrainedTokenizerBase, kind: str | Non
         )
 
 
-def strip_prefix(name: str, tensors: dict[str, torch.Tensor | StoredTensor]) -> dict[str, torch.Tensor | StoredTensor]:
+def read_names(
+    name: str, family: EncoderFamily, tensors: dict[str, torch.Tensor | StoredTensor]
+) -> dict[str, torch.Tensor | StoredTensor]:
     """Return the tensors under their names in the bare encoder, without the prefix of the saved model."""
-    suffix = "embeddings.word_embeddings.weight"
+    suffix = family.word_embeddings
     prefix = next((key.removesuffix(suffix) for key in tensors if key.endswith(suffix)), None)
     if prefix is None:
         raise ConversionError(
-            f"{name} has no tensor {suffix}, so it is not an XLM-R-shaped encoder. Use a checkpoint of type "
-            "xlm-roberta, roberta or camembert."
+            f"{name} has no tensor {suffix}, so it is not an encoder that can be converted. Use a checkpoint "
+            f"of type {list_model_types()}."
         )
     if twice := [key for key in tensors if key.startswith(prefix) and prefix and key.removeprefix(prefix) in tensors]:
         raise ConversionError(
@@ -229,10 +254,10 @@ def strip_prefix(name: str, tensors: dict[str, torch.Tensor | StoredTensor]) -> 
             "save_pretrained."
         )
     tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    bias, decoder_bias = tensors.get("lm_head.bias"), tensors.get("lm_head.decoder.bias")
-    # Transformers loads lm_head.decoder.bias if a checkpoint has both.
-    if decoder_bias is not None and (bias is None or not equal(bias, decoder_bias)):
-        tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias")
+    bias, projection_bias = family.head.bias, f"{family.head.projection}.bias"
+    # Transformers loads the bias of the projection if a checkpoint has both.
+    if projection_bias in tensors and (bias not in tensors or not equal(tensors[bias], tensors[projection_bias])):
+        tensors[bias] = tensors.pop(projection_bias)
     return tensors
 
 

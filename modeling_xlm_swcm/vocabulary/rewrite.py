@@ -20,6 +20,7 @@ from transformers.utils import logging
 import modeling_xlm_swcm
 from modeling_xlm_swcm.checkpoints.encoders import check_config, check_rows, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
+from modeling_xlm_swcm.checkpoints.families import FAMILIES
 from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_conversion_report, read_optional
 from modeling_xlm_swcm.checkpoints.languages import check_spellings
 from modeling_xlm_swcm.checkpoints.reading import (
@@ -39,8 +40,14 @@ from .pieces import UnigramVocabulary, invert_ids
 from .report import VocabularyReport
 
 
-# Tensors with a row per token, in encoders with any head and in XLM-SWCM models.
-VOCABULARY_TENSORS = re.compile(r"(.+\.)?(word_embeddings\.weight|lm_head\.(weight|bias|decoder\.(weight|bias)))")
+# Ends of the names of tensors with a row per token, in encoders with any head and in XLM-SWCM models.
+VOCABULARY_TENSORS = tuple(
+    f".{name}"
+    for name in {
+        *("word_embeddings.weight", "lm_head.weight", "lm_head.bias"),
+        *(name for family in FAMILIES for name in family.vocabulary_tensors),
+    }
+)
 
 # Fields of config.json and generation_config.json that hold only token ids.
 TOKEN_ID_FIELDS = re.compile(r".+_token_ids?|(begin_)?suppress_tokens|(bad|force)_words_ids")
@@ -142,9 +149,11 @@ def find_vocabulary_tensors(tensors: dict[str, torch.Tensor | StoredTensor]) -> 
 def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
     """Remove copies of other tensors, because Transformers ties them when it loads the model."""
     word_embeddings = find_vocabulary_tensors(tensors)[0]
-    for copied, original in (("lm_head.decoder.weight", word_embeddings), ("lm_head.decoder.bias", "lm_head.bias")):
-        if copied in tensors and original in tensors and equal(tensors[copied], tensors[original]):
-            del tensors[copied]
+    for head in (family.head for family in FAMILIES):
+        for parameter, original in (("weight", word_embeddings), ("bias", head.bias)):
+            copied = f"{head.projection}.{parameter}"
+            if copied in tensors and original in tensors and equal(tensors[copied], tensors[original]):
+                del tensors[copied]
 
 
 def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
@@ -163,7 +172,7 @@ def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
 
 def has_row_per_token(tensor: str) -> bool:
     """Return True if the tensor of this name has a row per token."""
-    return VOCABULARY_TENSORS.fullmatch(tensor) is not None
+    return f".{tensor}".endswith(VOCABULARY_TENSORS)
 
 
 def find_token_ids(config: dict) -> set[int]:

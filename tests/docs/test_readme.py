@@ -16,8 +16,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMask
 from typer.testing import CliRunner
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.checkpoints.families.xlm_roberta import FAMILY
 from modeling_xlm_swcm.cli import main
-from modeling_xlm_swcm.conversion.plan import OUTPUT_BIAS, WEIGHT_MAP, count_parameters
+from modeling_xlm_swcm.conversion.plan import OUTPUT_BIAS, count_parameters
 
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +190,7 @@ def test_every_report_of_a_result_holds_its_figures():
 
 def test_the_map_of_copied_weights_is_the_converters():
     """One row per module, so two tensors."""
-    for source, targets in WEIGHT_MAP.items():
+    for source, targets in FAMILY.map_weights("custom").items():
         module = source.removesuffix(".weight").removesuffix(".bias").replace("{}", "k")
         targets = targets if source.startswith("lm_head.") and source != OUTPUT_BIAS else targets[1:]
         copies = [re.sub(r"\.(weight|bias)$", "", target) for target in targets]
