@@ -24,6 +24,15 @@ def language_tag(code: str) -> str:
     return f"<{code}>"
 
 
+def check_unicode(texts: tuple):
+    """Raise a `ValueError` if one of the texts, or of the texts in lists, is not valid Unicode."""
+    try:
+        json.dumps(texts, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise ValueError(f"A text has the lone surrogate {half}, which is not valid Unicode. Remove it.") from error
+
+
 class XLMSWCMTokenizer(TokenizersBackend):
     r"""
     Tokenizer that loads the `tokenizer.json` of an encoder and adds one tag for each language.
@@ -202,7 +211,12 @@ class XLMSWCMTokenizer(TokenizersBackend):
         # Transformers keeps the settings of a call in the backend, so each call has a backend of its own.
         reader = copy.copy(self)
         reader._tokenizer = self._make_backend(prefix, self._tokenizer.model)
-        encoded = super(XLMSWCMTokenizer, reader)._encode_plus(**kwargs)
+        try:
+            encoded = super(XLMSWCMTokenizer, reader)._encode_plus(**kwargs)
+        except TypeError:
+            # The message of the tokenizers library does not name the cause.
+            check_unicode((text, text_pair))
+            raise
         if as_text and self._contains_special_token(encoded.encodings):
             reader._tokenizer = self._make_backend(prefix, self._get_text_model(), UNREACHABLE)
             # Padding looks up this id, and the new backend has another name for the token.

@@ -6,6 +6,7 @@ Requirements: Python 3.11 or later, pip install openvino tokenizers numpy
 import hashlib
 import json
 import math
+import os
 import threading
 import warnings
 from numbers import Integral, Real
@@ -41,7 +42,8 @@ class ExportedModel:
     """
     An exported model.
 
-    Threads can share one object. It runs one call at a time, and other calls wait.
+    Threads can share one object. It runs one call at a time, and other calls wait. Each process must load its own
+    object, after the process has started.
 
     Args:
         folder (`str` or `Path`, *optional*):
@@ -50,9 +52,14 @@ class ExportedModel:
 
     Raises:
         ValueError: if `folder` does not hold an exported model, a file is damaged, or `threads` is out of range.
+        RuntimeError: if this process was forked from a process that had loaded a model.
     """
 
+    # the process that loaded a model
+    _process: int | None = None
+
     def __init__(self, folder: str | Path = Path(__file__).parent, threads: int = 0):
+        self._check_process()
         check_range("threads", threads, 0, MAX_THREADS)
         folder = Path(folder)
         try:
@@ -79,7 +86,16 @@ class ExportedModel:
         # The cache of the decoder is a state of its request, so two calls cannot run at a time.
         self._lock = threading.Lock()
 
+    def _check_process(self):
+        """Refuse a process that was forked after a model was loaded. OpenVINO and the lock can hang there."""
+        if self._process not in (None, os.getpid()):
+            raise RuntimeError(
+                "This process was forked after a model was loaded, and OpenVINO can hang here. Load the model only in "
+                'the new processes, or start them with multiprocessing.get_context("spawn").'
+            )
+
     def _compile(self, graph: ov.Model, threads: int):
+        ExportedModel._process = os.getpid()
         inputs, results = graph.get_parameters(), graph.get_results()
         sources = ("input_ids", "attention_mask", "position_ids")
         encoder = ov.Model(
@@ -197,8 +213,10 @@ class ExportedModel:
 
         Raises:
             ValueError: if an argument has a wrong shape or value.
-            RuntimeError: if OpenVINO cannot run the model, for example because memory is full.
+            RuntimeError: if OpenVINO cannot run the model, for example because memory is full, or if this process was
+                forked after the model was loaded.
         """
+        self._check_process()
         given = dict(max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty)
         given |= dict(forced_bos_token_id=forced_bos_token_id)
         options = self.config["generation"] | {name: value for name, value in given.items() if value is not None}

@@ -133,6 +133,11 @@ class CheckedOptions:
             raise ValueError("--output_dir is empty. Name a folder.")
         check_counts(self, *(name for name in COUNTS if hasattr(self, name)))
         check_numbers(self)
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "--auto_find_batch_size trains the changed weights again from the first step, with other batches. Set "
+                "--per_device_train_batch_size and --gradient_accumulation_steps instead."
+            )
         super().__post_init__()
         check_evaluation_strategy(self)
         # Transformers does not list flyte among the available integrations.

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length, rotate_checkpoints
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line, is_out_of_memory
@@ -101,6 +101,11 @@ class ResumableTrainer(TokenLossTrainer):
 
     def set_initial_training_values(self, args, dataloader):
         """Return the lengths of the run, and reduce `logging_steps` if the run is shorter."""
+        if has_length(dataloader) and len(dataloader) == 0:
+            raise TrainingError(
+                "The training data has fewer rows than a batch, and --dataloader_drop_last drops them. Use smaller "
+                "batches, or leave out --dataloader_drop_last."
+            )
         values = super().set_initial_training_values(args, dataloader)
         max_steps = values[-1]
         if args.logging_steps > max_steps:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import HubStrategy, has_length
 from transformers.utils import CONFIG_NAME
 
@@ -47,7 +47,28 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._check_tokenizers()
         shard_layers(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
+
+    def _check_tokenizers(self):
+        """Check that labels are padded on the right, and that generation knows if labels start with a tag."""
+        collator = self.data_collator
+        if isinstance(collator, DataCollatorForSeq2Seq) and collator.tokenizer.padding_side != "right":
+            raise TrainingError(
+                "The data collator pads labels on the left, so the decoder would read padding as text. Set "
+                'padding_side of its tokenizer to "right".'
+            )
+        # A tokenizer that was loaded with its own code has another class.
+        if self.args.predict_with_generate and not hasattr(self.processing_class, "languages"):
+            raise TrainingError(
+                "predict_with_generate needs the tokenizer of the model, which knows the language tags. Pass it as "
+                "processing_class."
+            )
+
+    @property
+    def _final_sampling(self) -> float:
+        # Transformers' own arguments do not have this option.
+        return getattr(self.args, "scheduled_sampling", 0.0)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         check_trained_tokens(self.model if model is None else model, resume_from_checkpoint)
@@ -78,7 +99,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
             unwrapped = self.accelerator.unwrap_model(model)
             # With label smoothing the Trainer does not pass the labels to the model.
             inputs["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(inputs["labels"])
-            share = self.args.scheduled_sampling * self.state.global_step / max(self.state.max_steps, 1)
+            share = self._final_sampling * self.state.global_step / max(self.state.max_steps, 1)
             if model.training and share > 0:
                 inputs["decoder_input_ids"] = self._sample_inputs(model, inputs, share)
         smoother = self.label_smoother
@@ -99,7 +120,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         predicted = torch.cat([clean[:, :1], predicted[:, :-1]], dim=1)
         replaced = torch.rand(clean.shape, device=clean.device) < share
         # Positions count the tokens that are not padding.
-        padding = self.processing_class.pad_token_id
+        padding = self.accelerator.unwrap_model(model).config.pad_token_id
         replaced &= (clean != padding) & (predicted != padding)
         # Start token and language tag stay.
         replaced[:, :2] = False
@@ -147,7 +168,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
             "weight_decay": args.weight_decay,
             "max_grad_norm": args.max_grad_norm,
             "label_smoothing": args.label_smoothing_factor,
-            "scheduled_sampling": args.scheduled_sampling,
+            "scheduled_sampling": self._final_sampling,
             "precision": PRECISIONS.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
             "saved_dtype": dtype_name(self.saved_dtype) if self.saved_dtype else None,
             "seed": str(args.seed),

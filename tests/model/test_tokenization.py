@@ -186,6 +186,26 @@ class TestLanguages:
         assert encode(tokenizer, TEXTS["bo"]) == before
 
 
+class TestUnicode:
+    @pytest.mark.parametrize(
+        "texts",
+        [
+            dict(text="no \ud800 wind"),
+            dict(text=["no wind", "\ud800"]),
+            dict(text="no", text_pair="\ud800"),
+            dict(text_target=["\ud800"]),
+            dict(text=[("no", "\ud800")], split_special_tokens=True),
+        ],
+    )
+    def test_a_lone_surrogate_is_named(self, tokenizer, texts):
+        with pytest.raises(ValueError, match=r"^A text has the lone surrogate '\\ud800', .* Remove it\.$"):
+            tokenizer(**texts, src_lang="zh", tgt_lang="bo")
+
+    def test_other_wrong_types_keep_their_error(self, tokenizer):
+        with pytest.raises((TypeError, ValueError), match="(?i)input"):
+            tokenizer([1.5], src_lang="zh")
+
+
 class TestSaving:
     def check_equal(self, loaded: XLMSWCMTokenizer, tokenizer: XLMSWCMTokenizer):
         assert type(loaded) is XLMSWCMTokenizer

@@ -192,6 +192,7 @@ def test_the_number_of_beams_has_a_limit(num_beams, is_allowed):
         (["--generation_num_beams", 1025], "--generation_num_beams must be at most 1024 (got 1025)."),
         (["--per_device_eval_batch_size", 10**12], "--per_device_eval_batch_size must be at most 1048576"),
         (["--save_strategy", "best"], "--save_strategy best needs an evaluation during the training."),
+        (["--auto_find_batch_size"], "Set --per_device_train_batch_size and --gradient_accumulation_steps instead."),
         (["--eval_on_start"], "--eval_on_start needs an evaluation during the training."),
         (["--lr_scheduler_kwargs", "{bad"], "Expecting property name"),
         (["--accelerator_config", '{"a": 1}'], "unexpected keyword argument 'a'"),

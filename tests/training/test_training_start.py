@@ -1,10 +1,15 @@
 """The start of a training: options that cannot work are named before the first step."""
 
+import copy
+
 import pytest
 import torch
+from support.trainers import new_model
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
 
 from modeling_xlm_swcm.training.checkpoints import TrainingError
 from modeling_xlm_swcm.training.metrics import GenerationMetrics
+from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 2}
@@ -85,3 +90,46 @@ def test_an_error_of_a_step_keeps_its_class(make_trainer):
     trainer.data_collator = lambda rows: {"input_ids": torch.tensor([[10**6]]), "labels": torch.tensor([[5]])}
     with pytest.raises(IndexError):
         trainer.train()
+
+
+@pytest.mark.parametrize("steps", [{"max_steps": 5}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_data_without_a_whole_batch_is_not_trained_in_zero_steps(make_trainer, tmp_path, steps):
+    make_trainer.rows = make_trainer.rows[:3]
+    with pytest.raises(TrainingError, match="^The training data has fewer rows than a batch, and --data"):
+        make_trainer(dataloader_drop_last=True, **steps).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestOwnLoop:
+    """A trainer in the code of a user, with the arguments and collators of Transformers."""
+
+    def make(self, make_trainer, tokenizer, collator_tokenizer=None, processing_class=None, **options):
+        args = Seq2SeqTrainingArguments(str(make_trainer.folder), max_steps=2, use_cpu=True, report_to=[], **options)
+        return XLMSWCMTrainer(
+            new_model(tokenizer),
+            args,
+            data_collator=DataCollatorForSeq2Seq(collator_tokenizer or tokenizer),
+            train_dataset=make_trainer.rows,
+            eval_dataset=make_trainer.rows,
+            processing_class=processing_class,
+        )
+
+    def test_it_trains_without_scheduled_sampling(self, make_trainer, tokenizer):
+        trainer = self.make(make_trainer, tokenizer)
+        assert trainer.train().global_step == 2
+        assert "scheduled_sampling" not in trainer.describe()
+
+    def test_labels_that_are_padded_on_the_left_are_refused(self, make_trainer, tokenizer):
+        left = copy.deepcopy(tokenizer)
+        left.padding_side = "left"
+        with pytest.raises(TrainingError, match=r'pads labels on the left.* of its tokenizer to "right"'):
+            self.make(make_trainer, tokenizer, left)
+
+    def test_generation_needs_the_tokenizer(self, make_trainer, tokenizer):
+        with pytest.raises(TrainingError, match=r"^predict_with_generate needs the tokenizer .* processing_class\.$"):
+            self.make(make_trainer, tokenizer, predict_with_generate=True)
+        trainer = self.make(
+            make_trainer, tokenizer, None, tokenizer, predict_with_generate=True, generation_max_length=4
+        )
+        generated = trainer.predict(make_trainer.rows).predictions
+        assert generated[:, 1].tolist() == [row["labels"][0] for row in make_trainer.rows]
