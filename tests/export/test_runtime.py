@@ -2,10 +2,8 @@
 
 import json
 import os
-import random
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,31 +132,6 @@ def test_the_number_of_kept_kernels_is_limited(learner, exported, monkeypatch):
     monkeypatch.setattr(xlm_swcm_runtime, "CORE", Core())
     ExportedModel(exported, threads=1)
     assert [given["CPU_RUNTIME_CACHE_CAPACITY"] for given in options] == [64, 64]
-
-
-def memory() -> float:
-    """Return the memory of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS:"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory from /proc")
-def test_memory_stops_growing_when_threads_send_texts_of_varied_shapes(learner, runtime):
-    def call(seed: int, calls: int):
-        draw = random.Random(seed)
-        for _ in range(calls):
-            texts = ["no " * draw.randint(1, 9) for _ in range(draw.randint(1, 6))]
-            options = {"num_beams": draw.choice((1, 3)), "max_new_tokens": draw.randint(2, 12)}
-            runtime(texts, src_lang="zh", tgt_lang="bo", **options)
-
-    levels = []
-    with ThreadPoolExecutor(4) as threads:
-        for seeds in (range(4), range(4, 8), range(8, 12)):
-            list(threads.map(call, seeds, 4 * [50]))
-            levels.append(memory())
-    # With the 5000 kernels of OpenVINO's default, it grows by over 100 MB in each of the last rounds.
-    assert levels[2] - levels[1] < 40
 
 
 def test_a_process_that_was_forked_after_a_load_is_refused(learner, exported, runtime, monkeypatch):
