@@ -90,7 +90,7 @@ class TestSavedCode:
     @pytest.mark.parametrize("part", [lambda model: model, lambda model: model.model], ids=["with head", "base"])
     def test_a_saved_model_carries_its_code_and_names_every_class(self, model, tmp_path, part):
         part(model).save_pretrained(tmp_path)
-        self.check(tmp_path, CODE - {"tokenization_xlm_swcm.py"})
+        self.check(tmp_path, CODE - {"tokenization_xlm_swcm.py", "punctuation_xlm_swcm.py"})
         assert self.auto_map(tmp_path) == AUTO_MAP
 
     def test_a_saved_config_names_every_class(self, tmp_path):
@@ -99,7 +99,7 @@ class TestSavedCode:
 
     def test_a_saved_tokenizer_carries_its_code(self, tmp_path):
         tiny_tokenizer().save_pretrained(tmp_path)
-        self.check(tmp_path, {"compat_xlm_swcm.py", "tokenization_xlm_swcm.py"})
+        self.check(tmp_path, {"compat_xlm_swcm.py", "punctuation_xlm_swcm.py", "tokenization_xlm_swcm.py"})
         assert self.auto_map(tmp_path, "tokenizer_config.json")["AutoTokenizer"][0] == (
             "tokenization_xlm_swcm.XLMSWCMTokenizer"
         )
