@@ -47,30 +47,26 @@ class Evaluation:
     def print(self, console: Console):
         """Print a table of scores, a table of faults and the signatures of sacrebleu."""
         names = TABLE_SCORES[self.task]
-        versus = next(iter(self.sources))
         headings = ["p"] if len(self.sources) > 1 else []
-        scores = Table("", "model", *names, *headings, title=f"{self.dataset}: scores", title_justify="left")
+        scores = make_table(f"{self.dataset}: scores", [*names, *headings])
         rows = [
             (direction, name, result)
             for direction, of in self.directions.items()
             for name, result in of.models.items()
         ]
         for direction, name, result in rows:
-            scores.add_row(
-                direction, name, *(format_score(result, metric) for metric in names), *format_p(result, headings)
-            )
+            cells = [format_score(result, metric) for metric in names]
+            scores.add_row(direction, name, *cells, *(format_p(result) for _ in headings))
         console.print(scores)
         if headings:
-            console.print(f"p: paired bootstrap of chrF++ against {versus}, {RESAMPLES} samples.")
-        columns = [*rows[0][2].count_faults()]
-        faults = Table(
-            "", "model", "texts", *columns, title=f"{self.dataset}: texts with faults", title_justify="left"
-        )
+            first = next(iter(self.sources))
+            console.print(f"p: paired bootstrap of chrF++ against {first}, {RESAMPLES} samples.")
+        faults = make_table(f"{self.dataset}: texts with faults", ["texts", *rows[0][2].count_faults()])
         for direction, name, result in rows:
-            counts = [str(count) for count in result.count_faults().values()]
-            faults.add_row(direction, name, str(len(result.outputs.texts)), *counts)
+            counts = result.count_faults().values()
+            faults.add_row(direction, name, str(len(result.outputs.texts)), *map(str, counts))
         console.print(faults)
-        for name, signature in rows_signatures(self.directions):
+        for name, signature in list_signatures(self.directions):
             console.print(f"{name}: {signature}", soft_wrap=True)
 
     def to_dict(self) -> dict:
@@ -80,7 +76,7 @@ class Evaluation:
             "task": self.task,
             "models": self.sources,
             "settings": self.settings,
-            "signatures": dict(rows_signatures(self.directions)),
+            "signatures": dict(list_signatures(self.directions)),
             "directions": {
                 direction: {
                     "texts": len(result.pairs),
@@ -163,7 +159,7 @@ def find_recordable(sources: dict[str, str]) -> list[str]:
     return [name for name, source in sources.items() if Path(source, REPORT).is_file()]
 
 
-def rows_signatures(directions: dict[str, DirectionResult]) -> list[tuple[str, str]]:
+def list_signatures(directions: dict[str, DirectionResult]) -> list[tuple[str, str]]:
     """Return the signatures, which all directions share."""
     return [*next(iter(directions.values())).signatures.items()]
 
@@ -174,10 +170,18 @@ def format_score(result: ModelResult, metric: str) -> str:
     return f"{result.scores[metric]:.2f}" + (f" ±{interval:.2f}" if interval is not None else "")
 
 
-def format_p(result: ModelResult, headings: list[str]) -> list[str]:
-    """Return the cell of the p-value if the table has one."""
+def format_p(result: ModelResult) -> str:
+    """Return the p-value of chrF++, or nothing for the first model."""
     p_value = result.p_values.get("chrf++")
-    return ["" if p_value is None else f"{p_value:.3f}"] if headings else []
+    return "" if p_value is None else f"{p_value:.3f}"
+
+
+def make_table(title: str, headings: list[str]) -> Table:
+    """Return a table with a row for each direction and model. Each word of a heading has its own line."""
+    table = Table("", "model", title=title, title_justify="left", box=None)
+    for heading in headings:
+        table.add_column(heading.replace("_", "\n"), justify="right", no_wrap=True)
+    return table
 
 
 def describe_model(model: ModelResult) -> dict:

@@ -44,7 +44,7 @@ def test_a_peer_stands_beside_the_model_with_its_own_codes(converted, peer_folde
     options = ["--data", table, "--source", "zh", "--target", "bo", "--num-beams", 1, "--max-length", 6]
     result = run(converted, peer_folder, *options, "--output", output)
     assert result.exit_code == 0, result.output
-    assert "│ model │" in result.stdout and "│ nllb " in result.stdout
+    assert "zh-bo  model" in result.stdout and "zh-bo  nllb" in result.stdout
     report = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert [*report["models"].values()] == [str(converted), str(peer_folder)]
     assert report["directions"]["zh-bo"]["models"]["nllb"]["p_values"]["chrf++"] > 0
@@ -62,7 +62,7 @@ def test_titles_have_no_source(converted, tmp_path):
     write_files(tmp_path, {"titles.jsonl": [{"text": TARGETS[0], "title": TARGETS[1]}]})
     result = run(converted, "--data", tmp_path / "titles.jsonl", "--target", "bo", "--num-beams", 1, "--max-length", 4)
     assert result.exit_code == 0, result.output
-    assert "rougeL_f" in result.stdout
+    assert "rougeL" in result.stdout
 
 
 def test_record_needs_a_local_model_and_writes_its_metrics(folder, peer_folder, table):
