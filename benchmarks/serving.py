@@ -1,14 +1,15 @@
-"""Measure exported models beside PyTorch, and beside an MBart of similar size in CTranslate2.
+"""Compare exported models with PyTorch and with an MBart of similar size in CTranslate2.
 
     python benchmarks/serving.py [--rounds 3] [--quick] [--checkpoint FOLDER --data DATA --languages zh bo]
     python benchmarks/serving.py --only exported-int8 prefix-tied-exported-int8 [--rounds 3] [--quick]
     python benchmarks/serving.py --memory 2000 [--quick]
 
-CTranslate2 cannot run XLM-SWCM. The script measures tokens per second at the size of XLM-R base, with random weights,
-250,002 words, a source of 128 tokens and 64 new tokens. Each measurement runs in its own process, and the systems take
-turns. With a trained checkpoint the script also compares the outputs for 200 lines of ntrex.tsv in DATA. It prints
-medians with their spread, and writes outputs/benchmarks/serving.json. `--quick` is a trial run with small models,
-short texts and one round. `--memory` prints only the memory of XLM-SWCM during calls of varied lengths.
+CTranslate2 cannot run XLM-SWCM. The script measures tokens per second. The models have the size of XLM-R base, 250,002
+tokens in the vocabulary and random weights. A source has 128 tokens, and the models generate 64 tokens. Each
+measurement runs in a new process. The systems take turns. With a trained checkpoint the script also compares the
+outputs for 200 lines of ntrex.tsv in DATA. It prints medians with their spread, and writes
+outputs/benchmarks/serving.json. `--quick` is a trial run with small models, short texts and one round. `--memory`
+prints only the memory of XLM-SWCM during calls of varied lengths.
 """
 
 import argparse
@@ -59,7 +60,7 @@ LINES, BATCH = 200, 8
 
 
 def make_models(systems: dict[str, str], folder: Path, quick: bool):
-    """Make the models of the systems, each in its own folder and in its own process, because they are large."""
+    """Make the models of the systems, each in a new folder. Each model needs a new process, because it is large."""
     names = list(systems.values())
     for prefix in ("prefix-tied-", ""):
         own = [
@@ -72,7 +73,7 @@ def make_models(systems: dict[str, str], folder: Path, quick: bool):
 
 
 def make_exports(folder: str, quick: bool, prefix: str, systems: list[str]):
-    """Save an XLM-SWCM and its exports, whose folders start with `prefix`."""
+    """Save an XLM-SWCM and its exports. Their folders start with `prefix`."""
     model = make_model(prefix.removesuffix("-") or "init", quick)
     # The model must never generate the end token.
     model.lm_head.bias.data[model.config.eos_token_id] = -1e4
@@ -241,7 +242,7 @@ def same_next_tokens(runtime: ExportedModel, input_ids: np.ndarray, expected: np
 
 
 def run_task(task: Callable, **arguments) -> Any:
-    """Call a function of this file in its own process."""
+    """Call a function of this file in a new process."""
     worker = [sys.executable, __file__, "--worker", json.dumps([task.__name__, arguments])]
     output = subprocess.run(worker, stdout=subprocess.PIPE, check=True, text=True).stdout
     return json.loads(output.splitlines()[-1])

@@ -1,10 +1,10 @@
-"""Measure training, decoding and loading beside Transformers' encoder-decoders, at the size of XLM-R base.
+"""Compare training, decoding and loading with Transformers' encoder-decoders, at the size of XLM-R base.
 
     python benchmarks/speed.py [--only PART ...] [--rows ROW ...] [--rounds 3] [--quick]
 
-Each measurement (workloads.py) runs in its own process, and the models take turns. The script prints medians with
-their spread, and writes outputs/benchmarks/speed.json and speed.png. Parts that do not run keep their old figures.
-`--rows` measures only some rows of each part. `--quick` is a trial run with small models, short texts and one round.
+Each measurement (workloads.py) runs in a new process. The models take turns. The script prints medians with their
+spread, and writes outputs/benchmarks/speed.json and speed.png. Parts that do not run keep their old figures. `--rows`
+measures only some rows of each part. `--quick` is a trial run with small models, short texts and one round.
 """
 
 import argparse
@@ -92,7 +92,7 @@ ALWAYS = ["training", "decoding", "loading", "lengths"]
 
 
 def measure(**options) -> dict:
-    """Run a measurement in its own process."""
+    """Run a measurement in a new process."""
     script = Path(__file__).with_name("workloads.py")
     run = subprocess.run([sys.executable, script, json.dumps(options)], stdout=subprocess.PIPE, text=True)
     if run.returncode:
@@ -107,7 +107,7 @@ def save_models(names: Iterable[str], folder: Path, quick: bool):
 
 
 def choose_runs(part: str, rows: list[str] | None) -> dict[str, dict]:
-    """Return the runs of a part, or only those in `rows`."""
+    """Return the runs of a part, or only the runs in `rows`."""
     return {name: options for name, options in PARTS[part][1].items() if rows is None or name in rows}
 
 

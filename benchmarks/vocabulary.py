@@ -3,9 +3,9 @@
     python benchmarks/vocabulary.py DATA --tokenizer FOLDER [--rounds 3]
 
 DATA has `ntrex.tsv` (columns bo, ug, kk, mn, zh, en, one sentence per line) and `mono/LANGUAGE.*.txt`. FOLDER has
-XLM-R's tokenizer. Tibetan tokens are learnt from `mono` and measured on ntrex. The vocabulary is trimmed to the other
-five languages of `mono`. Encoder and converted model have random weights and are compared before and after. Each
-decoding runs in its own process, and the models take turns. The script writes outputs/benchmarks/vocabulary.json.
+XLM-R's tokenizer. The script learns Tibetan tokens from `mono` and measures them on ntrex. It trims the vocabulary to
+the other five languages of `mono`. It compares encoder and converted model before and after. Both have random weights.
+Each decoding runs in a new process. The models take turns. The script writes outputs/benchmarks/vocabulary.json.
 """
 
 import argparse

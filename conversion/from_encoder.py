@@ -180,11 +180,14 @@ def copy_tensors(plan: ConversionPlan) -> dict[str, torch.Tensor]:
             extremes = torch.stack(block.aminmax())
             if name not in plan.not_finite and not extremes.isfinite().all():
                 plan.not_finite.append(name)
-                logger.warning(f"{name} of {source.name} holds NaN or infinity. It is copied unchanged.")
+                logger.warning(
+                    f"{name} of {source.name} contains NaN or infinity. The converter copies this tensor unchanged. "
+                    "Check the encoder."
+                )
             if (extremes.isfinite() & ~extremes.to(plan.dtype).isfinite()).any():
                 raise ConversionError(
-                    f"{name} of {source.name} has values that {str(plan.dtype).removeprefix('torch.')} cannot hold. "
-                    "Use --dtype bfloat16 or float32."
+                    f"{name} of {source.name} has values that are too large for "
+                    f"{str(plan.dtype).removeprefix('torch.')}. Use --dtype bfloat16 or float32."
                 )
             for target in targets:
                 state_dict[target][place] = block

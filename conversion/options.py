@@ -43,7 +43,7 @@ FITS_PREFIX: dict[str, tuple] = {
     "normal_layer_interval": (None,),
 }
 
-# Default of `normal_layer_interval`, whose value None means no normal layers.
+# Default of `normal_layer_interval`. The value None means no normal layers.
 UNSET: Any = object()
 
 # For each decoder layer, the encoder layers of its two halves, or None for a normal layer.
@@ -60,7 +60,7 @@ class ConversionOptions:
             Language codes that get a tag. The embedding of a tag starts at the mean of all embeddings, plus noise.
         decoder (`str`, *optional*):
             Kind of decoder. `"prefix"`: each decoder layer is an encoder layer that also reads the source, so the
-            decoder has no new kind of layer. `"paper"`: the decoder of the paper, whose layers add cross-attention.
+            decoder has no new kind of layer. `"paper"`: the decoder of the paper, with cross-attention in each layer.
             Default: `"prefix"`, or `"paper"` if an option is given that only the paper's decoder has. These options
             are `normal_layer_interval`, `normal_layers`, `layer_map="interleaved"` and `decoder_init="silent"`.
         normal_layer_interval (`int` or `None`, *optional*):
@@ -69,11 +69,11 @@ class ConversionOptions:
         layer_map (`str`, *optional*, defaults to `"same"`):
             Encoder layers of a custom layer. `"same"`: custom layer k is copied from encoder layer k. `"interleaved"`
             (DeltaLM): self-attention and FFN1 of custom layer k are copied from encoder layer 2k, cross-attention and
-            FFN2 from encoder layer 2k + 1, so there are half as many custom layers.
+            FFN2 from encoder layer 2k + 1. The decoder has half as many custom layers.
         decoder_init (`str`, *optional*):
             How to initialise the decoder. `"silent"`: copied weights, and cross-attention, second FFNs and normal
-            layers start with an output of zero. The untrained decoder then computes the output of the encoder, and
-            the model computes the output of the masked LM if the encoder has its head. `"shared"`: copied weights in
+            layers start with an output of zero. The untrained decoder then computes the output of the encoder. If the
+            encoder has a masked-LM head, the model computes the output of the masked LM. `"shared"`: copied weights in
             all sublayers, as in the paper. `"random"`: no copied weights, as in the paper's ablation. Default:
             `"shared"` for the prefix decoder, and `"silent"` for the paper's decoder if the other options allow it.
         normal_layers (`str`, *optional*):
@@ -180,7 +180,7 @@ class ConversionOptions:
             sources = [(index, index + 1) for index in range(0, num_layers, 2)]
         else:
             raise ConversionError(
-                f'layer_map "interleaved" needs an even number of encoder layers, not {num_layers}. Use layer_map '
+                f'layer_map "interleaved" needs an even number of encoder layers (got {num_layers}). Use layer_map '
                 '"same".'
             )
         interval = None if self.normal_layers == "none" else self.normal_layer_interval
@@ -193,7 +193,7 @@ class ConversionOptions:
                 plan.append(plan[-1] if self.normal_layers == "copy" else None)
         if self.normal_layers == "copy" and len(plan) == len(sources):
             raise ConversionError(
-                f'normal_layers "copy" needs a normal layer to replace, but normal_layer_interval {interval} inserts '
-                f"no normal layer among {len(sources)} custom layers. Use a smaller normal_layer_interval."
+                f'normal_layers "copy" needs at least one normal layer. normal_layer_interval {interval} inserts no '
+                f"normal layer between {len(sources)} custom layers. Use a smaller normal_layer_interval."
             )
         return plan

@@ -252,8 +252,8 @@ def claim_encoder_tensors(plan: ConversionPlan):
         reason = source.family.find_dropped(name)
         if reason is None:
             raise ConversionError(
-                f"{source.name} has an unknown tensor: {name}. Check that its config.json describes its weights and "
-                f"that it is a plain {source.family.name} encoder."
+                f"{source.name} has an unknown tensor: {name}. Check that its config.json describes its weights. "
+                f"Only plain {source.family.name} encoders can be converted."
             )
         plan.dropped[name] = reason
     missing = [name for name in dict.fromkeys(plan.copied.values()) if name not in source.tensors]
@@ -274,6 +274,6 @@ def check_shapes(plan: ConversionPlan):
             wanted[0] = plan.source.word_embeddings.shape[0]
         if shape != wanted:
             raise ConversionError(
-                f"{name} of {plan.source.name} has shape {shape}, but the encoder's config.json gives it {wanted}. "
-                "Check that weights and config.json belong together."
+                f"{name} of {plan.source.name} has shape {shape}, but the config.json of the encoder describes shape "
+                f"{wanted}. Check that weights and config.json belong together."
             )

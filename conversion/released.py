@@ -109,8 +109,8 @@ def convert_released(
         [`ConversionReport`]: what was copied and dropped.
 
     Raises:
-        ConversionError: if a tensor is missing, unexpected or of another shape, if weights, encoder and languages do
-            not belong together, or if the output cannot be used.
+        ConversionError: if a tensor is missing, unexpected or of another shape. Also if weights, encoder and languages
+            do not belong together, or if the output cannot be used.
     """
     path, output = Path(path), Path(output)
     check_output(output, overwrite, path, encoder)
@@ -162,7 +162,7 @@ def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
     for name in (RELEASED_EMBEDDINGS, "decoder.layers.0.norm1.weight"):
         if name not in weights:
             raise ConversionError(
-                f"{path} has no tensor {name}, so it is not a released XLM-SWCM. Pass the weight file of the release."
+                f"{path} is not a released XLM-SWCM: it has no tensor {name}. Pass the weight file of the release."
             )
     tensors: dict[str, torch.Tensor | StoredTensor] = {}
     for name, tensor in weights.items():
@@ -183,8 +183,8 @@ def check_vocabulary(source: Release, tokenizer: PreTrainedTokenizerBase, encode
     if not tokens <= rows <= max(tokens, source.config.get("vocab_size", 0)):
         raise ConversionError(
             f"{source.name} has {rows} word embeddings, but the tokenizer of {encoder} has {tokens} tokens with "
-            f"{len(languages)} language tags. Pass the encoder of the release, and pass its languages to --languages "
-            "in the order of their ids."
+            f"{len(languages)} language tags. Pass the encoder of the release. Pass the languages of the release to "
+            "--languages, in the order of their ids."
         )
 
 
@@ -222,14 +222,14 @@ def claim_release_tensors(plan: ConversionPlan):
         pattern = next((pattern for pattern in DROPPED_RELEASED if re.fullmatch(pattern, name)), None)
         if pattern is None:
             raise ConversionError(
-                f"{source.name} has an unknown tensor: {name}. Pass a released XLM-SWCM and its encoder, "
-                "which must have as many layers."
+                f"{source.name} has an unknown tensor: {name}. Pass a released XLM-SWCM and an encoder with the same "
+                "number of layers."
             )
         if repeated := re.fullmatch(REPEATED_EMBEDDINGS, name):
             original = f"encoder.embeddings.{repeated['name']}"
             if not equal(tensor, source.tensors[original]):
                 raise ConversionError(
-                    f"{name} of {source.name} is not equal to {original}, but an XLM-SWCM has one set of embeddings "
-                    "for encoder and decoder. Pass a released XLM-SWCM."
+                    f"{name} of {source.name} is not equal to {original}. Encoder and decoder of an XLM-SWCM share "
+                    "their embeddings. Pass a released XLM-SWCM."
                 )
         plan.dropped[name] = DROPPED_RELEASED[pattern]

@@ -55,7 +55,7 @@ def set_up_process(seed: int, threads: int | None = None):
 
 
 def make_encoder(args: "DemoArguments", train: list[NamePair], console: Console) -> Path:
-    """Return the folder of an encoder whose vocabulary fits the training text."""
+    """Return the folder of an encoder with a vocabulary that fits the training text."""
     folder = args.output_dir / "encoder"
     texts = {SOURCE: {pair.source for pair in train}}
     for language in TARGETS:

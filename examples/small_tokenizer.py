@@ -1,4 +1,4 @@
-"""Tokenizer of a small encoder, learnt from text."""
+"""Tokenizer of a small encoder, learned from text."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import XLMRobertaTokenizer

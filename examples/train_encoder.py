@@ -2,11 +2,11 @@
 
     python examples/train_encoder.py examples/presets/encoder_small.yaml --corpus bo.txt zh.txt --output_dir OUTPUT
 
-It takes hours on a CPU. Use it for experiments, and for languages that no encoder knows. For all other languages start
-from XLM-R or a related encoder. Each file holds text of one language with a sentence or paragraph per line, or has a
-column with the name of the language or `text`. Pass it as `bo=some/file.txt`, or name the file by its language. Each
-checkpoint is a complete encoder with its tokenizer. With `--resume_from_checkpoint last` a run that was stopped
-continues.
+It takes hours on a CPU. Use it for experiments, and for languages that no encoder knows. For all other languages,
+start from XLM-R or a related encoder. A plain text file has one sentence or paragraph of one language per line. Other
+files need a column `text` or a column with the language code as its name. Pass a file as `bo=some/file.txt`, or start
+its name with the language code (bo.news.txt). Each checkpoint is a complete encoder with its tokenizer. With
+`--resume_from_checkpoint last` a run that was stopped continues.
 """
 
 # Ctrl-C also ends the script while it imports.

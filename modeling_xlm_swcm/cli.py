@@ -58,7 +58,7 @@ def dry_run_option(description: str) -> OptionInfo:
 Output = Annotated[Path, typer.Argument(help="Folder to write.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder with model and tokenizer.")]
 Checkpoint = Annotated[str, typer.Argument(help="Encoder or XLM-SWCM model: Hub id or folder.")]
-License = Annotated[str | None, license_option("its model card")]
+License = Annotated[str | None, license_option("the encoder's model card")]
 PushLicense = Annotated[str | None, license_option("conversion_report.json")]
 Private = Annotated[bool, typer.Option("--private", help="Make the Hub repository private.")]
 DryRun = Annotated[bool, dry_run_option("Check everything, but write and upload nothing.")]
@@ -71,9 +71,9 @@ TextFiles = Annotated[
     typer.Option(
         "--corpus",
         metavar="FILE...",
-        help="Text files with one sentence or paragraph per line, or .jsonl, .json, .csv, .tsv or .parquet files with "
-        "a column that has the name of the language or `text`. Name the language in front of the path (bo=FILE) or "
-        f"in the file name (bo.news.txt). {LIST_ADVICE}",
+        help="Text files with one sentence or paragraph per line. A .jsonl, .json, .csv, .tsv or .parquet file needs "
+        "a column `text` or a column with the language code as its name. Write the language code before the path "
+        f"(bo=FILE) or in the file name (bo.news.txt). {LIST_ADVICE}",
     ),
 ]
 EvalFiles = Annotated[
@@ -84,7 +84,7 @@ Plot = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="PNG file for a plot of tokens per word and share of <unk>, before and after. Default: no plot.",
+        help="PNG file to draw. It shows tokens per word and the share of <unk>, before and after. Default: no plot.",
     ),
 ]
 
@@ -93,8 +93,8 @@ DecoderOption = Annotated[
     Decoder | None,
     typer.Option(
         help="Kind of decoder. `prefix`: encoder layers that also read the source. `paper`: the layers of the paper, "
-        "with cross-attention. Default: `prefix`, or `paper` with `--normal-layer-interval`, `--normal-layers`, "
-        "`--layer-map interleaved` or `--decoder-init silent`."
+        "with cross-attention. Default: `prefix`. Default with `--normal-layer-interval`, `--normal-layers`, "
+        "`--layer-map interleaved` or `--decoder-init silent`: `paper`."
     ),
 ]
 NormalLayerInterval = Annotated[
@@ -108,8 +108,8 @@ NormalLayerInterval = Annotated[
 LayerMapOption = Annotated[
     LayerMap,
     typer.Option(
-        help="Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: two layers, so the "
-        "decoder has half as many custom layers."
+        help="Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: two layers. The decoder "
+        "then has half as many custom layers."
     ),
 ]
 DecoderInitOption = Annotated[
@@ -117,7 +117,8 @@ DecoderInitOption = Annotated[
     typer.Option(
         help="How to initialise the decoder. `silent`: copied weights, new sublayers start at zero. `shared`: copied "
         "weights in all sublayers. `random`: no copied weights. Default: `shared`. Default for the paper's decoder: "
-        "`silent`, or `shared` with `--weight-sharing tied`, `--layer-map interleaved` or `--normal-layers copy`."
+        "`silent`. With `--weight-sharing tied`, `--layer-map interleaved` or `--normal-layers copy`, the default is "
+        "always `shared`."
     ),
 ]
 NormalLayersOption = Annotated[
@@ -240,13 +241,13 @@ def push_command(
     folder: ModelFolder,
     repo_id: Annotated[
         str,
-        typer.Argument(metavar="REPO", help="Hub repository, as owner/name. It is created if it does not exist."),
+        typer.Argument(metavar="REPO", help="Hub repository, as owner/name. A missing repository is created."),
     ],
     license: PushLicense = None,
     private: Private = False,
     revision: Annotated[
         str | None,
-        typer.Option(help="Branch to push to. It is created if it does not exist. Default: the main branch."),
+        typer.Option(help="Branch to push to. A missing branch is created. Default: the main branch."),
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     commit_message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload XLM-SWCM model",
@@ -254,7 +255,7 @@ def push_command(
     debug: Debug = False,
 ):
     """Check a model and upload it to the Hub in one commit, with a model card."""
-    with report_errors(debug, "Push again. Files that have arrived are not sent twice."):
+    with report_errors(debug, "Push again. The next push skips files that are already on the Hub."):
         console = make_console()
         files = list_files(console, folder, repo_id, license)
         if dry_run:
@@ -310,7 +311,12 @@ def extend_command(
     output: Output,
     corpus: TextFiles,
     size: Annotated[
-        int, typer.Option(metavar="N", help="Number of tokens to learn. Tokens that the vocabulary lacks are added.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Number of tokens to learn from the corpus. The command adds the learned tokens that the vocabulary "
+            "lacks.",
+        ),
     ],
     init: Annotated[
         Init,
@@ -361,7 +367,7 @@ def trim_command(
         float | None,
         typer.Option(
             help="Keep the tokens that make up this share of each language's text (above 0, at most 1). Default: "
-            "0.9999, if neither `--min-count` nor `--size` is set."
+            "0.9999. Not used with `--min-count` or `--size`."
         ),
     ] = None,
     pad_to_multiple_of: Annotated[
@@ -416,5 +422,5 @@ def change_vocabulary(
         report.print(console)
         if plot is not None:
             report.plot(plot)
-            console.print(f"Drawn to {plot}.")
+            console.print(f"Plot written to {plot}.")
         console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")

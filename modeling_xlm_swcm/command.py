@@ -12,14 +12,13 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError, describe_error, escape_unprintable
+from modeling_xlm_swcm.checkpoints.errors import USAGE_EXIT_CODE, ConversionError, describe_error, escape_unprintable
 from modeling_xlm_swcm.checkpoints.writing import recover, remove_unfinished
 from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 
 
 # The base class of Typer's errors about the words of a command. Typer exports only this subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-USAGE_EXIT_CODE = 2
 
 LIST_ADVICE = "Put this option last or before another option."
 
@@ -120,7 +119,7 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
 
 
 def check_values(ctx: typer.Context, words: list[str]):
-    """Refuse an option whose value is the name of another option, because its value was forgotten."""
+    """Refuse an option without a value, in front of another option."""
     options = {name: each for each in ctx.command.get_params(ctx) for name in each.opts if name.startswith("--")}
     for word, following in itertools.pairwise(words):
         if word in options and following in options and not getattr(options[word], "is_flag", False):

@@ -47,8 +47,8 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
     Decorate the `forward` of a module that takes its cache as `cache` and passes `**kwargs` on.
 
     The cache is accepted as `cache` and as `past_key_values`. The signature has the name of the installed version of
-    Transformers, since `generate` reads it there. A keyword that neither `forward` nor Transformers' attention and
-    loss functions know raises an error. Without this check, a keyword that Transformers renames would be ignored.
+    Transformers, since `generate` reads it there. A keyword raises an error if `forward` and Transformers' attention
+    and loss functions do not know it. Without this check, a keyword that Transformers renames would be ignored.
 
     Args:
         forward (`Callable`):
@@ -71,7 +71,7 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
         if (old_cache := kwargs.pop(OLD_CACHE, None)) is not None:
             if kwargs.get("cache") is not None:
                 raise TypeError(
-                    f"Pass the cache as `cache` or as `{OLD_CACHE}`, not as both. If you use prefix tuning of PEFT, "
+                    f"`cache` and `{OLD_CACHE}` are both set. Pass only `cache`. If you use prefix tuning of PEFT, "
                     "use LoRA instead."
                 )
             kwargs["cache"] = old_cache

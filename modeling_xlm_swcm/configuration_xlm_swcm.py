@@ -1,4 +1,4 @@
-"""Configuration of XLM-SWCM, an encoder-decoder whose decoder is built from the encoder's own weights."""
+"""Configuration of XLM-SWCM, an encoder-decoder with a decoder that is built from the weights of the encoder."""
 
 # This import checks the version of Transformers, so it comes first.
 from .compat_xlm_swcm import check_transformers  # noqa: F401
@@ -191,17 +191,21 @@ class XLMSWCMConfig(PreTrainedConfig):
     def _validate_sizes(self):
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
-                f"num_attention_heads must divide hidden_size {self.hidden_size} (got {self.num_attention_heads})."
+                f"num_attention_heads must divide hidden_size {self.hidden_size} (got {self.num_attention_heads}). "
+                "Change one of them."
             )
         for name in ("vocab_size", "hidden_size", "intermediate_size", "type_vocab_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)}).")
+                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)}). Use a larger number.")
         if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}).")
+            raise ValueError(
+                f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}). Use the id of the "
+                "pad token."
+            )
         if self.longest_input < 1:
             raise ValueError(
-                f"max_position_embeddings must be at least {self.pad_token_id + 2}, because the first position is "
-                f"pad_token_id + 1 (got {self.max_position_embeddings})."
+                f"max_position_embeddings must be at least {self.pad_token_id + 2} (got "
+                f"{self.max_position_embeddings}). The first position is pad_token_id + 1. Use a larger number."
             )
 
     def _validate_decoder(self):
@@ -209,7 +213,8 @@ class XLMSWCMConfig(PreTrainedConfig):
             if self.decoder_blocks != [self.prefix_block] * self.num_hidden_layers:
                 raise ValueError(
                     f'decoder_blocks with "{self.prefix_block}" must be {self.num_hidden_layers} times '
-                    f'"{self.prefix_block}", one for each encoder layer (got {self.decoder_blocks}).'
+                    f'"{self.prefix_block}", one for each encoder layer (got {self.decoder_blocks}). Correct '
+                    "decoder_blocks."
                 )
         else:
             self._validate_block_types()

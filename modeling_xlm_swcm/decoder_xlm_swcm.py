@@ -158,7 +158,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
-                "Got both or neither of decoder_input_ids and decoder_inputs_embeds. Pass exactly one of them."
+                "The decoder needs either decoder_input_ids or decoder_inputs_embeds. Pass exactly one of them."
             )
         if encoder_hidden_states is None:
             raise ValueError("encoder_hidden_states is missing. Pass the output of the encoder.")

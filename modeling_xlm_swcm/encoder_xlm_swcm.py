@@ -48,7 +48,7 @@ class XLMSWCMEncoder(XLMRobertaModel):
     ) -> BaseModelOutput:
         """Encode a source."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Got both or neither of input_ids and inputs_embeds. Pass exactly one of them.")
+            raise ValueError("The encoder needs either input_ids or inputs_embeds. Pass exactly one of them.")
         # Transformers counts the positions of `inputs_embeds` from the first column, even if it is padding.
         is_padded = inputs_embeds is not None and attention_mask is not None and attention_mask.ndim == 2
         if position_ids is None and is_padded:

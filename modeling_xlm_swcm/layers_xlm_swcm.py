@@ -398,7 +398,7 @@ class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):
     def weights(
         self, encoder_layer: XLMRobertaLayer
     ) -> "tuple[XLMSWCMAttention | AttentionModules, XLMSWCMFeedForward | FeedForwardModules]":
-        """Return the modules of attention and FFN: `tied_modules` if the layer is tied, or else its own modules."""
+        """Return the modules of attention and FFN. A tied layer uses the modules of `encoder_layer`."""
         return modules_of(encoder_layer) if self.ffn is None else (self.self_attn, self.ffn)
 
 

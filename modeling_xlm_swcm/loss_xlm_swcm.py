@@ -122,8 +122,8 @@ class SharedEmbedding:
 
     By default each use of the word embedding matrix gets a gradient of the size of the matrix, and autograd adds these
     gradients up. Here each lookup returns rows, and also replaces `self.weight` by an alias. The loss uses the last
-    alias, so backward starts at the loss and visits the lookups in turn. Each lookup adds the gradient of its rows to
-    the gradient of the loss, in place. Backward can therefore run only once.
+    alias, so backward starts at the loss and then visits each lookup. Each lookup adds the gradient of its rows to the
+    gradient of the loss, in place. Backward can therefore run only once.
 
     Use a new object for each forward. First look up all embeddings, then compute the loss with `self.weight`:
 

@@ -329,7 +329,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
-        Shift the labels right, behind the start token, and replace -100 by the padding token.
+        Shift the labels right, put the start token in front, and replace -100 by the padding token.
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, target_length)`):

@@ -35,12 +35,12 @@ def check_adapters(model: PreTrainedModel):
         advice = "Leave this module out of target_modules and modules_to_save."
         if source.endswith("word_embeddings.weight"):
             advice += " To train single tokens, pass a list as trainable_token_indices (peft>=0.19, tied output)."
-        raise ValueError(f"A PEFT adapter changes {adapted}, but not {other}, which is the same weight. {advice}")
+        raise ValueError(f"A PEFT adapter changes {adapted}, but not {other}. Both are the same weight. {advice}")
 
 
 def _is_consistent(model: PreTrainedModel, adapter: nn.Module | None, source: nn.Module | None) -> bool:
     if adapter is None or source is None:
-        # A trained copy of the output projection is saved as a projection of its own.
+        # A trained copy of the output projection is saved as a separate projection.
         is_own_copy = hasattr(adapter, "modules_to_save") and adapter is model.get_output_embeddings()
         return adapter is source or (source is None and is_own_copy)
     tokens, source_tokens = find_token_adapter(adapter), find_token_adapter(source)
@@ -122,4 +122,4 @@ def check_cache_layers(cache: EncoderDecoderCache | None, num_layers: int):
         raise ValueError(f"The cache has {found} layers, but the decoder has {num_layers}. {NO_PREFIX_TUNING}")
     # The length of a static cache is a tensor, which cannot be compared without synchronization.
     if not cache.is_compileable and cache.get_seq_length() and not any(cache.is_updated.values()):
-        raise ValueError(f"The cache has keys of the target, but none of the source. {NO_PREFIX_TUNING}")
+        raise ValueError(f"The cache has keys of the target, but no keys of the source. {NO_PREFIX_TUNING}")

@@ -23,7 +23,7 @@ class XLMSWCMPipeline(Pipeline):
 
     The input is a text or a list of texts. For `"question-answering"` it is a dict with `question` and `context`, or a
     list of such dicts. You can also pass `question=` and `context=`, each a text or each a list. The source is the
-    question, then the context. Special tokens and language tags that are spelt out in an input are ordinary text.
+    question, then the context. Special tokens and language tags inside an input are ordinary text.
 
     Set these arguments when you make the pipeline, or in a call. Other arguments go to `generate`.
 
@@ -32,7 +32,7 @@ class XLMSWCMPipeline(Pipeline):
             Language of the inputs. By default `tokenizer.src_lang`.
         tgt_lang (`str`, *optional*):
             Language of the outputs. By default the language of `forced_bos_token_id` if you set it, or else
-            `tokenizer.tgt_lang`. If neither is set, tasks other than translation use the language of the inputs.
+            `tokenizer.tgt_lang`. If both are missing, tasks other than translation use the language of the inputs.
         truncation (`bool` or `str`, *optional*, defaults to `False`):
             Whether to truncate long inputs, with a warning. Also accepts a truncation strategy of the tokenizer, for
             example `"only_second"`.

@@ -19,7 +19,7 @@ def check_mask(name: str, mask: torch.Tensor | None, length: int):
     if mask is not None and mask.ndim == 2 and mask.shape[1] != length:
         raise ValueError(
             f"The attention mask of the {name} has {mask.shape[1]} columns, but the {name} has {length} tokens. Pass "
-            "one column for each token, cached tokens included."
+            "one column for each token, including cached tokens."
         )
 
 

@@ -45,10 +45,10 @@ class XLMSWCMTokenizer(TokenizersBackend):
     Languages are arguments of a call: `tokenizer(text, src_lang="zh", text_target=target, tgt_lang="bo")`. A call
     changes no state, so threads can share a tokenizer.
 
-    As in Transformers, special tokens and tags that are spelt out in a text become their ids by default, for example
-    `<mask>`. With `split_special_tokens=True` they are ordinary text: the tokenizer segments their characters, and
-    decoding returns them. Set it, here or in a call, for text that you did not write yourself. Training scripts,
-    pipelines and exported models always do.
+    As in Transformers, special tokens and tags inside a text become their ids by default, for example `<mask>`. With
+    `split_special_tokens=True`, they are ordinary text: the tokenizer segments their characters, and decoding returns
+    them. Set it, here or in a call, for text that you did not write yourself. Training scripts, pipelines and exported
+    models always do.
 
     XLM-R's normalisation replaces full-width marks such as `，` with ASCII marks. `decode` and `batch_decode` with
     `skip_special_tokens=True` restore the marks of a sequence with a Chinese tag. `restore_punctuation=False` returns
@@ -104,7 +104,7 @@ class XLMSWCMTokenizer(TokenizersBackend):
     @src_lang.setter
     def src_lang(self, code: str | None):
         self._src_lang = self._check_language(code)
-        # Calls bring their own template. This one is saved for other users of `tokenizer.json`.
+        # Each call makes a new template. This template is saved for other users of `tokenizer.json`.
         tags = [] if code is None else [language_tag(code)]
         self._tokenizer.post_processor = self._make_template([self.bos_token, *tags])
 
@@ -208,7 +208,7 @@ class XLMSWCMTokenizer(TokenizersBackend):
         as_text = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         kwargs |= {"text": text, "text_pair": text_pair, "add_special_tokens": add_special_tokens}
         kwargs |= {"split_special_tokens": as_text}
-        # Transformers keeps the settings of a call in the backend, so each call has a backend of its own.
+        # Transformers keeps the settings of a call in the backend, so each call gets a new backend.
         reader = copy.copy(self)
         reader._tokenizer = self._make_backend(prefix, self._tokenizer.model)
         try:
@@ -243,8 +243,8 @@ class XLMSWCMTokenizer(TokenizersBackend):
         name = "tgt_lang" if is_target else "src_lang"
         if self._languages and languages[name] is None and needs_tag:
             raise ValueError(
-                f"{name} is not set, so the text has no language tag. Pass {name}=, or set tokenizer.{name}, to one "
-                f"of: {self._known_languages()}."
+                f"{name} is not set, but a text needs a language tag. Pass {name}= or set tokenizer.{name}. Known "
+                f"languages: {self._known_languages()}."
             )
         tags = [] if languages[name] is None else [language_tag(languages[name])]
         return tags if is_target else [self.bos_token, *tags]
@@ -294,8 +294,8 @@ class XLMSWCMTokenizer(TokenizersBackend):
             fields = json.loads(self._tokenizer.to_str())["model"]
             if fields["type"] != "Unigram":
                 raise ValueError(
-                    f"A text spells a special token, which a vocabulary of the type {fields['type']} cannot read as "
-                    "text. Remove the special token from the text."
+                    f"A text contains a special token. A vocabulary of the type {fields['type']} cannot read special "
+                    "tokens as text. Remove the special token from the text."
                 )
             special = self._get_special_ids()
             pieces = [

@@ -17,7 +17,7 @@ from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.conversion import convert
 
 
-# a machine that is busy with other things must not fail a test
+# A busy machine must not fail a test.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
@@ -27,7 +27,7 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    """Exempt all imported modules from the garbage collection, which else takes a quarter of the time of all tests."""
+    """Exempt all imported modules from garbage collection. It would take a quarter of the time of all tests."""
     gc.enable()
     gc.collect()
     gc.freeze()
@@ -81,7 +81,7 @@ def left_padded_target(target) -> Batch:
 
 @pytest.fixture(scope="session")
 def pairs() -> dict[str, torch.Tensor]:
-    """Eight right-padded sources, and as labels `<tag> ... </s>` of unequal length; the tags are tokens 4 to 7."""
+    """Return eight right-padded sources with labels `<tag> ... </s>` of unequal length. Tokens 4 to 7 are tags."""
     generator = torch.Generator().manual_seed(2)
     input_ids = torch.randint(8, 99, (8, 9), generator=generator)
     labels = torch.randint(8, 99, (8, 9), generator=generator)

@@ -111,7 +111,7 @@ def test_a_dry_run_says_so_and_writes_nothing(encoder_folder, output):
 
 @pytest.fixture(scope="module")
 def hub(encoder_folder, tmp_path_factory):
-    """Return a Hub with a repository whose weights and tokenizer are only on the branch "trial"."""
+    """Return a Hub with a repository that has weights and tokenizer only on the branch "trial"."""
     folder = tmp_path_factory.mktemp("hub")
     for name in ("trial", "empty"):
         shutil.copytree(encoder_folder, folder / name)
@@ -342,5 +342,5 @@ def test_the_current_folder_is_no_output(encoder_folder, output, monkeypatch, pl
 def test_overwrite_does_not_replace_a_folder_that_is_no_model(encoder_folder, output):
     output.mkdir(parents=True)
     (output / "thesis.tex").write_text("years of work")
-    assert_refused(run(encoder_folder, output, "--overwrite"), "holds no model")
+    assert_refused(run(encoder_folder, output, "--overwrite"), "contains no model")
     assert (output / "thesis.tex").read_text() == "years of work"

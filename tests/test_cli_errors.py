@@ -319,7 +319,7 @@ def test_the_interleaved_map_needs_an_even_number_of_layers(tmp_path, output):
     encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, num_hidden_layers=3)
     for part in (encoder, tokenizer):
         part.save_pretrained(tmp_path / "three")
-    assert_refused(run(tmp_path / "three", output, "--layer-map", "interleaved"), "even number", "not 3")
+    assert_refused(run(tmp_path / "three", output, "--layer-map", "interleaved"), "even number", "(got 3)")
 
 
 def test_debug_shows_the_traceback_before_the_sentence(encoder_folder, output):

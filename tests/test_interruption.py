@@ -82,7 +82,7 @@ PLACES = {
     "push": (["push", "MODEL", "someone/model", "--dry-run"], "modeling_xlm_swcm.hub.push", "check_cache"),
 }
 OTHER_WORDS = {
-    "push": "error: Interrupted. Push again. Files that have arrived are not sent twice.",
+    "push": "error: Interrupted. Push again. The next push skips files that are already on the Hub.",
     "refresh": "error: Interrupted. Run xlm-swcm refresh again.",
 }
 

@@ -61,7 +61,9 @@ def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     variant = VARIANTS[name]
     model, report = from_encoder(encoder, languages=languages, seed=seed, dtype="float32", **variant.options)
     if variant.options.get("decoder_init") == "silent" and "lm_head_transform.dense.weight" not in report.copied:
-        raise ConversionError(f"{encoder} has no whole masked-LM head, which {name} needs. Use an encoder with one.")
+        raise ConversionError(
+            f"{name} needs a complete masked-LM head, but {encoder} has no such head. Use another encoder."
+        )
     if variant.change is not None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -129,7 +131,7 @@ def with_transform(model, encoder):
     masked_lm, info = XLMRobertaForMaskedLM.from_pretrained(encoder, output_loading_info=True)
     if info["missing_keys"]:
         raise ConversionError(
-            f"{encoder} has no masked-LM head: {sorted(info['missing_keys'])[0]} is missing. Use an encoder with one."
+            f"{encoder} has no masked-LM head: {sorted(info['missing_keys'])[0]} is missing. Use another encoder."
         )
     head = masked_lm.lm_head
     model.config.lm_head_transform = True

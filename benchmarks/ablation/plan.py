@@ -75,11 +75,13 @@ class Plan:
             plan.seeds.sort()
             experiments = plan.experiment_lists()
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise DataError(f"{path} is not a plan: {type(error).__name__}: {error}") from error
+            raise DataError(f"{path} is not a plan ({type(error).__name__}: {error}). Correct the file.") from error
         if any(seeds[:1] != plan.seeds[:1] for seeds in plan.seed_lists()):
             raise DataError(f"{path}: the seeds of an entry must contain {plan.seeds[0]}, the first seed of the plan.")
         if plan.steps % plan.eval_steps:
-            raise DataError(f"{path}: eval_steps must divide steps (got {plan.eval_steps} and {plan.steps}).")
+            raise DataError(
+                f"{path}: eval_steps must divide steps (got {plan.eval_steps} and {plan.steps}). Change one of them."
+            )
         for experiment in itertools.chain.from_iterable(experiments):
             plan.check_experiment(experiment, path)
         return plan
@@ -93,7 +95,7 @@ class Plan:
             if value not in values:
                 raise DataError(f"{path} has the unknown {kind} {value}. Known: {', '.join(values)}.")
         if setting == "pretrained" and not self.pretraining:
-            raise DataError(f"{path} has the setting pretrained, but no options under pretraining. Add them.")
+            raise DataError(f"{path} has the setting pretrained, but no options under pretraining. Add options.")
         if setting == "pretrained" and not VARIANTS[variant].pretrainable:
             raise DataError(f"{path}: the variant {variant} cannot be pretrained. Use the setting direct.")
 

@@ -61,7 +61,9 @@ def read_result(settings: dict, output: Path) -> dict | None:
     path = run_file(settings, output)
     result = read_json(path) if path.exists() else None
     if result and result["settings"] != settings:
-        raise DataError(f"{path} belongs to another plan, encoder or data. Choose another --output_dir, or delete it.")
+        raise DataError(
+            f"{path} belongs to another plan, encoder or data. Choose another --output_dir, or delete this file."
+        )
     return result if result and result["status"] != "started" else None
 
 
@@ -106,10 +108,10 @@ def load_pretrained_start(settings: dict, args: argparse.Namespace) -> Start:
     ended = read_json(folder / "ended.json")
     if ended["settings"] != pretraining_of(settings):
         raise DataError(
-            f"{folder} belongs to another plan, encoder or data. Choose another --output_dir, or delete it."
+            f"{folder} belongs to another plan, encoder or data. Choose another --output_dir, or delete this folder."
         )
     if ended["reason"]:
-        raise TrainingError(f"Pretraining: {ended['reason']}")
+        raise TrainingError(f"The pretraining failed: {ended['reason']}")
     model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model")
     return Start(model, AutoTokenizer.from_pretrained(folder / "model"), set())
 

@@ -63,7 +63,7 @@ def sample_rows(rows: list, count: int, path: Path) -> list:
     """Return `count` random rows. Smaller samples are part of larger ones."""
     if len(rows) < count:
         raise DataError(
-            f"{path} has {len(rows)} training lines, and the plan needs {count}. Use a smaller number of pairs."
+            f"{path} has {len(rows)} training lines, but the plan needs {count}. Use a smaller number of pairs."
         )
     random.Random(0).shuffle(rows)
     return rows[:count]
@@ -74,7 +74,7 @@ def thin_out(rows: list, lines: int | None, path: Path) -> list:
     lines = len(rows) if lines is None else lines
     if len(rows) < lines:
         raise DataError(
-            f"{path} has {len(rows)} lines of the split, and the plan needs {lines}. Use a smaller number of lines."
+            f"{path} has {len(rows)} lines of the split, but the plan needs {lines}. Use a smaller number of lines."
         )
     return [rows[number * len(rows) // lines] for number in range(lines)]
 

@@ -3,10 +3,10 @@
     python examples/recipes/titles.py --data DATA --encoder ENCODER --output_dir OUTPUT
 
 DATA has `titles/zh.csl.jsonl` (abstracts of papers), `titles/zh.cmrc.jsonl` and `titles/kk.kazqad.jsonl` (passages of
-an encyclopaedia) with the columns lang, split, text and title, and plain text in `mono/` (example:
-`mono/kk.news.txt`). The model is pretrained on the text. It is then fine-tuned on all Chinese titles and 0, 100 or 400
-Kazakh titles, and scored on the test splits of both languages. Long sources are truncated. All options of
-`transfer.py` work too.
+an encyclopaedia). These files have the columns lang, split, text and title. DATA also has plain text in `mono/`
+(example: `mono/kk.news.txt`). The model is pretrained on the plain text. It is then fine-tuned on all Chinese titles
+and 0, 100 or 400 Kazakh titles, and scored on the test splits of both languages. Long sources are truncated. All
+options of `transfer.py` work too.
 """
 
 import json

@@ -15,7 +15,7 @@ LANGUAGES = ["zh", "bo", "ug", "kk", "mn"]
 
 
 def split_ntrex(args: RecipeArguments) -> dict[str, str]:
-    """Write each split to its own file, and return the files by split."""
+    """Write each split to a file, and return the files by split."""
     files = {}
     for split in ("train", "dev", "test"):
         files[split] = str(args.output_dir / f"ntrex.{split}.tsv")

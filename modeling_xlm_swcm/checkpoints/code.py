@@ -47,7 +47,7 @@ def find_code(folder: Path, modules: list[str]) -> dict[str, Path]:
 
 
 def read_code_version(source: str, revision: str | None = None) -> str | None:
-    """Return the version of xlm-swcm whose code a folder or Hub repository holds, or `None` if it holds no code."""
+    """Return the version of the code in a folder or Hub repository, or `None` if there is no code."""
     # Only the version is used, and refresh replaces links.
     path = find_file(source, VERSION_FILE, revision, follow_links=True)
     if path is None:
@@ -58,7 +58,7 @@ def read_code_version(source: str, revision: str | None = None) -> str | None:
     try:
         return str(Version(found.group(1) if found else ""))
     except InvalidVersion as error:
-        raise ConversionError(f"{path} names no valid VERSION. Remove the file, then run xlm-swcm refresh.") from error
+        raise ConversionError(f"{path} has no valid VERSION. Remove the file, then run xlm-swcm refresh.") from error
 
 
 def find_changed_code(source: str, config: XLMSWCMConfig, revision: str | None = None) -> list[str]:
@@ -144,7 +144,9 @@ def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
         new[name] = (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if blocked := [name for name in new if (folder / name).is_dir()]:
-        raise ConversionError(f"{folder / blocked[0]} is a folder. Remove it.")
+        raise ConversionError(
+            f"{folder / blocked[0]} is a folder, but a code file needs this name. Remove the folder."
+        )
     # The version goes last. Until then the folder counts as outdated, and the command can be repeated.
     written = sorted(new.keys() & changed, key=lambda name: (name == VERSION_FILE, name))
     try:

@@ -200,7 +200,7 @@ def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrained
     # Without a tokenizer file, Transformers silently makes a tokenizer that knows only the special tokens.
     if not any(find_file(name, file, revision) for file in ENCODER_TOKENIZER_FILES):
         raise ConversionError(
-            f"{name} has no tokenizer. It needs one of these files: {', '.join(ENCODER_TOKENIZER_FILES)}."
+            f"{name} has no tokenizer. Add one of these files: {', '.join(ENCODER_TOKENIZER_FILES)}."
         )
     kind, config = check_tokenizer_file(name, revision), read_tokenizer_config(name, revision)
     check_tokenizer_fields(name, config)
@@ -222,12 +222,11 @@ def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrained
 
 
 def check_backend(name: str, tokenizer: PreTrainedTokenizerBase, kind: str | None):
-    """Refuse a tokenizer without a Rust backend, or whose class replaces the model in tokenizer.json."""
+    """Refuse a tokenizer without a Rust backend, or with a class that replaces the model in tokenizer.json."""
     tokenizer_class = type(tokenizer).__name__
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ConversionError(
-            f"The tokenizer of {name} is a {tokenizer_class}, which is written in Python. Use a checkpoint with a "
-            "fast tokenizer."
+            f"The tokenizer of {name} is a slow tokenizer, {tokenizer_class}. Use a checkpoint with a fast tokenizer."
         )
     loaded = type(tokenizer.backend_tokenizer.model).__name__
     if kind is not None and loaded != kind:
@@ -245,8 +244,8 @@ def read_names(
     prefix = next((key.removesuffix(suffix) for key in tensors if key.endswith(suffix)), None)
     if prefix is None:
         raise ConversionError(
-            f"{name} has no tensor {suffix}, so it is not an encoder that can be converted. Use a checkpoint "
-            f"of type {list_model_types()}."
+            f"{name} is not an encoder that can be converted: it has no tensor {suffix}. Use a checkpoint of type "
+            f"{list_model_types()}."
         )
     if twice := [key for key in tensors if key.startswith(prefix) and prefix and key.removeprefix(prefix) in tensors]:
         raise ConversionError(

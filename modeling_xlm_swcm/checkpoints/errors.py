@@ -7,8 +7,11 @@ import re
 import torch
 
 
-# Words of upstream messages that advise to run code in a checkpoint, to set an option that xlm-swcm does not have, or
-# to read a report that is not shown.
+# Exit code for a wrong command line, as in argparse.
+USAGE_EXIT_CODE = 2
+
+# Words of upstream messages that give wrong advice: to run code in a checkpoint, to set an option that xlm-swcm does
+# not have, or to read a report that is not shown.
 UPSTREAM_ADVICE = re.compile(
     r"weights_only|trust_remote_code|ignore_mismatched_sizes|above report|allow_pickle|from_(tf|flax)\b|pip install|"
     r"use_fast|use_safetensors|add_safe_globals|force_download|local_files_only|Bearer|token=|issues"
@@ -19,7 +22,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "Use a shorter path.",
     errno.EACCES: "Check the permissions.",
     errno.EPERM: "Check the permissions.",
-    errno.EROFS: "Use a folder that can be written.",
+    errno.EROFS: "Use a writable folder.",
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
     errno.EMFILE: "Close other programs.",
@@ -33,7 +36,7 @@ class ConversionError(ValueError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error of Python or PyTorch means that memory is full."""
-    # PyTorch has no class of its own for this error on a CPU.
+    # PyTorch has no special class for this error on a CPU.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -84,7 +84,7 @@ class MaskedLMHead:
         """`dict[str, str]`: pattern for tensors of the head that are not copied -> reason."""
         dense, layer_norm, projection = map(re.escape, (self.dense, self.layer_norm, self.projection))
         return {
-            rf"({dense}|{layer_norm})\..+": "used only by a copied decoder, from a complete masked-LM head",
+            rf"({dense}|{layer_norm})\..+": "not used, because the model has no transform or a new transform",
             rf"{projection}\.weight": "replaced by the word embeddings",
             rf"{projection}\.bias": f"equal to {self.bias}",
         }

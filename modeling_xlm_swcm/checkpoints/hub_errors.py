@@ -45,11 +45,13 @@ def explain_hub_error(repo_id: str, error: BaseException | None) -> str | None:
     if isinstance(error, RepositoryNotFoundError):
         return f"The Hub has no repository {repo_id} that your account can read. Check the name and your token."
     if status == 412:
-        return f"{repo_id} was changed by somebody else during this push. Push again."
+        return f"Somebody else changed {repo_id} during this push. Push again."
     if status is not None:
-        return f"The Hub returned an error for {repo_id}: {answer.splitlines()[0]}"
+        line = answer.splitlines()[0].rstrip(".")
+        return f"The Hub returned an error for {repo_id}: {line}. Check your account, or try again later."
     if isinstance(error, (HTTPError, OfflineModeIsEnabled)):
-        return f"The Hub at {hide_password(constants.ENDPOINT)} cannot be reached{describe_cause(error, ': {}')}"
+        cause = describe_cause(error, ": {}")
+        return f"The Hub at {hide_password(constants.ENDPOINT)} cannot be reached{cause}. Check the connection."
     # The client wraps the error of a failed upload in another error.
     if error is not None and error.__cause__ is not None:
         return explain_hub_error(repo_id, error.__cause__)

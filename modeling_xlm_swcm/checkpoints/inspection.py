@@ -57,7 +57,7 @@ class Inspection:
         report (`dict` or `None`):
             Content of `conversion_report.json`.
         code (`str` or `None`):
-            Version of xlm-swcm whose code is saved with the model.
+            Version of the code that is saved with the model.
         changed_code (`list[str]`):
             Names of code files that are missing or differ from the installed package.
         without_auto_map (`list[str]`):
@@ -111,7 +111,7 @@ class Inspection:
     def describe_code(self) -> str:
         """Return the version of the saved code and, for old or changed code, the command that replaces it."""
         if self.code is None:
-            return "none, so the model loads only where xlm-swcm is installed"
+            return "none. The model loads only where xlm-swcm is installed"
         if is_newer(self.code):
             return f"xlm-swcm {self.code}, newer than the installed {VERSION}"
         if not (is_outdated(self.code) or self.without_auto_map or self.changed_code):
@@ -223,8 +223,8 @@ def check_tensors(source: str, config: XLMSWCMConfig, shapes: dict[str, tuple[in
             )
         if shapes[saved] != tuple(tensor.shape):
             raise ConversionError(
-                f"{saved} of {source} has shape {list(shapes[saved])}, but config.json gives it {list(tensor.shape)}. "
-                "Check that weights and config.json belong together."
+                f"{saved} of {source} has shape {list(shapes[saved])}, but config.json describes shape "
+                f"{list(tensor.shape)}. Check that weights and config.json belong together."
             )
 
 
@@ -286,8 +286,8 @@ def draw_layers(config: XLMSWCMConfig) -> str:
     if config.has_prefix_decoder:
         layers, number = " ".join([CUSTOM] * config.num_hidden_layers), config.num_hidden_layers
         return (
-            f"encoder  {layers}  {number} layers\ndecoder  {layers}  {number} prefix\n"
-            f"{CUSTOM} encoder layer. In the decoder it also reads the source, as the input of the layer above it"
+            f"encoder  {layers}  {number} layers\ndecoder  {layers}  {number} prefix\n{CUSTOM} encoder layer. In the "
+            "decoder, it also reads the input of the encoder layer above it"
         )
     decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks or []]
     custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)

@@ -56,14 +56,14 @@ def check_files(source: str):
     """Check config and weight files of a model before any memory is taken for them."""
     if find_file(source, "adapter_config.json"):
         raise ConversionError(
-            f"{source} holds an adapter, adapter_config.json. Merge the adapter into its model with merge_and_unload, "
-            "and save the model to a new folder."
+            f"{source} contains an adapter (adapter_config.json). Merge the adapter into its model with "
+            "merge_and_unload. Save the model to a new folder."
         )
     config, weights = read_model_config(source), read_weights(source)
     layers = config.num_hidden_layers + len(config.decoder_blocks or [])
     if layers > len(weights):
         raise ConversionError(
-            f"config.json of {source} describes {layers} layers, but the weights are only {len(weights)} tensors. "
+            f"config.json of {source} describes {layers} layers, but the weights contain only {len(weights)} tensors. "
             "Check that weights and config.json belong together."
         )
     # Transformers reads quantised weights if the config describes the quantisation.

@@ -83,7 +83,7 @@ def find_file(source: str, name: str, revision: str | None = None, follow_links:
     if Path(source).is_dir():
         if revision is not None:
             raise ConversionError(
-                f"{source} is a folder, so it has no revision. Leave out --revision, or pass a Hub id."
+                f"--revision needs a Hub id, but {source} is a folder. Leave out --revision, or pass a Hub id."
             )
         path = Path(source) / name
         if not os.path.lexists(path):
@@ -91,7 +91,7 @@ def find_file(source: str, name: str, revision: str | None = None, follow_links:
         check_file(path, Path(source), follow_links)
         return path
     if Path(source).exists():
-        raise ConversionError(f"{source} is a file. Pass the folder that holds config.json and the weights.")
+        raise ConversionError(f"{source} is a file. Pass the folder with config.json and the weights.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise ConversionError(f"The folder {source} does not exist. Pass a folder or a Hub id.")
     check_token_characters()
@@ -129,8 +129,8 @@ def check_file(path: Path, folder: Path, follow_links: bool = False):
         raise ConversionError(f"{path} is not a regular file. Replace it with a file.")
     if path.suffix not in WEIGHT_SUFFIXES and status.st_size > MAX_TEXT_BYTES:
         raise ConversionError(
-            f"{path} has {status.st_size / 1e6:,.0f} MB, but such a file has at most {MAX_TEXT_BYTES / 1e6:.0f} MB. "
-            "Download it again."
+            f"{path} is too large ({status.st_size / 1e6:,.0f} MB). The maximum is {MAX_TEXT_BYTES / 1e6:.0f} MB. "
+            "Download the file again."
         )
 
 
@@ -147,7 +147,7 @@ def check_token_characters():
     """Refuse a token for the Hub that no HTTP header can hold, because the HTTP client prints such a token."""
     if not re.fullmatch(r"[!-~]*", get_token() or ""):
         raise ConversionError(
-            "The token for the Hub holds an invalid character. Log in again with `hf auth login`, or set HF_TOKEN."
+            "The token for the Hub contains an invalid character. Log in again with `hf auth login`, or set HF_TOKEN."
         )
 
 
@@ -172,20 +172,20 @@ def read_config(source: str, revision: str | None = None) -> dict:
     if path is None:
         if (adapter := find_file(source, "adapter_config.json", revision)) is not None:
             raise ConversionError(
-                f"{source} holds adapters of PEFT, not a whole model. {describe_base(adapter)}Load the base model, "
+                f"{source} contains adapters of PEFT, not a whole model. {describe_base(adapter)}Load the base model, "
                 "merge the adapters with merge_and_unload, and save the result."
             )
         raise ConversionError(
-            f"{source} has no config.json, so it is not a Transformers checkpoint. Pass another folder or Hub id."
+            f"{source} is not a Transformers checkpoint: it has no config.json. Pass another folder or Hub id."
         )
     config = read_json(path)
     if not isinstance(config.get("model_type"), str | None):
-        raise ConversionError(f"The model type in {path} is not a text. Correct model_type.")
+        raise ConversionError(f"model_type in {path} is not a string. Correct model_type.")
     for name, value in config.items():
         limit = MAX_LAYERS if name.endswith(("_layers", "_interval")) else MAX_SIZE
         is_size = name.endswith(("_layers", "_interval", "_size", "_embeddings")) and isinstance(value, int | float)
         if is_size and not value <= limit:
-            raise ConversionError(f"{name} in {path} is {value}, but it can be at most {limit:,}. Correct it.")
+            raise ConversionError(f"{name} in {path} must be at most {limit:,} (got {value}). Correct {name}.")
     return config
 
 
@@ -235,9 +235,9 @@ def read_tokenizer_config(source: str, revision: str | None = None) -> dict:
     for field in TOKENIZER_FILE_FIELDS:
         for name in config[field] if isinstance(config.get(field), list) else [config.get(field)]:
             if isinstance(name, str) and not is_file_name(name) or (field == "gguf_file" and name):
-                raise ConversionError(f'{field} in {path} names "{name}", which is not in the folder. Remove it.')
+                raise ConversionError(f'{field} in {path} names "{name}", which is not in the folder. Remove {field}.')
     if not isinstance(config.get("chat_template"), str | None):
-        raise ConversionError(f"chat_template in {path} is not a text. Correct it, or remove it.")
+        raise ConversionError(f"chat_template in {path} is not a string. Correct or remove chat_template.")
     return config
 
 
@@ -284,8 +284,8 @@ def read_weights(source: str, revision: str | None = None) -> dict[str, torch.Te
         `dict[str, torch.Tensor | StoredTensor]`: tensors by name.
 
     Raises:
-        ConversionError: if a file is missing or damaged, if an index names a file that is not in the folder, or if
-            the weights do not fit in the memory of this machine.
+        ConversionError: if a file is missing or damaged, if an index names a file outside the folder, or if the
+            weights do not fit in memory.
     """
     weights = open_weights(source, find_weights(source, revision), revision)
     check_memory(source, sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in weights.values()))
@@ -307,12 +307,14 @@ def open_weights(
     for shard, names in sorted(shards.items()):
         shard_path = find_file(source, shard, revision)
         if shard_path is None:
-            raise ConversionError(f"{path} lists {shard}, which {source} does not hold. Download it again.")
+            raise ConversionError(
+                f"{path} lists {shard}, but {source} does not contain this file. Download {shard} again."
+            )
         content = read(shard_path)
         if missing := sorted(names - content.keys()):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ConversionError(
-                f"The weights lack {missing[0]}{more}, which {path} places in {shard}. Download both files again."
+                f"{shard} lacks {missing[0]}{more}, which {path} lists there. Download both files again."
             )
         if repeated := sorted(content.keys() & weights.keys()):
             raise ConversionError(
@@ -327,7 +329,7 @@ def find_weights(source: str, revision: str | None = None) -> Path:
     files = (find_file(source, name, revision) for name in WEIGHT_FILES)
     path = next((file for file in files if file is not None), None)
     if path is None:
-        raise ConversionError(f"{source} has no weights. It needs one of these files: {', '.join(WEIGHT_FILES)}.")
+        raise ConversionError(f"{source} has no weights. Add one of these files: {', '.join(WEIGHT_FILES)}.")
     return path
 
 
@@ -390,8 +392,8 @@ def check_dtypes(source: str | os.PathLike, weights: Mapping[str, torch.Tensor |
         is_plain = is_stored and tensor.dtype in FLOAT_DTYPES.values()
         if not is_plain and not f".{name}".endswith(INTEGER_BUFFERS):
             raise ConversionError(
-                f"{name} of {source} has the wrong kind: {kind}. Use weights in float32, float16 or bfloat16, as "
-                "they are before a quantisation."
+                f"{name} of {source} has the data type {kind}. Use weights in float32, float16 or bfloat16. If the "
+                "weights are quantised, use the checkpoint before quantisation."
             )
         if not tensor.shape:
             raise ConversionError(f"{name} of {source} is a single number. Use a checkpoint of an encoder.")
@@ -436,8 +438,8 @@ def load_pretrained(auto_class: type[Any], source: str | os.PathLike, **options)
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ConversionError(
-                f"{source} needs code that it names in auto_map, and xlm-swcm never runs such code. Remove auto_map, "
-                "or use another checkpoint."
+                f"{source} needs the code that its auto_map names. xlm-swcm never runs such code. Remove auto_map, or "
+                "use another checkpoint."
             ) from error
         part = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
         raise ConversionError(

@@ -1,4 +1,4 @@
-"""Check tokenizer.json before the tokenizers library reads it. The library's errors name neither file nor field."""
+"""Check tokenizer.json before the tokenizers library reads it. Errors of the library do not name file and field."""
 
 import base64
 import binascii
@@ -63,7 +63,7 @@ def check_tokenizer_file(source: str, revision: str | None = None) -> str | None
 
 
 def check_sentencepiece_file(source: str, revision: str | None = None):
-    """Refuse a SentencePiece model that is damaged, or whose charsmap cannot be read."""
+    """Refuse a SentencePiece model that is damaged or has a charsmap that cannot be read."""
     if (path := find_file(source, "sentencepiece.bpe.model", revision)) is None:
         return
     # This import is slow, and few checkpoints need it.
@@ -86,8 +86,8 @@ def check_tokenizer_fields(source: str, config: dict):
         value = config.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
             raise ConversionError(
-                f"{field} in tokenizer_config.json of {source} is {json.dumps(value)}, which is of the wrong kind. "
-                "Correct it, or download the file again."
+                f"{field} in tokenizer_config.json of {source} has the wrong type: {json.dumps(value)}. Correct "
+                f"{field}, or download the file again."
             )
 
 

@@ -32,13 +32,13 @@ unfinished: set[Path] = set()
 
 
 def label(path: Path) -> str:
-    """Return the name of a path for the names of temporary files beside it."""
+    """Return the name of a path for the names of temporary files in the same folder."""
     name = os.fsencode(path.name)
     return path.name if len(name) <= MAX_LABEL_BYTES else hashlib.sha256(name).hexdigest()[:32]
 
 
 def partial_prefix(output: Path) -> str:
-    """Return the prefix of the names of temporary folders beside `output`."""
+    """Return the prefix of the names of temporary folders for `output`."""
     return f".{label(output)}.partial-{socket.gethostname()}-"
 
 
@@ -209,11 +209,11 @@ def check_output(output: Path, overwrite: bool, *sources: str | os.PathLike):
             f"The folder {output} is not empty. Choose another folder, or pass --overwrite to replace it."
         )
     if output.is_dir() and any(output.iterdir()) and not is_model:
-        raise ConversionError(f"{output} holds no model, and --overwrite replaces only models. Choose another folder.")
+        raise ConversionError(f"{output} contains no model. --overwrite replaces only models. Choose another folder.")
     for source in map(Path, sources):
         if source.exists() and source.resolve().is_relative_to(output.resolve()):
             raise ConversionError(
-                f"Cannot overwrite {output}: it holds {source}, which would be lost. Choose another folder."
+                f"Cannot overwrite {output}: the source {source} would be lost. Choose another folder."
             )
 
 

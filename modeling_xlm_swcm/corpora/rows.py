@@ -46,9 +46,9 @@ def read_rows(path: str, bad_rows: BadRows, name: str | None = None, split: str 
     """
     Stream the rows of a file, of all files of a pattern, or of a Hub dataset.
 
-    The ending of the file selects the format: .jsonl or .json (one object or string per line, or an array of them),
-    .csv or .tsv (with a header), or .parquet. Most other files are plain text: each line is a row with the field
-    "text". Each format may be compressed (.gz, .bz2 or .xz).
+    The ending of the file selects the format: .jsonl, .json, .csv, .tsv or .parquet. A JSON file has one object or
+    string per line, or an array of objects or strings. A table has a header. Most other files are plain text: each
+    line is a row with the field "text". Each format may be compressed (.gz, .bz2 or .xz).
 
     Args:
         path (`str`):
@@ -130,7 +130,9 @@ def read_parquet(path: str) -> Iterator[tuple[str, dict]]:
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from ((f"{path}, row {number},", row) for number, row in enumerate(rows, 1))
         except (ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+            raise DataError(
+                f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.')}. Check the file."
+            ) from error
 
 
 def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, list[str]]]:
@@ -142,7 +144,7 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
     """
     for path in paths:
         if not is_plain_text(path):
-            raise DataError(f"{path} is not plain text. Parallel text in two files needs one text per line.")
+            raise DataError(f"{path} is not plain text. Pass two text files with one text per line for parallel text.")
         check_regular(path)
     for number, lines in enumerate(itertools.zip_longest(*map(open_lines, paths)), 1):
         present = [path for path, line in zip(paths, lines, strict=True) if line is not None]
@@ -179,7 +181,7 @@ def stream_texts(path: str, language: str, bad_rows: BadRows) -> Iterator[tuple[
         `Iterator[tuple[str, str | None]]`: the place and text of each row, `None` for a row without a text.
 
     Raises:
-        DataError: if there is neither column, or the file cannot be read.
+        DataError: if both columns are missing, or the file cannot be read.
     """
     if Path(path).is_dir():
         raise DataError(f"{path} is a folder. Pass a file, or a pattern such as {path.rstrip('/')}/*.txt.")
@@ -204,7 +206,7 @@ def stream_texts(path: str, language: str, bad_rows: BadRows) -> Iterator[tuple[
 
 
 def unnest(row: dict) -> dict:
-    """Return the fields of a row, with those inside "translation", where many datasets keep their texts."""
+    """Return the fields of a row, with the fields inside "translation". Many datasets keep their texts there."""
     nested = row.get("translation")
     return nested | row if isinstance(nested, dict) else row
 

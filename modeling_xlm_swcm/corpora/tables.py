@@ -14,7 +14,7 @@ QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 FIELD = rf'(?:{QUOTED.pattern}|[^"\t\r\n]*)'
 RECORD = re.compile(rf"{FIELD}(?:\t{FIELD})*")
 FIELDS = re.compile(rf"(?:(?<=\t)|\A){FIELD}")
-# A line whose last field is quoted and continues in the next line.
+# A line with a quoted last field that continues in the next line.
 OPEN = re.compile(rf'(?:{FIELD}\t)*"[^"]*(?:""[^"]*)*')
 # pandas and Excel quote a field that is empty or has one of these characters. Excel also quotes commas.
 REASONS = re.compile(r'["\t\r\n]|\A\Z')
@@ -87,7 +87,7 @@ def read_csv(path: str, lines: Iterator[Line], bad_rows: BadRows, delimiter: str
             numbers.append(number)
             yield text
 
-    # Without strict, an unclosed quote swallows all rows behind it.
+    # Without strict, all rows after an unclosed quote become part of its field.
     rows = csv.reader(texts(), delimiter=delimiter, strict=True)
     before = 0
     while True:
@@ -177,7 +177,7 @@ def complete_record(line: Line, lines: Iterator[Line], ahead: deque[Line], colum
 
 
 def is_odd(text: str) -> bool:
-    """Return True if a quoted field that starts in `text` ends behind it."""
+    """Return True if a quoted field starts in `text` and does not end there."""
     return text.count('"') % 2 == 1
 
 

@@ -1,4 +1,4 @@
-"""Build the OpenVINO graph of a model: the encoder, and one decoder step whose cache is a state of the graph."""
+"""Build the OpenVINO graph of a model: the encoder, and one decoder step with its cache as a state of the graph."""
 
 from pathlib import Path
 from typing import Any

@@ -79,7 +79,7 @@ class ExportedModel:
                 f"tokenizers {tokenizers.__version__} cannot read it. Install other versions, or run xlm-swcm export "
                 "again."
             ) from error
-        # Special tokens that a text spells out are text.
+        # Special tokens inside a text are ordinary text.
         self.tokenizer.encode_special_tokens = True
         added = self.tokenizer.get_added_tokens_decoder().items()
         self._control_ids = {token_id for token_id, token in added if token.special} - {self.config["unk_token_id"]}
@@ -161,8 +161,8 @@ class ExportedModel:
         for number, encoding in enumerate(self.tokenizer.encode_batch(list(texts), add_special_tokens=False), 1):
             if not self._control_ids.isdisjoint(encoding.ids):
                 raise ValueError(
-                    f"Text {number} spells a special token, which this vocabulary cannot read as text. Remove the "
-                    "special token from the text."
+                    f"Text {number} contains a special token. This vocabulary cannot read special tokens as text. "
+                    "Remove the special token from the text."
                 )
             rows.append([config["bos_token_id"], *tag, *encoding.ids, config["eos_token_id"]])
             if len(rows[-1]) > config["longest_input"]:
@@ -254,14 +254,14 @@ class ExportedModel:
         if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
             raise ValueError(
                 f"attention_mask must have the shape of input_ids, {ids.shape}, and the values 0 and 1 (got shape "
-                f"{mask.shape}). Leave it out to compute it."
+                f"{mask.shape}). Leave out attention_mask to compute it from input_ids."
             )
         return ids, mask
 
     def _read(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None):
         """Run the encoder, and pass its cross-attention cache to the decoder."""
         padding = self.config["pad_token_id"]
-        # XLM-R counts positions over all tokens that are not padding, whatever the mask.
+        # XLM-R counts positions over all tokens that are not padding. It ignores the mask.
         counted = (input_ids != padding).astype(np.int64)
         mask = counted if attention_mask is None else attention_mask
         position_ids = counted.cumsum(1) * counted + padding
@@ -473,7 +473,7 @@ def check_config(config: dict):
 
 
 def check_files(folder: Path, checksums: dict[str, str]):
-    """Refuse files that are not those that `xlm-swcm export` wrote."""
+    """Refuse files that `xlm-swcm export` did not write."""
     for name in FILES:
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")

@@ -64,7 +64,9 @@ def report_left_out(folder: Path, sent: Collection[str]):
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in sent)
     if names:
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        logger.warning(f"Not sent, because no part of the model: {', '.join(names[:NAMES_SHOWN])}{more}.")
+        logger.warning(
+            f"These files are not part of the model and are not sent: {', '.join(names[:NAMES_SHOWN])}{more}."
+        )
 
 
 def read_public(path: Path) -> Path | bytes:

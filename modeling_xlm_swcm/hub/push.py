@@ -107,7 +107,7 @@ def check_code_names(folder: Path, config: XLMSWCMConfig):
             for name in find_class_names(fields.get(field)):
                 if name.rpartition(".")[0] not in pushed:
                     raise ConversionError(
-                        f'{field} in {path} names "{name}", which is no class of xlm-swcm. Remove {field}.'
+                        f'{field} in {path} names "{name}", which is not a class of xlm-swcm. Remove {field}.'
                     )
 
 

@@ -115,13 +115,15 @@ class ModelArguments:
     def __post_init__(self):
         check_counts(self, "lora_rank")
         if self.lora_train_embeddings != "none" and not self.lora:
-            raise ValueError("--lora_train_embeddings needs --lora.")
+            raise ValueError("--lora_train_embeddings needs --lora. Add --lora.")
         if self.lora_train_embeddings != "none" and self.freeze_encoder:
-            raise ValueError("--freeze_encoder keeps the embeddings. Remove it, or remove --lora_train_embeddings.")
+            raise ValueError(
+                "--freeze_encoder keeps the embeddings fixed. Remove --freeze_encoder or --lora_train_embeddings."
+            )
         if not self.lora_merge and not self.lora:
-            raise ValueError("--lora_merge false needs --lora.")
+            raise ValueError("--lora_merge false needs --lora. Add --lora.")
         if not self.lora_merge and self.save_dtype is not None:
-            raise ValueError("--save_dtype has no effect on adapters. Remove it, or remove --lora_merge false.")
+            raise ValueError("--save_dtype has no effect on adapters. Remove --save_dtype or --lora_merge false.")
 
 
 class CheckedOptions:
@@ -190,16 +192,18 @@ def check_numbers(args: transformers.TrainingArguments):
         value = getattr(args, name, None)
         if value is not None and not (0 <= value <= most and math.isfinite(value)):
             rule = f"between 0 and {most}" if math.isfinite(most) else "at least 0 and finite"
-            raise ValueError(f"--{name} must be {rule} (got {value}).")
+            raise ValueError(f"--{name} must be {rule} (got {value}). Use another number.")
     for name, most in LARGEST.items():
         if (value := getattr(args, name, None)) is not None and value > most:
-            raise ValueError(f"--{name} must be at most {most} (got {value}).")
+            raise ValueError(f"--{name} must be at most {most} (got {value}). Use a smaller number.")
     for name in BELOW_ONE:
         if not 0 <= getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 0 and below 1 (got {getattr(args, name)}).")
+            raise ValueError(
+                f"--{name} must be at least 0 and below 1 (got {getattr(args, name)}). Use another number."
+            )
     for name in INTERVALS:
         if (value := getattr(args, name)) is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"--{name} must be above 0 and finite (got {value}).")
+            raise ValueError(f"--{name} must be above 0 and finite (got {value}). Use another number.")
 
 
 def check_evaluation_strategy(args: transformers.TrainingArguments):
@@ -226,7 +230,7 @@ def check_counts(arguments: Any, *names: str):
     """
     for name in names:
         if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1 (got {value}).")
+            raise ValueError(f"--{name} must be at least 1 (got {value}). Use a larger number.")
 
 
 def check_beams(num_beams: int):
@@ -237,7 +241,7 @@ def check_beams(num_beams: int):
         ValueError: if it is not between 1 and `MAX_BEAMS`.
     """
     if not 1 <= num_beams <= MAX_BEAMS:
-        raise ValueError(f"--num_beams must be between 1 and {MAX_BEAMS} (got {num_beams}).")
+        raise ValueError(f"--num_beams must be between 1 and {MAX_BEAMS} (got {num_beams}). Use another number.")
 
 
 def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
@@ -319,7 +323,7 @@ def check_options(parser: ScriptParser, argv: list[str]):
     Check that each word of a command line is an option of `parser` or the value of one.
 
     Raises:
-        ValueError: if a word is neither.
+        ValueError: if a word is not an option and not a value.
     """
     options = parser._option_string_actions
     for word in argv:

@@ -57,7 +57,7 @@ RUN_SETTINGS = [
     "dataloader_drop_last",
     "dataloader_num_workers",
 ]
-# metrics of every evaluation of Transformers, beside the loss
+# metrics of every evaluation of Transformers, without the loss
 SPEED_METRICS = ["runtime", "samples_per_second", "steps_per_second"]
 # settings of the optimizer that a checkpoint also stores
 OPTIMIZER_SETTINGS = ["initial_lr", "weight_decay", "betas", "eps"]
@@ -97,7 +97,7 @@ class ResumableTrainer(TokenLossTrainer):
             super().__init__(*args, **kwargs)
         # Accelerate would train in float32 without a word.
         if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
-            raise TrainingError("--fp16 needs a GPU. Pass --bf16 instead, or neither for float32.")
+            raise TrainingError("--fp16 needs a GPU. Pass --bf16 instead, or remove --fp16 to train in float32.")
 
     def set_initial_training_values(self, args, dataloader):
         """Return the lengths of the run, and reduce `logging_steps` if the run is shorter."""
@@ -246,8 +246,8 @@ class ResumableTrainer(TokenLossTrainer):
         lost = set(load_result.missing_keys) - self.model.all_tied_weights_keys.keys()
         if wrong := sorted(lost | set(load_result.unexpected_keys)):
             raise TrainingError(
-                f"The checkpoint belongs to another model: only one of the two has {wrong[0]}. "
-                "Use the model that the run started with."
+                f"The checkpoint belongs to another model: only one of the two models has {wrong[0]}. Use the model "
+                "that the run started with."
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -288,8 +288,8 @@ class ResumableTrainer(TokenLossTrainer):
         kept = "There is no checkpoint yet." if checkpoint is None else f"The last good checkpoint is {checkpoint}."
         step = self.state.global_step + 1 if step is None else step
         raise TrainingError(
-            f"{what} at step {step}. {kept} Try a lower learning rate, a longer warm-up or float32, and check the "
-            "data of this step."
+            f"{what} at step {step}. {kept} Try a lower learning rate, a longer warm-up or float32. Check the data of "
+            "this step."
         )
 
     def save_model(self, output_dir=None, _internal_call=False):
@@ -347,7 +347,7 @@ class ResumableTrainer(TokenLossTrainer):
                 raise
             raise TrainingError(
                 f"Cannot write {output}: {first_line(error).rstrip('.')}. Free some space or choose another "
-                "--output_dir, and resume from the last checkpoint, if any."
+                "--output_dir. Then resume from the last checkpoint, if there is one."
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -449,8 +449,8 @@ def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | 
         `str` or `None`: the folder of the checkpoint, or `None` for a new run.
 
     Raises:
-        TrainingError: if the output folder has checkpoints and `resume_from_checkpoint` is not set, if the checkpoint
-            does not exist or is damaged, or if the output folder is the folder of the model.
+        TrainingError: if the checkpoint does not exist or is damaged, or if the output folder is the folder of the
+            model. Also if the output folder has checkpoints and `resume_from_checkpoint` is not set.
     """
     check_output_dir(args)
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None

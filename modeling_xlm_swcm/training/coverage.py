@@ -137,4 +137,4 @@ def check_unk_share(share: float):
         DataError: if it is not between 0 and 1.
     """
     if not 0 <= share <= 1:
-        raise DataError(f"--max_unk_share must be between 0 and 1 (got {share:g}).")
+        raise DataError(f"--max_unk_share must be between 0 and 1 (got {share:g}). Use a share, for example 0.1.")

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 warnings.warn(
-    f"{__name__} is deprecated. Import from the modules rows, examples and mixture beside it.",
+    f"{__name__} is deprecated. Import from rows, examples and mixture in {__package__}.",
     FutureWarning,
     stacklevel=2,
 )

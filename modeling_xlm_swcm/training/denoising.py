@@ -33,7 +33,7 @@ class TokenTables:
 
     - a token that begins with "▁",
     - a token of Chinese, Japanese, Thai, Lao, Khmer or Burmese, unless a lone "▁" precedes it,
-    - letters or digits behind such a token or behind a Tibetan tsheg or shad (a Tibetan word is a syllable),
+    - letters or digits after such a token or after a Tibetan tsheg or shad (a Tibetan word is a syllable),
     - `<unk>`.
 
     A sentence ends at a token with a full stop, question mark or exclamation mark of its script. Closing quotation
@@ -145,9 +145,13 @@ class DataCollatorForDenoising:
 
     def __post_init__(self):
         if not 0 <= self.mask_share <= 1:
-            raise ValueError(f"mask_share must be between 0 and 1 (got {self.mask_share}).")
+            raise ValueError(
+                f"mask_share must be between 0 and 1 (got {self.mask_share}). Use a share, for example 0.35."
+            )
         if not 0 < self.span_length < math.inf:
-            raise ValueError(f"span_length must be a finite number above 0 (got {self.span_length}).")
+            raise ValueError(
+                f"span_length must be a finite number above 0 (got {self.span_length}). Use another number."
+            )
         self.mask = self.tokenizer.mask_token_id
         if self.mask is None:
             raise ValueError("Denoising needs a <mask> token. Use the tokenizer of a masked language model.")

@@ -59,22 +59,27 @@ class EncoderArguments:
         check_counts(self, "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"--hidden_size must be a multiple of --num_attention_heads "
-                f"(got {self.hidden_size} and {self.num_attention_heads})."
+                f"--hidden_size must be a multiple of --num_attention_heads (got {self.hidden_size} and "
+                f"{self.num_attention_heads}). Change one of them."
             )
         if not 0 < self.mask_share < 1:
             raise ValueError(
                 f"--mask_share must be above 0 and below 1 (got {self.mask_share}). Use, for example, 0.2."
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout must be at least 0 and below 1 (got {self.dropout}).")
+            raise ValueError(
+                f"--dropout must be at least 0 and below 1 (got {self.dropout}). Use a share, for example 0.1."
+            )
         if self.max_length < 3:
-            raise ValueError(f"--max_length must be at least 3: <s>, one token and </s> (got {self.max_length}).")
+            raise ValueError(
+                f"--max_length must be at least 3, for <s>, one token and </s> (got {self.max_length}). Use a larger "
+                "number."
+            )
 
 
 @dataclass
 class EncoderTrainingArguments(CheckedOptions, transformers.TrainingArguments):
-    """[`~transformers.TrainingArguments`] whose options are checked."""
+    """[`~transformers.TrainingArguments`] with checks of the options."""
 
 
 class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):

@@ -85,7 +85,7 @@ def encode_pairs(
                 elif len(target) > max_target_length:
                     bad_rows.reject(pair.place, f"has a target of more than {max_target_length} tokens")
                 elif len(source) <= SOURCE_FRAME or len(target) <= TARGET_FRAME:
-                    bad_rows.reject(pair.place, "has a text of which the tokenizer keeps nothing")
+                    bad_rows.reject(pair.place, "has a text without any token")
                 else:
                     if coverage is not None:
                         coverage.add(f"sources in {src_lang}", pair.source, source[2:-1])

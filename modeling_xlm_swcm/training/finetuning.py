@@ -65,7 +65,7 @@ def finetune(model_args: ModelArguments, data_args: FinetuneDataArguments, args:
     if not splits:
         raise DataError("There is nothing to do. Pass --do_train, --do_eval or --do_predict.")
     if args.do_predict and not args.predict_with_generate:
-        raise DataError("--do_predict needs --predict_with_generate.")
+        raise DataError("--do_predict needs --predict_with_generate. Add --predict_with_generate.")
     # The trainer must not push: the finished model is pushed once, with its card.
     push_at_end, args.push_to_hub = args.push_to_hub, False
     if push_at_end:
@@ -157,7 +157,9 @@ def load_tokenizer(model_args: ModelArguments, args: FinetuneDataArguments) -> X
     limit = config.longest_input
     for name in ("max_source_length", "max_target_length"):
         if getattr(args, name) > limit:
-            raise DataError(f"--{name} must be at most {limit} for this model (got {getattr(args, name)}).")
+            raise DataError(
+                f"--{name} must be at most {limit} for this model (got {getattr(args, name)}). Use a smaller number."
+            )
     tokenizer = loading.load_tokenizer(model_args.model_name_or_path, config.vocab_size)
     for code in filter(None, [args.source_lang, *(args.target_lang or ())]):
         if code not in tokenizer.languages:

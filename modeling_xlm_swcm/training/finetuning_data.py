@@ -97,14 +97,16 @@ class FinetuneDataArguments:
         # A sequence needs room for its special tokens, its tag and one token of text.
         for name, length in {"max_source_length": SOURCE_FRAME + 1, "max_target_length": TARGET_FRAME + 1}.items():
             if getattr(self, name) < length:
-                raise DataError(f"--{name} must be at least {length} (got {getattr(self, name)}).")
+                raise DataError(
+                    f"--{name} must be at least {length} (got {getattr(self, name)}). Use a larger number."
+                )
         check_unk_share(self.max_unk_share)
         if self.task == "translation":
             self._check_translation()
         else:
             self._check_monolingual()
         if self.dataset_name and (self.train_file or self.validation_file or self.test_file):
-            raise DataError("--dataset_name cannot be combined with files. Pass one of them.")
+            raise DataError("--dataset_name cannot be combined with files. Pass either the dataset or files.")
 
     def _check_translation(self):
         if not (self.source_lang and self.target_lang):
@@ -112,7 +114,7 @@ class FinetuneDataArguments:
         if self.source_lang in self.target_lang:
             raise DataError(f"--target_lang contains the source language {self.source_lang}. Remove it.")
         if self.lang_column:
-            raise DataError("Translation takes --source_lang and --target_lang, not --lang_column.")
+            raise DataError("Translation does not use --lang_column. Pass --source_lang and --target_lang instead.")
 
     def _check_monolingual(self):
         if self.both_directions:
@@ -121,8 +123,8 @@ class FinetuneDataArguments:
             raise DataError("The language of the rows is not set. Pass --source_lang or --lang_column.")
         if len(self.target_lang or ()) > 1:
             raise DataError(
-                f"--target_lang takes one language for {self.task} (got {' '.join(self.target_lang)}). "
-                "Pass one code, or replace it with --lang_column."
+                f"--target_lang takes one language for {self.task} (got {' '.join(self.target_lang)}). Pass one code, "
+                "or pass --lang_column instead."
             )
 
     def columns(self) -> dict[str, str]:
@@ -269,7 +271,7 @@ class PairEncoder:
         if self.num_truncated_targets:
             logger.warning(
                 f"Truncated {self.num_truncated_targets} targets to {self.args.max_target_length} tokens for the "
-                "evaluation loss. Scores compare with the whole targets."
+                "evaluation loss. The scores use the whole targets."
             )
         self.bad_rows.report()
         self.coverage.report()

@@ -39,8 +39,8 @@ class GenerateArguments:
     input: str = field(
         default="-",
         metadata={
-            "help": "File with one text per line, or a .jsonl, .json, .csv, .tsv or .parquet file with a column that "
-            "has the name of --source_lang or text. - reads lines from stdin."
+            "help": "File with one text per line. A .jsonl, .json, .csv, .tsv or .parquet file needs a column `text` "
+            "or a column with the code of --source_lang as its name. - reads lines from stdin."
         },
     )
     output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})
@@ -116,7 +116,7 @@ def read_texts(path: str, language: str) -> list[str]:
     texts = [(text or "").strip() for _, text in rows]
     bad_rows.report()
     if not texts:
-        raise DataError(f"{name} is empty. Give one text per line.")
+        raise DataError(f"{name} is empty. Write one text per line.")
     return texts
 
 
@@ -151,8 +151,8 @@ def encode_lines(
         for index, line, ids in zip(indices, lines, encoded, strict=True):
             if len(ids) > limit:
                 raise DataError(
-                    f"Line {index + 1} of {path} has {len(ids)} tokens, and the limit of the model is {limit}. "
-                    "Split the line."
+                    f"Line {index + 1} of {path} has {len(ids)} tokens, but the model reads at most {limit}. Split "
+                    "the line."
                 )
             coverage.add(f"texts in {language}", line, ids[2:-1])
             rows[index] = ids

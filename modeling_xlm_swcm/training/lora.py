@@ -80,7 +80,8 @@ def check_combination(model: PreTrainedModel, args: ModelArguments):
     requested = [name for name, is_on in needs_own_weights.items() if is_on]
     if requested and model.config.weight_sharing == "tied":
         raise TrainingError(
-            f"{requested[0]} needs a decoder with its own weights. Convert the encoder with --weight-sharing init."
+            f"{requested[0]} needs separate weights for encoder and decoder. Convert the encoder with "
+            "--weight-sharing init."
         )
     if args.lora and is_fsdp_enabled():
         raise TrainingError("--lora does not work with FSDP. Launch with `accelerate launch --multi_gpu` instead.")
@@ -93,7 +94,7 @@ def check_combination(model: PreTrainedModel, args: ModelArguments):
 
 def find_trained_tokens(args: ModelArguments, tokenizer: XLMSWCMTokenizer | None) -> list[int]:
     """
-    Return the ids of the tokens whose embeddings train with the adapters.
+    Return the ids of the tokens with trained embeddings.
 
     Args:
         args ([`ModelArguments`]):
@@ -115,13 +116,15 @@ def find_trained_tokens(args: ModelArguments, tokenizer: XLMSWCMTokenizer | None
     tags = {tokenizer.get_lang_id(code) for code in tokenizer.languages}
     if choice == "tags":
         if not tags:
-            raise TrainingError("--lora_train_embeddings tags: the tokenizer has no language tags. Use new or none.")
+            raise TrainingError(
+                "--lora_train_embeddings tags needs language tags, but the tokenizer has no tags. Use new or none."
+            )
         return sorted(tags)
     path = find_file(args.model_name_or_path, VOCABULARY_REPORT) if choice == "new" else Path(choice)
     if path is None:
         raise TrainingError(
-            f"--lora_train_embeddings new: {args.model_name_or_path} has no {VOCABULARY_REPORT}. Pass the path of the "
-            "report that xlm-swcm vocab extend wrote, or use tags."
+            f"--lora_train_embeddings new needs a {VOCABULARY_REPORT} in {args.model_name_or_path}. Pass the path of "
+            "the report that xlm-swcm vocab extend wrote, or use tags."
         )
     return sorted(tags.union(read_new_tokens(path, len(tokenizer))))
 
@@ -150,7 +153,7 @@ def read_new_tokens(path: Path, size: int) -> range:
     if report.get("action") != "extend":
         raise TrainingError(
             f'{path} does not describe an extension: "action" must be "extend". Pass the report of xlm-swcm vocab '
-            "extend, and do not trim the vocabulary after it."
+            "extend. Do not trim the vocabulary after the extension."
         )
     tokens = report.get("tokens")
     before, after = (tokens.get(name) if isinstance(tokens, dict) else None for name in ("before", "after"))

@@ -100,8 +100,8 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     """
     if not predictions or len(predictions) != len(references):
         raise ValueError(
-            f"Cannot score {len(predictions)} predictions against {len(references)} references. "
-            "Pass one reference per prediction, and at least one prediction."
+            f"Cannot score {len(predictions)} predictions against {len(references)} references. Pass at least one "
+            "prediction, and one reference for each prediction."
         )
     rouge = score_rouge(predictions, references)
     scores = rouge | {"token_f1": rouge["rouge1_f"]}

@@ -248,7 +248,7 @@ class Mixture(torch.utils.data.IterableDataset):
     r"""
     An endless stream of examples from several corpora.
 
-    Corpus i is sampled with a probability proportional to weight_i * q_i ** exponent, where q_i is its share of all
+    The probability of corpus i is proportional to weight_i * q_i ** exponent. q_i is the share of corpus i among all
     examples (Su et al., ACL 2025, section 3).
 
     Each corpus is read repeatedly, in a new order each time. A reading yields each example once. The number of the

@@ -6,9 +6,10 @@ from typing import NoReturn
 
 from transformers import HfArgumentParser
 
+from modeling_xlm_swcm.checkpoints.errors import USAGE_EXIT_CODE
+
 
 SEE_HELP = "Run with --help to list the options."
-USAGE_EXIT_CODE = 2
 # Message of argparse or Transformers -> our message.
 MESSAGES = (
     (r"invalid int value: '(.*)'", "{option} cannot be {0}. Use a whole number."),

@@ -75,7 +75,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
         TrainingError: if the training cannot start or continue.
         ConversionError: if the model cannot be loaded.
     """
-    # The Trainer divides the stream, so that each process gets its own share.
+    # The Trainer divides the stream, so that each process gets a different share.
     training.accelerator_config.dispatch_batches = False
     set_seed(training.seed)
     checkpoint = find_checkpoint(training, model_args.model_name_or_path)
@@ -122,15 +122,17 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
     """
     check_unk_share(args.max_unk_share)
     if args.shuffle_buffer < 1:
-        raise DataError(f"--shuffle_buffer must be at least 1 (got {args.shuffle_buffer}).")
+        raise DataError(f"--shuffle_buffer must be at least 1 (got {args.shuffle_buffer}). Use a larger number.")
     if not 0 <= args.sampling_exponent <= 1:
-        raise DataError(f"--sampling_exponent must be between 0 and 1 (got {args.sampling_exponent}).")
+        raise DataError(
+            f"--sampling_exponent must be between 0 and 1 (got {args.sampling_exponent}). Use, for example, 0.3."
+        )
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
         raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
     if not MIN_LENGTH <= args.max_length <= config.longest_input:
         raise DataError(
-            f"--max_length must be between {MIN_LENGTH} and {config.longest_input} for this model "
-            f"(got {args.max_length})."
+            f"--max_length must be between {MIN_LENGTH} and {config.longest_input} for this model (got "
+            f"{args.max_length}). Use another number."
         )
     if training.push_to_hub:
         raise TrainingError(

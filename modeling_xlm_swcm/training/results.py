@@ -19,7 +19,7 @@ def write_results(
     example: dict | None = None,
 ):
     """
-    Write `metrics.json`, `training.png` and `README.md` beside the model or adapters that [`save_trained`] wrote.
+    Write `metrics.json`, `training.png` and `README.md` to the folder of the model or adapters from [`save_trained`].
 
     Args:
         trainer ([`XLMSWCMTrainer`]):

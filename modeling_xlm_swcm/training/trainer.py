@@ -36,8 +36,8 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
 
     It takes [`TrainingArguments`] and differs from the trainer of Transformers in three points:
 
-    - `scheduled_sampling` replaces a share of the decoder inputs by the model's own predictions, which a first pass
-      over the clean inputs computes (Mihaylova and Martins, 2019).
+    - `scheduled_sampling` replaces a share of the decoder inputs by predictions of the model. A first pass over the
+      clean inputs computes the predictions (Mihaylova and Martins, 2019).
     - `predict_with_generate` starts each generated text with the language tag of its labels.
     - `push_to_hub` uploads only the files of the model ([`PublicTrainer`]), with the model card of xlm-swcm. The card
       shows `metrics.json` if a training script wrote one, and otherwise the settings of the training.
@@ -150,7 +150,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         Return the settings that a reader of the model card needs to repeat the training.
 
         Returns:
-            `dict`: value of each setting, without those that are empty or zero.
+            `dict`: value of each setting, without settings that are empty or zero.
         """
         args, state = self.args, self.state
         runtime = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
@@ -207,7 +207,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
             TrainingError: if the task is unknown.
         """
         if tasks is not None and tasks not in TASKS:
-            raise TrainingError(f'tasks must be one of {", ".join(TASKS)} (got "{tasks}").')
+            raise TrainingError(f'Unknown task "{tasks}". Use one of: {", ".join(TASKS)}.')
         folder = Path(self.args.output_dir)
         known = {name: value for name, value in {"task": tasks, "dataset": dataset}.items() if value is not None}
         metrics = read_metrics(folder) or {"training": self.describe()} | known

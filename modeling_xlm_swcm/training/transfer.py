@@ -25,11 +25,13 @@ class TransferArguments:
     """Options of a transfer experiment."""
 
     high_resource: str = field(
-        metadata={"help": "Language with all its examples. For translation, both languages (example: zh-bo)."}
+        metadata={
+            "help": "Language that uses all its examples. For translation, a pair of languages (example: zh-bo)."
+        }
     )
     samples: list[int] = field(
         default_factory=lambda: [0, 100, 500],
-        metadata={"help": "Numbers of examples of each other language. Each number is a run."},
+        metadata={"help": "Numbers of examples of each other language. Each number starts one run."},
     )
     metric: str | None = field(
         default=None, metadata={"help": "Metric of table and heat map. Default: the main metric of the task."}
@@ -45,7 +47,7 @@ def transfer(
     """
     Fine-tune and score a model once for each number of samples.
 
-    Each model goes to its own folder inside the output folder.
+    Each model goes to a separate folder inside the output folder.
 
     Args:
         model_args ([`ModelArguments`]):
@@ -68,11 +70,11 @@ def transfer(
     if metric not in SCORES[data_args.task]:
         raise DataError(f"--metric must be one of {', '.join(SCORES[data_args.task])} (got {metric}).")
     if min(transfer_args.samples) < 0:
-        raise DataError(f"--samples must not be negative (got {min(transfer_args.samples)}).")
+        raise DataError(f"--samples must not be negative (got {min(transfer_args.samples)}). Use 0 or larger numbers.")
     if args.push_to_hub:
         raise DataError(
-            "A transfer experiment trains several models and does not support --push_to_hub. "
-            "Push one of them with xlm-swcm push."
+            "A transfer experiment does not support --push_to_hub, because it trains several models. Push one of the "
+            "models with xlm-swcm push."
         )
     args.do_train = args.do_predict = args.predict_with_generate = True
     splits = ["train", "validation", "test"] if args.do_eval else ["train", "test"]

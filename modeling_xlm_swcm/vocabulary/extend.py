@@ -1,4 +1,4 @@
-"""Extend a vocabulary with tokens that are learnt from text."""
+"""Extend a vocabulary with tokens that are learned from text."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ def extend(
     dry_run: bool = False,
 ) -> VocabularyReport:
     """
-    Add tokens that are learnt from text. Old token ids and the segmentation of text in other scripts do not change.
+    Add tokens that are learned from text. Old token ids and the segmentation of text in other scripts do not change.
 
     Args:
         checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
@@ -68,7 +68,9 @@ def extend(
     vocabulary = UnigramVocabulary(source.name, source.tokenizer)
     new = learn_pieces(vocabulary, corpora, size, seed)
     if not new:
-        raise ConversionError(f"{source.name} has every token of this corpus. Use a larger --size or other text.")
+        raise ConversionError(
+            f"{source.name} already has every token of this corpus. Use a larger --size or other text."
+        )
     old_ids = [*range(len(vocabulary.pieces)), *[-1] * len(new)]
     report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
     tokenizer = build_tokenizer(vocabulary, vocabulary.pieces + new, old_ids, report, evaluation)

@@ -87,7 +87,7 @@ class UnigramVocabulary:
             )
         self.pieces = [(piece, score) for piece, score in self.state["model"]["vocab"]]
         added = {token["id"]: token["content"] for token in self.state["added_tokens"]}
-        # Piece ids have no gaps, so an added token behind the pieces becomes a piece before new pieces follow it.
+        # Piece ids have no gaps, so added tokens after the last piece become pieces. New pieces follow them.
         while len(self.pieces) in added:
             self.pieces.append((added[len(self.pieces)], UNREACHABLE_SCORE))
         if max(added, default=0) >= len(self.pieces):
@@ -115,7 +115,7 @@ class UnigramVocabulary:
             `PreTrainedTokenizerBase`: The tokenizer, of the class of the old one.
         """
         new_ids = invert_ids(old_ids)
-        # Added tokens behind the pieces stay added tokens.
+        # Added tokens after the last piece stay added tokens.
         while pieces[-1][1] == UNREACHABLE_SCORE:
             pieces = pieces[:-1]
         state = copy.deepcopy(self.state | {"model": self.state["model"] | {"vocab": pieces}})
@@ -133,7 +133,7 @@ def learn_pieces(
     vocabulary: UnigramVocabulary, corpora: list[Corpus], size: int, seed: int
 ) -> list[tuple[str, float]]:
     """
-    Learn up to `size` pieces and return the ones that the vocabulary lacks.
+    Learn up to `size` pieces and return the pieces that the vocabulary lacks.
 
     A new piece is in a script of the corpus or has a character that the vocabulary lacks. So the segmentation of text
     in other scripts does not change.
@@ -159,7 +159,7 @@ def learn_pieces(
             differences += [known[piece] - score] if scripts else []
         elif scripts or set(piece) - characters:
             new.append((piece, score))
-    # Pieces have lower scores in a multilingual vocabulary than in one learnt from a single language.
+    # Pieces have lower scores in a multilingual vocabulary than in a vocabulary of a single language.
     shift = min(0.0, statistics.median(differences)) if len(differences) >= SHARED_PIECES else 0.0
     return [(piece, score + shift) for piece, score in new]
 
@@ -281,7 +281,7 @@ def find_required_tokens(vocabulary: UnigramVocabulary, counts: TokenCounts) -> 
     - special tokens and language tags,
     - every character that occurs, that belongs to a script of the languages, or that has no script (digits,
       punctuation),
-    - pieces with such a character, if the character is not a piece of its own.
+    - pieces with such a character, if the vocabulary does not have the character as a piece.
     """
     seen, corpus_scripts = set(), set()
     for counted in counts.by_language.values():

@@ -113,8 +113,8 @@ def check_source(source: SourceCheckpoint, pad_to_multiple_of: int):
     has_bias = any(name.endswith("bias") for name in source.tensors if has_row_per_token(name))
     if pad_to_multiple_of > 1 and not has_bias:
         raise ConversionError(
-            f"{source.name} has no output bias, so unused rows could be generated. Leave out --pad-to-multiple-of, "
-            "or use it after the conversion."
+            f"{source.name} has no output bias, so the model could generate unused ids. Leave out "
+            "--pad-to-multiple-of, or trim after the conversion."
         )
     if mixed := [name for name in MIXED_ID_FIELDS if (source.generation_config or {}).get(name)]:
         raise ConversionError(

@@ -101,11 +101,11 @@ CASES = {
     ),
     "a tensor of another shape": (
         with_tensors(**{QUERY: torch.ones(32, 33)}),
-        [f"{QUERY} of ", "has shape [32, 33], but config.json gives it [32, 32]."],
+        [f"{QUERY} of ", "has shape [32, 33], but config.json describes shape [32, 32]."],
     ),
     "a config with another vocabulary": (
         lambda folder: edit_config(folder, vocab_size=77),
-        ["word_embeddings.weight of ", "config.json gives it [77, 32]."],
+        ["word_embeddings.weight of ", "config.json describes shape [77, 32]."],
     ),
     "a config with a layer more": (
         lambda folder: edit_config(folder, num_hidden_layers=5, decoder_layers=5, decoder_blocks=5 * ["prefix"]),
@@ -202,7 +202,7 @@ class TestCode:
         fields = json.loads((folder / "config.json").read_text())
         del fields["auto_map"]
         (folder / "config.json").write_text(json.dumps(fields))
-        assert "none, so the model loads only where xlm-swcm is installed" in " ".join(
+        assert "none. The model loads only where xlm-swcm is installed" in " ".join(
             run("inspect", folder).stdout.split()
         )
         assert run("refresh", folder).exit_code == 0

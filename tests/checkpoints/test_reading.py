@@ -198,14 +198,14 @@ def test_weights_that_are_not_plain_floats_are_refused(own_encoder, output, dtyp
     edit_tensors(own_encoder, lambda tensors: tensors | {name: tensors[name].to(dtype)})
     if form == "bin":
         write_bin(own_encoder)
-    assert_refused(run("convert", own_encoder, output, "--dtype", "float32"), name, "wrong kind")
+    assert_refused(run("convert", own_encoder, output, "--dtype", "float32"), name, "has the data type")
 
 
 def test_integer_weights_are_neither_pushed_nor_exported(folder, output):
     name = "model.decoder.layers.0.ffn.fc1.weight"
     edit_tensors(folder, lambda tensors: tensors | {name: (100 * tensors[name]).to(torch.int8)})
     for command in (["push", folder, "a/b", "--dry-run"], ["export", folder, output]):
-        assert_refused(run(*command), name, "wrong kind")
+        assert_refused(run(*command), name, "has the data type")
 
 
 def test_a_single_number_is_no_weight(own_encoder, output):
@@ -221,7 +221,9 @@ def test_values_that_the_dtype_cannot_hold_are_refused(own_encoder, output):
         return tensors
 
     edit_tensors(own_encoder, enlarge)
-    assert_refused(run("convert", own_encoder, output, "--dtype", "float16"), name, "float16 cannot hold", "bfloat16")
+    assert_refused(
+        run("convert", own_encoder, output, "--dtype", "float16"), name, "too large for float16", "bfloat16"
+    )
     model, _ = from_encoder(own_encoder, dtype="bfloat16")
     assert model.model.encoder.encoder.layer[1].output.dense.weight.isfinite().all()
 
@@ -263,7 +265,7 @@ def test_sizes_of_a_config_that_no_model_has_are_refused(own_encoder, folder, ou
 
 def test_layers_that_the_weights_do_not_have_are_not_built(folder):
     edit_config(folder, num_hidden_layers=9_000, decoder_layers=9_000, decoder_blocks=9_000 * ["prefix"])
-    assert_refused(run("push", folder, "a/b", "--dry-run"), "18000 layers", "but the weights are only")
+    assert_refused(run("push", folder, "a/b", "--dry-run"), "18000 layers", "but the weights contain only")
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_copies_stand_where_normal_layers_would_and_repeat_the_layer_before(half
     plain = plan_decoder(2 * half_as_many, options | {"normal_layers": "random"})
     if None not in plain:
         with pytest.raises(
-            ConversionError, match='"copy" needs a normal layer to replace, but .* inserts no normal layer'
+            ConversionError, match='"copy" needs at least one normal layer. .* inserts no normal layer'
         ):
             plan_decoder(2 * half_as_many, options | {"normal_layers": "copy"})
         return

@@ -168,7 +168,9 @@ def test_a_text_as_a_header_is_cut_in_the_message(tmp_path):
 
 def test_parallel_lines_are_of_plain_text(tmp_path):
     paths = [write_lines(tmp_path / "a.txt", "a"), write(tmp_path / "b.jsonl")]
-    with pytest.raises(DataError, match=r"b\.jsonl is not plain text\. Parallel text in two files needs one text per"):
+    with pytest.raises(
+        DataError, match=r"b\.jsonl is not plain text\. Pass two text files with one text per line for"
+    ):
         list(read_aligned(paths, BadRows()))
 
 

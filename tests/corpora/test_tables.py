@@ -54,7 +54,7 @@ class TestTSV:
             ('"""Hello"""', '"Hello"'),
             ('""', ""),
             ('""""', '"'),
-            # Neither pandas nor Excel writes these.
+            # pandas and Excel do not write these fields.
             ('"', '"'),
             ('"Hello."', '"Hello."'),
             ('"Hello, he said.', '"Hello, he said.'),

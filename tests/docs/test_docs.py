@@ -107,7 +107,7 @@ def parse_script(words: list[str], monkeypatch) -> HfArgumentParser:
 
 @pytest.fixture(scope="module")
 def script_options() -> dict[str, set[str]]:
-    """Return the options of each training script: its own and those that it shares."""
+    """Return the options of each training script, with the options that it shares with other scripts."""
     required = {
         "pretrain": ["--model_name_or_path", "m", "--data", "d", "--output_dir", "o"],
         "finetune": ["--model_name_or_path", "m", "--task", "summarization", "--source_lang", "zh"],
@@ -219,7 +219,7 @@ def test_every_option_in_the_text_exists(page, script_options):
 
 
 def option_tables(title: str) -> Iterator[tuple[str, set[str]]]:
-    """Yield heading and options of every section of the reference whose heading contains `title`."""
+    """Yield heading and options of every section of the reference with `title` in its heading."""
     for section in re.split(r"^#{2,3} ", PAGES["docs/reference/options.md"], flags=re.MULTILINE)[1:]:
         heading, _, text = section.partition("\n")
         cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `--")]
@@ -362,7 +362,7 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     outcome = client.command(*command[1:])
     assert outcome.exit_code == 0, outcome.output
     (example,) = code_blocks("docs/guides/export.md", "python")
-    # as on a machine of its own
+    # as on another machine
     folder = shutil.move(tmp_path / "zh-bo-int8", tmp_path / "elsewhere")
     run = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""The README is true: its examples run, and its tables are those of the code. See also `test_docs.py`."""
+"""The README is true: its examples run, and its tables match the code. See also `test_docs.py`."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ def run_script(path: Path, *words: str):
 
 
 def test_it_is_neither_long_nor_short():
-    """Words outside code blocks, tables included; a word has a letter or a digit."""
+    """Return the words outside code blocks, including tables. A word has a letter or a digit."""
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     assert 1000 <= sum(re.search(r"\w", word) is not None for word in text.split()) <= 1200
 

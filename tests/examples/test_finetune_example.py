@@ -127,7 +127,7 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_two_processes_write_what_one_writes(self, main, translation, tmp_path):
-        # The texts fill neither the batches of two nor the processes evenly.
+        # The texts do not fill the batches of two and the processes evenly.
         translation["test_file"] = write_table(tmp_path / "test.tsv", ROWS)
         options = translation | {"do_train": False, "target_lang": ["kk", "bo"], "per_device_eval_batch_size": 2}
         options |= {"max_predict_samples": 3, "both_directions": True, "max_target_length": 6}
@@ -244,13 +244,16 @@ class TestRuns:
             (
                 {"task": "summarization"},
                 "--target_lang takes one language for summarization (got kk bo). "
-                "Pass one code, or replace it with --lang_column.",
+                "Pass one code, or pass --lang_column instead.",
             ),
             (
                 {"task": "summarization", "target_lang": ["kk"], "both_directions": True},
                 "--both_directions is for translation only.",
             ),
-            ({"lang_column": "lang"}, "Translation takes --source_lang and --target_lang, not --lang_column."),
+            (
+                {"lang_column": "lang"},
+                "Translation does not use --lang_column. Pass --source_lang and --target_lang instead.",
+            ),
             ({"max_train_samples": -1}, "--max_train_samples must be at least 1 (got -1)."),
             ({"num_beams": 0}, "--num_beams must be between 1 and 1024"),
             ({"output_dir": ""}, "--output_dir is empty. Name a folder."),

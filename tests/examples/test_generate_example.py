@@ -130,12 +130,12 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         (
             "a\n\n" + "河" * 200,
             {},
-            r"Line 3 of .*in.txt has 20\d tokens, and the limit of the model is 38. Split the line.",
+            r"Line 3 of .*in.txt has 20\d tokens, but the model reads at most 38. Split the line.",
         ),
         ("a", {"output": "."}, r"--output \. is a folder. Name a file."),
         ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
         ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite the input. Name another file."),
-        ("", {}, r"in\.txt is empty. Give one text per line."),
+        ("", {}, r"in\.txt is empty. Write one text per line."),
         ("\ufeff", {}, r"in\.txt is empty."),
         ("a\nb\0c", {}, r"in\.txt:2 contains NUL bytes. Correct the data \(convert text with iconv"),
         (

@@ -134,7 +134,7 @@ def uninterrupted(model_folder, data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def still_model(model_folder, tmp_path_factory) -> Path:
-    """Return a model without dropout, because each process draws its own dropout masks."""
+    """Return a model without dropout, because each process draws different dropout masks."""
     folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("still") / "model"))
     edit_config(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     return folder

@@ -90,7 +90,7 @@ def test_int8_is_smaller_and_generates_the_trained_texts(learner, exported, tmp_
 
 
 def test_shared_weights_are_stored_once(learner, exported):
-    # No output depends on the last encoder layer of a prefix decoder with its own weights, which is frozen.
+    # In a copied prefix decoder, the last encoder layer is frozen, and no output depends on it.
     parameters = 4 * learner.model.num_parameters(only_trainable=True)
     assert parameters <= (exported / "model.bin").stat().st_size < 1.01 * parameters
 

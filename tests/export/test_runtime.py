@@ -81,7 +81,7 @@ def test_a_text_that_merges_to_a_special_token_is_refused(learner, runtime, monk
     trained_on_html = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("<", "s"), ("<s", ">")]))
     monkeypatch.setattr(runtime, "tokenizer", trained_on_html)
     assert runtime._encode(["<", "s>"], "zh")[1][2:-1] == [11, 12]
-    with pytest.raises(ValueError, match="^Text 2 spells a special token, .* Remove the special token"):
+    with pytest.raises(ValueError, match="^Text 2 contains a special token. .* Remove the special token"):
         runtime(["<", "<s>"], src_lang="zh", tgt_lang="bo")
 
 
@@ -113,7 +113,7 @@ def test_threads_get_the_texts_that_calls_get_alone(learner, exported, monkeypat
     for thread in threads:
         thread.join()
     assert results == {(thread, number): alone[number] for thread in range(4) for number in range(len(calls))}
-    # Encoder and decoder have one request each, whatever the number of calls and threads.
+    # Encoder and decoder have one request each, for any number of calls and threads.
     assert len(made) == 2
 
 

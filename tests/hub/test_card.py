@@ -71,7 +71,7 @@ def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trai
     for words in (
         "No training is recorded",
         "No evaluation is recorded",
-        "Its licence is mit. Of the tensors, 170 were copied, 60 are new and 0 were dropped.",
+        "Its licence is mit. 170 tensors were copied, 60 are new and 0 were dropped.",
         "built from the layers of the encoder `xlm-r0` (not on the Hub), with new layers in between.",
         "| normal_layer_interval | 3 |",
         "decoder  ■ ■ ■ □ ■  4 custom, 1 normal",
@@ -204,5 +204,5 @@ def test_a_released_checkpoint_is_pushed_with_its_own_code_and_a_card_that_says_
     assert files.keys() == SENT | {"released_xlm_swcm.py"}
     card = files["README.md"].decode()
     check_pattern(ModelCard(card))
-    assert "which its authors released as `release.bin`" in card and "built from" not in card
+    assert "The authors released this model as `release.bin`" in card and "built from" not in card
     assert client.command("inspect", "someone/model").exit_code == 0

@@ -214,7 +214,7 @@ def test_two_pushes_at_once_do_not_mix(hub, client, converted, folder, tmp_path)
         pushed(other.command("push", folder, "someone/model"))
     failure.hold.set()
     first.join()
-    assert_refused_after_list(outcomes[0], "someone/model", "changed by somebody else", "Push again")
+    assert_refused_after_list(outcomes[0], "someone/model", "Somebody else changed", "Push again")
     files = hub.repositories["someone/model"].files
     for name in SENT - {"conversion_report.json"}:
         assert files[name] == (folder / name).read_bytes(), name

@@ -223,7 +223,7 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert files.keys() == SENT - missing
         card = ModelCard(files["README.md"].decode())
         assert card.data.license is None and card.data.language == ["zh", "bo"]
-        assert "Its licence is not known. Of the tensors, 138 were copied" in card.text
+        assert "Its licence is not known. 138 tensors were copied" in card.text
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 

@@ -24,7 +24,7 @@ def trained_model(request, pairs) -> XLMSWCMForConditionalGeneration:
 
 @pytest.fixture
 def model(trained_model) -> XLMSWCMForConditionalGeneration:
-    """Return a copy of a model whose output depends on source, tag and position. Tests may change the copy."""
+    """Return a copy of a model with outputs that depend on source, tag and position. Tests may change the copy."""
     return copy.deepcopy(trained_model)
 
 

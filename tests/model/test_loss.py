@@ -276,7 +276,7 @@ class TestSharedEmbedding:
 class TestModel:
     @pytest.fixture
     def long_batch(self) -> Batch:
-        """Return a batch whose logits are larger than any other tensor. Some labels are -100."""
+        """Return a batch with logits that are larger than any other tensor. Some labels are -100."""
         *_, labels = random_inputs(8, 40, vocab=99)
         return {"input_ids": labels.clamp(min=4), "labels": labels}
 

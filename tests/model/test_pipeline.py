@@ -21,7 +21,7 @@ OPTIONS = dict(max_new_tokens=8)
 
 @pytest.fixture(scope="module")
 def converted(converted, tmp_path_factory) -> Path:
-    """Return a checkpoint whose output differs for every text and language."""
+    """Return a checkpoint with a different output for every text and language."""
     folder = Path(shutil.copytree(converted, tmp_path_factory.mktemp("translator") / "model"))
     tokenizer = AutoTokenizer.from_pretrained(folder, src_lang="zh")
     model = learn(XLMSWCMConfig.from_pretrained(folder), next_texts(tokenizer, TEXTS, ["bo", "kk-Arab", "zh"]))

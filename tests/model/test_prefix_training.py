@@ -17,7 +17,7 @@ def model() -> XLMSWCMForConditionalGeneration:
 
 @pytest.fixture
 def calls(model) -> Counter:
-    """Count the sequences whose keys each encoder layer computes."""
+    """Count the sequences for which each encoder layer computes keys."""
     counter = Counter()
     for index, layer in enumerate(model.model.encoder.encoder.layer):
         layer.attention.self.key.register_forward_hook(lambda *_, index=index: counter.update([index]))

@@ -30,7 +30,7 @@ from modeling_xlm_swcm.released_xlm_swcm import (
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    """Return an encoder whose epsilon and activation differ from the released decoder layers."""
+    """Return an encoder with another epsilon and activation than the released decoder layers."""
     tokenizer = xlm_roberta_tokenizer()
     options = dict(layer_norm_eps=0.1, hidden_act="relu", tie_word_embeddings=False)
     model = make_encoder(XLMRobertaForMaskedLM, tokenizer, **options)
@@ -336,7 +336,7 @@ BAD_RELEASES = {
     ),
     "an encoder layer too many": (
         change(encoder__encoder__layer__4__output__dense__bias=torch.ones(32)),
-        ["has an unknown tensor: encoder.encoder.layer.4.output.dense.bias", "as many layers"],
+        ["has an unknown tensor: encoder.encoder.layer.4.output.dense.bias", "the same number of layers"],
     ),
     "another shape": (change(decoder__layers__2__ffn1__0__weight=torch.ones(36, 32)), ["[36, 32]", "[37, 32]"]),
     "a projection without thirds": (

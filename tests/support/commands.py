@@ -1,4 +1,4 @@
-"""Run commands in this process or in their own."""
+"""Run commands in this process or in a new process."""
 
 import os
 import subprocess

@@ -32,7 +32,7 @@ SENTENCES = [
     "ᠪᠢ ᠨᠣᠮ ᠤᠩᠰᠢᠵᠤ ᠪᠠᠶᠢᠨ᠎ᠠ",
     "我们早上去了河边，没有风。",
 ]
-# of fresh weights; an encoder's own weights are far larger, so that the two cannot be mistaken for each other
+# Range of fresh weights. The weights of the test encoders are far larger, so tests can tell them apart.
 INITIALIZER_RANGE = 0.05
 
 Tensors = dict[str, torch.Tensor]
@@ -133,7 +133,7 @@ def wake(folder: Path):
 
 
 def edit_config(folder: Path, **fields):
-    """Set fields of `config.json`; None removes one."""
+    """Set fields of `config.json`. None removes a field."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) | fields
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))

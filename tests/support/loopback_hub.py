@@ -20,7 +20,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 Files = dict[str, bytes]
-READ, WRITE = "hf_may_read", "hf_may_write"  # tokens; the second may write what belongs to the hub's user
+# The token WRITE may write the repositories of the user of the Hub.
+READ, WRITE = "hf_may_read", "hf_may_write"
 LFS_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -61,10 +62,10 @@ class Repository:
 @dataclass
 class Failure:
     """
-    What goes wrong with the next `times` requests whose method and path match `pattern`.
+    Failure of the next `times` requests with a method and path that match `pattern`.
 
-    `status`: they are answered so. `drop`: the connection is closed when half of the body has come. `wait`: they are
-    served so many seconds late. `hold`: they are not served until the event is set.
+    `status`: status of the answer. `drop`: close the connection after half of the body. `wait`: seconds to wait before
+    the answer. `hold`: do not answer until the event is set.
     """
 
     pattern: str
@@ -80,22 +81,22 @@ class Failure:
 class Hub(ThreadingHTTPServer):
     """
     Attributes:
-        user: whose repositories may be written, and whom new ones belong to.
-        repositories: by id.
-        objects: LFS objects by sha256, uploaded but not necessarily committed.
-        part_size: larger objects are uploaded in parts of it.
-        quota: bytes that LFS objects may take.
-        requests: of each the method, path with query, and headers.
+        user: Owner of the repositories that a client may write, and of new repositories.
+        repositories: Repositories by id.
+        objects: Uploaded LFS objects by sha256. They are not always committed.
+        part_size: Larger objects are uploaded in parts of this size.
+        quota: Maximum size of all LFS objects in bytes.
+        requests: Method, path with query, and headers of each request.
     """
 
     daemon_threads = True
-    # connections that come while others are served
+    # number of connections that can wait
     request_queue_size = 64
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
-        # large files lie on another host, as on the real Hub
+        # Large files are on another host, as on the real Hub.
         self.storage = f"http://localhost:{self.server_port}/lfs"
         self.lock = threading.RLock()
         self.user = "someone"

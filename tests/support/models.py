@@ -21,7 +21,7 @@ PREFIX_DECODERS = [
     {"decoder_blocks": 4 * ["prefix"], "weight_sharing": sharing, "tie_word_embeddings": True}
     for sharing in ("init", "tied")
 ]
-# by its name in Transformers before 5.23
+# The method has another name in Transformers before 5.23.
 CHECKPOINTING = (
     "activation_checkpointing_enable"
     if hasattr(PreTrainedModel, "activation_checkpointing_enable")
@@ -30,7 +30,7 @@ CHECKPOINTING = (
 QUICK_TO_LEARN = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HEAD_TRANSFORM = {"weight_sharing": "init", "tie_word_embeddings": True, "lm_head_transform": True}
 Batch = dict[str, torch.Tensor]
-# Transformers' own `add_adapter` refuses an older PEFT, and 5.24 wants 0.22, which is not released yet
+# `add_adapter` of Transformers 5.24 needs PEFT 0.22, which is not released yet.
 wants_peft = pytest.mark.skipif(
     Version(version("peft")) < Version(MIN_PEFT_VERSION),
     reason=f"model.add_adapter of this Transformers needs peft>={MIN_PEFT_VERSION}",
@@ -45,13 +45,13 @@ def tiny_config(**options) -> XLMSWCMConfig:
 
 def tiny_model(**options) -> XLMSWCMForConditionalGeneration:
     torch.manual_seed(0)
-    # far larger weights than at initialisation, so that a wrong mask or a lost layer moves the outputs
+    # Weights are far larger than at initialisation, so that a wrong mask or a lost layer changes the outputs.
     model = XLMSWCMForConditionalGeneration(tiny_config(initializer_range=0.3, **options)).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:  # biases and LayerNorms, which start as zeros and ones
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         elif name.endswith((".out_proj.weight", ".fc2.weight", ".output.dense.weight")):
-            # what a sublayer adds may not drown its input, or all tokens look alike after some layers
+            # With large outputs of the sublayers, all tokens would have similar states after some layers.
             parameter.data.mul_(0.25)
     return model
 
@@ -70,7 +70,7 @@ def random_tokens(*shape: int, seed: int = 3) -> torch.Tensor:
 
 
 def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneration:
-    """Return a new model that has learned `batch` by heart."""
+    """Return a new model that overfits on `batch`."""
     torch.manual_seed(0)
     for name, value in QUICK_TO_LEARN.items():
         setattr(config, name, value)

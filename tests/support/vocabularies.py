@@ -77,7 +77,7 @@ TEXTS = {
     ],
 }
 KNOWN = ("en", "kk", "zh")
-# languages whose scripts the reader does not know
+# languages with scripts that the reader does not know
 NEW = ("bo", "mvf")
 # The encoder knows two Tibetan letters and the tsheg, and no letter of the Mongolian script.
 TIBETAN = [("་", -4.0), ("ང", -9.0), ("ད", -8.0)]

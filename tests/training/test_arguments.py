@@ -143,20 +143,26 @@ def test_a_file_is_read_like_a_command_line(tmp_path, capsys):
 def test_numbers_that_must_be_finite_are_checked(tmp_path, name, value):
     with pytest.raises(SystemExit) as error:
         parse("--model_name_or_path", "m", "--output_dir", tmp_path, f"--{name}", value)
-    assert error.value.code == f"error: --{name} must be at least 0 and finite (got {float(value)})."
+    assert (
+        error.value.code == f"error: --{name} must be at least 0 and finite (got {float(value)}). Use another number."
+    )
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_checked(tmp_path, name):
     for value in (0, -1):
-        with pytest.raises(ValueError, match=rf"^--{name} must be at least 1 \(got {value}\)\.$"):
+        with pytest.raises(
+            ValueError, match=rf"^--{name} must be at least 1 \(got {value}\)\. Use a larger number\.$"
+        ):
             TrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", INTERVALS)
 def test_intervals_are_checked(tmp_path, name, value):
-    with pytest.raises(ValueError, match=rf"^--{name} must be above 0 and finite \(got {value}\)\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^--{name} must be above 0 and finite \(got {value}\)\. Use another number\.$"
+    ):
         TrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
 
 
@@ -172,7 +178,9 @@ def test_the_number_of_beams_has_a_limit(num_beams, is_allowed):
         if is_allowed:
             assert make().num_beams == num_beams
             continue
-        with pytest.raises(ValueError, match=rf"^--num_beams must be between 1 and 1024 \(got {num_beams}\)\.$"):
+        with pytest.raises(
+            ValueError, match=rf"^--num_beams must be between 1 and 1024 \(got {num_beams}\)\. Use another number\.$"
+        ):
             make()
 
 

@@ -1,4 +1,4 @@
-"""Texts that the tokenizer does not keep: unknown tokens, rewritten characters, spelt-out tokens and truncation."""
+"""Texts that the tokenizer does not keep: unknown tokens, rewritten characters, special tokens and truncation."""
 
 import pytest
 from support.corpus_files import new_tokenizer, read_all, write_lines, write_rows
@@ -105,7 +105,7 @@ class TestNormalization:
     def test_a_pair_of_which_nothing_is_left_is_a_bad_row(self, nfkc):
         encoder = make_encoder(nfkc)
         assert list(encoder(english_pairs(["\u200b"]), 100)) == []
-        with pytest.raises(DataError, match="a:1 has a text of which the tokenizer keeps nothing"):
+        with pytest.raises(DataError, match="a:1 has a text without any token"):
             encoder.report()
 
     def test_a_text_of_which_nothing_is_left_gives_no_example(self, nfkc, tmp_path, caplog):

@@ -106,7 +106,7 @@ class TestLora:
     def test_layers_that_are_the_encoders_are_refused(self, tokenizer, monkeypatch, option):
         monkeypatch.setattr("modeling_xlm_swcm.training.lora.is_fsdp_enabled", lambda: option == "FSDP")
         args = ModelArguments("", **({} if option == "FSDP" else {option.strip("-"): True}))
-        with pytest.raises(TrainingError, match=f"{option} needs a decoder with its own weights"):
+        with pytest.raises(TrainingError, match=f"{option} needs separate weights for encoder and decoder"):
             adapt_model(new_model(tokenizer, weight_sharing="tied"), args)
         adapt_model(new_model(tokenizer), args)
 
@@ -114,7 +114,7 @@ class TestLora:
     def test_a_tied_prefix_decoder_is_refused_too(self, tokenizer, monkeypatch, option):
         monkeypatch.setattr("modeling_xlm_swcm.training.lora.is_fsdp_enabled", lambda: option == "FSDP")
         args, blocks = ModelArguments("", freeze_encoder=option != "FSDP"), 4 * ["prefix"]
-        with pytest.raises(TrainingError, match=f"{option} needs a decoder with its own weights"):
+        with pytest.raises(TrainingError, match=f"{option} needs separate weights for encoder and decoder"):
             adapt_model(new_model(tokenizer, decoder_blocks=blocks, weight_sharing="tied"), args)
         adapt_model(new_model(tokenizer, decoder_blocks=blocks), args)
 
@@ -154,7 +154,7 @@ def train_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def extended_folder(learner_folder, tmp_path_factory) -> Path:
-    """Return a model whose vocabulary has new tokens behind the language tags."""
+    """Return a model with new tokens after the language tags in its vocabulary."""
     folder = tmp_path_factory.mktemp("extended")
     (folder / "bo.txt").write_text("བཀྲ་ཤིས་བདེ་ལེགས སྐད་ཡིག་སློབ་སྦྱོང རྒྱལ་ཁབ\n" * 20, encoding="utf-8")
     report = extend(learner_folder, folder / "model", corpus=[f"bo={folder / 'bo.txt'}"], size=120)
@@ -283,7 +283,7 @@ class TestEmbeddings:
     @pytest.mark.parametrize(
         ("choice", "report", "message"),
         [
-            ("new", None, "^--lora_train_embeddings new: .* has no vocabulary_report.json. Pass the path"),
+            ("new", None, "^--lora_train_embeddings new needs a vocabulary_report.json in .*. Pass the path"),
             ("tag", None, "^--lora_train_embeddings tag is not a file. Use none, tags, new or the path"),
             (
                 "new",
@@ -318,7 +318,7 @@ class TestEmbeddings:
         without_tags = type(tokenizer)(
             tokenizer_object=xlm_roberta_tokenizer().backend_tokenizer, **xlm_roberta_tokenizer().special_tokens_map
         )
-        with pytest.raises(TrainingError, match="the tokenizer has no language tags"):
+        with pytest.raises(TrainingError, match="needs language tags, but the tokenizer has no tags"):
             adapt_model(new_model(tokenizer), args, without_tags)
         with pytest.raises(TrainingError, match="--lora_train_embeddings needs an output projection that is tied"):
             adapt_model(new_model(tokenizer, tie_word_embeddings=False), args, tokenizer)
@@ -327,11 +327,11 @@ class TestEmbeddings:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora_train_embeddings": "tags"}, "--lora_train_embeddings needs --lora."),
-        ({"lora_merge": False}, "--lora_merge false needs --lora."),
+        ({"lora_train_embeddings": "tags"}, "--lora_train_embeddings needs --lora. Add --lora."),
+        ({"lora_merge": False}, "--lora_merge false needs --lora. Add --lora."),
         (
             {"lora": True, "lora_train_embeddings": "tags", "freeze_encoder": True},
-            "--freeze_encoder keeps the embeddings.",
+            "--freeze_encoder keeps the embeddings fixed.",
         ),
         ({"lora": True, "lora_merge": False, "save_dtype": "float32"}, "--save_dtype has no effect on adapters."),
     ],
@@ -366,7 +366,9 @@ def test_a_prefix_decoder_has_adapters_that_merge(make_trainer, tokenizer, tmp_p
 
 def test_a_folder_of_adapters_is_not_taken_for_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConversionError, match="holds adapters of PEFT, not a whole model. Load the base model, merge"):
+    with pytest.raises(
+        ConversionError, match="contains adapters of PEFT, not a whole model. Load the base model, merge"
+    ):
         read_model_config(str(tmp_path))
 
 

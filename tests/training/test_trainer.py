@@ -147,7 +147,7 @@ class TestCheckpoints:
         make_trainer(max_steps=2).train()
         other = make_trainer(new_model(tokenizer, normal_layer_interval=None))
         with pytest.raises(
-            TrainingError, match=r"belongs to another model: only one of the two has model\.decoder\.layers"
+            TrainingError, match=r"belongs to another model: only one of the two models has model\.decoder\.layers"
         ):
             other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         other = make_trainer(new_model(tokenizer, intermediate_size=24))

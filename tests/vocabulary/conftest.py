@@ -15,7 +15,7 @@ def texts(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory) -> Path:
-    """Return an encoder; shared by all tests, so nothing may change it."""
+    """Return an encoder. All tests share it, so a test must not change it."""
     return save_reader(tmp_path_factory.mktemp("reader"))
 
 
@@ -26,13 +26,13 @@ def old(reader) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def writer(reader, tmp_path_factory) -> Path:
-    """Return the converted reader, with tags; nothing may change it."""
+    """Return the converted reader, with tags. A test must not change it."""
     return save_writer(reader, tmp_path_factory.mktemp("writer") / "model")
 
 
 @pytest.fixture(scope="session")
 def extended(reader, texts, tmp_path_factory) -> Path:
-    """Return the reader with new tokens for the two scripts that it does not know; nothing may change it."""
+    """Return the reader with new tokens for its two unknown scripts. A test must not change it."""
     output = tmp_path_factory.mktemp("extended") / "model"
     extend(reader, output, corpus=[texts[language] for language in NEW], size=200)
     return output

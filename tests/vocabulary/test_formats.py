@@ -1,4 +1,4 @@
-"""A vocabulary does not depend on the format of the text that it is learnt from."""
+"""A vocabulary does not depend on the format of its corpus."""
 
 import json
 from pathlib import Path

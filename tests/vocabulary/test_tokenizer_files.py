@@ -128,13 +128,22 @@ CASES = {
         edit(lambda content: content.update(normalizer={"type": "Nothing"})),
         ["Cannot load the tokenizer of", "NormalizerUntagged"],
     ),
-    "a class that is a number": (settings(tokenizer_class=5), ["tokenizer_class in tokenizer_config.json of", "is 5"]),
+    "a class that is a number": (
+        settings(tokenizer_class=5),
+        ["tokenizer_class in tokenizer_config.json of", "wrong type: 5"],
+    ),
     "a class of another model": (
         settings(tokenizer_class="BertTokenizer"),
         ["makes a WordPiece tokenizer, but tokenizer.json holds a Unigram model. Correct tokenizer_class."],
     ),
-    "a length that is text": (settings(model_max_length="long"), ["model_max_length in", 'is "long", which is of']),
-    "a special token that is a number": (settings(bos_token=5), ["bos_token in tokenizer_config.json of", "is 5"]),
+    "a length that is text": (
+        settings(model_max_length="long"),
+        ["model_max_length in", 'has the wrong type: "long"'],
+    ),
+    "a special token that is a number": (
+        settings(bos_token=5),
+        ["bos_token in tokenizer_config.json of", "wrong type: 5"],
+    ),
     "no ends": (
         settings(tokenizer_class="PreTrainedTokenizerFast", bos_token=None, cls_token=None),
         ["has neither bos_token nor cls_token. Set bos_token in its tokenizer_config.json."],
@@ -190,7 +199,7 @@ def test_a_damaged_sentencepiece_file_is_refused(own_encoder, output, command, p
 
 
 def save_bert_like(folder: Path, **settings) -> Path:
-    """Save an encoder whose tokenizer has `[CLS]` and `[SEP]` behind the pieces, and a Sequence of post-processors."""
+    """Save an encoder. Its tokenizer has `[CLS]` and `[SEP]` after the pieces, and a Sequence of post-processors."""
     pieces = [("<pad>", 0.0), ("<unk>", 0.0), *unigram_pieces(), ("[CLS]", 0.0), ("[SEP]", 0.0)]
     backend = Tokenizer(models.Unigram(pieces, unk_id=1))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -251,4 +260,4 @@ def test_a_quantised_model_is_refused(converted, folder, output, text, action, m
 def test_weights_of_integers_are_refused_without_a_config_too(folder, output, text, name):
     edit_tensors(folder, lambda tensors: tensors | {name: (tensors[name] * 10).to(torch.int8)})
     result = CliRunner().invoke(main, ["vocab", "trim", str(folder), str(output), "--corpus", text])
-    assert_refused(result, f"{name} of {folder} has the wrong kind: I8.")
+    assert_refused(result, f"{name} of {folder} has the data type I8.")

@@ -54,7 +54,7 @@ def id_map(folder: Path) -> dict[int, int]:
 
 
 def unchanged(before, after, language: str) -> list[str]:
-    """Return words whose segmentation does not change, and a phrase of them."""
+    """Return words with an unchanged segmentation, and a phrase of these words."""
     words = [word for sentence in TEXTS[language] for word in sentence.split()]
     same = [word for word in words if segment(before, word) == segment(after, word)]
     assert 2 < len(same) < len(words)

@@ -267,7 +267,7 @@ def test_an_output_with_content_is_kept(encoder_folder, tmp_path, text, action):
     kept.mkdir()
     (kept / "thesis.tex").write_text("years of work")
     assert_refused(run(action, encoder_folder, kept, text), kept, "not empty", "--overwrite")
-    assert_refused(run(action, encoder_folder, kept, text, "--overwrite"), kept, "holds no model")
+    assert_refused(run(action, encoder_folder, kept, text, "--overwrite"), kept, "contains no model")
     assert contents(kept) == {"thesis.tex": b"years of work"}
 
 
@@ -276,7 +276,7 @@ def test_the_source_is_not_overwritten(own_encoder, text, action, place):
     (own_encoder.parent / "config.json").write_text("{}")
     before = contents(own_encoder.parent)
     result = run(action, own_encoder, (own_encoder / place).resolve(), text, "--overwrite")
-    assert_refused(result, "which would be lost")
+    assert_refused(result, "would be lost")
     assert contents(own_encoder.parent) == before
 
 
