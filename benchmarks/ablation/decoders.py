@@ -62,7 +62,7 @@ def build(name: str, encoder: str, languages: list[str], seed: int) -> Start:
     model, report = from_encoder(encoder, languages=languages, seed=seed, dtype="float32", **variant.options)
     if variant.options.get("decoder_init") == "silent" and "lm_head_transform.dense.weight" not in report.copied:
         raise ConversionError(
-            f"{name} needs a complete masked-LM head, but {encoder} has no such head. Use another encoder."
+            f"{encoder} has no complete masked-LM head, but {name} needs this head. Use another encoder."
         )
     if variant.change is not None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
