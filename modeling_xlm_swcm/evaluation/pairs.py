@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
+from modeling_xlm_swcm.corpora.files import find_files
 from modeling_xlm_swcm.corpora.rows import get_text, list_columns, read_file, read_rows, unnest
 from modeling_xlm_swcm.training.examples import Pair
 
@@ -15,6 +16,9 @@ from .languages import match_code
 
 # Columns of texts and titles, in order of preference.
 TITLE_COLUMNS = (("text", "summary"), ("content", "title"), ("text", "title"))
+
+# Columns with the language of a text and its title.
+LANGUAGE_COLUMNS = ("lang", "language")
 
 Row = tuple[str, dict]
 
@@ -77,6 +81,8 @@ def read_data(
     reader = PairReader(source, spellings or {}, bad_rows, max_samples)
     files = find_benchmark(data, subset)
     if files is None:
+        if subset is not None and find_files(data):
+            raise DataError(f"--subset {subset} has no effect on the file {data}. Remove it.")
         found = EvaluationData(Path(data).name if Path(data).exists() else data, reader.task)
         for target in targets:
             rows = read_rows(data, bad_rows, subset, "test")
@@ -95,6 +101,12 @@ def read_data(
         if not pairs:
             raise DataError(f"{data} has no row for {direction}. Check the data.")
     return found
+
+
+def is_in_language(row: dict, target: str) -> bool:
+    """Return False if a row names another language than the target."""
+    named = next((row[name] for name in LANGUAGE_COLUMNS if isinstance(row.get(name), str)), target)
+    return match_code(target, [named]) is not None
 
 
 def describe(is_summarization: bool) -> str:
@@ -134,22 +146,28 @@ class PairReader:
 
     def read_table(self, path: str, rows: Iterator[Row], target: str) -> Iterator[Pair]:
         """Yield the pairs of rows with one column for each language, or with columns of texts and titles."""
-        rows = itertools.islice(rows, self.max_samples)
         first = next(rows, None)
         if first is None:
             return
+        rows = itertools.chain([first], rows)
         names = [str(name) for name in unnest(first[1])]
         if self.source is None:
-            columns = next((pair for pair in TITLE_COLUMNS if {*pair} <= {*names}), None)
-            if columns is None:
-                known = " or ".join(" and ".join(pair) for pair in TITLE_COLUMNS)
-                raise DataError(
-                    f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them {known}, "
-                    "or pass --source for a translation."
-                )
+            columns = self.find_titles(names, path)
+            rows = (row for row in rows if is_in_language(row[1], target))
         else:
             columns = (self.find(self.source, names, path), self.find(target, names, path))
-        yield from self.make_pairs(itertools.chain([first], rows), columns, target)
+        yield from self.make_pairs(itertools.islice(rows, self.max_samples), columns, target)
+
+    def find_titles(self, names: list[str], path: str) -> tuple[str, ...]:
+        """Return the names of the columns of texts and titles."""
+        for columns in TITLE_COLUMNS:
+            if {*columns} <= {*names}:
+                return columns
+        known = " or ".join(" and ".join(pair) for pair in TITLE_COLUMNS)
+        raise DataError(
+            f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them {known}, or pass "
+            "--source for a translation."
+        )
 
     def find(self, code: str, names: list[str], place: str) -> str:
         """Return the name of a language among `names`."""

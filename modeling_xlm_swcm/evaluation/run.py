@@ -19,9 +19,9 @@ MAX_COUNT = 10**9
 
 
 def evaluate(
-    models: Sequence[str],
+    models: str | Sequence[str],
     data: str,
-    target: Sequence[str],
+    target: str | Sequence[str],
     source: str | None = None,
     *,
     subset: str | None = None,
@@ -36,13 +36,13 @@ def evaluate(
     Score models on the same texts. Texts, languages and models are checked before the first text is generated.
 
     Args:
-        models (`Sequence[str]`):
+        models (`str` or `Sequence[str]`):
             Folders or Hub ids of XLM-SWCM models or other sequence-to-sequence models. The other models are compared
             with the first one.
         data (`str`):
             File with one column for each language, Hub id of a dataset, name of a benchmark (`flores+`, `ntrex`,
             `milic-eval` or `cmhg`), or folder with the files of a benchmark.
-        target (`Sequence[str]`):
+        target (`str` or `Sequence[str]`):
             Language codes of the references.
         source (`str`, *optional*):
             Language code of the sources. Without a source, the models write titles of texts in the target language.
@@ -67,18 +67,19 @@ def evaluate(
     Raises:
         ConversionError: if an argument, the data or a model cannot be used.
     """
+    models, targets = as_list(models), list(dict.fromkeys(as_list(target)))
     settings = {"num_beams": num_beams, "max_length": max_length, "batch_tokens": batch_tokens}
     check_settings(settings | {"max_samples": 1 if max_samples is None else max_samples})
     spellings = split_spellings(codes)
+    if source in targets:
+        raise DataError(f"--target contains the source language {source}. Remove it, or remove --source for titles.")
     systems = open_systems(models, spellings)
     for system in systems.values():
-        for code in [*target, *([source] if source else [])]:
+        for code in [*targets, *([source] if source else [])]:
             system.find_language(code)
-    if source in target:
-        raise DataError(f"--target contains the source language {source}. Remove it, or remove --source for titles.")
     found = read_data(
         data,
-        [*dict.fromkeys(target)],
+        targets,
         source,
         subset=subset,
         spellings=spellings,
@@ -94,6 +95,11 @@ def evaluate(
     return Evaluation(found.name, found.task, sources, directions, settings)
 
 
+def as_list(words: str | Sequence[str]) -> list[str]:
+    """Return one word or several words as a list."""
+    return [words] if isinstance(words, str) else list(words)
+
+
 def check_settings(settings: dict[str, int]):
     """Refuse numbers that are out of range."""
     for name, value in settings.items():
@@ -102,9 +108,11 @@ def check_settings(settings: dict[str, int]):
             raise DataError(f"{name} must be between 1 and {most} (got {value}).")
 
 
-def open_systems(models: Sequence[str], spellings: dict[str, list[str]]) -> dict[str, System]:
+def open_systems(models: list[str], spellings: dict[str, list[str]]) -> dict[str, System]:
     """Read configs and tokenizers. Return the models by their names in the report."""
-    if repeated := [model for model in models if list(models).count(model) > 1]:
+    if not models:
+        raise DataError("There is no model. Pass at least one folder or Hub id.")
+    if repeated := [model for model in models if models.count(model) > 1]:
         raise DataError(f"The model {repeated[0]} is given twice. Remove one.")
     shorts = [Path(model).name or Path(model).resolve().name for model in models]
     names = [short if shorts.count(short) == 1 else model for short, model in zip(shorts, models, strict=True)]

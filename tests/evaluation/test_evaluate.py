@@ -121,6 +121,13 @@ def test_equal_names_become_whole_paths(converted, folder, table):
     assert [*report.sources] == [str(converted), str(folder)]
 
 
+def test_one_model_and_one_language_need_no_list(converted, table):
+    report = evaluate(str(converted), str(table), "bo", "zh", num_beams=1, max_length=4)
+    assert [*report.directions] == ["zh-bo"]
+    with pytest.raises(ConversionError, match="There is no model"):
+        evaluate([], str(table), "bo", "zh")
+
+
 def test_the_error_of_the_library_is_an_error_of_the_package(converted, table):
     with pytest.raises(ConversionError, match="num_beams must be between 1 and 1024"):
         evaluate([str(converted)], str(table), ["bo"], "zh", num_beams=2000)

@@ -94,6 +94,16 @@ class TestTables:
         data = read_data(str(tmp_path / "titles.jsonl"), ["zh"], None)
         assert (texts_of(data.pairs["zh"]), data.task) == ([("长", "短")], "summarization")
 
+    def test_titles_of_several_languages_are_told_apart(self, tmp_path):
+        rows = [{"text": code, "title": code, "lang": code} for code in ("zho_Hans", "kk", "zh")]
+        write_files(tmp_path, {"titles.jsonl": rows})
+        data = read_data(str(tmp_path / "titles.jsonl"), ["zh", "kk"], None, max_samples=2)
+        assert [texts_of(pairs) for pairs in data.pairs.values()] == [[("zho_Hans",) * 2, ("zh",) * 2], [("kk", "kk")]]
+
+    def test_a_subset_of_a_file_is_refused(self, table):
+        with pytest.raises(DataError, match="--subset dev has no effect on the file"):
+            read_data(str(table), ["bo"], "zh", subset="dev")
+
     @pytest.mark.parametrize(
         ("target", "source", "message"),
         [
