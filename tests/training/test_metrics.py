@@ -1,5 +1,6 @@
 """Metrics of generated text: equal texts score 100 and disjoint texts score 0, in every script."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from support.encoders import xlm_roberta_tokenizer
 from transformers import EvalPrediction
 
 import modeling_xlm_swcm
+from modeling_xlm_swcm.training.finetuning import save_scores
 from modeling_xlm_swcm.training.metrics import GenerationMetrics, score
 from modeling_xlm_swcm.training.segmentation import segment, words
 
@@ -178,6 +180,18 @@ class TestGenerationMetrics:
         assert [metrics.scores[group]["cut_outputs"] for group in ("kk", "bo")] == [0, 2]
         # It is no score, so it selects no model.
         assert "cut_outputs" not in metrics.metric_names
+
+    def test_they_are_in_the_result_file_and_in_a_warning(self, tokenizer, tmp_path, monkeypatch):
+        warned = []
+        monkeypatch.setattr("modeling_xlm_swcm.training.finetuning.logger.warning", warned.append)
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        metrics = GenerationMetrics(tokenizer, 2 * ["river"], names=["chrf++"])
+        metrics(SimpleNamespace(predictions=np.array([[start, 5, end], [start, 5, 6]])))
+        arguments = SimpleNamespace(output_dir=str(tmp_path))
+        trainer = SimpleNamespace(args=arguments, is_world_process_zero=lambda: True)
+        assert save_scores(metrics, trainer, "eval", 1.5).keys() == {"chrf++"}
+        assert json.loads((tmp_path / "eval_results.json").read_text())["all"]["cut_outputs"] == 1
+        assert warned == ["1 of 2 outputs are incomplete: they reached --max_target_length. Pass a larger value."]
 
     def test_the_script_of_each_language_is_its_own(self, tokenizer):
         texts = {"kk": "өзен", "bo": "ཞིམ"}
