@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.commands import assert_refused
-from support.evaluation import SOURCES, TARGETS, write_files
+from support.evaluation import SOURCES, TARGETS, save_peer, write_files
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -50,12 +50,23 @@ def test_a_peer_stands_beside_the_model_with_its_own_codes(converted, peer_folde
     assert report["directions"]["zh-bo"]["models"]["nllb"]["p_values"]["chrf++"] > 0
 
 
-def test_a_peer_gets_the_tokens_of_its_languages(peer_folder):
-    system = open_system(str(peer_folder), {})
-    assert (system.find_language("zh"), system.find_language("bo")) == ("zho_Hans", "bod_Tibt")
-    (ids,), first = system.encode(["书"], "zho_Hans", "bod_Tibt")
-    tokens = system.tokenizer.convert_ids_to_tokens([*ids, first])
-    assert tokens == ["zho_Hans", "▁", "书", "</s>", "bod_Tibt"]
+def test_a_peer_gets_the_tokens_of_its_languages(peer_folder, tmp_path):
+    codes = {peer_folder: ("zho_Hans", "bod_Tibt"), save_peer(tmp_path / "mbart", "mbart"): ("zh_CN", "kk_KZ")}
+    for folder, (source, target) in codes.items():
+        system = open_system(str(folder), {})
+        assert (system.find_language("zh"), system.find_language({"kk_KZ": "kk"}.get(target, "bo"))) == (
+            source,
+            target,
+        )
+        (ids,), first = system.encode(["书"], source, target)
+        assert system.tokenizer.convert_ids_to_tokens([*ids, first]) == [source, "▁", "书", "</s>", target]
+
+
+def test_a_peer_without_language_codes_takes_any_language(table, tmp_path):
+    folder = save_peer(tmp_path / "bart", "bart")
+    assert open_system(str(folder), {}).languages == []
+    report = evaluate(str(folder), str(table), "bo", "zh", num_beams=1, max_length=4)
+    assert report.directions["zh-bo"].models["bart"].count_faults()["unk"] == 0
 
 
 def test_titles_have_no_source(converted, tmp_path):

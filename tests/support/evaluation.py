@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import torch
+from support.encoders import roberta_tokenizer
 from support.tags import TEXTS
-from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, MBart50Tokenizer, NllbTokenizer
 
 
 SOURCES = ["她喜欢看书。", "我们去河边，好吗？", "今天没有风", "书在这里"]
@@ -31,15 +32,21 @@ def write_table(path: Path) -> Path:
     return path
 
 
-def save_peer(folder: Path) -> Path:
-    """Save a tiny model with the tokenizer of NLLB."""
+def save_peer(folder: Path, kind: str = "nllb") -> Path:
+    """Save a tiny model with the tokenizer of NLLB or mBART, or a BART without language codes."""
     letters = sorted(set("".join([*SOURCES, *TARGETS, *TEXTS.values()])) - {" "})
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *letters]
-    tokenizer = NllbTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=[])
+    if kind == "nllb":
+        tokenizer = NllbTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=[])
+    elif kind == "mbart":
+        tokenizer = MBart50Tokenizer(vocab=[(piece, -float(place)) for place, piece in enumerate(pieces)])
+    else:
+        tokenizer = roberta_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
     layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    model = M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(tokenizer), **sizes, **layers))
-    model.save_pretrained(folder)
+    model_type = {"nllb": "m2m_100"}.get(kind, kind)
+    config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **sizes, **layers)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
     return folder
