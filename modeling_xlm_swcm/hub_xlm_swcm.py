@@ -17,7 +17,13 @@ logger = logging.get_logger(f"transformers.{__name__}")
 
 REPORT = "conversion_report.json"
 REPORT_FIELDS = {"source": str, "options": dict, "counts": dict}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenization_xlm_swcm.py", "compat_xlm_swcm.py")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenization_xlm_swcm.py",
+    "compat_xlm_swcm.py",
+    "punctuation_xlm_swcm.py",
+)
 # This text stands in the cards that Transformers and its Trainer write.
 TRANSFORMERS_CARD = r"model card has been (automatically generated\.|generated automatically according to)"
 # A local path with at least one folder inside a text. URLs and fractions do not match.

@@ -38,7 +38,7 @@ class Plan:
             Entries with lists of `variants`, `stages`, `tasks`, `pairs` and `settings`. Each entry stands for their
             product. `pairs` counts the pairs of each target language, or the Kazakh titles beside all Chinese titles.
             The setting "direct" trains on the task only, "pretrained" trains on denoising and translation first. An
-            entry may have fewer `seeds`, with the first seed of the plan.
+            entry may have its own `learning_rates` and fewer `seeds`, with the first seed of the plan.
         pretraining (`dict`, *optional*):
             Options of examples/pretrain.py.
         dropout (`float`, *optional*):
@@ -73,11 +73,14 @@ class Plan:
             # YAML reads 1e-3 as text.
             plan.learning_rates = [float(rate) for rate in plan.learning_rates]
             plan.seeds.sort()
+            for entry in plan.experiments:
+                entry["learning_rates"] = [float(rate) for rate in entry.get("learning_rates", plan.learning_rates)]
+                entry["seeds"] = sorted(entry.get("seeds", plan.seeds))
             experiments = plan.experiment_lists()
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path} is not a plan ({type(error).__name__}: {error}). Correct the file.") from error
-        if any(seeds[:1] != plan.seeds[:1] for seeds in plan.seed_lists()):
-            raise DataError(f"{path}: the seeds of an entry must contain {plan.seeds[0]}, the first seed of the plan.")
+        if any(entry["seeds"][:1] != plan.seeds[:1] for entry in plan.experiments):
+            raise DataError(f"{path}: an entry has seeds without {plan.seeds[0]}, the first seed of the plan. Add it.")
         if plan.steps % plan.eval_steps:
             raise DataError(
                 f"{path}: eval_steps must divide steps (got {plan.eval_steps} and {plan.steps}). Change one of them."
@@ -103,10 +106,6 @@ class Plan:
         """Return the experiments of each entry."""
         keys = ("variants", "stages", "tasks", "pairs", "settings")
         return [list(dict.fromkeys(itertools.product(*(entry[key] for key in keys)))) for entry in self.experiments]
-
-    def seed_lists(self) -> list[list[int]]:
-        """Return the seeds of each entry."""
-        return [sorted(entry.get("seeds", self.seeds)) for entry in self.experiments]
 
     def settings_of(self, experiment: Experiment, rate: float, seed: int) -> dict:
         """Return the settings of a run."""

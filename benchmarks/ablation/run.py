@@ -167,9 +167,9 @@ def digest(*paths: Path) -> str:
     return content.hexdigest()[:16]
 
 
-def best_rate(plan: Plan, experiment: Experiment, output: Path) -> float | None:
+def best_rate(plan: Plan, experiment: Experiment, rates: list[float], output: Path) -> float | None:
     """Return the rate with the lowest development loss of the first seed, or None if no run has finished."""
-    results = [read_result(plan.settings_of(experiment, rate, plan.seeds[0]), output) for rate in plan.learning_rates]
+    results = [read_result(plan.settings_of(experiment, rate, plan.seeds[0]), output) for rate in rates]
     done = [result for result in results if result["status"] == "done"]
     return min(done, key=final_loss)["settings"]["learning_rate"] if done else None
 
@@ -194,12 +194,12 @@ def execute(runs: list[dict], args: argparse.Namespace):
         for_all(partial(work, args=args), todo, args.jobs)
 
 
-def run_all(plan: Plan, experiments: list[Experiment], seeds: list[int], args: argparse.Namespace):
+def run_all(plan: Plan, entry: dict[str, list], experiments: list[Experiment], args: argparse.Namespace):
     """Do the runs of all rates with the first seed, then the other seeds at the best rate."""
-    first, *others = seeds
-    execute([plan.settings_of(chosen, rate, first) for chosen in experiments for rate in plan.learning_rates], args)
-    rates = {chosen: best_rate(plan, chosen, args.output_dir) for chosen in experiments}
-    execute([plan.settings_of(chosen, rate, seed) for seed in others for chosen, rate in rates.items() if rate], args)
+    (first, *others), rates = entry["seeds"], entry["learning_rates"]
+    execute([plan.settings_of(chosen, rate, first) for chosen in experiments for rate in rates], args)
+    best = {chosen: best_rate(plan, chosen, rates, args.output_dir) for chosen in experiments}
+    execute([plan.settings_of(chosen, rate, seed) for seed in others for chosen, rate in best.items() if rate], args)
 
 
 def for_all(work: Callable[[dict], None], todo: list[dict], jobs: int):
@@ -240,15 +240,16 @@ def run_plan(args: argparse.Namespace):
     if any(setting == "pretrained" for *_, setting in planned):
         plan.origins["mono"] = digest(*sorted((args.data / "mono").glob("*.txt")))
     plan.origins |= {name: digest(args.encoder / stage / SAFE_WEIGHTS_NAME) for name, stage in plan.stages.items()}
-    for experiment in itertools.product(planned, plan.learning_rates, plan.seeds):
-        # This raises an error if a result belongs to another plan.
-        read_result(plan.settings_of(*experiment), output)
+    for entry, experiments in zip(plan.experiments, plan.experiment_lists(), strict=True):
+        for experiment in itertools.product(experiments, entry["learning_rates"], entry["seeds"]):
+            # This raises an error if a result belongs to another plan.
+            read_result(plan.settings_of(*experiment), output)
     for name in tasks:
         references = [pair.target for pair in TASKS[name].read_held_out(args.data, "test", plan.test_lines)]
         write_json(output / "test" / f"{name}.json", references)
     # Entries run in their order, each with all seeds, so that a run that is stopped leaves comparable results.
-    for experiments, seeds in zip(plan.experiment_lists(), plan.seed_lists(), strict=True):
-        run_all(plan, experiments, seeds, args)
+    for entry, experiments in zip(plan.experiments, plan.experiment_lists(), strict=True):
+        run_all(plan, entry, experiments, args)
     write_report(output)
 
 
