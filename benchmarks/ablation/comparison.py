@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TypeVar
 
 import numpy as np
-from decoders import RANDOM, RANDOM_TRANSFORM, VARIANTS, WARM_START
+from decoders import RANDOM, RANDOM_DECODERS, VARIANTS, WARM_START
 from sacrebleu.metrics import CHRF
 from tasks import TASKS
 
@@ -23,6 +24,7 @@ GROUP = ("stage", "task", "pairs", "setting")
 BUDGET = ("steps", "batch_size", "max_length", "dropout", "eval_steps", "dev_lines", "test_lines")
 # scores of the test that a run keeps
 SCORES = ("chrf++", "rougeL_f", "bleu", "exact_match")
+T = TypeVar("T")
 CHRFPP, RESAMPLES = CHRF(word_order=2), 1000
 
 
@@ -67,6 +69,11 @@ def choose_runs(runs: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
                 rate = min(at_first, key=final_loss)["settings"]["learning_rate"]
                 chosen[group][variant] = [run for run in own if run["settings"]["learning_rate"] == rate]
     return chosen
+
+
+def random_baseline(variants: dict[str, T], default: T) -> T:
+    """Return the value of the random decoder that the others are compared with."""
+    return next((variants[name] for name in RANDOM_DECODERS if name in variants), default)
 
 
 def by_seed(runs: list[dict]) -> dict[int, dict]:
@@ -155,9 +162,7 @@ def summarise_runs(runs: list[dict], output: Path) -> list[dict]:
         references = json.loads((output / "test" / f"{task}.json").read_text(encoding="utf-8"))
         for run in itertools.chain.from_iterable(variants.values()):
             run["resampled"] = resample(run, references, TASKS[task].pairs_a_line)
-        # The random decoder with the new transform is the fair baseline, where it takes part.
-        random = variants.get(RANDOM_TRANSFORM) or variants.get(RANDOM, [])
-        baselines = {RANDOM: by_seed(random), WARM_START: by_seed(variants.get(WARM_START, []))}
+        baselines = {RANDOM: by_seed(random_baseline(variants, [])), WARM_START: by_seed(variants.get(WARM_START, []))}
         for variant, own in sorted(variants.items(), key=lambda item: mean(map(final_loss, item[1]))):
             started = [run for run in runs if group_of(run) == group and run["settings"]["variant"] == variant]
             rates = {run["settings"]["learning_rate"] for run in started}
@@ -282,7 +287,7 @@ def plot_runs(runs: list[dict], path: Path):
         for name in sorted(means, key=lambda name: means[name][-1]):
             steps = [point["step"] for point in variants[name][0]["curve"][1:]]
             left.plot(steps, means[name], **styles()[name])
-            above = means.get(RANDOM, np.nan) - means[name]
+            above = random_baseline(means, np.nan) - means[name]
             right.plot(steps, above, label=f"{means[name][-1]:.3f}  {VARIANTS[name].title}", **styles()[name])
         left.set(title="development loss, nats per character")
         right.set(title="nats per character below the random decoder")

@@ -174,7 +174,9 @@ def without_transform(model, encoder):
 
 
 # baselines of the comparison
-RANDOM, RANDOM_TRANSFORM, WARM_START = "random", "random-transform", "warm-start"
+RANDOM, WARM_START = "random", "warm-start"
+# The first of these that takes part is the random baseline. All but "random" have the new transform.
+RANDOM_DECODERS = ("random-transform", RANDOM, "prefix-random")
 PAPER, PREFIX = {"decoder": "paper"}, {"decoder": "prefix"}
 SHARED, SILENT, FRESH = (PAPER | {"decoder_init": start} for start in ("shared", "silent", "random"))
 SHORT = {"layer_map": "interleaved", "normal_layers": "none"}
@@ -218,7 +220,7 @@ VARIANTS = {
     # Unlike silent-head, this variant needs no masked-LM head.
     "default": Variant("the paper's decoder, silent, with a transform", PAPER),
     # The random decoder of this shape. RANDOM has no transform, as in the paper.
-    RANDOM_TRANSFORM: Variant("random, same shape, with a new transform", FRESH, new_transform),
+    "random-transform": Variant("random, same shape, with a new transform", FRESH, new_transform),
     "prefix-tied": Variant("prefix decoder, tied", PREFIX | {"weight_sharing": "tied"}),
     "prefix-init": Variant("prefix decoder, copied", PREFIX),
     "prefix-continued": Variant(
