@@ -77,20 +77,30 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Return the next batches and their number of labels, without the rows that accelerate repeats."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and self.accelerator.gradient_state.end_of_dataloader and (filled := self._count_filled()):
+        if batches and self.accelerator.gradient_state.end_of_dataloader and self._count_left():
             # At the end of an epoch, accelerate fills the batches of the processes with rows from its beginning.
-            batches[-1]["labels"][-filled:] = -100
+            if filled := self._count_filled():
+                batches[-1]["labels"][-filled:] = -100
+            # This counts over all processes, so a process without such rows must call it too.
             num_items = self._get_num_items_in_batch(batches, device)
         return batches, num_items
 
-    def _count_filled(self) -> int:
-        """Return how many rows accelerate added to the last batch of this process, also after a resume."""
+    def _count_left(self) -> int:
+        """Return the number of rows for the last batches of all processes, or 0 if these batches are full."""
         args = self.args
         if args.world_size == 1 or args.dataloader_drop_last or not has_length(self.train_dataset):
             return 0
-        own = args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
-        left = len(self.train_dataset) % (own * args.world_size)
-        return own - min(max(left - args.process_index * own, 0), own) if left else 0
+        return len(self.train_dataset) % (self._rows_of_process() * args.world_size)
+
+    def _rows_of_process(self) -> int:
+        """Return the size of a batch of one process."""
+        args = self.args
+        return args.train_batch_size // (args.world_size if args.accelerator_config.split_batches else 1)
+
+    def _count_filled(self) -> int:
+        """Return how many rows accelerate added to the last batch of this process, also after a resume."""
+        own = self._rows_of_process()
+        return own - min(max(self._count_left() - self.args.process_index * own, 0), own)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss, with scheduled sampling and label smoothing if they are set."""

@@ -331,6 +331,26 @@ class TestLoss:
         assert torch.equal(given["labels"][:1], labels[:1]) and (given["labels"][1] == -100).all()
         assert count == (labels[0] != -100).sum()
 
+    @pytest.mark.parametrize(("process_index", "kept"), [(0, 2), (1, 0)])
+    def test_all_processes_count_the_labels_again_if_one_has_rows_that_fill_up(
+        self, make_trainer, rows, monkeypatch, process_index, kept
+    ):
+        """The count gathers from all processes. A process that does not call it would stop the others forever."""
+        trainer = make_trainer()
+        # Two processes with batches of two share 14 rows, so the last batch of the second process has no own row.
+        trainer.train_dataset = rows[:14]
+        monkeypatch.setattr(trainer.accelerator, "gradient_state", SimpleNamespace(end_of_dataloader=True))
+        for name, value in {"world_size": 2, "process_index": process_index, "train_batch_size": 2}.items():
+            monkeypatch.setattr(type(trainer.args), name, value)
+        counts = []
+        count = trainer._get_num_items_in_batch
+        monkeypatch.setattr(
+            trainer, "_get_num_items_in_batch", lambda batches, device: counts.append(count(batches, device)) or 1
+        )
+        (given,), _ = trainer.get_batch_samples(iter([trainer.data_collator(rows[:2])]), 1, trainer.args.device)
+        assert (given["labels"] != -100).any(dim=1).sum() == kept
+        assert len(counts) == 2 and counts[1] == (given["labels"] != -100).sum()
+
 
 class TestScheduledSampling:
     @pytest.fixture
