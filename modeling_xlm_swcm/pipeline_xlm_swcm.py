@@ -1,8 +1,15 @@
 """Pipelines for translation, summarization and question answering, which Transformers 5 no longer has."""
 
+import itertools
+from collections.abc import Iterable, Iterator
+from types import GeneratorType
+
 import torch
+from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.utils import ModelOutput, logging
+
+from .sentences_xlm_swcm import join_texts, list_sentences, split_texts
 
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -25,6 +32,9 @@ class XLMSWCMPipeline(Pipeline):
     list of such dicts. You can also pass `question=` and `context=`, each a text or each a list. The source is the
     question, then the context. Special tokens and language tags inside an input are ordinary text.
 
+    A text is translated sentence by sentence, longest sentences first. Its line breaks, spaces and list markers
+    stay. With `num_return_sequences`, translation *k* of a text joins translation *k* of each sentence.
+
     Set these arguments when you make the pipeline, or in a call. Other arguments go to `generate`.
 
     Args:
@@ -33,11 +43,14 @@ class XLMSWCMPipeline(Pipeline):
         tgt_lang (`str`, *optional*):
             Language of the outputs. By default the language of `forced_bos_token_id` if you set it, or else
             `tokenizer.tgt_lang`. If both are missing, tasks other than translation use the language of the inputs.
+        split (`bool`, *optional*):
+            Whether to translate sentence by sentence. By default `True` for translation without `truncation`. If
+            `False`, a text is one input, and a long text is an error.
         truncation (`bool` or `str`, *optional*, defaults to `False`):
             Whether to truncate long inputs, with a warning. Also accepts a truncation strategy of the tokenizer, for
             example `"only_second"`.
         batch_size (`int`, *optional*, defaults to 1):
-            Number of inputs in a batch.
+            Number of inputs, or of sentences of a translation, in a batch.
 
     Returns:
         `list`: for each input, a list of dicts, one for each returned sequence. The key is `translation_text`,
@@ -67,14 +80,62 @@ class XLMSWCMPipeline(Pipeline):
             inputs = inputs if several else inputs[0]
         if isinstance(inputs, list) and not inputs:
             return []
+        source = self._preprocess_params | self._sanitize_parameters(**kwargs)[0]
+        if self._is_split(source):
+            answers = self._translate(inputs, *args, **kwargs)
+        else:
+            answers = self._generate(inputs, *args, **kwargs)
+        if isinstance(inputs, list) and all(len(answer) == 1 for answer in answers):
+            return [answer[0] for answer in answers]
+        return answers[0] if isinstance(inputs, dict) and len(answers) == 1 else answers
+
+    def _generate(self, inputs, *args, **kwargs):
+        """Generate a text for each input, and warn once if outputs are incomplete."""
         # A stream is read after this call, so its incomplete outputs are reported one by one.
         cut = [] if isinstance(inputs, str | dict | list) else None
         answers = super().__call__(inputs, *args, cut_lengths=cut, **kwargs)
         if cut:
             self._warn_of_cut(cut)
-        if isinstance(inputs, list) and all(len(answer) == 1 for answer in answers):
-            return [answer[0] for answer in answers]
-        return answers[0] if isinstance(inputs, dict) and len(answers) == 1 else answers
+        return answers
+
+    def _is_split(self, source: dict) -> bool:
+        """Return True if a call with these source options generates sentence by sentence."""
+        is_translation, truncation = self.task == "translation", source.get("truncation")
+        if source.get("split") and not is_translation:
+            raise ValueError(f"split=True is for translation only, not for {self.task}. Set truncation=True instead.")
+        return source.get("split", is_translation and truncation in (None, False, "do_not_truncate"))
+
+    def _translate(self, inputs, *args, **kwargs):
+        """Translate a text, a list of texts or a stream of texts sentence by sentence."""
+        if isinstance(inputs, GeneratorType | Dataset):
+            return self._translate_stream(iter(inputs), *args, **kwargs)
+        answers = self._translate_texts(inputs if isinstance(inputs, list) else [inputs], *args, **kwargs)
+        return answers if isinstance(inputs, list) else answers[0]
+
+    def _translate_stream(self, texts: Iterator, *args, **kwargs) -> Iterator[list[dict]]:
+        """Translate as many texts at a time as a batch has inputs."""
+        batch_size = kwargs.get("batch_size") or self._batch_size or 1
+        while batch := list(itertools.islice(texts, batch_size)):
+            yield from self._translate_texts(batch, *args, **kwargs)
+
+    def _translate_texts(self, texts: Iterable, *args, **kwargs) -> list[list[dict]]:
+        """Return the translations of each text."""
+        src_lang = kwargs.get("src_lang") or self._preprocess_params.get("src_lang")
+
+        def count_tokens(sentences: list[str]) -> list[int]:
+            encoded = self.tokenizer(sentences, src_lang=src_lang, split_special_tokens=True, verbose=False)
+            return [len(ids) for ids in encoded["input_ids"]]
+
+        limit, key = self.tokenizer.model_max_length, TASKS[self.task]
+        documents = split_texts(map(read_text, texts), count_tokens, limit, logger.warning)
+        sentences = list_sentences(documents)
+        order = sorted(range(len(sentences)), key=lambda number: -len(sentences[number]))
+        answers = self._generate([sentences[number] for number in order], *args, **kwargs) if order else []
+        outputs = dict(zip(order, answers, strict=True))
+        # Without sentences, there is one sequence.
+        sequences = list(zip(*(outputs[number] for number in range(len(sentences))), strict=True)) or [()]
+        texts = [join_texts(documents, [output[key] for output in sequence]) for sequence in sequences]
+        return [[{key: text} for text in candidates] for candidates in zip(*texts, strict=True)]
 
     def _warn_of_cut(self, lengths: list[int]):
         # The default limit counts the start token.
@@ -82,24 +143,24 @@ class XLMSWCMPipeline(Pipeline):
         advice = "Split the inputs." if is_last else "Pass a larger max_new_tokens, or split the inputs."
         logger.warning(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
-    def _sanitize_parameters(self, src_lang=None, tgt_lang=None, truncation=None, cut_lengths=None, **generate_kwargs):
-        source = {"src_lang": src_lang, "truncation": truncation}
+    def _sanitize_parameters(
+        self, src_lang=None, tgt_lang=None, split=None, truncation=None, cut_lengths=None, **generate_kwargs
+    ):
+        source = {"src_lang": src_lang, "split": split, "truncation": truncation}
         target = {"src_lang": src_lang, "tgt_lang": tgt_lang} | generate_kwargs
         # An argument that a call leaves out must not replace the argument of the pipeline.
         parts = (source, target, {"cut_lengths": cut_lengths})
         return tuple({name: value for name, value in part.items() if value is not None} for part in parts)
 
-    def preprocess(self, inputs, src_lang=None, truncation=False):
+    def preprocess(self, inputs, src_lang=None, split=None, truncation=False):
         """Tokenize one input."""
         if self.task == "question-answering":
             given = inputs if isinstance(inputs, dict) else {}
             texts = given.get("question"), given.get("context")
             if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"Cannot read the input {inputs!r}. Pass a dict of two texts, question and context.")
-        elif isinstance(inputs, str):
-            texts = (inputs,)
         else:
-            raise ValueError(f"Cannot read the input {inputs!r}. Pass a text or a list of texts.")
+            texts = (read_text(inputs),)
         options = {"src_lang": src_lang, "split_special_tokens": True, "return_tensors": "pt", "verbose": False}
         source = self.tokenizer(*texts, **options)
         length, limit = source["input_ids"].shape[1], self.tokenizer.model_max_length
@@ -154,6 +215,13 @@ class XLMSWCMPipeline(Pipeline):
             outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return [{TASKS[self.task]: text.strip()} for text in texts]
+
+
+def read_text(text) -> str:
+    """Return a text, or refuse another input."""
+    if not isinstance(text, str):
+        raise ValueError(f"Cannot read the input {text!r}. Pass a text or a list of texts.")
+    return text
 
 
 __all__ = ["XLMSWCMPipeline"]

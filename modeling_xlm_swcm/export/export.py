@@ -9,7 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm import (
+    XLMSWCMConfig,
+    XLMSWCMForConditionalGeneration,
+    XLMSWCMTokenizer,
+    sentences_xlm_swcm,
+)
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
@@ -17,7 +22,10 @@ from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 from modeling_xlm_swcm.tokenization_xlm_swcm import UNREACHABLE
 
 
-RUNTIME = Path(__file__).with_name("xlm_swcm_runtime.py")
+RUNTIME = [
+    *(Path(__file__).with_name(name) for name in ("xlm_swcm_runtime.py", "xlm_swcm_checks.py")),
+    Path(sentences_xlm_swcm.__file__),
+]
 
 Quantization = Literal["none", "int8"]
 QUANTIZATIONS = get_args(Quantization)
@@ -49,7 +57,8 @@ def export(
     """
     Write a model as a folder with an OpenVINO graph, its tokenizer and a runtime that needs no PyTorch.
 
-    The folder holds `model.xml`, `model.bin`, `config.json`, `tokenizer.json` and `xlm_swcm_runtime.py`.
+    The folder holds `model.xml`, `model.bin`, `config.json`, `tokenizer.json` and the runtime: `xlm_swcm_runtime.py`
+    and the modules that it imports.
 
     Args:
         folder (`str` or `PathLike`): The folder of a saved model and tokenizer.
@@ -98,7 +107,8 @@ def export(
         (partial / "tokenizer.json").write_text(make_text_tokenizer(tokenizer), encoding="utf-8")
         config["sha256"] = {path.name: checksum(path) for path in sorted(partial.iterdir())}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        shutil.copy(RUNTIME, partial)
+        for path in RUNTIME:
+            shutil.copy(path, partial)
         return {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
 
 
@@ -160,7 +170,7 @@ def make_runtime_config(
         },
         "sha256": {},
     }
-    from .xlm_swcm_runtime import check_config, check_range
+    from .xlm_swcm_checks import check_config, check_range
 
     try:
         if settings.max_length is not None:

@@ -3,19 +3,36 @@
 Requirements: Python 3.11 or later, pip install openvino tokenizers numpy
 """
 
-import hashlib
-import json
-import math
+import functools
 import os
 import threading
 import warnings
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
 import tokenizers
+
+
+# The export puts these modules beside this file.
+if __package__ == "modeling_xlm_swcm.export":
+    from ..sentences_xlm_swcm import batches_by_length, join_texts, list_sentences, split_texts
+    from .xlm_swcm_checks import check_files, check_options, check_range, check_texts, make_array, read_config
+else:
+    from sentences_xlm_swcm import (  # type: ignore[no-redef]
+        batches_by_length,
+        join_texts,
+        list_sentences,
+        split_texts,
+    )
+    from xlm_swcm_checks import (  # type: ignore[no-redef]
+        check_files,
+        check_options,
+        check_range,
+        check_texts,
+        make_array,
+        read_config,
+    )
 
 
 # All models share one core. OpenVINO can crash on signals after one of several cores is deleted.
@@ -24,18 +41,12 @@ CORE = ov.Core()
 # Transformers' beam search uses the same value for beams that must not be selected.
 EXCLUDED_SCORE = np.float32(-1e9)
 
-# The logits of all beams of a batch are in memory at a time.
-MAX_BEAMS = 1000
-
-# With larger exponents, float32 cannot hold the scores of long texts.
-MAX_LENGTH_PENALTY = 10
-
 MAX_THREADS = 1024
+
+MAX_BATCH_TOKENS = 2**31 - 1
 
 # OpenVINO compiles kernels for each shape of texts. It keeps 5000 kernels by default, which takes gigabytes.
 CACHED_KERNELS = 64
-
-FILES = ("model.bin", "model.xml", "tokenizer.json")
 
 
 class ExportedModel:
@@ -110,10 +121,19 @@ class ExportedModel:
         self._encoder, self._decoder = (create_infer_request(half, threads) for half in (encoder, decoder))
 
     def __call__(
-        self, texts: list[str], src_lang: str | None = None, tgt_lang: str | None = None, **options
+        self,
+        texts: list[str],
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        *,
+        split: bool | None = None,
+        batch_tokens: int = 4096,
+        **options,
     ) -> list[str]:
         """
-        Generate a text for each source text, in one batch.
+        Generate a text for each source text.
+
+        A text is translated sentence by sentence. Its line breaks, spaces and list markers stay as they are.
 
         Args:
             texts (`list[str]`): The source texts.
@@ -121,6 +141,10 @@ class ExportedModel:
             tgt_lang (`str`, *optional*):
                 Language to generate. Required if the model has language tags, unless `forced_bos_token_id` is set in
                 `options` or in the generation config of the checkpoint.
+            split (`bool`, *optional*):
+                Whether to split the texts into sentences. By default `True` if `tgt_lang` is set and differs from
+                `src_lang`. If `False`, a long text is an error.
+            batch_tokens (`int`, *optional*, defaults to 4096): Maximum size of a batch in tokens, with padding.
             options: Keywords of [`~ExportedModel.generate`].
 
         Returns:
@@ -130,47 +154,82 @@ class ExportedModel:
             TypeError: if `texts` is not a list of strings.
             ValueError: if a language is unknown or missing, or a text is too long or not valid Unicode.
         """
-        languages, pad_token_id = self.config["languages"], self.config["pad_token_id"]
-        rows = self._encode(texts, src_lang)
+        check_texts(texts)
+        check_range("batch_tokens", batch_tokens, 1, MAX_BATCH_TOKENS)
         is_forced = (self.config["generation"] | options)["forced_bos_token_id"] is not None
-        if tgt_lang is not None or (languages and not is_forced):
+        if tgt_lang is not None or (self.config["languages"] and not is_forced):
             options["forced_bos_token_id"] = self._get_tag_id("tgt_lang", tgt_lang)
-        input_ids = np.full((len(rows), max(map(len, rows), default=0)), pad_token_id)
+        split = tgt_lang not in (None, src_lang) if split is None else split
+        documents = self._split(texts, src_lang) if split else [["", text, ""] for text in texts]
+        rows = dict(enumerate(self._encode(list_sentences(documents), src_lang)))
+        cut: list[int] = []
+        generated: dict[int, str] = {}
+        for batch in batches_by_length(rows, batch_tokens):
+            ids = self._generate_rows([rows[number] for number in batch], options)
+            ends = self.config["end_token_ids"]
+            cut += [ids.shape[1] - 1] * int((~np.isin(ids[:, 1:], ends).any(1)).sum()) if ends else []
+            outputs = self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
+            generated |= zip(batch, outputs, strict=True)
+        self._warn_of_cut(cut)
+        return join_texts(documents, [generated[number].strip() if split else generated[number] for number in rows])
+
+    def _split(self, texts: list[str], src_lang: str | None) -> list[list[str]]:
+        """Split each text into sentences that the model can read."""
+        frame = len(self._frame([], src_lang))
+
+        def count_tokens(sentences: list[str]) -> list[int]:
+            return [frame + len(ids) for ids in self._tokenize(sentences)]
+
+        # An error names the number of the text.
+        self._tokenize(texts)
+        # The warning is shown at the line that calls the model.
+        warn = functools.partial(warnings.warn, stacklevel=6)
+        return split_texts(texts, count_tokens, self.config["longest_input"], warn)
+
+    def _generate_rows(self, rows: list[list[int]], options: dict) -> np.ndarray:
+        """Generate token ids for the token ids of sources, which are padded to a batch."""
+        input_ids = np.full((len(rows), max(map(len, rows))), self.config["pad_token_id"])
         mask = np.zeros_like(input_ids)
         for number, ids in enumerate(rows):
             input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
-        generated = self.generate(input_ids, mask, **options)
-        self._warn_of_cut(generated)
-        return self.tokenizer.decode_batch(generated.tolist(), skip_special_tokens=True)
+        return self.generate(input_ids, mask, **options)
 
-    def _warn_of_cut(self, generated: np.ndarray):
+    def _warn_of_cut(self, lengths: list[int]):
         """Warn if texts end at the maximum length."""
-        length, ends = generated.shape[1] - 1, self.config["end_token_ids"]
-        if cut := int((~np.isin(generated[:, 1:], ends).any(1)).sum()) if ends else 0:
+        if lengths:
             # The default limit counts the start token.
-            is_last = length >= self.config["longest_input"] - 1
+            is_last = max(lengths) >= self.config["longest_input"] - 1
             advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
-            warnings.warn(f"Incomplete outputs: {cut}. The maximum is {length} tokens. {advice}", stacklevel=3)
+            message = f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
+            warnings.warn(message, stacklevel=3)
 
     def _encode(self, texts: list[str], src_lang: str | None) -> list[list[int]]:
         """Return the token ids of each source, with its language tag."""
-        check_texts(texts)
-        config = self.config
-        tag = [self._get_tag_id("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
-        rows = []
-        for number, encoding in enumerate(self.tokenizer.encode_batch(list(texts), add_special_tokens=False), 1):
-            if not self._control_ids.isdisjoint(encoding.ids):
+        rows = [self._frame(ids, src_lang) for ids in self._tokenize(texts)]
+        for number, row in enumerate(rows, 1):
+            if len(row) > self.config["longest_input"]:
+                raise ValueError(
+                    f"Text {number} has {len(row)} tokens, but the model reads at most "
+                    f"{self.config['longest_input']}. Split the text."
+                )
+        return rows
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text, or refuse a text with the id of a special token."""
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        for number, ids in enumerate(rows, 1):
+            if not self._control_ids.isdisjoint(ids):
                 raise ValueError(
                     f"Text {number} contains a special token. This vocabulary cannot read special tokens as text. "
                     "Remove the special token from the text."
                 )
-            rows.append([config["bos_token_id"], *tag, *encoding.ids, config["eos_token_id"]])
-            if len(rows[-1]) > config["longest_input"]:
-                raise ValueError(
-                    f"Text {number} has {len(rows[-1])} tokens, but the model reads at most "
-                    f"{config['longest_input']}. Split the text."
-                )
         return rows
+
+    def _frame(self, ids: list[int], src_lang: str | None) -> list[int]:
+        """Return the tokens of a text between special tokens."""
+        config = self.config
+        tag = [self._get_tag_id("src_lang", src_lang)] if config["languages"] or src_lang is not None else []
+        return [config["bos_token_id"], *tag, *ids, config["eos_token_id"]]
 
     def _get_tag_id(self, name: str, language: str | None) -> int:
         """Return the token id of a language tag."""
@@ -380,107 +439,3 @@ def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarra
         np.take_along_axis(array, places.reshape(*places.shape, *[1] * (array.ndim - 2)), 1)
         for array in (scores, *others)
     ]
-
-
-def is_integer(value: Any) -> bool:
-    """Return True if `value` is an integer and not a boolean."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def check_range(name: str, value: Any, low: int, high: int):
-    """Refuse a value that is not an integer from `low` to `high`."""
-    if not is_integer(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high} (got {value!r}). Use another number.")
-
-
-def check_options(options: dict, config: dict):
-    """Refuse options of `generate` that the model cannot follow."""
-    # Enough continuations must be left if all end tokens are among the best.
-    continuations = max(2, 1 + len(config["end_token_ids"]))
-    check_range("max_new_tokens", options["max_new_tokens"], 1, config["longest_input"])
-    check_range("num_beams", options["num_beams"], 1, max(1, min(MAX_BEAMS, config["vocab_size"] // continuations)))
-    if options["forced_bos_token_id"] is not None:
-        check_range("forced_bos_token_id", options["forced_bos_token_id"], 0, config["vocab_size"] - 1)
-    penalty = options["length_penalty"]
-    is_number = isinstance(penalty, Real) and not isinstance(penalty, bool) and math.isfinite(penalty)
-    if not is_number or abs(penalty) > MAX_LENGTH_PENALTY:
-        raise ValueError(
-            f"length_penalty must be a number from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY} (got {penalty!r}). "
-            "Use another number."
-        )
-
-
-def check_texts(texts: list[str]):
-    """Refuse texts that the tokenizer cannot read."""
-    if isinstance(texts, str):
-        raise TypeError("texts must be a list of strings (got one string). Put the string in a list.")
-    if not isinstance(texts, list | tuple):
-        raise TypeError(f"texts must be a list of strings (got {type(texts).__name__}). Pass a list.")
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str):
-            raise TypeError(f"Text {number} must be a string (got {type(text).__name__}). Pass a list of strings.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"Text {number} is not valid Unicode. Remove its lone surrogates.") from error
-
-
-def make_array(name: str, values: Any) -> np.ndarray:
-    """Return integers as an array of int64."""
-    try:
-        array = np.asarray(values)
-    # Rows of different lengths.
-    except ValueError:
-        array = np.empty(0)
-    if not np.issubdtype(array.dtype, np.integer) and array.dtype != bool:
-        raise ValueError(f"{name} must be a rectangular array of integers. Pad the rows to one length.")
-    return np.ascontiguousarray(array, np.int64)
-
-
-def read_config(folder: Path) -> dict:
-    """Return the content of `config.json`, or raise a `ValueError` that names a wrong field."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError("config.json is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError("config.json is damaged") from error
-    if not isinstance(config, dict) or config.get("model_type") != "xlm_swcm_exported":
-        raise ValueError("config.json belongs to another kind of model")
-    try:
-        check_config(config)
-    except ValueError as error:
-        raise ValueError(f"config.json is wrong: {error}") from error
-    return config
-
-
-def check_config(config: dict):
-    """Refuse fields of `config.json` that are missing or have a wrong value."""
-    kinds = {"languages": dict, "generation": dict, "sha256": dict, "end_token_ids": list}
-    if wrong := next((name for name, kind in kinds.items() if not isinstance(config.get(name), kind)), None):
-        raise ValueError(f"{wrong} must be a {kinds[wrong].__name__} (got {config.get(wrong)!r}).")
-    for name in ("vocab_size", "longest_input"):
-        check_range(name, config.get(name), 1, 2**31 - 1)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
-    ids = [(name, config.get(name)) for name in names]
-    ids += [(f"languages.{code}", token) for code, token in config["languages"].items()]
-    ids += [("end_token_ids", token) for token in config["end_token_ids"]]
-    for name, token in ids:
-        check_range(name, token, 0, config["vocab_size"] - 1)
-    options = ("forced_bos_token_id", "max_new_tokens", "num_beams", "length_penalty")
-    check_options({name: config["generation"].get(name) for name in options}, config)
-
-
-def check_files(folder: Path, checksums: dict[str, str]):
-    """Refuse files that `xlm-swcm export` did not write."""
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing")
-        try:
-            with (folder / name).open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ValueError(f"{name} cannot be read") from error
-        if checksum != checksums.get(name):
-            raise ValueError(f"{name} is damaged, or belongs to another model")

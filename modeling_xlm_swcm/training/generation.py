@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import whole_file
 from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
+from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_texts, split_texts
 
 from .arguments import check_beams, check_counts
 from .coverage import Coverage
@@ -49,6 +49,13 @@ class GenerateArguments:
         default=None, metadata={"help": "Maximum length of an output line in tokens. Default: the limit of the model."}
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Maximum size of a batch in tokens, with padding."})
+    split: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Split input lines into sentences and generate a text for each. false: a line is one input, and a "
+            "long line is an error. Default: true if the languages differ."
+        },
+    )
 
     def __post_init__(self):
         check_counts(self, "max_length", "batch_tokens")
@@ -58,6 +65,8 @@ class GenerateArguments:
 def generate_file(args: GenerateArguments):
     """
     Generate one line of output for each line of input. Lines keep their order, and empty lines stay empty.
+
+    A translation is made sentence by sentence. The spaces and list markers of a line stay.
 
     The whole input is checked before the first line is generated.
 
@@ -75,11 +84,13 @@ def generate_file(args: GenerateArguments):
     tokenizer = load_tokenizer(args.model_name_or_path, config.vocab_size)
     check_languages(args, tokenizer)
     texts = read_texts(args.input, args.source_lang)
-    rows = encode_lines(texts, tokenizer, args.source_lang, limit, "stdin" if args.input == "-" else args.input)
+    documents = make_documents(texts, tokenizer, args, limit)
+    rows = encode_lines(documents, tokenizer, args.source_lang, limit, "stdin" if args.input == "-" else args.input)
     model = load_model(args.model_name_or_path, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     generated = generate_lines(model, tokenizer, rows, args)
-    write_lines([generated.get(index, "") for index in range(len(texts))], args.output)
+    lines = join_texts(documents, [generated[key] for key in rows])
+    write_lines([re.sub(r"[\r\n]+", " ", line) for line in lines], args.output)
 
 
 def check_output(args: GenerateArguments):
@@ -113,7 +124,7 @@ def read_texts(path: str, language: str) -> list[str]:
         rows = read_plain_text(name, split_lines(sys.stdin.buffer), bad_rows)
     else:
         rows = stream_texts(path, language, bad_rows)
-    texts = [(text or "").strip() for _, text in rows]
+    texts = [text or "" for _, text in rows]
     bad_rows.report()
     if not texts:
         raise DataError(f"{name} is empty. Write one text per line.")
@@ -132,69 +143,82 @@ def check_languages(args: GenerateArguments, tokenizer: XLMSWCMTokenizer):
             raise DataError(f'Unknown language "{code}" for {option}. {known_languages(tokenizer)}')
 
 
+def make_documents(
+    texts: list[str], tokenizer: XLMSWCMTokenizer, args: GenerateArguments, limit: int
+) -> list[list[str]]:
+    """Split each line into parts, as [`split_texts`] does, or into one part that the model reads."""
+
+    def count_tokens(sentences: list[str]) -> list[int]:
+        batches = batched(sentences)
+        encoded = (tokenizer(list(batch), src_lang=args.source_lang, **AS_TEXT)["input_ids"] for batch in batches)
+        return [len(ids) for rows in encoded for ids in rows]
+
+    is_split = args.source_lang != args.target_lang if args.split is None else args.split
+    if is_split:
+        return split_texts(texts, count_tokens, limit, logger.warning)
+    return [["", text.strip(), ""] if text.strip() else [""] for text in texts]
+
+
 def encode_lines(
-    texts: list[str], tokenizer: XLMSWCMTokenizer, language: str, limit: int, path: str
-) -> dict[int, list[int]]:
+    documents: list[list[str]], tokenizer: XLMSWCMTokenizer, language: str, limit: int, path: str
+) -> dict[tuple[int, int], list[int]]:
     """
-    Encode the lines that are not empty, and log the share of unknown tokens.
+    Encode the sentences of all lines, and log the share of unknown tokens.
 
     Returns:
-        `dict[int, list[int]]`: token ids by the index of the line.
+        `dict[tuple[int, int], list[int]]`: token ids by the number of the line and the index of the sentence.
 
     Raises:
-        DataError: if a line is longer than `limit` tokens.
+        DataError: if a sentence is longer than `limit` tokens.
     """
     rows, coverage = {}, Coverage(tokenizer)
-    for batch in batched((index, text) for index, text in enumerate(texts) if text):
-        indices, lines = zip(*batch, strict=True)
-        encoded = tokenizer(list(lines), src_lang=language, **AS_TEXT)["input_ids"]
-        for index, line, ids in zip(indices, lines, encoded, strict=True):
+    sentences = (
+        ((number, index), parts[index])
+        for number, parts in enumerate(documents, 1)
+        for index in range(1, len(parts), 2)
+    )
+    for batch in batched(sentences):
+        keys, texts = zip(*batch, strict=True)
+        encoded = tokenizer(list(texts), src_lang=language, **AS_TEXT)["input_ids"]
+        for key, text, ids in zip(keys, texts, encoded, strict=True):
             if len(ids) > limit:
                 raise DataError(
-                    f"Line {index + 1} of {path} has {len(ids)} tokens, but the model reads at most {limit}. Split "
-                    "the line."
+                    f"Line {key[0]} of {path} has {len(ids)} tokens, but the model reads at most {limit}. Split the "
+                    "line."
                 )
-            coverage.add(f"texts in {language}", line, ids[2:-1])
-            rows[index] = ids
+            coverage.add(f"texts in {language}", text, ids[2:-1])
+            rows[key] = ids
     coverage.log()
     return rows
 
 
-def batches_by_length(rows: dict[int, list[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield batches of keys, longest rows first: at most `batch_tokens` tokens with padding, or one row."""
-    batch = []
-    for index in sorted(rows, key=lambda index: -len(rows[index])):
-        if batch and len(rows[batch[0]]) * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
 @torch.inference_mode()
 def generate_lines(
-    model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, rows: dict[int, list[int]], args: GenerateArguments
-) -> dict[int, str]:
-    """Generate a text for each row, as one line, by the index of the row."""
+    model: PreTrainedModel,
+    tokenizer: XLMSWCMTokenizer,
+    rows: dict[tuple[int, int], list[int]],
+    args: GenerateArguments,
+) -> dict[tuple[int, int], str]:
+    """Generate a text for each row, by the key of the row."""
     options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
     ends = model.generation_config.eos_token_id
     ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=model.device)
     generated, cut = {}, []
     batches = list(batches_by_length(rows, args.batch_tokens))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
-        inputs = tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt").to(model.device)
+        inputs = tokenizer.pad({"input_ids": [rows[key] for key in batch]}, return_tensors="pt").to(model.device)
         ids = model.generate(**inputs, max_new_tokens=args.max_length, **options)
         is_cut = ~torch.isin(ids[:, 1:], ends).any(dim=1)
-        cut += [index for index, cut_here in zip(batch, is_cut.tolist(), strict=True) if cut_here]
+        cut += [key for key, cut_here in zip(batch, is_cut.tolist(), strict=True) if cut_here]
         outputs = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        generated |= {index: re.sub(r"[\r\n]+", " ", text).strip() for index, text in zip(batch, outputs, strict=True)}
+        generated |= {key: text.strip() for key, text in zip(batch, outputs, strict=True)}
     if cut:
         is_last = args.max_length >= model.config.longest_input
         advice = "Split their input lines." if is_last else "Pass a larger --max_length, or split their input lines."
+        lines = {number for number, _ in cut}
         logger.warning(
-            f"{len(cut)} output lines are incomplete: they reached the maximum of {args.max_length} tokens (first: "
-            f"line {min(cut) + 1}). {advice}"
+            f"{len(lines)} output lines are incomplete: they reached the maximum of {args.max_length} tokens (first: "
+            f"line {min(lines)}). {advice}"
         )
     return generated
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import generate
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.corpus_files import write_rows
 from support.folders import cut_short
 from support.models import teach
@@ -59,6 +57,41 @@ def test_every_line_is_what_the_model_writes_for_it(folder, tmp_path, target, ba
     expected = [PAIRS[line][target] if line.strip() else "" for line in lines]
     assert output.read_text(encoding="utf-8").split("\n") == [*expected, ""]
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt"}
+
+
+def test_a_translation_keeps_spaces_and_list_markers(folder, tmp_path, caplog):
+    lines = ["  1. 我们。早上去河边", "", "- 河边没有风  我们", "***", "- " + "我们，" * 20]
+    (tmp_path / "in.txt").write_text("\n".join(lines), encoding="utf-8")
+    output = tmp_path / "out.txt"
+    generate_file(arguments(folder, input=str(tmp_path / "in.txt"), output=str(output)))
+    written = output.read_text(encoding="utf-8").split("\n")
+    model, tokenizer = (
+        XLMSWCMForConditionalGeneration.from_pretrained(folder),
+        XLMSWCMTokenizer.from_pretrained(folder),
+    )
+
+    def write(sentence: str) -> str:
+        inputs = tokenizer(sentence, src_lang="zh", return_tensors="pt")
+        tag = tokenizer.get_lang_id("bo")
+        ids = model.generate(**inputs, forced_bos_token_id=tag, num_beams=2, max_new_tokens=12)
+        return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+    assert written[0] == f"  1. {write('我们。')} {write('早上去河边')}"
+    assert written[1:4] == ["", f"- {write('河边没有风  我们')}", "***"]
+    assert written[4].startswith("- ")
+    assert "A sentence of text 5 has 64 tokens, but the maximum is 38. It is cut into 2 parts." in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"split": False}, {"source_lang": "bo", "target_lang": "bo"}])
+def test_a_line_is_one_input_without_split_and_in_one_language(folder, tmp_path, options):
+    tokenizer = XLMSWCMTokenizer.from_pretrained(folder)
+    args = arguments(folder, **options)
+    assert generation.make_documents([" 我们。 我们。 ", " "], tokenizer, args, 38) == [
+        ["", "我们。 我们。", ""],
+        [""],
+    ]
+    args.split = True
+    assert generation.make_documents(["我们。 我们。"], tokenizer, args, 38) == [["", "我们。", " ", "我们。", ""]]
 
 
 def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
@@ -129,7 +162,7 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
     [
         (
             "a\n\n" + "河" * 200,
-            {},
+            {"split": False},
             r"Line 3 of .*in.txt has 20\d tokens, but the model reads at most 38. Split the line.",
         ),
         ("a", {"output": "."}, r"--output \. is a folder. Name a file."),
@@ -177,8 +210,9 @@ def test_a_damaged_model_is_named(folder, tmp_path, file):
 def test_special_tokens_and_tags_in_a_line_are_text(folder):
     tokenizer = XLMSWCMTokenizer.from_pretrained(folder)
     lines = ["我们 <bo> </s>", "", "<mask><s>"]
-    rows = generation.encode_lines(lines, tokenizer, "zh", 38, "in.txt")
-    assert list(rows) == [0, 2]
+    documents = generation.make_documents(lines, tokenizer, arguments(folder, split=False), 38)
+    rows = generation.encode_lines(documents, tokenizer, "zh", 38, "in.txt")
+    assert [number for number, _ in rows] == [1, 3]
     control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for ids in rows.values():
         assert ids[:2] == [tokenizer.bos_token_id, tokenizer.get_lang_id("zh")]
@@ -188,7 +222,7 @@ def test_special_tokens_and_tags_in_a_line_are_text(folder):
 
 def test_characters_that_the_model_cannot_read_are_said(folder, caplog):
     tokenizer = XLMSWCMTokenizer.from_pretrained(folder)
-    generation.encode_lines(["ქართული"], tokenizer, "zh", 38, "in.txt")
+    generation.encode_lines([["", "ქართული", ""]], tokenizer, "zh", 38, "in.txt")
     assert '50.00% of the tokens of the texts in zh are <unk> (example: "ქართული").' in caplog.text
 
 
@@ -206,15 +240,3 @@ def test_lines_that_the_limit_cuts_are_counted(folder, tmp_path, caplog, max_len
         assert all(text.startswith(line) and line != text for line, text in zip(lines, whole, strict=True))
         message = "2 output lines are incomplete: they reached the maximum of 2 tokens (first: line 2). Pass a larger "
         assert f"{message}--max_length, or split their input lines." in caplog.text
-
-
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
-def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, batch_tokens):
-    rows = {index: [0] * length for index, length in enumerate(lengths)}
-    batches = list(generation.batches_by_length(rows, batch_tokens))
-    assert sorted(index for batch in batches for index in batch) == list(rows)
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
-    # Two neighbouring batches do not fit into one.
-    for first, second in zip(batches, batches[1:], strict=False):
-        assert lengths[first[0]] * (len(first) + 1) > batch_tokens and second

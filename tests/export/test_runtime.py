@@ -43,9 +43,29 @@ def test_token_ids_are_equal_to_the_pipeline(learner, runtime):
     # `<s>`, the tag and `</s>` frame the text. The text itself has no control ids.
     control = set(learner.tokenizer.all_special_ids) - {learner.tokenizer.unk_token_id}
     assert not [row for row in ids if control & set(row[2:-1])]
-    assert [answer["translation_text"] for answer in pipeline(texts)] == [
-        text.strip() for text in runtime(texts, src_lang="zh", tgt_lang="bo")
-    ]
+    for split in (True, False):
+        expected = [answer["translation_text"] for answer in pipeline(texts, split=split)]
+        written = runtime(texts, src_lang="zh", tgt_lang="bo", split=split)
+        assert expected == [text if split else text.strip() for text in written]
+
+
+def test_a_document_is_translated_as_by_the_pipeline(learner, runtime, recwarn):
+    pipeline = XLMSWCMPipeline(model=learner.model, tokenizer=learner.tokenizer, src_lang="zh", tgt_lang="bo")
+    document = "# The river\n\n - no wind. The ferry stays!\n" + "two herons, one boat, " * 6
+    expected = [text["translation_text"] for text in pipeline(["no wind", document])]
+    for batch_tokens in (1, 60, 4096):
+        options = {"src_lang": "zh", "tgt_lang": "bo", "batch_tokens": batch_tokens}
+        assert runtime(["no wind", document], **options) == expected
+    message = "A sentence of text 2 has .* tokens, but the maximum is 38. It is cut into 4 parts."
+    with pytest.warns(UserWarning, match=message) as warned:
+        runtime(["no wind", document], src_lang="zh", tgt_lang="bo")
+    assert {warning.filename for warning in warned} == {__file__}
+    # A text in one language is one input.
+    with pytest.raises(ValueError, match="^Text 2 has .* tokens, but the model reads at most 38. Split the text."):
+        runtime(["no wind", document], src_lang="bo", tgt_lang="bo")
+    assert runtime(["no wind. No wind."], src_lang="bo", tgt_lang="bo") == runtime(
+        ["no wind. No wind."], src_lang="bo", tgt_lang="bo", split=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +274,7 @@ def test_languages_are_checked(learner, runtime):
 )
 def test_texts_are_checked(learner, runtime, texts, words):
     with pytest.raises((TypeError, ValueError), match=f"^{words}"):
-        runtime(texts, src_lang="zh", tgt_lang="bo")
+        runtime(texts, src_lang="zh", tgt_lang="bo", split=False)
     assert runtime(tuple(TEXTS), src_lang="zh", tgt_lang="bo") == runtime(TEXTS, src_lang="zh", tgt_lang="bo")
 
 

@@ -66,6 +66,41 @@ def test_a_text_and_a_list_of_texts_are_translated(load, write):
     assert [answer for answers in streamed for answer in answers] == expected
 
 
+def test_a_document_is_translated_line_by_line(load, write, caplog):
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
+    sentences = ["The river", "A quiet morning.", "No wind!", "The ferry stays"]
+    document = "# {}\n\n  - {}  {}\n  - ***\n\n\t1. {} \n"
+    greedy, beams = ({}, dict(num_beams=4, num_return_sequences=3))
+    for options in (greedy, beams):
+        lines = [write(sentence, src="zh", tgt="bo", **options) for sentence in sentences]
+        expected = [{"translation_text": document.format(*texts)} for texts in zip(*lines, strict=True)]
+        assert translate(document.format(*sentences), **options, batch_size=2) == expected
+        texts = ["No wind!", document.format(*sentences), "\n"]
+        answers = [
+            [{"translation_text": text} for text in lines[2]],
+            expected,
+            len(expected) * [{"translation_text": "\n"}],
+        ]
+        streamed = list(translate((text for text in texts), **options, batch_size=3))
+        assert streamed == answers
+    assert "is cut" not in caplog.text
+    long = "The river, " * 12
+    parts = translate(long)[0]["translation_text"]
+    assert "A sentence of text 1 has 87 tokens, but the maximum is 38. It is cut into 4 parts." in caplog.text
+    assert parts == " ".join(4 * write("The river, The river, The river,", src="zh", tgt="bo")) + " "
+
+
+def test_a_text_is_one_input_without_split(load, write):
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
+    text = "no wind! The ferry"
+    whole = [{"translation_text": write(text, src="zh", tgt="bo")[0]}]
+    assert translate(text, split=False) == whole == translate(text, truncation=True) != translate(text)
+    with pytest.raises(ValueError, match="tokens, but the maximum is 38. Shorten it, or set truncation=True."):
+        translate("The river, " * 12, split=False)
+    with pytest.raises(ValueError, match="split=True is for translation only, not for summarization. Set truncation"):
+        load("summarization")(text, src_lang="zh", split=True)
+
+
 def test_languages_and_options_may_be_set_once_and_changed_in_a_call(load, write):
     translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS)
     for call, languages in (({}, ("zh", "bo")), ({"tgt_lang": "kk-Arab"}, ("zh", "kk-Arab")), ({}, ("zh", "bo"))):
