@@ -3,7 +3,8 @@
     python examples/generate.py --model_name_or_path outputs/demo/copied --source_lang zh --target_lang bo \
         --input zh.txt --output bo.txt
 
-Lines keep their order, and empty lines stay empty. Lines of similar length form a batch.
+Lines keep their order, and empty lines stay empty. A line is translated sentence by sentence. Sentences of similar
+length form a batch.
 """
 
 # Ctrl-C also ends the script while it imports.

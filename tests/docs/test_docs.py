@@ -358,6 +358,9 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     printed = run_page(client, "docs/guides/finetune.md")
     assert len(ast.literal_eval(printed[0])) == 2
     assert "75.0" in printed[1]
+    (document,) = run_page(client, "docs/guides/translate.md")
+    first, empty, *items = document.splitlines()
+    assert first.startswith("# ") and empty == "" and [item[:2] for item in items] == ["- ", "- ", ""]
     command = next(words for words in commands("docs/guides/export.md") if words[0] == "xlm-swcm")
     outcome = client.command(*command[1:])
     assert outcome.exit_code == 0, outcome.output
