@@ -17,9 +17,9 @@ from modeling_xlm_swcm.checkpoints.loading import check_files, load_model, load_
 from modeling_xlm_swcm.checkpoints.reading import load_pretrained, read_config
 from modeling_xlm_swcm.corpora.bad_rows import DataError
 from modeling_xlm_swcm.punctuation_xlm_swcm import is_chinese, restore_marks
+from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length
 from modeling_xlm_swcm.training.examples import batched, truncate
 from modeling_xlm_swcm.training.faults import find_cut
-from modeling_xlm_swcm.training.generation import batches_by_length
 from modeling_xlm_swcm.training.rows import AS_TEXT
 
 from .languages import match_code
