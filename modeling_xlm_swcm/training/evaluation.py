@@ -2,7 +2,7 @@
 
 import torch
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 
 class TokenLossTrainer(Trainer):
@@ -26,7 +26,10 @@ class TokenLossTrainer(Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             if self._row_losses:
-                loss, count = torch.cat(self._row_losses).double().sum(0).tolist()
+                rows = torch.cat(self._row_losses)
+                # Rows that only fill up the last batches of several processes come last.
+                rows = rows[: len(dataloader.dataset)] if has_length(dataloader.dataset) else rows
+                loss, count = rows.double().sum(0).tolist()
                 output.metrics[f"{metric_key_prefix}_loss"] = loss / max(count, 1)
             return output
         finally:
@@ -49,5 +52,4 @@ class TokenLossTrainer(Trainer):
         # The mean of a batch without labels is not a number.
         if count:
             shares[: len(labels)] = torch.stack([loss * count, count]) / len(labels)
-        # As in Transformers, rows that only fill up the last batch are removed here.
         return self.gather_function(shares).cpu()

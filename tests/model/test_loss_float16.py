@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.losses import Tensors, loss_and_gradients, plain_loss, random_inputs
-from support.models import tiny_model
+from support.models import PREFIX_DECODERS, tiny_model
 from torch import nn
 
 from modeling_xlm_swcm.loss_xlm_swcm import SharedEmbedding, linear_cross_entropy
@@ -97,11 +97,14 @@ class TestFunction:
         torch.testing.assert_close(*gradients, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("decoder", [{}, *PREFIX_DECODERS], ids=["paper", "prefix", "tied prefix"])
 class TestModel:
-    def train(self, batch, logits_in_training: bool, scale: float = 2.0**14) -> tuple[nn.Module, list[float]]:
+    def train(
+        self, batch, decoder: dict, logits_in_training: bool, scale: float = 2.0**14
+    ) -> tuple[nn.Module, list[float]]:
         """Make five steps with a gradient scaler. Return the model and the scales."""
         dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        model = tiny_model(logits_in_training=logits_in_training, **dropout).train()
+        model = tiny_model(logits_in_training=logits_in_training, **dropout, **decoder).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scales = []
@@ -116,15 +119,17 @@ class TestModel:
             scales.append(scaler.get_scale())
         return model, scales
 
-    def test_steps_with_a_gradient_scaler_are_those_of_the_plain_loss(self, batch):
-        (chunked, _), (plain, _) = (self.train(batch, logits) for logits in (False, True))
-        before = dict(tiny_model().named_parameters())
+    def test_steps_with_a_gradient_scaler_are_those_of_the_plain_loss(self, batch, decoder):
+        (chunked, _), (plain, _) = (self.train(batch, decoder, logits) for logits in (False, True))
+        before = dict(tiny_model(**decoder).named_parameters())
         for name, parameter in plain.named_parameters():
             moved = (parameter - before[name]).norm()
             assert (chunked.get_parameter(name) - parameter).norm() <= 0.02 * moved + 1e-4, name
 
-    def test_a_step_that_overflows_is_skipped_and_the_scale_halved(self, batch):
-        (chunked, scales), (plain, expected) = (self.train(batch, logits, 2.0**34) for logits in (False, True))
+    def test_a_step_that_overflows_is_skipped_and_the_scale_halved(self, batch, decoder):
+        (chunked, scales), (plain, expected) = (
+            self.train(batch, decoder, logits, 2.0**34) for logits in (False, True)
+        )
         assert scales == expected == [2.0**33, 2.0**32, 2.0**31, 2.0**30, 2.0**29]
         for trained in (chunked, plain):
-            assert all(map(torch.equal, trained.parameters(), tiny_model().parameters()))
+            assert all(map(torch.equal, trained.parameters(), tiny_model(**decoder).parameters()))
