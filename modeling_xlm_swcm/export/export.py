@@ -13,6 +13,7 @@ from modeling_xlm_swcm import (
     XLMSWCMConfig,
     XLMSWCMForConditionalGeneration,
     XLMSWCMTokenizer,
+    punctuation_xlm_swcm,
     sentences_xlm_swcm,
 )
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
@@ -24,6 +25,7 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import UNREACHABLE
 
 RUNTIME = [
     *(Path(__file__).with_name(name) for name in ("xlm_swcm_runtime.py", "xlm_swcm_checks.py")),
+    Path(punctuation_xlm_swcm.__file__),
     Path(sentences_xlm_swcm.__file__),
 ]
 

@@ -16,9 +16,11 @@ import tokenizers
 
 # The export puts these modules beside this file.
 if __package__ == "modeling_xlm_swcm.export":
+    from ..punctuation_xlm_swcm import is_chinese, restore_marks
     from ..sentences_xlm_swcm import batches_by_length, join_texts, list_sentences, split_texts
     from .xlm_swcm_checks import check_files, check_options, check_range, check_texts, make_array, read_config
 else:
+    from punctuation_xlm_swcm import is_chinese, restore_marks  # type: ignore[no-redef]
     from sentences_xlm_swcm import (  # type: ignore[no-redef]
         batches_by_length,
         join_texts,
@@ -168,10 +170,21 @@ class ExportedModel:
             ids = self._generate_rows([rows[number] for number in batch], options)
             ends = self.config["end_token_ids"]
             cut += [ids.shape[1] - 1] * int((~np.isin(ids[:, 1:], ends).any(1)).sum()) if ends else []
-            outputs = self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
-            generated |= zip(batch, outputs, strict=True)
+            generated |= zip(batch, self._decode(ids), strict=True)
         self._warn_of_cut(cut)
         return join_texts(documents, [generated[number].strip() if split else generated[number] for number in rows])
+
+    def _decode(self, ids: np.ndarray) -> list[str]:
+        """Return texts without special tokens. Texts with a Chinese tag get Chinese punctuation."""
+        texts = self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)
+        normalizer = self.tokenizer.normalizer
+        if normalizer is None:
+            return texts
+        tags = {tag for code, tag in self.config["languages"].items() if is_chinese(code)}
+        return [
+            text if tags.isdisjoint(row) else restore_marks(text, normalizer.normalize_str)
+            for text, row in zip(texts, ids.tolist(), strict=True)
+        ]
 
     def _split(self, texts: list[str], src_lang: str | None) -> list[list[str]]:
         """Split each text into sentences that the model can read."""
