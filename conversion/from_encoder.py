@@ -49,12 +49,12 @@ def from_encoder(
     **options,
 ) -> tuple[XLMSWCMForConditionalGeneration, ConversionReport]:
     """
-    Convert an XLM-R-shaped encoder to an encoder-decoder model in memory.
+    Convert an encoder to an encoder-decoder model in memory.
 
     Args:
         encoder (`str`, `PathLike` or [`PreTrainedModel`]):
-            Hub id, folder or model of type xlm-roberta, roberta or camembert, with or without a head. A model is
-            copied, so training the result does not change it.
+            Hub id, folder or model of a supported family, for example XLM-R or BERT, with or without a head. A model
+            is copied, so training the result does not change it.
         revision (`str`, *optional*):
             Branch, tag or commit of `encoder` on the Hub. Default: the main branch.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):

@@ -9,14 +9,19 @@ from os import PathLike
 
 import torch
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_rows, load_encoder
+from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_rows, find_unreadable_names
+from modeling_xlm_swcm.checkpoints.encoders import Encoder, load_encoder
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
+from modeling_xlm_swcm.checkpoints.word_pieces import find_losses, make_backend
 from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
 from .options import CHOICES, ConversionOptions, DecoderPlan
 
+
+logger = logging.get_logger(__name__)
 
 # Sublayers that an encoder layer does not have, in the order in which they run -> module that makes their output. A
 # silent start sets these modules to zero.
@@ -67,6 +72,8 @@ class ConversionPlan:
             For each tensor of the source that is not copied, the reason.
         not_finite (`list[str]`):
             Tensors of the source that hold NaN or infinity. They are found during the copy.
+        notes (`list[str]`):
+            What the tokenizer of the source loses.
     """
 
     source: Encoder
@@ -81,6 +88,7 @@ class ConversionPlan:
     new: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,6 +120,8 @@ def plan_encoder_conversion(
     plan = ConversionPlan(source, config, options.to_dict(), tokenizer, revision)
     if tokenizer is not None:
         plan.language_ids = {code: tokenizer.get_lang_id(code) for code in options.languages}
+        plan.notes = find_losses(tokenizer.backend_tokenizer)
+        warn_of_unreadable_languages(source, options.languages)
     known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
     plan.new_ids = [token_id for code, token_id in plan.language_ids.items() if language_tag(code) not in known]
     plan.parameters = count_parameters(config)
@@ -146,16 +156,27 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
             raise ConversionError("`languages` needs a tokenizer. Pass the tokenizer of the encoder as `tokenizer`.")
         return None
     check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
+    longest = source.config["max_position_embeddings"] - source.config["pad_token_id"] - 1
     try:
         return XLMSWCMTokenizer(
-            tokenizer_object=source.tokenizer.backend_tokenizer,
+            tokenizer_object=make_backend(source.tokenizer.backend_tokenizer),
             languages=languages,
-            model_max_length=source.config["max_position_embeddings"] - source.config["pad_token_id"] - 1,
+            model_max_length=min(longest, source.tokenizer.model_max_length),
             extra_special_tokens=source.tokenizer.extra_special_tokens,
             **source.tokenizer.special_tokens_map,
         )
     except ValueError as error:
         raise ConversionError(str(error)) from error
+
+
+def warn_of_unreadable_languages(source: Encoder, languages: Sequence[str]):
+    """Warn of languages whose own name has characters that the tokenizer does not know."""
+    for code, name in find_unreadable_names(source.tokenizer, languages).items():
+        logger.warning(
+            f'The tokenizer of {source.name} reads "{name}", the name of the language {code}, as '
+            f"{source.tokenizer.unk_token}. The model cannot generate this language. Add tokens with xlm-swcm vocab "
+            "extend, or use another encoder."
+        )
 
 
 def make_model_config(
@@ -168,6 +189,10 @@ def make_model_config(
     if tokenizer is not None:
         fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         rows = max(rows, len(tokenizer))
+    if "bos_token_id" not in fields:
+        raise ConversionError(
+            f"config.json of {source.name} has no bos_token_id. Pass the tokenizer of the encoder as `tokenizer`."
+        )
     fields |= {"vocab_size": rows, "decoder_start_token_id": fields["bos_token_id"]}
     try:
         return config_class(**fields | decoder)
@@ -176,10 +201,11 @@ def make_model_config(
 
 
 def has_transform(source: Encoder) -> bool:
-    """Return True if the source has a complete masked-LM head whose output matrix is the word embeddings."""
+    """Return True if the source has a complete masked-LM head, with GELU and the word embeddings as output matrix."""
     head = source.family.head.tensors
     transform = {name for name, target in head.items() if target.startswith("lm_head_transform.")}
-    return source.tensors.keys() >= transform and source.has_tied_output
+    is_gelu = not source.family.head.uses_hidden_act or source.config.get("hidden_act", "gelu") == "gelu"
+    return is_gelu and source.tensors.keys() >= transform and source.has_tied_output
 
 
 def get_model_class(config: XLMSWCMConfig) -> type[XLMSWCMForConditionalGeneration]:

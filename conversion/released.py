@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_xlm_swcm import XLMSWCMConfig
-from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config, check_tokenizer, load_encoder_tokenizer
+from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_tokenizer, load_encoder_tokenizer
+from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.families.xlm_roberta import FAMILY
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, check_weights, equal, load_file, read_config

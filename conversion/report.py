@@ -44,6 +44,10 @@ class ConversionReport:
             Number of parameters of the model with each `weight_sharing` that its decoder allows.
         not_finite (`list[str]`):
             Tensors of the source that hold NaN or infinity.
+        family (`str`):
+            Family of the encoder, for example `"XLM-R"` or `"BERT"`.
+        notes (`list[str]`):
+            What the tokenizer of the encoder loses, so that the model cannot generate it.
         tokenizer ([`XLMSWCMTokenizer`] or `None`):
             Tokenizer of the encoder with the language tags. It is not in the JSON.
     """
@@ -60,6 +64,8 @@ class ConversionReport:
     new_ids: list[int] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
+    family: str = ""
+    notes: list[str] = field(default_factory=list)
     tokenizer: XLMSWCMTokenizer | None = None
 
     @classmethod
@@ -78,6 +84,8 @@ class ConversionReport:
             plan.new_ids,
             plan.parameters,
             plan.not_finite,
+            plan.source.family.name,
+            plan.notes,
             plan.tokenizer,
         )
 
@@ -92,7 +100,7 @@ class ConversionReport:
 
     def print(self, console: Console):
         """Print a table with one row for each module of an encoder layer, and the totals."""
-        table = Table(title=f"{self.source} → XLM-SWCM", title_justify="left", box=box.SIMPLE)
+        table = Table(title=f"{self.source} ({self.family}) → XLM-SWCM", title_justify="left", box=box.SIMPLE)
         for column in ("", "tensors", "from", "to"):
             table.add_column(column, justify="right" if column == "tensors" else "left")
         for source, targets in self._group_copied().items():
@@ -115,6 +123,8 @@ class ConversionReport:
             f"{len(self.copied)} tensors copied, each bit-equal to its source. {len(self.new)} tensors new. "
             f"{len(self.dropped)} tensors of the source dropped.\nParameters: {', '.join(parameters)}."
         )
+        for note in self.notes:
+            console.print(note)
 
     def _group_copied(self) -> dict[str, list[str]]:
         """Return the modules of the model for each module of the source."""

@@ -139,7 +139,10 @@ PushToHub = Annotated[
 Seed = Annotated[int, seed_option("new weights")]
 
 main = typer.Typer(
-    cls=Group, add_completion=False, no_args_is_help=True, help="Convert XLM-R encoders to encoder-decoder models."
+    cls=Group,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Convert encoders such as XLM-R and BERT to encoder-decoder models.",
 )
 vocab = typer.Typer(
     cls=Group, no_args_is_help=True, help="Extend or trim the vocabulary of an encoder or XLM-SWCM model."

@@ -33,14 +33,58 @@ def check_unicode(texts: tuple):
         raise ValueError(f"A text has the lone surrogate {half}, which is not valid Unicode. Remove it.") from error
 
 
+def hide_special_tokens(model: dict, special_ids: set[int]):
+    """
+    Put `UNREACHABLE` before the special tokens in the vocabulary of a model, so that no text can spell them.
+
+    Args:
+        model (`dict`):
+            The model in `tokenizer.json`. It is changed in place.
+        special_ids (`set[int]`):
+            Ids of the special tokens.
+
+    Raises:
+        ValueError: if the model is of another type than Unigram or WordPiece.
+    """
+    if model["type"] == "Unigram":
+        # A Unigram vocabulary has the special tokens with the best score.
+        for token_id in special_ids & set(range(len(model["vocab"]))):
+            model["vocab"][token_id][0] = UNREACHABLE + model["vocab"][token_id][0]
+    elif model["type"] == "WordPiece":
+        model["vocab"] = {UNREACHABLE * (id in special_ids) + piece: id for piece, id in model["vocab"].items()}
+        if model["unk_token"] not in model["vocab"]:
+            model["unk_token"] = UNREACHABLE + model["unk_token"]
+    else:
+        raise ValueError(
+            f"A text contains a special token. A vocabulary of the type {model['type']} cannot read special tokens as "
+            "text. Remove the special token from the text."
+        )
+
+
+def make_unigram(fields: dict) -> models.Unigram:
+    """Return the Unigram model with these fields of `tokenizer.json`."""
+    vocab = [(piece, score) for piece, score in fields["vocab"]]
+    return models.Unigram(vocab, fields["unk_id"], fields.get("byte_fallback", False))
+
+
+def make_word_piece(fields: dict) -> models.WordPiece:
+    """Return the WordPiece model with these fields of `tokenizer.json`."""
+    names = ("vocab", "unk_token", "max_input_chars_per_word", "continuing_subword_prefix")
+    return models.WordPiece(**{name: fields[name] for name in names if name in fields})
+
+
+TEXT_MODELS = {"Unigram": make_unigram, "WordPiece": make_word_piece}
+
+
 class XLMSWCMTokenizer(TokenizersBackend):
     r"""
     Tokenizer that loads the `tokenizer.json` of an encoder and adds one tag for each language.
 
-    It supports the Unigram model of XLM-R and CamemBERT, and the byte-level BPE of RoBERTa. A source is
-    `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`. The model shifts the target right behind its
-    start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in generation. Without
-    `languages`, a source is `<s> ... </s>` and a target is `... </s>`.
+    It supports the Unigram model of XLM-R and CamemBERT, the byte-level BPE of RoBERTa and the WordPiece model of
+    BERT. A source is `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`. The model shifts the target
+    right behind its start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in
+    generation. Without `languages`, a source is `<s> ... </s>` and a target is `... </s>`. BERT writes `[CLS]` for
+    `<s>` and `[SEP]` for `</s>`.
 
     Languages are arguments of a call: `tokenizer(text, src_lang="zh", text_target=target, tgt_lang="bo")`. A call
     changes no state, so threads can share a tokenizer.
@@ -287,22 +331,13 @@ class XLMSWCMTokenizer(TokenizersBackend):
         added = self._tokenizer.get_added_tokens_decoder()
         return {*self.all_special_ids, *(token_id for token_id, token in added.items() if token.special)}
 
-    def _get_text_model(self) -> models.Unigram:
-        """Return the model without its special tokens, which a Unigram vocabulary has with the best score."""
+    def _get_text_model(self) -> models.Model:
+        """Return the model without its special tokens, which a text could spell."""
         # Most texts do not spell a special token, and a copy of a large vocabulary takes a second.
         if vars(self).get("_text_model") is None:
             fields = json.loads(self._tokenizer.to_str())["model"]
-            if fields["type"] != "Unigram":
-                raise ValueError(
-                    f"A text contains a special token. A vocabulary of the type {fields['type']} cannot read special "
-                    "tokens as text. Remove the special token from the text."
-                )
-            special = self._get_special_ids()
-            pieces = [
-                (UNREACHABLE + piece if token_id in special else piece, score)
-                for token_id, (piece, score) in enumerate(fields["vocab"])
-            ]
-            self._text_model = models.Unigram(pieces, fields["unk_id"], fields.get("byte_fallback", False))
+            hide_special_tokens(fields, self._get_special_ids())
+            self._text_model = TEXT_MODELS[fields["type"]](fields)
         return self._text_model
 
     def __getstate__(self) -> dict:

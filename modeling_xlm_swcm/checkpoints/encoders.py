@@ -2,16 +2,18 @@
 
 import re
 from dataclasses import dataclass
+from functools import reduce
 from os import PathLike
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
+from .encoder_tokenizers import check_tokenizer, copy_with_ends, load_encoder_tokenizer
 from .errors import ConversionError, make_config_error
 from .families import FAMILIES, MODEL_TYPES
 from .family import EncoderFamily
@@ -20,27 +22,31 @@ from .reading import (
     check_dtypes,
     equal,
     find_file,
-    load_pretrained,
     read_config,
-    read_tokenizer_config,
     read_weights,
 )
-from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
+from .sentence_transformers import find_encoder_folder
 
 
-# Model types that are often asked for -> what the converter lacks for them.
+# Names in checkpoints that were made from TensorFlow.
+LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+# Model types that are often asked for -> what the model lacks for them, and what to do.
 UNSUPPORTED_TYPES = {
     "xlm_swcm": "it is already an XLM-SWCM checkpoint. Pass its encoder",
     **dict.fromkeys(
         ("xlm-roberta-xl", "roberta-prelayernorm"),
         "it has pre-LayerNorm layers. Use an encoder with post-LayerNorm layers",
     ),
+    **dict.fromkeys(
+        ("modernbert", "eurobert"),
+        "it has pre-norm layers and rotary positions. Use an encoder with post-norm layers and absolute positions",
+    ),
+    **dict.fromkeys(
+        ("deberta", "deberta-v2"),
+        "its attention has relative positions. Use an encoder with absolute positions",
+    ),
 }
-
-# Tokens at the ends of a text in BERT-like tokenizers, which stand in for tokens that a tokenizer lacks.
-TOKENS_OF_ENDS = {"bos_token": "cls_token", "eos_token": "sep_token"}
-
-ENCODER_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.json")
 
 
 @dataclass
@@ -111,20 +117,58 @@ def load_encoder(
         name, config = type(encoder).__name__, encoder.config.to_dict()
         family = check_config(name, config)
         tensors = dict(encoder.state_dict())
+        tokenizer = copy_with_ends(name, tokenizer) if tokenizer is not None else None
     else:
-        name = str(encoder)
+        place = str(encoder)
+        name = find_encoder_folder(place, revision)
         config = read_config(name, revision)
         family = check_config(name, config)
         tensors = read_weights(name, revision)
-        tokenizer = tokenizer or load_encoder_tokenizer(name, revision)
+        tokenizer = copy_with_ends(name, tokenizer) if tokenizer else load_encoder_tokenizer(name, revision)
         if not Path(name).is_dir():
             commit = extract_commit_hash(str(find_file(name, "config.json", revision)), None)
-        license = read_license(name, revision)
+        license = read_license(place, revision)
     check_dtypes(name, tensors)
-    config = family.read_fields(config)
+    config, tensors = family.read_fields(config), read_names(name, family, tensors)
     if tokenizer is not None:
+        if family.has_positions_from_zero and tokenizer.pad_token_id is not None:
+            # Here the position of a token does not depend on the padding token, so its id can be any.
+            config["pad_token_id"] = tokenizer.pad_token_id
         check_tokenizer(name, config, tokenizer)
-    return Encoder(name, family, config, read_names(name, family, tensors), tokenizer, commit, license)
+    source = Encoder(name, family, config, tensors, tokenizer, commit, license)
+    shift_positions(source)
+    select_token_types(source)
+    return source
+
+
+def shift_positions(source: Encoder):
+    """Put rows of zeros before positions that start at 0, so that the first token has the position of the model."""
+    name = "embeddings.position_embeddings.weight"
+    positions = source.config["max_position_embeddings"]
+    # A table of another length is reported when the shapes are checked.
+    if not source.family.has_positions_from_zero or len_of(source, name) != positions:
+        return
+    table, unused = source.tensors[name][:], source.config["pad_token_id"] + 1
+    source.tensors[name] = torch.cat([table.new_zeros(unused, table.shape[1]), table])
+    source.config["max_position_embeddings"] = positions + unused
+
+
+def select_token_types(source: Encoder):
+    """Split the token types that the family does not keep from the first ones."""
+    name, kept = "embeddings.token_type_embeddings.weight", source.family.token_types
+    types = source.config.get("type_vocab_size", kept)
+    if kept is None or len_of(source, name) != types:
+        return
+    table = source.tensors[name][:]
+    source.tensors[name] = table[:kept].clone()
+    source.config["type_vocab_size"] = kept
+    if types > kept:
+        source.tensors[f"{name}[{kept}:]"] = table[kept:].clone()
+
+
+def len_of(source: Encoder, name: str) -> int | None:
+    """Return the number of rows of a tensor, or `None` if the encoder lacks it."""
+    return source.tensors[name].shape[0] if name in source.tensors else None
 
 
 def read_license(name: str, revision: str | None) -> str | None:
@@ -152,7 +196,10 @@ def check_config(name: str, config: dict) -> EncoderFamily:
 
 def describe_unsupported_type(config: dict) -> str:
     """Return why a model type without a family cannot be converted, and what to use."""
-    default = f"this model type is not supported. Use an encoder of type {list_model_types()}"
+    use = f"Use an encoder of type {list_model_types()}"
+    default = f"this model type is not supported. {use}"
+    if config.get("auto_map"):
+        default = f"it needs code that its config.json names in auto_map, and xlm-swcm never runs such code. {use}"
     return UNSUPPORTED_TYPES.get(config.get("model_type", ""), default)
 
 
@@ -174,66 +221,7 @@ def find_config_problem(family: EncoderFamily, config: dict) -> str | None:
         f"its config.json lacks {missing}. Add the field": missing is not None,
         f"its hidden_act is {activation}. Use an activation function of Transformers": activation not in ACT2FN,
     }
-    return next((problem for problem, is_present in problems.items() if is_present), None)
-
-
-def check_tokenizer(name: str, config: dict, tokenizer: PreTrainedTokenizerBase):
-    """Check that config and tokenizer have the same pad token, from which positions are counted."""
-    if tokenizer.pad_token_id != config["pad_token_id"]:
-        raise ConversionError(
-            f"pad_token_id is {config['pad_token_id']} in the config of {name} but {tokenizer.pad_token_id} in its "
-            "tokenizer. Set both to the same id."
-        )
-
-
-def check_rows(name: str, tokenizer: PreTrainedTokenizerBase, rows: int):
-    """Check that every token has a row in the word embeddings."""
-    if len(tokenizer) > rows:
-        raise ConversionError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens, but its word embeddings have only {rows} rows. "
-            "Use the tokenizer that belongs to the weights."
-        )
-
-
-def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of an encoder."""
-    # Without a tokenizer file, Transformers silently makes a tokenizer that knows only the special tokens.
-    if not any(find_file(name, file, revision) for file in ENCODER_TOKENIZER_FILES):
-        raise ConversionError(
-            f"{name} has no tokenizer. Add one of these files: {', '.join(ENCODER_TOKENIZER_FILES)}."
-        )
-    kind, config = check_tokenizer_file(name, revision), read_tokenizer_config(name, revision)
-    check_tokenizer_fields(name, config)
-    ends = {
-        token: config[other].get("content") if isinstance(config[other], dict) else config[other]
-        for token, other in TOKENS_OF_ENDS.items()
-        if token in config and config[token] is None and config.get(other)
-    }
-    tokenizer = load_pretrained(AutoTokenizer, name, revision=revision, **ends)
-    check_backend(name, tokenizer, kind)
-    for token, other in TOKENS_OF_ENDS.items():
-        if getattr(tokenizer, token) is None and getattr(tokenizer, other) is None:
-            raise ConversionError(
-                f"The tokenizer of {name} has neither {token} nor {other}. Set {token} in its tokenizer_config.json."
-            )
-        if getattr(tokenizer, token) is None:
-            setattr(tokenizer, token, getattr(tokenizer, other))
-    return tokenizer
-
-
-def check_backend(name: str, tokenizer: PreTrainedTokenizerBase, kind: str | None):
-    """Refuse a tokenizer without a Rust backend, or with a class that replaces the model in tokenizer.json."""
-    tokenizer_class = type(tokenizer).__name__
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ConversionError(
-            f"The tokenizer of {name} is a slow tokenizer, {tokenizer_class}. Use a checkpoint with a fast tokenizer."
-        )
-    loaded = type(tokenizer.backend_tokenizer.model).__name__
-    if kind is not None and loaded != kind:
-        raise ConversionError(
-            f"tokenizer_class in tokenizer_config.json of {name} makes a {loaded} tokenizer, but tokenizer.json holds "
-            f"a {kind} model. Correct tokenizer_class."
-        )
+    return next((problem for problem, is_present in problems.items() if is_present), family.find_problem(config))
 
 
 def read_names(
@@ -252,12 +240,17 @@ def read_names(
             f"{name} has both {twice[0]} and {twice[0].removeprefix(prefix)}. Save the encoder again with "
             "save_pretrained."
         )
-    tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    tensors = {modernise(key.removeprefix(prefix)): tensor for key, tensor in tensors.items()}
     bias, projection_bias = family.head.bias, f"{family.head.projection}.bias"
     # Transformers loads the bias of the projection if a checkpoint has both.
     if projection_bias in tensors and (bias not in tensors or not equal(tensors[bias], tensors[projection_bias])):
         tensors[bias] = tensors.pop(projection_bias)
     return tensors
+
+
+def modernise(tensor: str) -> str:
+    """Return the name that Transformers gives a tensor."""
+    return reduce(lambda name, old: name.replace(old, LEGACY_NAMES[old]), LEGACY_NAMES, tensor)
 
 
 def require_license(license: str | None, encoder: str) -> str:

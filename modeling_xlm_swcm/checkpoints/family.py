@@ -1,7 +1,7 @@
 """The description of an encoder family: how the names, shapes and fields of its checkpoints map to the model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from modeling_xlm_swcm import XLMSWCMConfig
@@ -29,6 +29,7 @@ DROPPED = {
     r"pooler\..+": "used only for classification",
     r"embeddings\.(position_ids|token_type_ids)": "a buffer that the model creates",
     r"(classifier|qa_outputs)\..+": "the head of another task",
+    r"embeddings\.token_type_embeddings\.weight\[\d+:\]": "marks the second text of a pair, but a source is one text",
 }
 
 # Field of the model's config -> field of the encoder's config.
@@ -62,12 +63,15 @@ class MaskedLMHead:
             Tensor of the output bias, which becomes `lm_head.bias`.
         projection (`str`):
             Module of the output projection, whose weight is usually the word embeddings.
+        uses_hidden_act (`bool`, *optional*, defaults to `False`):
+            Whether the activation function of the head is `hidden_act`. By default it is GELU, as in the model.
     """
 
     dense: str
     layer_norm: str
     bias: str
     projection: str
+    uses_hidden_act: bool = False
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -120,6 +124,13 @@ class EncoderFamily:
             Field of the model's config -> field of the encoder's config.
         defaults (`dict`):
             Values of fields that config.json can lack.
+        has_positions_from_zero (`bool`, *optional*, defaults to `False`):
+            Whether the first token has position 0. By default it has the position `pad_token_id + 1`, as in the
+            model.
+        token_types (`int`, *optional*):
+            Number of token types to keep. Default: all.
+        find_problem (`Callable[[dict], str | None]`, *optional*):
+            Function that returns why an encoder with a config.json cannot be converted, and what to use, or `None`.
     """
 
     name: str
@@ -135,6 +146,9 @@ class EncoderFamily:
     config_class: type[XLMSWCMConfig] = XLMSWCMConfig
     config_fields: dict[str, str] = field(default_factory=lambda: CONFIG_FIELDS)
     defaults: dict[str, object] = field(default_factory=dict)
+    has_positions_from_zero: bool = False
+    token_types: int | None = None
+    find_problem: Callable[[dict], str | None] = lambda config: None
 
     @property
     def required_fields(self) -> Iterable[str]:

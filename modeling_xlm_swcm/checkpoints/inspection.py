@@ -18,6 +18,7 @@ from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .code import UNNAMED_VERSION, complete_auto_maps, find_changed_code, is_newer, is_outdated, read_code_version
 from .errors import ConversionError, first_line, make_config_error
+from .families import MODEL_TYPES
 from .hub_errors import translate_hub_errors
 from .reading import check_safetensors, find_file, read_config, read_json
 
@@ -102,9 +103,10 @@ class Inspection:
         """Return the source of the conversion and the number of copied, new and dropped tensors."""
         if self.report is None:
             return "not known, because conversion_report.json is missing"
-        counts, commit = self.report["counts"], self.report.get("commit")
+        counts, family, commit = self.report["counts"], self.report.get("family"), self.report.get("commit")
+        details = ", ".join(filter(None, (family and f"family {family}", commit and f"commit {commit}")))
         return (
-            f"{self.report['source']}{f' (commit {commit})' if commit else ''}: {counts['copied']} tensors copied, "
+            f"{self.report['source']}{f' ({details})' if details else ''}: {counts['copied']} tensors copied, "
             f"{counts['new']} new, {counts['dropped']} dropped"
         )
 
@@ -233,8 +235,10 @@ def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig
     fields = read_config(source, revision)
     config_class = CONFIG_CLASSES.get(fields.get("model_type", ""))
     if config_class is None:
+        family = MODEL_TYPES.get(fields.get("model_type", ""))
+        kind = "a model" if family is None else f"an encoder of the family {family.name}, a model"
         raise ConversionError(
-            f'{source} holds a model of type "{fields.get("model_type")}", not an XLM-SWCM model. Convert it '
+            f'{source} holds {kind} of type "{fields.get("model_type")}", not an XLM-SWCM model. Convert it '
             "with xlm-swcm convert."
         )
     try:

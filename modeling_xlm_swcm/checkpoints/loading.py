@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
-from .encoders import check_rows
+from .encoder_tokenizers import check_rows
 from .errors import ConversionError, describe_cause, is_out_of_memory
 from .inspection import read_model_config
 from .reading import check_dtypes, find_file, load_pretrained, read_tokenizer_config, read_weights

@@ -12,7 +12,9 @@ from .errors import ConversionError
 from .reading import find_file, read_json
 
 
-MODELS = ("Unigram", "BPE")
+MODELS = ("Unigram", "BPE", "WordPiece")
+# Other files of a vocabulary -> type of the model.
+VOCABULARY_FILES = {"sentencepiece.bpe.model": "Unigram", "vocab.json": "BPE", "vocab.txt": "WordPiece"}
 
 # The tokenizers library looks up at most five bytes in a charsmap.
 MAX_KEY_BYTES = 8
@@ -36,14 +38,15 @@ def check_tokenizer_file(source: str, revision: str | None = None) -> str | None
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
 
     Returns:
-        `str` or `None`: the type of the model, for example `"Unigram"`, or `None` if the file does not exist.
+        `str` or `None`: the type of the model, for example `"Unigram"`. If the file does not exist, the type that
+        another file of the vocabulary has, or `None`.
 
     Raises:
-        ConversionError: if the file is damaged, or holds another model than Unigram or BPE.
+        ConversionError: if the file is damaged, or holds another model than Unigram, BPE or WordPiece.
     """
     if (path := find_file(source, "tokenizer.json", revision)) is None:
         check_sentencepiece_file(source, revision)
-        return None
+        return next((kind for file, kind in VOCABULARY_FILES.items() if find_file(source, file, revision)), None)
     content = read_json(path)
     model = content.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
@@ -51,10 +54,12 @@ def check_tokenizer_file(source: str, revision: str | None = None) -> str | None
     # Files of old versions of the library do not name the type.
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
     if kind not in MODELS:
-        raise ConversionError(f"{path} holds a {kind} model. Use a checkpoint with a Unigram or BPE tokenizer.")
+        raise ConversionError(f"{path} holds a {kind} model. Use a checkpoint with a {' or '.join(MODELS)} tokenizer.")
     problem, ids = None, {}
     if kind == "Unigram" and (problem := find_unigram_problem(model)) is None:
         ids = {piece: index for index, (piece, _) in enumerate(model["vocab"])}
+    if kind == "WordPiece" and (problem := find_word_piece_problem(model)) is None:
+        ids = model["vocab"]
     problem = problem or find_added_token_problem(content.get("added_tokens", []), ids)
     problem = problem or find_charsmap_problem(content.get("normalizer"))
     if problem is not None:
@@ -110,10 +115,26 @@ def find_unigram_problem(model: dict) -> str | None:
     return None
 
 
+def find_word_piece_problem(model: dict) -> str | None:
+    """Return a description of the first fault in the vocab of a WordPiece model, or `None`."""
+    vocab, unk_token = model["vocab"], model.get("unk_token")
+    if not isinstance(vocab, dict):
+        return "its vocab is not an object"
+    for piece, token_id in vocab.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            return f'the id of "{piece}" in its vocab is {json.dumps(token_id)}'
+    if len(set(vocab.values())) < len(vocab):
+        return "two pieces of its vocab have the same id"
+    if not isinstance(unk_token, str) or unk_token not in vocab:
+        return f"its unk_token is {json.dumps(unk_token)}, not a piece of its vocab"
+    return None
+
+
 def find_added_token_problem(added_tokens: object, ids: dict[str, int]) -> str | None:
     """Return a description of the first fault in the added tokens, or `None`. `ids` are the ids of the pieces."""
     if not isinstance(added_tokens, list):
         return "its added_tokens is not a list"
+    used = set(ids.values())
     for token in added_tokens:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             return "an entry of its added_tokens has no content"
@@ -122,7 +143,7 @@ def find_added_token_problem(added_tokens: object, ids: dict[str, int]) -> str |
             return f'the id of "{content}" in its added_tokens is {json.dumps(token_id)}'
         if ids.get(content, token_id) != token_id:
             return f'"{content}" has the id {token_id} in its added_tokens and the id {ids[content]} in its vocab'
-        if content not in ids and token_id < len(ids):
+        if content not in ids and token_id in used:
             return f'"{content}" in its added_tokens has the id {token_id} of another piece'
     return None
 

@@ -20,7 +20,7 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
-from modeling_xlm_swcm.tokenization_xlm_swcm import UNREACHABLE
+from modeling_xlm_swcm.tokenization_xlm_swcm import TEXT_MODELS, UNREACHABLE, hide_special_tokens
 
 
 RUNTIME = [
@@ -124,13 +124,11 @@ def make_text_tokenizer(tokenizer: XLMSWCMTokenizer) -> str:
     """Return a `tokenizer.json` with the same ids, in which no text can spell a special token."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content |= {"truncation": None, "padding": None, "post_processor": None}
-    # A Unigram vocabulary has the special tokens with the best score.
-    if content["model"]["type"] == "Unigram":
+    if content["model"]["type"] in TEXT_MODELS:
         special = {token["id"] for token in content["added_tokens"] if token["special"]}
         for token in content["added_tokens"]:
             token["content"] = UNREACHABLE * token["special"] + token["content"]
-        for token_id, piece in enumerate(content["model"]["vocab"]):
-            piece[0] = UNREACHABLE * (token_id in special) + piece[0]
+        hide_special_tokens(content["model"], special)
     return json.dumps(content, ensure_ascii=False)
 
 

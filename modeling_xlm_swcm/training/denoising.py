@@ -32,6 +32,7 @@ class TokenTables:
     A word starts at these tokens:
 
     - a token that begins with "▁",
+    - in a WordPiece vocabulary, a token that begins with a letter or digit and not with "##",
     - a token of Chinese, Japanese, Thai, Lao, Khmer or Burmese, unless a lone "▁" precedes it,
     - letters or digits after such a token or after a Tibetan tsheg or shad (a Tibetan word is a syllable),
     - `<unk>`.
@@ -46,13 +47,16 @@ class TokenTables:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        texts = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokens]
+        prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
+        texts = [tokenizer.convert_tokens_to_string([token.removeprefix(prefix)]).strip() for token in tokens]
 
         def matches(pattern: str) -> np.ndarray:
             search = regex.compile(pattern).search
             return np.array([search(text) is not None for text in texts])
 
         self.starts_word = np.array([token.startswith(WORD_MARKS) for token in tokens]) | matches(rf"^{UNSPACED}")
+        if prefix:
+            self.starts_word |= matches(r"^[\p{L}\p{N}]") & [not token.startswith(prefix) for token in tokens]
         self.starts_word[tokenizer.unk_token_id] = True
         self.is_mark = np.isin(tokens, WORD_MARKS)
         self.ends_word = matches(rf"({UNSPACED}|[{SYLLABLE_ENDS}])$")

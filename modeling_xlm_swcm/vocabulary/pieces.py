@@ -82,8 +82,9 @@ class UnigramVocabulary:
         self.state = json.loads(self.backend.to_str())
         if self.state["model"]["type"] != "Unigram":
             raise ConversionError(
-                f"The tokenizer of {name} has type {self.state['model']['type']}. Use a checkpoint with a Unigram "
-                "tokenizer, for example XLM-R."
+                f"The tokenizer of {name} has type {self.state['model']['type']}, but only Unigram tokens have the "
+                "scores by which tokens are added and removed. Convert the checkpoint with its vocabulary. Or use a "
+                "checkpoint with a Unigram tokenizer, for example XLM-R or multilingual-e5-small."
             )
         self.pieces = [(piece, score) for piece, score in self.state["model"]["vocab"]]
         added = {token["id"]: token["content"] for token in self.state["added_tokens"]}

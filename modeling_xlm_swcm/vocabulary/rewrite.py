@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 import modeling_xlm_swcm
-from modeling_xlm_swcm.checkpoints.encoders import check_config, check_rows, load_encoder_tokenizer
+from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_rows, load_encoder_tokenizer
+from modeling_xlm_swcm.checkpoints.encoders import check_config
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
 from modeling_xlm_swcm.checkpoints.families import FAMILIES
 from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_conversion_report, read_optional
@@ -33,6 +34,7 @@ from modeling_xlm_swcm.checkpoints.reading import (
     read_weights,
     return_freed_memory,
 )
+from modeling_xlm_swcm.checkpoints.sentence_transformers import find_encoder_folder
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
 from .corpus import Corpus, compare_segmentations
@@ -83,9 +85,9 @@ def read_source(
     overwrite: bool,
 ) -> tuple[SourceCheckpoint, list[Corpus], list[Corpus]]:
     """Check the inputs. Return the checkpoint, the corpora and the corpora to measure on."""
-    name = str(checkpoint)
     corpora, evaluation = parse_corpora(corpus, evaluate)
-    check_output(Path(output), overwrite, name, *(text.path for text in corpora + evaluation))
+    check_output(Path(output), overwrite, checkpoint, *(text.path for text in corpora + evaluation))
+    name = find_encoder_folder(str(checkpoint), revision)
     config = read_config(name, revision)
     if config.get("model_type") not in CONFIG_CLASSES:
         check_config(name, config)

@@ -18,6 +18,7 @@ from support.encoders import (
     roberta_tokenizer,
     save_encoder,
     sentencepiece_model,
+    word_piece_tokenizer,
     write_bin,
     write_shards,
     xlm_roberta_tokenizer,
@@ -26,7 +27,9 @@ from support.folders import bits, different_tensors, load
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    BertForMaskedLM,
     CamembertForMaskedLM,
+    ElectraForPreTraining,
     PreTrainedModel,
     RobertaForMaskedLM,
     XLMRobertaForMaskedLM,
@@ -199,10 +202,14 @@ def test_a_vocabulary_and_merges_are_a_tokenizer(tmp_path):
         assert report.tokenizer(text).input_ids == [start, len(tokenizer), *pieces]
 
 
+# model class, tokenizer, ids of padding, start and end, and longest input
 KINDS = {
-    "xlm-roberta": (XLMRobertaForMaskedLM, xlm_roberta_tokenizer, 0, 2),
-    "roberta": (RobertaForMaskedLM, roberta_tokenizer, 0, 2),
-    "camembert": (CamembertForMaskedLM, camembert_tokenizer, 5, 6),
+    "xlm-roberta": (XLMRobertaForMaskedLM, xlm_roberta_tokenizer, (1, 0, 2), 38),
+    "roberta": (RobertaForMaskedLM, roberta_tokenizer, (1, 0, 2), 38),
+    "camembert": (CamembertForMaskedLM, camembert_tokenizer, (1, 5, 6), 38),
+    "bert": (BertForMaskedLM, word_piece_tokenizer, (0, 2, 3), 40),
+    "bert with Unigram": (BertForMaskedLM, xlm_roberta_tokenizer, (1, 0, 2), 40),
+    "electra": (ElectraForPreTraining, word_piece_tokenizer, (0, 2, 3), 40),
 }
 
 
@@ -210,17 +217,18 @@ KINDS = {
 class Kind:
     encoder: Path
     output: Path
-    bos: int
-    eos: int
+    ids: tuple[int, int, int]
+    longest: int
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request, tmp_path_factory) -> Kind:
-    model_class, make_tokenizer, bos, eos = KINDS[request.param]
-    folder, tokenizer = tmp_path_factory.mktemp(request.param), make_tokenizer()
-    save_encoder(folder / "encoder", make_encoder(model_class, tokenizer), tokenizer)
+    model_class, make_tokenizer, ids, longest = KINDS[request.param]
+    folder, tokenizer = tmp_path_factory.mktemp("kind"), make_tokenizer()
+    options = {"embedding_size": 32} if request.param == "electra" else {}
+    save_encoder(folder / "encoder", make_encoder(model_class, tokenizer, **options), tokenizer)
     convert(folder / "encoder", folder / "model", languages=["bo", "ug"])
-    return Kind(folder / "encoder", folder / "model", bos, eos)
+    return Kind(folder / "encoder", folder / "model", ids, longest)
 
 
 def test_a_converted_folder_loads_with_the_auto_classes(kind):
@@ -233,14 +241,14 @@ def test_a_converted_folder_loads_with_the_auto_classes(kind):
 def test_the_special_ids_are_the_sources(kind):
     model = load(kind.output)
     for config in (model.config, model.generation_config):
-        ids = (config.pad_token_id, config.bos_token_id, config.eos_token_id, config.decoder_start_token_id)
-        assert ids == (1, kind.bos, kind.eos, kind.bos)
+        ids = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+        assert ids == kind.ids and config.decoder_start_token_id == config.bos_token_id
 
 
 def test_the_converted_tokenizer_splits_as_the_sources(kind):
     source = AutoTokenizer.from_pretrained(kind.encoder)
     converted = AutoTokenizer.from_pretrained(kind.output, src_lang="ug")
-    for text in [*SENTENCES, "one <mask> two", "  spaces  around  ", "new\nlines"]:
+    for text in [*SENTENCES, f"one {source.mask_token} two", "  spaces  around  ", "new\nlines"]:
         start, *pieces = source(text).input_ids
         assert converted(text).input_ids == [start, converted.get_lang_id("ug"), *pieces]
 
@@ -250,16 +258,18 @@ def test_a_converted_model_generates_in_the_language_asked_for(kind):
     inputs = tokenizer(SENTENCES[2:4], padding=True, truncation=True, return_tensors="pt")
     tag = tokenizer.get_lang_id("ug")
     generated = model.generate(**inputs, forced_bos_token_id=tag, max_new_tokens=5, num_beams=2)
-    assert generated[:, :2].tolist() == [[kind.bos, tag]] * 2
-    assert tokenizer.model_max_length == model.generation_config.max_length == 38
+    assert generated[:, :2].tolist() == [[kind.ids[1], tag]] * 2
+    assert tokenizer.model_max_length == model.generation_config.max_length == kind.longest
 
 
 def test_the_written_tensors_are_those_of_the_encoder_file(kind):
     source, result = read_tensors(kind.encoder), read_tensors(kind.output)
     for target, name in json.loads((kind.output / "conversion_report.json").read_text())["copied"].items():
-        name = name if name in source else f"roberta.{name}"
-        rows = len(source[name])
-        assert torch.equal(bits(result[target][:rows]), bits(source[name])), target
+        name = next(prefix + name for prefix in ("", "roberta.", "bert.", "electra.") if prefix + name in source)
+        # Tags follow the words of the source. Rows that no token reads can stand before its positions.
+        first = len(result[target]) - len(source[name]) if "position_embeddings" in name else 0
+        copy = result[target][first : first + len(source[name])]
+        assert torch.equal(bits(copy), bits(source[name])), target
 
 
 def test_the_tokenizer_decides_where_the_config_has_other_special_ids(tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    BertTokenizer,
     CamembertTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -77,6 +78,17 @@ def roberta_tokenizer() -> RobertaTokenizer:
     model = json.loads(tokenizer.to_str())["model"]
     vocab = model["vocab"] | {"<mask>": len(model["vocab"])}
     return RobertaTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]])
+
+
+def word_piece_tokenizer(**options) -> BertTokenizer:
+    """Return a tokenizer with BERT's ids: `[PAD]` is 0, `[UNK]` 1, `[CLS]` 2, `[SEP]` 3 and `[MASK]` 4."""
+    special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special_tokens, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return BertTokenizer(vocab=json.loads(tokenizer.to_str())["model"]["vocab"], **{"do_lower_case": False} | options)
 
 
 def sentencepiece_model() -> bytes:
