@@ -121,7 +121,7 @@ def plan_encoder_conversion(
     if tokenizer is not None:
         plan.language_ids = {code: tokenizer.get_lang_id(code) for code in options.languages}
         plan.notes = find_losses(tokenizer.backend_tokenizer)
-        warn_of_unreadable_languages(source, options.languages)
+        warn_of_unreadable_languages(source.name, tokenizer, options.languages)
     known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
     plan.new_ids = [token_id for code, token_id in plan.language_ids.items() if language_tag(code) not in known]
     plan.parameters = count_parameters(config)
@@ -169,13 +169,12 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
         raise ConversionError(str(error)) from error
 
 
-def warn_of_unreadable_languages(source: Encoder, languages: Sequence[str]):
-    """Warn of languages whose own name has characters that the tokenizer does not know."""
-    for code, name in find_unreadable_names(source.tokenizer, languages).items():
+def warn_of_unreadable_languages(name: str, tokenizer: XLMSWCMTokenizer, languages: Sequence[str]):
+    """Warn of languages whose own name has characters that the tokenizer of an encoder does not know."""
+    for code, language in find_unreadable_names(tokenizer, languages).items():
         logger.warning(
-            f'The tokenizer of {source.name} reads "{name}", the name of the language {code}, as '
-            f"{source.tokenizer.unk_token}. The model cannot generate this language. Add tokens with xlm-swcm vocab "
-            "extend, or use another encoder."
+            f'The tokenizer of {name} reads "{language}", the name of the language {code}, as {tokenizer.unk_token}. '
+            "The model cannot generate this language. Add tokens with xlm-swcm vocab extend, or use another encoder."
         )
 
 

@@ -36,7 +36,8 @@ def test_the_wheel_has_one_top_level_name_and_everything_in_it(wheel):
     }
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "modeling_xlm_swcm").glob("**/*.py")}
     sources |= {f"modeling_xlm_swcm/conversion/{path.name}" for path in (ROOT / "conversion").glob("*.py")}
-    assert sources | {"modeling_xlm_swcm/py.typed", "modeling_xlm_swcm/model_card.md"} == {
+    others = ("py.typed", "model_card.md", "checkpoints/language_names.json")
+    assert sources | {f"modeling_xlm_swcm/{name}" for name in others} == {
         name for name in names if name.startswith("modeling")
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 from .errors import ConversionError
 from .reading import find_file, load_pretrained, read_json, read_tokenizer_config
@@ -121,7 +121,7 @@ def read_language_names() -> dict[str, str]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def find_unreadable_names(tokenizer: PreTrainedTokenizerBase, languages: Iterable[str]) -> dict[str, str]:
+def find_unreadable_names(tokenizer: TokenizersBackend, languages: Iterable[str]) -> dict[str, str]:
     """Return the languages whose own name has characters that a tokenizer does not know, with that name."""
     unreadable = {}
     for code in languages:
@@ -129,6 +129,9 @@ def find_unreadable_names(tokenizer: PreTrainedTokenizerBase, languages: Iterabl
         # Another script than usual is part of the code, for example in `kk-Arab`.
         script = next((f"-{subtag}" for subtag in subtags if len(subtag) == 4 and subtag.isalpha()), "")
         name = read_language_names().get(language + script)
-        if name is not None and tokenizer.unk_token_id in tokenizer(name, add_special_tokens=False)["input_ids"]:
+        if name is None:
+            continue
+        encoding = tokenizer.backend_tokenizer.encode(name, add_special_tokens=False)
+        if tokenizer.unk_token_id in encoding.ids:
             unreadable[code] = name
     return unreadable

@@ -156,8 +156,9 @@ def shift_positions(source: Encoder):
 def select_token_types(source: Encoder):
     """Split the token types that the family does not keep from the first ones."""
     name, kept = "embeddings.token_type_embeddings.weight", source.family.token_types
-    types = source.config.get("type_vocab_size", kept)
-    if kept is None or len_of(source, name) != types:
+    types = source.config.get("type_vocab_size")
+    # A table of another length is reported when the shapes are checked.
+    if kept is None or types is None or len_of(source, name) != types:
         return
     table = source.tensors[name][:]
     source.tensors[name] = table[:kept].clone()

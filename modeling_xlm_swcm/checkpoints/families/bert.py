@@ -14,7 +14,7 @@ FAMILY = EncoderFamily(
         uses_hidden_act=True,
     ),
     dropped=DROPPED | {r"cls\.seq_relationship\..+": "predicts whether a sentence follows another"},
-    defaults={"layer_norm_eps": 1e-12, "pad_token_id": 0},
+    defaults={"layer_norm_eps": 1e-12, "pad_token_id": 0, "type_vocab_size": 2},
     has_positions_from_zero=True,
     token_types=1,
 )

@@ -24,7 +24,7 @@ FAMILY = EncoderFamily(
         projection="generator_lm_head",
     ),
     dropped=DROPPED | {r"discriminator_predictions\..+": "predicts which tokens were replaced"},
-    defaults={"layer_norm_eps": 1e-12, "pad_token_id": 0},
+    defaults={"layer_norm_eps": 1e-12, "pad_token_id": 0, "type_vocab_size": 2},
     has_positions_from_zero=True,
     token_types=1,
     find_problem=find_problem,
