@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from modeling_xlm_swcm.checkpoints.encoders import check_config
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import read_config, read_json
 from modeling_xlm_swcm.conversion import convert
@@ -70,9 +71,10 @@ def parse_recipe(description: str, files: list[str]) -> tuple[RecipeArguments, l
     args, rest = parse_folders(RecipeArguments, description, files)
     try:
         config = read_config(args.encoder)
+        family = check_config(args.encoder, config)
     except ConversionError as error:
         sys.exit(f"error: {error}")
-    args.max_length = min(args.max_length, config["max_position_embeddings"] - config["pad_token_id"] - 1)
+    args.max_length = min(args.max_length, family.longest_input(config))
     return args, rest
 
 

@@ -166,6 +166,12 @@ class EncoderFamily:
         known = {name: config[source] for name, source in self.config_fields.items() if config.get(source) is not None}
         return {**config, **self.defaults, **known}
 
+    def longest_input(self, config: dict) -> int:
+        """Return the maximum length in tokens of an encoder with this config.json."""
+        fields = self.read_fields(config)
+        unused = 0 if self.has_positions_from_zero else fields["pad_token_id"] + 1
+        return fields["max_position_embeddings"] - unused
+
     def map_weights(self, block: str) -> dict[str, list[str]]:
         """
         Return the weight map to a model with decoder layers of the kind `block`.

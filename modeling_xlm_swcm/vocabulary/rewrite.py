@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 import modeling_xlm_swcm
@@ -165,9 +166,10 @@ def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
     model_class: Any = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
     model_type = config["model_type"]
     if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != model_type:
+        example = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type, "XLMSWCMForConditionalGeneration")
         raise ConversionError(
             f"The architecture {architecture} in config.json of {name} is not a Transformers class for {model_type}. "
-            'Set the class of the weights, for example "architectures": ["XLMRobertaForMaskedLM"].'
+            f'Set the class of the weights, for example "architectures": ["{example}"].'
         )
     return model_class
 

@@ -216,7 +216,7 @@ BAD_SOURCES = {
         lambda folder: (folder / "generation_config.json").write_text("{"),
         ["generation_config.json", "not valid JSON"],
     ),
-    "another kind of model": (lambda folder: edit_config(folder, model_type="bert"), ["bert", "xlm-roberta"]),
+    "another kind of model": (lambda folder: edit_config(folder, model_type="t5"), ["t5", "xlm-roberta"]),
     "rows that the config has not": (
         lambda folder: edit_config(folder, vocab_size=150),
         [EMBEDDINGS, "has 148 rows", "vocab_size in config.json is 150"],
