@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 VERSIONS ?= 5.20.2 5.22.2 5.24.0
 # what depends on the version of Transformers: model, generation, files, remote code, converter, pipeline, trainers
 VERSION_TESTS := $(filter-out %/test_transformers_suite.py,$(wildcard tests/model/test_*.py)) tests/conversion/test_conversion.py \
-	tests/conversion/test_conversion_tags.py tests/export tests/training/test_trainer.py tests/training/test_training.py
+	tests/conversion/test_conversion_tags.py tests/conversion/test_bert.py tests/export \
+	tests/training/test_trainer.py tests/training/test_training.py
 # a Hub id or folder of a real encoder, for the demo
 BASE ?=
 BIN := .venv/bin

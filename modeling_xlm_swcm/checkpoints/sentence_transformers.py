@@ -53,6 +53,9 @@ def find_encoder_folder(source: str, revision: str | None = None) -> str:
 
 def read_max_length(source: str, revision: str | None = None) -> int | None:
     """Return the maximum length in tokens that Sentence Transformers uses, or `None` if no file names it."""
+    # Every file that a repository lacks costs a request.
+    if not Path(source).is_dir() and find_file(source, MODULES, revision) is None:
+        return None
     path = next(filter(None, (find_file(source, name, revision) for name in LENGTH_FILES)), None)
     length = None if path is None else read_json(path).get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):

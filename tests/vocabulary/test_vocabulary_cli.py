@@ -96,7 +96,7 @@ def test_a_plot_is_a_png_file(reader, texts, output, tmp_path):
     files = [texts[language] for language in TEXTS]
     result = run_vocab("extend", reader, output, "--corpus", *files, "--size", 300, "--plot", plot)
     assert result.exit_code == 0, result.stderr
-    assert f"Drawnto{plot}." in printed(result)
+    assert f"Plotwrittento{plot}." in printed(result)
     assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = matplotlib.image.imread(plot)
     assert picture.shape[1] == 1350 and picture[..., :3].std() > 0.05
