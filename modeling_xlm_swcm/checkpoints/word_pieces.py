@@ -1,5 +1,7 @@
 """What WordPiece tokenizers lose, and how much of it decoding can restore."""
 
+import re
+
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import WordPiece
 
@@ -42,11 +44,13 @@ def make_backend(tokenizer: Tokenizer) -> Tokenizer:
     """Return a tokenizer, or for WordPiece a copy that decodes without the spaces that most texts do not have."""
     if not is_word_piece(tokenizer):
         return tokenizer
-    backend = Tokenizer.from_str(tokenizer.to_str())
+    backend, prefix = Tokenizer.from_str(tokenizer.to_str()), tokenizer.model.continuing_subword_prefix
     backend.decoder = decoders.Sequence(
         [
-            decoders.WordPiece(tokenizer.model.continuing_subword_prefix, cleanup=False),
+            decoders.WordPiece(prefix, cleanup=False),
             decoders.Fuse(),
+            # A text can start inside a word.
+            decoders.Replace(Regex(f"^{re.escape(prefix)}"), ""),
             *(decoders.Replace(Regex(pattern), "") for pattern in EXTRA_SPACES),
         ]
     )

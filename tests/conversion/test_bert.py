@@ -174,6 +174,9 @@ def test_generated_word_pieces_are_joined_by_tokenizer_and_pipeline(bert_folder,
     ids = tokenizer(text_target=SENTENCES, tgt_lang="bo")["input_ids"]
     assert any("##" in token for token in tokenizer.convert_ids_to_tokens(ids[0]))
     assert tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
+    inside = next(token for token in tokenizer.get_vocab() if token.startswith("##"))
+    start = [tokenizer.get_lang_id("bo"), *tokenizer.convert_tokens_to_ids([inside, inside])]
+    assert tokenizer.decode(start, skip_special_tokens=True) == 2 * inside.removeprefix("##")
     (answer,) = XLMSWCMPipeline(model=model, tokenizer=tokenizer)(
         "The [SEP] river", src_lang="ug", tgt_lang="bo", max_new_tokens=8
     )
