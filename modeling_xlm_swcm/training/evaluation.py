@@ -10,7 +10,8 @@ class TokenLossTrainer(Trainer):
     A [`~transformers.Trainer`] whose evaluation loss is the mean over all labels.
 
     Transformers averages the mean losses of the batches. That value depends on the size of the batches, because a
-    label of a batch with short targets counts more.
+    label of a batch with short targets counts more. With several processes, repeated rows fill up the last batches.
+    There the value is nearly the mean, because each row counts as the mean of its batch.
     """
 
     # sum of the loss and number of labels, of shape (rows, 2), for each batch of the current evaluation
@@ -34,6 +35,11 @@ class TokenLossTrainer(Trainer):
             return output
         finally:
             self._row_losses = None
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # With the labels of all processes, Transformers would divide the loss of a batch by them. During an evaluation
+        # the loss of a batch is the mean over its labels.
+        return None if self._row_losses is not None else super()._get_num_items_in_batch(batch_samples, device)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
         """Evaluate one batch as in Transformers, and keep its loss and its number of labels."""

@@ -1,6 +1,13 @@
 """The loss of an evaluation is the mean over all labels."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import support.evaluation_process
 import torch
 from support.encoders import make_masked_lm
 from support.models import logits_of
@@ -32,6 +39,21 @@ def test_it_does_not_depend_on_the_size_of_the_batches(make_trainer, tokenizer, 
     assert losses == pytest.approx(8 * [mean_over_labels(model, batch, label_smoothing)], rel=1e-5)
     upstream = make_trainer(model, trainer_class=Seq2SeqTrainer, per_device_eval_batch_size=3)
     assert abs(upstream.evaluate()["eval_loss"] - mean_over_labels(model, batch)) > 1e-2
+
+
+@pytest.mark.parametrize(("rows", "tolerance"), [(12, 1e-5), (13, 0.02)])
+def test_two_processes_compute_the_loss_of_one(make_trainer, tokenizer, tmp_path, rows, tolerance):
+    """Thirteen rows need repeated rows, which count as the mean of their batch."""
+    make_trainer.rows = make_trainer.rows[:rows]
+    alone = make_trainer(new_model(tokenizer), per_device_eval_batch_size=16).evaluate()["eval_loss"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(support.evaluation_process.__file__)
+    environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, script, tmp_path, str(rows)], env=environment, capture_output=True, text=True, check=True
+    )
+    (loss,) = re.findall("loss=(.*)", result.stdout)
+    assert float(loss) == pytest.approx(alone, rel=tolerance)
 
 
 def test_a_batch_without_a_label_does_not_count(tmp_path):
