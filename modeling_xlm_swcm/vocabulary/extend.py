@@ -13,7 +13,8 @@ import torch
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, blocks
 
-from .pieces import SPACE, UnigramVocabulary, find_script, learn_pieces
+from .kinds import SPACE, Vocabulary, read_vocabulary
+from .pieces import find_script, learn_pieces
 from .report import VocabularyReport
 from .rewrite import build_tokenizer, read_source, select_rows, write_checkpoint
 
@@ -41,7 +42,8 @@ def extend(
     Add tokens that are learned from text. Old token ids and the segmentation of text in other scripts do not change.
 
     Args:
-        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
+        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece
+            tokenizer.
         output (`str` or `PathLike`): The folder to write.
         corpus (`list[str]`):
             Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
@@ -65,7 +67,7 @@ def extend(
     """
     check_extend_options(size, init, seed)
     source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
-    vocabulary = UnigramVocabulary(source.name, source.tokenizer)
+    vocabulary = read_vocabulary(source.name, source.tokenizer)
     new = learn_pieces(vocabulary, corpora, size, seed)
     if not new:
         raise ConversionError(
@@ -111,21 +113,24 @@ class OldSegmentations:
     script_ids: dict[str | None, list[int]]
 
 
-def segment_new_tokens(vocabulary: UnigramVocabulary, new: list[tuple[str, float]]) -> OldSegmentations:
+def segment_new_tokens(vocabulary: Vocabulary, new: list[tuple[str, float]]) -> OldSegmentations:
     """Segment the new tokens with the old tokenizer."""
     parts, model = [], vocabulary.backend.model
     for piece, _ in new:
         known, unknown = [], []
-        for token in model.tokenize(piece):
+        text = vocabulary.text(piece)
+        for token in model.tokenize(text):
             if token.id == vocabulary.unk_id:
-                unknown += [next(filter(None, map(find_script, token.value)), None)]
+                # Unigram returns the unknown characters, and WordPiece returns `[UNK]`.
+                characters = token.value if token.value in text else text
+                unknown += [next(filter(None, map(find_script, characters)), None)]
             elif token.value != SPACE or piece == SPACE:
                 known.append(token.id)
         parts.append((known, unknown))
     unknown_scripts = {script for _, unknown in parts for script in unknown} - {None}
     script_ids = defaultdict(list)
     for index, (piece, _) in enumerate(vocabulary.pieces):
-        scripts = {find_script(character) for character in piece.removeprefix(SPACE)}
+        scripts = {find_script(character) for character in vocabulary.text(piece).removeprefix(SPACE)}
         if len(scripts) == 1 and scripts <= unknown_scripts and index not in vocabulary.added_tokens:
             script_ids[scripts.pop()].append(index)
     return OldSegmentations(parts, script_ids)
@@ -134,7 +139,7 @@ def segment_new_tokens(vocabulary: UnigramVocabulary, new: list[tuple[str, float
 def add_rows(
     tensor: torch.Tensor | StoredTensor,
     old_ids: list[int],
-    vocabulary: UnigramVocabulary,
+    vocabulary: Vocabulary,
     segmentations: OldSegmentations | None,
     std: float,
     seed: int,

@@ -1,26 +1,23 @@
-"""Learn new pieces of a Unigram tokenizer, select the tokens to keep, and build a tokenizer with other pieces."""
+"""Learn new pieces of a tokenizer, and select the tokens to keep."""
 
-import copy
 import json
 import random
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 from tokenizers import Tokenizer, models, trainers
-from transformers import PreTrainedTokenizerBase
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.corpora.scripts import find_script, find_scripts
 
 from .corpus import Corpus, encode_batch, read_corpora
+from .kinds import SPACE, Vocabulary
 
-
-SPACE = "▁"
 
 # Unigram training keeps several copies of the text in memory, so it gets a random sample of about this size.
 SAMPLE_BYTES = 8 * 2**20
@@ -34,105 +31,8 @@ SHARE_TO_LEARN, SHARE_TO_KEEP = 0.1, 0.001
 # Minimum number of shared pieces from which the scores of two vocabularies can be compared.
 SHARED_PIECES = 100
 
-# Score of an added token that is in the vocabulary only because ids have no gaps. Text never segments into it.
-UNREACHABLE_SCORE = -1e4
 
-
-def invert_ids(old_ids: list[int]) -> dict[int, int]:
-    """Map old ids to new ids. `old_ids[new]` is the old id of a token, or -1 for a new token."""
-    return {old: new for new, old in enumerate(old_ids) if old >= 0}
-
-
-def find_id_places(post_processor: dict) -> Iterator[tuple[list, int]]:
-    """Yield each place of a token id in a post-processor of `tokenizer.json`, as a list and an index."""
-    for part in post_processor.get("processors", []):
-        yield from find_id_places(part)
-    for token in post_processor.get("special_tokens", {}).values():
-        yield from ((token["ids"], index) for index in range(len(token["ids"])))
-    yield from ((post_processor[name], 1) for name in ("sep", "cls") if name in post_processor)
-
-
-class UnigramVocabulary:
-    """
-    The vocabulary of a fast Unigram tokenizer.
-
-    Args:
-        name (`str`): Name of the checkpoint, for errors.
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
-
-    Attributes:
-        backend (`Tokenizer`): Copy of the backend tokenizer without truncation and padding.
-        state (`dict`): Content of `tokenizer.json`.
-        pieces (`list[tuple[str, float]]`):
-            Piece and score (a log-probability) by id. Special tokens have a score of 0. Language tags have a score
-            that never wins.
-        added_tokens (`dict[int, str]`): Content of the added tokens by id.
-        processor_ids (`set[int]`): The ids of the tokens that the post-processor adds to a text.
-        unk_id (`int`): The id of `<unk>`.
-
-    Raises:
-        ConversionError: if the tokenizer is not a Unigram tokenizer, its ids have gaps or an id has no token.
-    """
-
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.backend.no_padding()
-        self.backend.no_truncation()
-        self.state = json.loads(self.backend.to_str())
-        if self.state["model"]["type"] != "Unigram":
-            raise ConversionError(
-                f"The tokenizer of {name} has type {self.state['model']['type']}, but only Unigram tokens have the "
-                "scores by which tokens are added and removed. Convert the checkpoint with its vocabulary. Or use a "
-                "checkpoint with a Unigram tokenizer, for example XLM-R or multilingual-e5-small."
-            )
-        self.pieces = [(piece, score) for piece, score in self.state["model"]["vocab"]]
-        added = {token["id"]: token["content"] for token in self.state["added_tokens"]}
-        # Piece ids have no gaps, so added tokens after the last piece become pieces. New pieces follow them.
-        while len(self.pieces) in added:
-            self.pieces.append((added[len(self.pieces)], UNREACHABLE_SCORE))
-        if max(added, default=0) >= len(self.pieces):
-            raise ConversionError(
-                f"The tokenizer of {name} has unused ids below {max(added)}. Use a tokenizer without gaps in its ids."
-            )
-        self.added_tokens = added
-        self.unk_id = self.state["model"]["unk_id"]
-        self.processor_ids = {ids[index] for ids, index in find_id_places(self.state["post_processor"] or {})}
-        if max(self.processor_ids, default=0) >= len(self.pieces):
-            raise ConversionError(
-                f"The post_processor in tokenizer.json of {name} has the id {max(self.processor_ids)}, but the last "
-                f"token has the id {len(self.pieces) - 1}. Correct the id."
-            )
-
-    def build_tokenizer(self, pieces: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
-        """
-        Build a tokenizer with other pieces.
-
-        Args:
-            pieces (`list[tuple[str, float]]`): Piece and score by new id.
-            old_ids (`list[int]`): For each new id, the old id of the token, or -1 for a new token.
-
-        Returns:
-            `PreTrainedTokenizerBase`: The tokenizer, of the class of the old one.
-        """
-        new_ids = invert_ids(old_ids)
-        # Added tokens after the last piece stay added tokens.
-        while pieces[-1][1] == UNREACHABLE_SCORE:
-            pieces = pieces[:-1]
-        state = copy.deepcopy(self.state | {"model": self.state["model"] | {"vocab": pieces}})
-        state["model"]["unk_id"] = new_ids[self.unk_id]
-        for token in state["added_tokens"]:
-            token["id"] = new_ids[token["id"]]
-        for ids, index in find_id_places(state["post_processor"] or {}):
-            ids[index] = new_ids[ids[index]]
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
-        return tokenizer
-
-
-def learn_pieces(
-    vocabulary: UnigramVocabulary, corpora: list[Corpus], size: int, seed: int
-) -> list[tuple[str, float]]:
+def learn_pieces(vocabulary: Vocabulary, corpora: list[Corpus], size: int, seed: int) -> list[tuple[str, float]]:
     """
     Learn up to `size` pieces and return the pieces that the vocabulary lacks.
 
@@ -140,7 +40,7 @@ def learn_pieces(
     in other scripts does not change.
 
     Args:
-        vocabulary (`UnigramVocabulary`): The vocabulary to extend.
+        vocabulary (`Vocabulary`): The vocabulary to extend.
         corpora (`list[Corpus]`): The text files to learn from.
         size (`int`): Size of the Unigram vocabulary to learn.
         seed (`int`): Random seed for the sample of lines.
@@ -149,16 +49,16 @@ def learn_pieces(
         `list[tuple[str, float]]`: New pieces with scores on the scale of the vocabulary.
     """
     sample = [normalise_line(vocabulary.backend, line) for line in sample_corpora(corpora, seed)]
-    learnt = train_unigram(vocabulary, sample, size)
+    learnt = vocabulary.place(train_unigram(vocabulary, sample, size), sample)
     known = dict(vocabulary.pieces)
-    characters = {piece for piece in known if len(piece) == 1}
+    characters = {piece for piece in known if len(vocabulary.split(piece)) == 1}
     corpus_scripts = find_scripts(Counter(character for line in sample for character in line), SHARE_TO_LEARN)
     new, differences = [], []
     for piece, score in learnt:
-        scripts = {find_script(character) for character in piece} & corpus_scripts
+        scripts = {find_script(character) for character in vocabulary.text(piece)} & corpus_scripts
         if piece in known:
             differences += [known[piece] - score] if scripts else []
-        elif scripts or set(piece) - characters:
+        elif scripts or {part for part, _ in vocabulary.split(piece)} - characters:
             new.append((piece, score))
     # Pieces have lower scores in a multilingual vocabulary than in a vocabulary of a single language.
     shift = min(0.0, statistics.median(differences)) if len(differences) >= SHARED_PIECES else 0.0
@@ -193,7 +93,7 @@ def normalise_line(tokenizer: Tokenizer, line: str) -> str:
     return tokenizer.normalizer.normalize_str(line) if tokenizer.normalizer is not None else line
 
 
-def train_unigram(vocabulary: UnigramVocabulary, sample: list[str], size: int) -> list[tuple[str, float]]:
+def train_unigram(vocabulary: Vocabulary, sample: list[str], size: int) -> list[tuple[str, float]]:
     """Train a Unigram model of `size` pieces on the sample and return its pieces with scores."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = vocabulary.backend.pre_tokenizer
@@ -262,7 +162,7 @@ class TokenCounts:
         return sum(counts / max(1, counts.sum()) for counts in self.by_language.values()) / len(self.by_language)
 
 
-def count_tokens(vocabulary: UnigramVocabulary, corpora: list[Corpus]) -> TokenCounts:
+def count_tokens(vocabulary: Vocabulary, corpora: list[Corpus]) -> TokenCounts:
     """Count the tokens of the corpora, except `<unk>`."""
     counts: dict[str, np.ndarray] = {}
     for language, lines in read_corpora(corpora, "Counting"):
@@ -274,7 +174,7 @@ def count_tokens(vocabulary: UnigramVocabulary, corpora: list[Corpus]) -> TokenC
     return TokenCounts(counts)
 
 
-def find_required_tokens(vocabulary: UnigramVocabulary, counts: TokenCounts) -> np.ndarray:
+def find_required_tokens(vocabulary: Vocabulary, counts: TokenCounts) -> np.ndarray:
     """
     Return a mask of the tokens without which some text of the counted languages could not be segmented.
 
@@ -286,16 +186,19 @@ def find_required_tokens(vocabulary: UnigramVocabulary, counts: TokenCounts) -> 
     """
     seen, corpus_scripts = set(), set()
     for counted in counts.by_language.values():
-        texts = {vocabulary.pieces[index][0]: float(counted[index]) for index in np.flatnonzero(counted)}
+        texts: Counter[str] = Counter()
+        for index in np.flatnonzero(counted):
+            texts[vocabulary.text(vocabulary.pieces[index][0])] += int(counted[index])
         corpus_scripts |= find_scripts(texts, SHARE_TO_KEEP)
         seen |= set("".join(texts))
-    single_characters = {piece for piece, _ in vocabulary.pieces if len(piece) == 1}
+    single_pieces = {piece for piece, _ in vocabulary.pieces if len(vocabulary.split(piece)) == 1}
     byte_fallback = vocabulary.state["model"].get("byte_fallback")
     required = np.zeros(len(vocabulary.pieces), dtype=bool)
-    for index, (piece, score) in enumerate(vocabulary.pieces):
-        characters = {piece} if len(piece) == 1 else set(piece) - single_characters
+    for place, (piece, score) in enumerate(vocabulary.pieces):
+        parts = vocabulary.split(piece)
+        characters = {character for part, character in parts if len(parts) == 1 or part not in single_pieces}
         is_control = score == 0 or (piece.startswith("<0x") and byte_fallback)
-        required[index] = is_control or any(
+        required[place] = is_control or any(
             character in seen or find_script(character) is None or find_script(character) in corpus_scripts
             for character in characters
         )

@@ -39,7 +39,7 @@ from modeling_xlm_swcm.checkpoints.sentence_transformers import find_encoder_fol
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 
 from .corpus import Corpus, compare_segmentations
-from .pieces import UnigramVocabulary, invert_ids
+from .kinds import Vocabulary, invert_ids
 from .report import VocabularyReport
 
 
@@ -226,7 +226,7 @@ def select_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torc
 
 
 def build_tokenizer(
-    vocabulary: UnigramVocabulary,
+    vocabulary: Vocabulary,
     pieces: list[tuple[str, float]],
     old_ids: list[int],
     report: VocabularyReport,

@@ -10,7 +10,8 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor
 
 from .corpus import Corpus
-from .pieces import UnigramVocabulary, count_tokens, find_required_tokens, select_tokens
+from .kinds import Vocabulary, read_vocabulary
+from .pieces import count_tokens, find_required_tokens, select_tokens
 from .report import VocabularyReport
 from .rewrite import (
     MIXED_ID_FIELDS,
@@ -50,7 +51,8 @@ def trim(
     Special tokens, language tags and all characters of the languages are always kept.
 
     Args:
-        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram tokenizer.
+        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece
+            tokenizer.
         output (`str` or `PathLike`): The folder to write.
         corpus (`list[str]`):
             Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
@@ -75,7 +77,7 @@ def trim(
     options = check_trim_options(min_count, size, coverage, pad_to_multiple_of)
     source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
     check_source(source, pad_to_multiple_of)
-    vocabulary = UnigramVocabulary(source.name, source.tokenizer)
+    vocabulary = read_vocabulary(source.name, source.tokenizer)
     old_ids = select_old_ids(source, vocabulary, corpora, options)
     report = VocabularyReport("trim", source.name, revision, options)
     pieces = [vocabulary.pieces[old] for old in old_ids]
@@ -124,7 +126,7 @@ def check_source(source: SourceCheckpoint, pad_to_multiple_of: int):
 
 
 def select_old_ids(
-    source: SourceCheckpoint, vocabulary: UnigramVocabulary, corpora: list[Corpus], options: dict
+    source: SourceCheckpoint, vocabulary: Vocabulary, corpora: list[Corpus], options: dict
 ) -> list[int]:
     """Return the ids of the tokens to keep, in order."""
     counts = count_tokens(vocabulary, corpora)

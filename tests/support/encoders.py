@@ -80,14 +80,14 @@ def roberta_tokenizer() -> RobertaTokenizer:
     return RobertaTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]])
 
 
-def word_piece_tokenizer(**options) -> BertTokenizer:
+def word_piece_tokenizer(sentences: list[str] = SENTENCES, **options) -> BertTokenizer:
     """Return a tokenizer with BERT's ids: `[PAD]` is 0, `[UNK]` 1, `[CLS]` 2, `[SEP]` 3 and `[MASK]` 4."""
     special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special_tokens, show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special_tokens, show_progress=False)
+    tokenizer.train_from_iterator(sentences, trainer)
     return BertTokenizer(vocab=json.loads(tokenizer.to_str())["model"]["vocab"], **{"do_lower_case": False} | options)
 
 

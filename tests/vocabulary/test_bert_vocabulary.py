@@ -1,22 +1,28 @@
-"""Vocabularies of encoders in BERT's shape: Unigram vocabularies change, and WordPiece is refused with a way out."""
+"""Vocabularies of encoders in BERT's shape: Unigram and WordPiece vocabularies are extended and trimmed."""
 
+import json
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
-from support.commands import assert_refused
-from support.encoders import SENTENCES, make_encoder, save_encoder, word_piece_tokenizer
-from support.folders import different_tensors
+from support.encoders import make_encoder, save_encoder, word_piece_tokenizer
+from support.folders import different_tensors, load
 from support.vocabularies import (
+    KNOWN,
     TEXTS,
     ids,
     load_encoder,
     load_tokenizer,
     other_tensors,
     reader_tokenizer,
-    run_vocab,
+    rows_by_token,
+    segment,
     vocabulary_tensors,
 )
 from transformers import BertForMaskedLM
 
-from modeling_xlm_swcm.conversion import from_encoder
+from modeling_xlm_swcm.conversion import ConversionError, convert, from_encoder
 from modeling_xlm_swcm.vocabulary import extend, trim
 
 
@@ -45,10 +51,79 @@ def test_a_bert_with_a_unigram_vocabulary_is_extended_trimmed_and_converted(text
     assert report.tokenizer.unk_token_id not in ids(report.tokenizer, TEXTS["bo"][0])
 
 
-def test_a_word_piece_vocabulary_is_refused_with_a_way_out(tmp_path):
-    tokenizer = word_piece_tokenizer()
-    source = save_encoder(tmp_path / "source", make_encoder(BertForMaskedLM, tokenizer), tokenizer)
-    (tmp_path / "en.txt").write_text("\n".join(SENTENCES))
-    for words in (["trim"], ["extend", "--size", "100"]):
-        result = run_vocab(words[0], source, tmp_path / "output", *words[1:], "--corpus", tmp_path / "en.txt")
-        assert_refused(result, "has type WordPiece", "Convert the checkpoint with its vocabulary")
+@pytest.fixture(scope="module")
+def word_pieces(tmp_path_factory) -> Path:
+    """Return a BERT that reads English, Kazakh and Chinese, but not Tibetan."""
+    tokenizer = word_piece_tokenizer([sentence for language in KNOWN for sentence in TEXTS[language]])
+    options = {"max_position_embeddings": 100, "initializer_range": 1e-7}
+    return save_encoder(
+        tmp_path_factory.mktemp("bert"), make_encoder(BertForMaskedLM, tokenizer, **options), tokenizer
+    )
+
+
+@pytest.fixture(scope="module")
+def extended(word_pieces, texts, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("extended") / "model"
+    extend(word_pieces, output, corpus=[texts["bo"]], size=150)
+    return output
+
+
+def test_an_extended_word_piece_vocabulary_reads_the_new_script_and_the_old_ones_as_before(word_pieces, extended):
+    old, new = load_tokenizer(word_pieces), load_tokenizer(extended)
+    assert new.convert_ids_to_tokens(range(len(old))) == old.convert_ids_to_tokens(range(len(old)))
+    for language in KNOWN:
+        for text in TEXTS[language]:
+            assert ids(new, text) == ids(old, text)
+    tokens = [token for text in TEXTS["bo"] for token in segment(new, text)]
+    assert "[UNK]" not in tokens and "[UNK]" in segment(old, TEXTS["bo"][0])
+    learnt = set(tokens) - set(old.get_vocab())
+    assert any(len(token.removeprefix("##")) > 1 for token in learnt)
+
+
+def test_the_tensors_of_an_extended_word_piece_encoder(word_pieces, extended):
+    assert different_tensors(other_tensors(word_pieces), other_tensors(extended)) == []
+    before, after = vocabulary_tensors(word_pieces), vocabulary_tensors(extended)
+    assert before.keys() == after.keys() == VOCABULARY_TENSORS
+    for name, tensor in before.items():
+        assert torch.equal(after[name][: len(tensor)], tensor)
+        assert after[name][len(tensor) :].isfinite().all()
+    load_encoder(extended)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_count": 10**6}], ids=str)
+def test_a_trimmed_word_piece_vocabulary_can_write_its_languages(options, word_pieces, texts, tmp_path):
+    trim(word_pieces, tmp_path / "trimmed", corpus=[texts["en"]], **options)
+    old, new = load_tokenizer(word_pieces), load_tokenizer(tmp_path / "trimmed")
+    assert len(new) < len(old)
+    assert not any("ш" in token for token in new.get_vocab())
+    for text in (*TEXTS["en"], "tea on the door", "17 (42)"):
+        assert ("[UNK]" in segment(new, text)) == ("[UNK]" in segment(old, text))
+        # Without a minimum count, the corpus is segmented as before.
+        assert options or text not in TEXTS["en"] or segment(new, text) == segment(old, text)
+    assert new.get_vocab()["[PAD]"] == 0
+    rows = rows_by_token(word_pieces), rows_by_token(tmp_path / "trimmed")
+    for name in VOCABULARY_TENSORS:
+        assert all(torch.equal(row, rows[0][name][token]) for token, row in rows[1][name].items())
+
+
+def test_a_converted_word_piece_model_is_extended_with_its_tags(word_pieces, texts, tmp_path):
+    convert(word_pieces, tmp_path / "model", languages=["en", "bo"])
+    extend(tmp_path / "model", tmp_path / "extended", corpus=[texts["bo"]], size=150)
+    before, after = load_tokenizer(tmp_path / "model"), load_tokenizer(tmp_path / "extended", src_lang="bo")
+    assert [after.get_lang_id(code) for code in ("en", "bo")] == [before.get_lang_id(code) for code in ("en", "bo")]
+    text = TEXTS["bo"][0]
+    assert after.decode(after(text)["input_ids"], skip_special_tokens=True) == text
+    tag = after.get_lang_id("bo")
+    generated = load(tmp_path / "extended").generate(
+        **after(text, return_tensors="pt"), forced_bos_token_id=tag, max_new_tokens=4
+    )
+    assert generated[0, 1] == tag
+
+
+def test_a_word_piece_vocabulary_with_gaps_is_refused(word_pieces, texts, tmp_path):
+    source = Path(shutil.copytree(word_pieces, tmp_path / "source"))
+    content = json.loads((source / "tokenizer.json").read_text())
+    del content["model"]["vocab"]["T"]
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConversionError, match=f"{source} has unused ids below"):
+        trim(source, tmp_path / "output", corpus=[texts["en"]])

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.vocabulary import corpus, pieces
 from modeling_xlm_swcm.vocabulary.corpus import Corpus, SegmentationStatistics, compare_segmentations, read_corpora
+from modeling_xlm_swcm.vocabulary.kinds import UnigramVocabulary
 from modeling_xlm_swcm.vocabulary.pieces import (
-    UnigramVocabulary,
     count_tokens,
     find_script,
     find_scripts,

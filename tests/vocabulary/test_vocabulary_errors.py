@@ -208,7 +208,7 @@ def tensors(edit: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:
 
 BAD_SOURCES = {
     "no tokenizer": (remove_tokenizer, ["has no tokenizer"]),
-    "a BPE tokenizer": (give_merges, ["has type BPE", "use a checkpoint with a Unigram tokenizer"]),
+    "a BPE tokenizer": (give_merges, ["has type BPE", "use a checkpoint with a Unigram or WordPiece tokenizer"]),
     "a tokenizer larger than the embedding": (add_tokens, ["149 tokens", "148 rows"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),

@@ -1,0 +1,202 @@
+"""The vocabulary of a tokenizer: its tokens, and a tokenizer with other tokens."""
+
+import copy
+import json
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerBase
+
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+
+
+SPACE = "▁"
+
+# Score of an added token that is in the vocabulary only because ids have no gaps. Text never segments into it.
+UNREACHABLE_SCORE = -1e4
+
+# Score of a WordPiece token, which has none.
+NO_SCORE = -1.0
+
+
+def invert_ids(old_ids: list[int]) -> dict[int, int]:
+    """Map old ids to new ids. `old_ids[new]` is the old id of a token, or -1 for a new token."""
+    return {old: new for new, old in enumerate(old_ids) if old >= 0}
+
+
+def find_id_places(post_processor: dict) -> Iterator[tuple[list, int]]:
+    """Yield each place of a token id in a post-processor of `tokenizer.json`, as a list and an index."""
+    for part in post_processor.get("processors", []):
+        yield from find_id_places(part)
+    for token in post_processor.get("special_tokens", {}).values():
+        yield from ((token["ids"], index) for index in range(len(token["ids"])))
+    yield from ((post_processor[name], 1) for name in ("sep", "cls") if name in post_processor)
+
+
+class Vocabulary:
+    """
+    The vocabulary of a fast tokenizer. A subclass describes a type of model.
+
+    Args:
+        name (`str`): Name of the checkpoint, for errors.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+
+    Attributes:
+        backend (`Tokenizer`): Copy of the backend tokenizer without truncation and padding.
+        state (`dict`): Content of `tokenizer.json`.
+        pieces (`list[tuple[str, float]]`):
+            Piece and score (a log-probability) by id. Special tokens of a Unigram model have a score of 0. Language
+            tags have a score that never wins.
+        added_tokens (`dict[int, str]`): Content of the added tokens by id.
+        processor_ids (`set[int]`): The ids of the tokens that the post-processor adds to a text.
+        unk_id (`int`): The id of `<unk>`.
+
+    Raises:
+        ConversionError: if the ids of the tokenizer have gaps, or an id has no token.
+    """
+
+    unk_id: int
+
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase):
+        self.name, self.tokenizer = name, tokenizer
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.state = json.loads(self.backend.to_str())
+        self.pieces = self.read_pieces(self.state["model"])
+        added = {token["id"]: token["content"] for token in self.state["added_tokens"]}
+        # Piece ids have no gaps, so added tokens after the last piece become pieces. New pieces follow them.
+        while len(self.pieces) in added:
+            self.pieces.append((added[len(self.pieces)], UNREACHABLE_SCORE))
+        if max(added, default=0) >= len(self.pieces):
+            raise ConversionError(
+                f"The tokenizer of {name} has unused ids below {max(added)}. Use a tokenizer without gaps in its ids."
+            )
+        self.added_tokens = added
+        self.processor_ids = {ids[index] for ids, index in find_id_places(self.state["post_processor"] or {})}
+        if max(self.processor_ids, default=0) >= len(self.pieces):
+            raise ConversionError(
+                f"The post_processor in tokenizer.json of {name} has the id {max(self.processor_ids)}, but the last "
+                f"token has the id {len(self.pieces) - 1}. Correct the id."
+            )
+
+    def read_pieces(self, model: dict) -> list[tuple[str, float]]:
+        """Return piece and score by id, and set `unk_id`."""
+        raise NotImplementedError
+
+    def write_pieces(self, pieces: list[tuple[str, float]], new_ids: dict[int, int]) -> dict:
+        """Return the fields of the model in `tokenizer.json` that change with the pieces."""
+        raise NotImplementedError
+
+    def split(self, piece: str) -> list[tuple[str, str]]:
+        """Return the pieces of one character that a piece can be replaced with, each with its character."""
+        raise NotImplementedError
+
+    def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:
+        """Return learned Unigram pieces as pieces of this vocabulary."""
+        raise NotImplementedError
+
+    def text(self, piece: str) -> str:
+        """Return the characters of a piece, without the mark of its place in a word."""
+        return "".join(character for _, character in self.split(piece))
+
+    def build_tokenizer(self, pieces: list[tuple[str, float]], old_ids: list[int]) -> PreTrainedTokenizerBase:
+        """
+        Build a tokenizer with other pieces.
+
+        Args:
+            pieces (`list[tuple[str, float]]`): Piece and score by new id.
+            old_ids (`list[int]`): For each new id, the old id of the token, or -1 for a new token.
+
+        Returns:
+            `PreTrainedTokenizerBase`: The tokenizer, of the class of the old one.
+        """
+        new_ids = invert_ids(old_ids)
+        # Added tokens after the last piece stay added tokens.
+        while pieces[-1][1] == UNREACHABLE_SCORE:
+            pieces = pieces[:-1]
+        model = self.state["model"] | self.write_pieces(pieces, new_ids)
+        state = copy.deepcopy(self.state | {"model": model})
+        for token in state["added_tokens"]:
+            token["id"] = new_ids[token["id"]]
+        for ids, index in find_id_places(state["post_processor"] or {}):
+            ids[index] = new_ids[ids[index]]
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+        return tokenizer
+
+
+class UnigramVocabulary(Vocabulary):
+    """The vocabulary of a Unigram tokenizer, whose pieces have scores."""
+
+    def read_pieces(self, model: dict) -> list[tuple[str, float]]:
+        """Return piece and score by id, and set `unk_id`."""
+        self.unk_id = model["unk_id"]
+        return [(piece, score) for piece, score in model["vocab"]]
+
+    def write_pieces(self, pieces: list[tuple[str, float]], new_ids: dict[int, int]) -> dict:
+        """Return the fields of the model in `tokenizer.json` that change with the pieces."""
+        return {"vocab": pieces, "unk_id": new_ids[self.unk_id]}
+
+    def split(self, piece: str) -> list[tuple[str, str]]:
+        """Return the characters of a piece twice, because each can be a piece."""
+        return [(character, character) for character in piece]
+
+    def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:
+        """Return the learned pieces."""
+        return learned
+
+
+class WordPieceVocabulary(Vocabulary):
+    """The vocabulary of a WordPiece tokenizer, whose pieces inside a word have a prefix, for example `##ing`."""
+
+    def read_pieces(self, model: dict) -> list[tuple[str, float]]:
+        """Return piece and score by id, and set `unk_id`."""
+        vocab: dict[str, int] = model["vocab"]
+        self.prefix, self.unk_id = model["continuing_subword_prefix"], vocab[model["unk_token"]]
+        pieces = sorted(vocab, key=vocab.__getitem__)
+        if vocab[pieces[-1]] >= len(pieces):
+            raise ConversionError(
+                f"The tokenizer of {self.name} has unused ids below {vocab[pieces[-1]]}. Use a tokenizer without gaps "
+                "in its ids."
+            )
+        return [(piece, NO_SCORE) for piece in pieces]
+
+    def write_pieces(self, pieces: list[tuple[str, float]], new_ids: dict[int, int]) -> dict:
+        """Return the fields of the model in `tokenizer.json` that change with the pieces."""
+        return {"vocab": {piece: token_id for token_id, (piece, _) in enumerate(pieces)}}
+
+    def split(self, piece: str) -> list[tuple[str, str]]:
+        """Return each character of a piece as the piece that it is inside the word, and as it is."""
+        is_inside = piece.startswith(self.prefix) and piece != self.prefix
+        characters = piece.removeprefix(self.prefix) if is_inside else piece
+        return [
+            (self.prefix * (is_inside or index > 0) + character, character)
+            for index, character in enumerate(characters)
+        ]
+
+    def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:
+        """Return the learned pieces with their places in the words of the sample, characters included."""
+        unigram = models.Unigram([("<unk>", 0.0), *learned], 0)
+        words = {word for line in sample for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(line)}
+        places = {part for word in words for part, _ in self.split(word)}
+        for word in words:
+            first, *others = (token.value for token in unigram.tokenize(word))
+            places |= {first, *(self.prefix + other for other in others)}
+        placed = (form for piece, _ in learned for form in (piece, self.prefix + piece))
+        return [(form, NO_SCORE) for form in placed if form in places]
+
+
+KINDS: dict[str, type[Vocabulary]] = {"Unigram": UnigramVocabulary, "WordPiece": WordPieceVocabulary}
+
+
+def read_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """Return the vocabulary of a tokenizer, or refuse a type of model whose tokens cannot be added and removed."""
+    kind = type(tokenizer.backend_tokenizer.model).__name__
+    if kind not in KINDS:
+        raise ConversionError(
+            f"The tokenizer of {name} has type {kind}, whose tokens are merged from one another, so they cannot be "
+            "added and removed. Convert the checkpoint with its vocabulary, or use a checkpoint with a Unigram or "
+            "WordPiece tokenizer, for example XLM-R or mBERT."
+        )
+    return KINDS[kind](name, tokenizer)
