@@ -262,7 +262,8 @@ model.push_to_hub({REPO!r})
 """
     assert client.run(code)["error"] is None
     files = hub.repositories[REPO].files
-    assert files.keys() == {name for name in SENT if "token" not in name}
+    # The tokenizer and its code are gone with the folder.
+    assert files.keys() == {name for name in SENT if "token" not in name} - {"punctuation_xlm_swcm.py"}
     check_pattern(ModelCard(files["README.md"].decode()))
 
 
