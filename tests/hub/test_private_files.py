@@ -64,7 +64,7 @@ def test_what_is_left_out_is_said_in_one_line(folder, caplog):
     (folder / "notes.txt").write_text("x")
     (folder / "checkpoint-1").mkdir()
     collect_files(folder, "someone/model")
-    (line,) = [record.getMessage() for record in caplog.records if "Not sent" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "are not sent" in record.getMessage()]
     assert line.endswith(": checkpoint-1/, notes.txt.")
 
 
