@@ -1,10 +1,11 @@
-"""Compare one encoder in the shapes of BERT and XLM-R, and measure what decoding restores behind BERT's tokenizer.
+"""Compare one encoder in the shapes of BERT and XLM-R, and count lines that BERT's tokenizer gives back.
 
     python benchmarks/bert.py DATA --bert FOLDER --xlm_r FOLDER
 
 DATA has `ntrex.tsv` (columns bo, ug, kk, mn, zh, en, one sentence per line). The folders hold the same encoder with
-model type `bert` and `xlm-roberta`. The script converts both, compares the models bit by bit, and compares the hidden
-states of the converted encoder with those of Transformers' BERT. It writes outputs/benchmarks/bert.json.
+model type `bert` and `xlm-roberta`. The script converts both and compares the models bit by bit. It compares the
+hidden states of the converted encoder with the hidden states of Transformers' BERT. It writes
+outputs/benchmarks/bert.json.
 """
 
 import argparse

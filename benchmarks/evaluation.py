@@ -1,4 +1,4 @@
-"""Measure on human translations what `xlm-swcm evaluate` says of perfect outputs.
+"""Measure how `xlm-swcm evaluate` scores perfect outputs. The outputs are human translations.
 
     python benchmarks/evaluation.py ntrex.tsv sentencepiece.bpe.model
 

@@ -20,7 +20,7 @@ RELEASED_NORMS = {"norm1": "self_attn", "norm2": "ffn1", "norm3": "cross_attn", 
 
 
 class SameLoss:
-    """The loss of XLM-SWCM for other encoder-decoders, whose own loss averages differently."""
+    """The loss of XLM-SWCM for other encoder-decoders. Their losses have other averages."""
 
     def forward(self, labels=None, decoder_input_ids=None, num_items_in_batch=None, **inputs):
         if labels is not None:

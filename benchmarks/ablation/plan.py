@@ -80,7 +80,9 @@ class Plan:
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path} is not a plan ({type(error).__name__}: {error}). Correct the file.") from error
         if any(entry["seeds"][:1] != plan.seeds[:1] for entry in plan.experiments):
-            raise DataError(f"{path}: an entry has seeds without {plan.seeds[0]}, the first seed of the plan. Add it.")
+            raise DataError(
+                f"{path}: an entry has seeds without {plan.seeds[0]}, the first seed of the plan. Add it to the entry."
+            )
         if plan.steps % plan.eval_steps:
             raise DataError(
                 f"{path}: eval_steps must divide steps (got {plan.eval_steps} and {plan.steps}). Change one of them."
