@@ -174,7 +174,8 @@ def warn_of_unreadable_languages(name: str, tokenizer: XLMSWCMTokenizer, languag
     for code, language in find_unreadable_names(tokenizer, languages).items():
         logger.warning(
             f'The tokenizer of {name} reads "{language}", the name of the language {code}, as {tokenizer.unk_token}. '
-            "The model cannot generate this language. Add tokens with xlm-swcm vocab extend, or use another encoder."
+            "The model cannot generate this language. Add tokens with xlm-swcm vocab extend. If the tokenizer is "
+            "BPE, use another encoder."
         )
 
 

@@ -58,7 +58,7 @@ class XLMSWCMPipeline(Pipeline):
         sequence gives a dict.
 
     Raises:
-        ValueError: if the input does not fit the task, is too long, or has an unknown language or none.
+        ValueError: if the input does not fit the task or is too long, or if a language is unknown or not set.
     """
 
     _load_tokenizer = True

@@ -128,7 +128,7 @@ def join_texts(documents: list[list[str]], outputs: Iterable[str]) -> list[str]:
     """
     Join the outputs for the sentences of each text in the same way as the sentences.
 
-    If a text has no space between two sentences, their outputs get a space, unless they are Chinese or Japanese.
+    If a text has no space between two sentences, their outputs get a space. Chinese and Japanese outputs get none.
 
     Args:
         documents (`list[list[str]]`):

@@ -92,7 +92,7 @@ def set_ends(name: str, tokenizer: PreTrainedTokenizerBase):
 
 
 def copy_with_ends(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a tokenizer with tokens at the ends of a text. It is a copy if the tokenizer lacks them."""
+    """Return a tokenizer with tokens at the ends of a text. If the tokenizer lacks them, return a copy with them."""
     if None in (getattr(tokenizer, token) for token in TOKENS_OF_ENDS):
         tokenizer = copy.deepcopy(tokenizer)
         set_ends(name, tokenizer)
@@ -122,7 +122,7 @@ def read_language_names() -> dict[str, str]:
 
 
 def find_unreadable_names(tokenizer: TokenizersBackend, languages: Iterable[str]) -> dict[str, str]:
-    """Return the languages whose own name has characters that a tokenizer does not know, with that name."""
+    """Return each language whose own name has characters that a tokenizer does not know, with this name."""
     unreadable = {}
     for code in languages:
         language, *subtags = code.casefold().split("-")

@@ -97,7 +97,7 @@ class MaskedLMHead:
 @dataclass(frozen=True, kw_only=True)
 class EncoderFamily:
     """
-    Description of an encoder family. Tensor names are those of the bare encoder, without the prefix of a model class.
+    Description of an encoder family. Tensor names are names in the bare encoder, without the prefix of a model class.
 
     The defaults describe layers that end in a LayerNorm, with the tensor names of BERT and XLM-R.
 
@@ -125,12 +125,12 @@ class EncoderFamily:
         defaults (`dict`):
             Values of fields that config.json can lack.
         has_positions_from_zero (`bool`, *optional*, defaults to `False`):
-            Whether the first token has position 0. By default it has the position `pad_token_id + 1`, as in the
-            model.
+            Whether the first token has position 0. By default it has position `pad_token_id + 1`, as in the model.
         token_types (`int`, *optional*):
             Number of token types to keep. Default: all.
         find_problem (`Callable[[dict], str | None]`, *optional*):
-            Function that returns why an encoder with a config.json cannot be converted, and what to use, or `None`.
+            Function of the content of config.json. Returns why the encoder cannot be converted and what to use, or
+            `None`.
     """
 
     name: str

@@ -38,7 +38,7 @@ def find_encoder_folder(source: str, revision: str | None = None) -> str:
         return source
     if not is_file_name(subfolder):
         raise ConversionError(
-            f"{path} places the encoder in {json.dumps(subfolder)}, which is not a subfolder. Correct path."
+            f"{path} places the encoder in {json.dumps(subfolder)}, which is not a subfolder. Correct the field path."
         )
     if not Path(source).is_dir():
         raise ConversionError(
@@ -47,7 +47,7 @@ def find_encoder_folder(source: str, revision: str | None = None) -> str:
         )
     folder = Path(source) / subfolder
     if not folder.is_dir() or folder.is_symlink():
-        raise ConversionError(f"{path} names the folder {folder}, which does not exist. Download it again.")
+        raise ConversionError(f"{path} names the folder {folder}, which does not exist. Download the model again.")
     return str(folder)
 
 
@@ -59,5 +59,5 @@ def read_max_length(source: str, revision: str | None = None) -> int | None:
     path = next(filter(None, (find_file(source, name, revision) for name in LENGTH_FILES)), None)
     length = None if path is None else read_json(path).get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-        raise ConversionError(f"max_seq_length in {path} is {json.dumps(length)}. Use a number of tokens.")
+        raise ConversionError(f"max_seq_length in {path} is {json.dumps(length)}. Use a positive number of tokens.")
     return length

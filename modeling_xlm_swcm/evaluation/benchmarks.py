@@ -157,7 +157,7 @@ def find_on_hub(benchmark: Benchmark, subset: str) -> Files:
     paths = benchmark.find_files(names, subset)
     if not paths:
         raise DataError(
-            f"{place} has other files than xlm-swcm knows. Download the texts, and pass a file with one column for "
+            f"{place} has other files than xlm-swcm expects. Download the texts. Then pass a file with one column for "
             "each language."
         )
     return Files(benchmark, subset, paths, fetch)

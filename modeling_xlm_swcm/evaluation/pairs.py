@@ -99,7 +99,7 @@ def read_data(
     bad_rows.report()
     for direction, pairs in found.pairs.items():
         if not pairs:
-            raise DataError(f"{data} has no row for {direction}. Check the data.")
+            raise DataError(f"{data} has no row for {direction}. Pass other data or another --target.")
     return found
 
 
@@ -110,7 +110,7 @@ def is_in_language(row: dict, target: str) -> bool:
 
 
 def describe(is_summarization: bool) -> str:
-    """Return the name of a task, with what its data are."""
+    """Return the name of a task, with a description of its data."""
     return "summarization: texts with titles in the same language" if is_summarization else "translation"
 
 
@@ -174,8 +174,8 @@ class PairReader:
         name = match_code(code, names, self.spellings.get(code, ()))
         if name is None:
             raise DataError(
-                f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language, or name the "
-                f"text with --codes {code}=NAME."
+                f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language, or pass one of "
+                f"these names with --codes {code}=NAME."
             )
         return name
 

@@ -105,7 +105,7 @@ def check_settings(settings: dict[str, int]):
     for name, value in settings.items():
         most = MAX_BEAMS if name == "num_beams" else MAX_COUNT
         if not 1 <= value <= most:
-            raise DataError(f"{name} must be between 1 and {most} (got {value}).")
+            raise DataError(f"{name} must be between 1 and {most} (got {value}). Use another number.")
 
 
 def open_systems(models: list[str], spellings: dict[str, list[str]]) -> dict[str, System]:

@@ -35,11 +35,11 @@ class ModelResult:
         scores (`dict[str, float]`):
             Scores from 0 to 100. `chrf++_nfkc` compares texts after NFKC.
         faults (`dict[str, list[bool]]`):
-            Which texts have each kind of fault.
+            For each kind of fault, True for each text with this fault.
         intervals (`dict[str, float]`):
             Half of the 95 % confidence interval of chrF++ and BLEU (bootstrap).
         p_values (`dict[str, float]`):
-            Paired bootstrap against the first model. Empty for the first model.
+            P-values of a paired bootstrap against the first model. Empty for the first model.
     """
 
     outputs: Outputs

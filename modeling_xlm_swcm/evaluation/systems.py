@@ -105,7 +105,7 @@ class System:
             known = self.languages if len(self.languages) < 20 else [*self.languages[:20], "..."]
             raise DataError(
                 f"{self.source} does not know the language {code} (known: {', '.join(known)}). Pass another language, "
-                f"or name it with --codes {code}=NAME."
+                f"or pass one of these names with --codes {code}=NAME."
             )
         return name
 
@@ -135,7 +135,7 @@ class System:
             num_beams (`int`):
                 Number of beams.
             max_length (`int`):
-                Maximum number of generated tokens. The limit of the model counts if it is smaller.
+                Maximum number of generated tokens. If the limit of the model is smaller, it applies.
             batch_tokens (`int`):
                 Maximum size of a batch in tokens, with padding.
 

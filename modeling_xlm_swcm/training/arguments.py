@@ -137,8 +137,8 @@ class CheckedOptions:
         check_numbers(self)
         if self.auto_find_batch_size:
             raise ValueError(
-                "--auto_find_batch_size trains the changed weights again from the first step, with other batches. Set "
-                "--per_device_train_batch_size and --gradient_accumulation_steps instead."
+                "--auto_find_batch_size is not supported. If memory is short, it starts again with weights that are "
+                "already trained. Set --per_device_train_batch_size and --gradient_accumulation_steps instead."
             )
         super().__post_init__()
         check_evaluation_strategy(self)

@@ -1,4 +1,4 @@
-"""The evaluation loss: a mean over tokens, whatever the size of the batches."""
+"""The evaluation loss: a mean over tokens that does not depend on the size of the batches."""
 
 import torch
 from transformers import Trainer
@@ -9,9 +9,11 @@ class TokenLossTrainer(Trainer):
     r"""
     A [`~transformers.Trainer`] whose evaluation loss is the mean over all labels.
 
-    Transformers averages the mean losses of the batches. That value depends on the size of the batches, because a
-    label of a batch with short targets counts more. With several processes, repeated rows fill up the last batches.
-    There the value is nearly the mean, because each row counts as the mean of its batch.
+    Transformers averages the mean losses of the batches. Its value depends on the size of the batches, because a label
+    in a batch with short targets counts more.
+
+    With several processes, repeated rows fill up the last batches. They are left out, and each other row of these
+    batches counts as the mean of its batch. So the value is then only nearly the mean.
     """
 
     # sum of the loss and number of labels, of shape (rows, 2), for each batch of the current evaluation

@@ -51,12 +51,13 @@ def count_faults(
 
     - `unk`: the model generated `<unk>`.
     - `empty`: the text is empty.
-    - `repeated`: a phrase stands four times in a row, or a part of a word six times. Texts with a reference that
-      repeats in this way do not count.
+    - `repeated`: the text repeats a phrase four times in a row, or a part of a word six times.
     - `cut`: the text reached the maximum length.
-    - `wrong_script`: most letters are in another script than most letters of all references. Texts with a reference
-      in the same script do not count. A wrong language in the right script is not found.
-    - `copied`: the text is nearly the source. Texts with such a reference do not count.
+    - `wrong_script`: most letters are in another script than most letters of all references. A wrong language in the
+      right script is not found.
+    - `copied`: the text is nearly the source.
+
+    A text does not count as `repeated`, `wrong_script` or `copied` if its reference has the same property.
 
     Args:
         outputs (`Sequence[str]`):
@@ -84,7 +85,7 @@ def find_faults(
     has_unk: Sequence[bool] | None = None,
     is_cut: Sequence[bool] | None = None,
 ) -> dict[str, list[bool]]:
-    """Return for each kind of fault which texts have it. [`count_faults`] describes arguments and faults."""
+    """Return a flag per text for each kind of fault. [`count_faults`] describes arguments and faults."""
     pairs = list(zip(outputs, references, strict=True))
     script = find_main_script(references)
     found = {

@@ -46,7 +46,11 @@ class GenerateArguments:
     output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})
     num_beams: int = field(default=4, metadata={"help": "Number of beams. 1 is greedy decoding."})
     max_length: int | None = field(
-        default=None, metadata={"help": "Maximum length of an output line in tokens. Default: the limit of the model."}
+        default=None,
+        metadata={
+            "help": "Maximum output length in tokens for a sentence, or for a line that is not split. Default: the "
+            "limit of the model."
+        },
     )
     batch_tokens: int = field(default=4096, metadata={"help": "Maximum size of a batch in tokens, with padding."})
     split: bool | None = field(
@@ -66,7 +70,7 @@ def generate_file(args: GenerateArguments):
     """
     Generate one line of output for each line of input. Lines keep their order, and empty lines stay empty.
 
-    A translation is made sentence by sentence. The spaces and list markers of a line stay.
+    A line is translated sentence by sentence. Its spaces and list markers stay.
 
     The whole input is checked before the first line is generated.
 

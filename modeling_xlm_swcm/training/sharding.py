@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 def shard_layers(plugin: FullyShardedDataParallelPlugin | None, model: PreTrainedModel):
     """
-    Make every encoder and decoder layer of a model a unit of FSDP, whatever its decoder.
+    Make every encoder and decoder layer of a model a unit of FSDP, for each kind of decoder.
 
     Accelerate refuses the class of a layer that the model does not have, so no list of classes fits all decoders. The
     embeddings stay outside of the units, because several modules share them.

@@ -34,7 +34,8 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     r"""
     A [`~transformers.Seq2SeqTrainer`] for XLM-SWCM that can be resumed exactly ([`ResumableTrainer`]).
 
-    It takes [`TrainingArguments`] and differs from the trainer of Transformers in three points:
+    It takes [`TrainingArguments`] or [`~transformers.Seq2SeqTrainingArguments`]. It differs from the trainer of
+    Transformers in three points:
 
     - `scheduled_sampling` replaces a share of the decoder inputs by predictions of the model. A first pass over the
       clean inputs computes the predictions (Mihaylova and Martins, 2019).

@@ -195,8 +195,8 @@ def read_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> Vocabulary
     kind = type(tokenizer.backend_tokenizer.model).__name__
     if kind not in KINDS:
         raise ConversionError(
-            f"The tokenizer of {name} has type {kind}, whose tokens are merged from one another, so they cannot be "
-            "added and removed. Convert the checkpoint with its vocabulary, or use a checkpoint with a Unigram or "
+            f"The tokenizer of {name} has type {kind}, but this command needs a Unigram or WordPiece tokenizer. "
+            "Convert the checkpoint without a change of its vocabulary. Or use a checkpoint with a Unigram or "
             "WordPiece tokenizer, for example XLM-R or mBERT."
         )
     return KINDS[kind](name, tokenizer)

@@ -246,5 +246,5 @@ def test_damaged_modules_are_refused(content, message, own_bert):
 @pytest.mark.parametrize("length", ["16", 0, True])
 def test_a_damaged_limit_is_refused(length, bert_folder, tmp_path):
     folder = make_sentence_transformer(bert_folder, tmp_path / "model", "", max_seq_length=length)
-    with pytest.raises(ConversionError, match="max_seq_length in .*Use a number of tokens"):
+    with pytest.raises(ConversionError, match="max_seq_length in .*Use a positive number of tokens"):
         from_encoder(folder)

@@ -199,7 +199,7 @@ class TestBenchmarks:
     def test_a_changed_layout_on_the_hub_is_named(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id, repo_type: ["README.md"])
         for benchmark in BENCHMARKS:
-            with pytest.raises(DataError, match="has other files than xlm-swcm knows"):
+            with pytest.raises(DataError, match="has other files than xlm-swcm expects"):
                 find_benchmark(benchmark.name)
 
 

@@ -1,4 +1,4 @@
-"""ELECTRA, whose layers are those of BERT: discriminators without a masked-LM head, and generators with one."""
+"""ELECTRA, which has the layers of BERT. Generators have a masked-LM head, discriminators have none."""
 
 from modeling_xlm_swcm.checkpoints.family import DROPPED, EncoderFamily, MaskedLMHead
 

@@ -1,4 +1,4 @@
-"""XLM-R, RoBERTa and CamemBERT, whose layers the model has."""
+"""XLM-R, RoBERTa and CamemBERT. The model has the same layers."""
 
 from modeling_xlm_swcm.checkpoints.family import EncoderFamily, MaskedLMHead
 
