@@ -139,7 +139,7 @@ class UnigramVocabulary(Vocabulary):
         return {"vocab": pieces, "unk_id": new_ids[self.unk_id]}
 
     def split(self, piece: str) -> list[tuple[str, str]]:
-        """Return the characters of a piece twice, because each can be a piece."""
+        """Return each character of a piece as a piece and as a character."""
         return [(character, character) for character in piece]
 
     def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:
@@ -167,7 +167,7 @@ class WordPieceVocabulary(Vocabulary):
         return {"vocab": {piece: token_id for token_id, (piece, _) in enumerate(pieces)}}
 
     def split(self, piece: str) -> list[tuple[str, str]]:
-        """Return each character of a piece as the piece that it is inside the word, and as it is."""
+        """Return each character of a piece as a piece, with the prefix inside a word, and as a character."""
         is_inside = piece.startswith(self.prefix) and piece != self.prefix
         characters = piece.removeprefix(self.prefix) if is_inside else piece
         return [
@@ -176,7 +176,7 @@ class WordPieceVocabulary(Vocabulary):
         ]
 
     def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:
-        """Return the learned pieces with their places in the words of the sample, characters included."""
+        """Return learned pieces and single characters in the forms that occur in the words of the sample."""
         unigram = models.Unigram([("<unk>", 0.0), *learned], 0)
         words = {word for line in sample for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(line)}
         places = {part for word in words for part, _ in self.split(word)}
