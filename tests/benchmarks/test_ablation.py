@@ -171,7 +171,7 @@ def test_after_pretraining(command):
         command(**PRETRAINED | {"pretraining": diverging})
     shutil.rmtree(output)
     command(**PRETRAINED | {"pretraining": diverging})
-    assert "Pretraining: The loss is nan" in results(output)["x3_only_translation_6_pretrained_0.001_0"]["reason"]
+    assert "The pretraining failed: The loss is nan" in results(output)["x3_only_translation_6_pretrained_0.001_0"]["reason"]
     with pytest.raises(SystemExit, match="cannot be pretrained"):
         command(**PRETRAINED | {"experiments": [PRETRAINED["experiments"][0] | {"variants": ["warm-start"]}]})
     with pytest.raises(SystemExit, match="but no options under pretraining"):
@@ -255,9 +255,9 @@ def test_the_loss_is_that_of_each_character_of_the_references(command, encoder_f
 
 class TestCopies:
     @pytest.fixture
-    def make_trainer(self, start, data, tmp_path):
+    def make_trainer(self, encoder_folder, data, tmp_path):
         def make(name) -> learning.AblationTrainer:
-            begun = start(name, languages=["zh", *TARGETS])
+            begun = build(name, str(encoder_folder), ["zh", *TARGETS], seed=3)
             examples, characters = learning.encode_short_pairs(
                 TASKS["translation"].read_train(data, 5), begun.tokenizer, 38, truncate_sources=False
             )

@@ -170,7 +170,7 @@ class TestOldCheckpoints:
     def test_a_folder_in_the_place_of_a_code_file_is_named_before_anything_is_written(self, old_folder):
         (old_folder / "layers_xlm_swcm.py").mkdir()
         before = (old_folder / "modeling_xlm_swcm.py").read_bytes()
-        assert_refused(CliRunner().invoke(main, ["refresh", str(old_folder)]), "layers_xlm_swcm.py", "Remove it")
+        assert_refused(CliRunner().invoke(main, ["refresh", str(old_folder)]), "layers_xlm_swcm.py", "Remove the folder")
         assert (old_folder / "modeling_xlm_swcm.py").read_bytes() == before
 
     def test_code_without_a_readable_version_is_not_replaced(self, old_folder):
@@ -229,7 +229,7 @@ class TestKeywords:
         for names in ({"cache": None, "past_key_values": cache}, {"cache": cache, "past_key_values": None}):
             given = {name: copy.deepcopy(value) for name, value in names.items()}
             assert torch.equal(model(**inputs, **given).logits, expected)
-        with pytest.raises(TypeError, match="not as both"):
+        with pytest.raises(TypeError, match="are both set"):
             model(**inputs, cache=cache, past_key_values=cache)
 
     def test_the_trainer_leaves_the_cache_out_of_its_predictions(self, model, source, target, tmp_path):
