@@ -171,7 +171,8 @@ def test_after_pretraining(command):
         command(**PRETRAINED | {"pretraining": diverging})
     shutil.rmtree(output)
     command(**PRETRAINED | {"pretraining": diverging})
-    assert "The pretraining failed: The loss is nan" in results(output)["x3_only_translation_6_pretrained_0.001_0"]["reason"]
+    (ended,) = results(output).values()
+    assert "The pretraining failed: The loss is nan" in ended["reason"]
     with pytest.raises(SystemExit, match="cannot be pretrained"):
         command(**PRETRAINED | {"experiments": [PRETRAINED["experiments"][0] | {"variants": ["warm-start"]}]})
     with pytest.raises(SystemExit, match="but no options under pretraining"):
