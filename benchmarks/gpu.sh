@@ -9,7 +9,7 @@ set -euo pipefail
 data=$1 encoder=$2 output=$3 quick=${4:-}
 python=${PYTHON:-python3} here=$(dirname "$0")
 mkdir -p "$output"
-plan=$here/ablation/real_gpu.yaml rounds=1 marks=gpu
+plan=$here/ablation/real_gpu.yaml
 
 part() { # part NAME SECONDS COMMAND...: run a command, of which an H200 takes SECONDS by estimate
     local name=$1 seconds=$2
@@ -26,8 +26,8 @@ if [ -n "$quick" ]; then
         sed -E '/^experiments/i dev_lines: 4\ntest_lines: 4' | sed -E '/^- \{/d; /^- &one_seed/d' >"$plan"
 fi
 
-part gpu-tests 60 "$python" -m pytest -q -m "$marks" tests
-part gpu-speed 150 "$python" "$here/speed.py" --only gpu-training gpu-decoding gpu-loss --rounds $rounds $quick
+part gpu-tests 60 "$python" -m pytest -q -m gpu tests
+part gpu-speed 150 "$python" "$here/speed.py" --only gpu-training gpu-decoding gpu-loss --rounds 1 $quick
 part gpu-ablation 360 "$python" "$here/ablation/run.py" "$plan" --data "$data" --encoder "$encoder" \
     --output_dir "$output/ablation" --jobs "${JOBS:-8}"
 # A part that was stopped has no report yet.

@@ -232,12 +232,12 @@ def cut(sentence: str, fits: Callable[[str], bool]) -> list[str]:
     """Cut a sentence until all parts fit. Parts have even indices, and the spaces between them have odd indices."""
     if fits(sentence) or len(sentence) < 2:
         return [sentence]
-    place = find_cut(sentence)
+    place = find_cut_place(sentence)
     left, right = sentence[:place].rstrip(), sentence[place:].lstrip()
     return [*cut(left, fits), sentence[len(left) : len(sentence) - len(right)], *cut(right, fits)]
 
 
-def find_cut(sentence: str) -> int:
+def find_cut_place(sentence: str) -> int:
     """Return the place nearest to the middle where a sentence can be cut: a comma, or else a space, or else any."""
     words = [word.start() for word in WORD.finditer(sentence)] or [0]
     for pattern in (CLAUSE, SPACE):

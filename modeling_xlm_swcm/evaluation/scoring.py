@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sacrebleu.metrics import CHRF
 from sacrebleu.significance import PairedTest
 
 from modeling_xlm_swcm.training.examples import Pair
@@ -102,7 +101,7 @@ def score_direction(pairs: list[Pair], outputs: dict[str, Outputs]) -> Direction
 def score_nfkc(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Return chrF++ after NFKC, which ignores full-width forms and other differences that XLM-R cannot read."""
     texts = [[unicodedata.normalize("NFKC", text) for text in side] for side in (predictions, references)]
-    return min(CHRF(word_order=2).corpus_score(texts[0], [texts[1]]).score, 100.0)
+    return min(make_corpus_metrics()["chrf++"].corpus_score(texts[0], [texts[1]]).score, 100.0)
 
 
 def compare(models: dict[str, ModelResult], references: Sequence[str]):
@@ -124,7 +123,7 @@ def compare(models: dict[str, ModelResult], references: Sequence[str]):
 def choose_samples(result: DirectionResult, count: int) -> list[int]:
     """Return the places of `count` texts, evenly from the best to the worst output of the first model."""
     first = next(iter(result.models.values()))
-    chrf = CHRF(word_order=2)
+    chrf = make_corpus_metrics()["chrf++"]
     texts = zip(first.outputs.texts, result.pairs, strict=True)
     ranked = [chrf.sentence_score(text, [pair.target]).score for text, pair in texts]
     order = sorted(range(len(ranked)), key=lambda place: -ranked[place])

@@ -23,6 +23,7 @@ from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_texts, 
 from .arguments import check_beams, check_counts
 from .coverage import Coverage
 from .examples import batched
+from .faults import find_cut
 from .rows import AS_TEXT, BadRows, DataError, known_languages
 
 
@@ -206,14 +207,13 @@ def generate_lines(
     """Generate a text for each row, by the key of the row."""
     options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
     ends = model.generation_config.eos_token_id
-    ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=model.device)
+    ends = ends if isinstance(ends, list) else [ends]
     generated, cut = {}, []
     batches = list(batches_by_length(rows, args.batch_tokens))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
         inputs = tokenizer.pad({"input_ids": [rows[key] for key in batch]}, return_tensors="pt").to(model.device)
         ids = model.generate(**inputs, max_new_tokens=args.max_length, **options)
-        is_cut = ~torch.isin(ids[:, 1:], ends).any(dim=1)
-        cut += [key for key, cut_here in zip(batch, is_cut.tolist(), strict=True) if cut_here]
+        cut += [key for key, is_cut in zip(batch, find_cut(ids.cpu().numpy(), ends), strict=True) if is_cut]
         outputs = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         generated |= {key: text.strip() for key, text in zip(batch, outputs, strict=True)}
     if cut:

@@ -37,7 +37,7 @@ def report_errors(when_interrupted: str = RESUME) -> Iterator[None]:
 
     Args:
         when_interrupted (`str`, *optional*):
-            Sentence for Ctrl-C: what was written, or how to continue.
+            Sentence to show after Ctrl-C. It says what was written or how to continue.
     """
     message = f"error: Interrupted. {when_interrupted}"
     try:

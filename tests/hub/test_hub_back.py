@@ -220,7 +220,7 @@ model.push_to_hub("someone/first")
 model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="someone/saved")
 """
     assert client.run(code)["error"] is None
-    # The model uses compat_xlm_swcm.py, too.
+    # The code of the model also imports compat_xlm_swcm.py.
     for repo, missing in (("first", set()), ("saved", {*TOKENIZER_FILES} - {"compat_xlm_swcm.py"})):
         files = hub.repositories[f"someone/{repo}"].files
         assert files.keys() == SENT - missing

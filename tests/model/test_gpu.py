@@ -1,4 +1,4 @@
-"""What only a GPU can show: its results are those of the CPU, in every precision and with every attention."""
+"""Tests that need a GPU: it computes the same as the CPU, with each precision and each attention."""
 
 import pytest
 import torch

@@ -178,7 +178,7 @@ class TestGenerationMetrics:
         metrics = GenerationMetrics(tokenizer, 3 * ["river"], groups=["kk", "bo", "bo"], names=["chrf++"])
         assert metrics(SimpleNamespace(predictions=ids))["cut_outputs"] == 2
         assert [metrics.scores[group]["cut_outputs"] for group in ("kk", "bo")] == [0, 2]
-        # It is no score, so it selects no model.
+        # This number is not a score, so it cannot select a model.
         assert "cut_outputs" not in metrics.metric_names
 
     def test_they_are_in_the_result_file_and_in_a_warning(self, tokenizer, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ VOCABULARY_TENSORS = {"bert.embeddings.word_embeddings.weight", "cls.predictions
 
 @torch.no_grad()
 def test_a_bert_with_a_unigram_vocabulary_is_extended_trimmed_and_converted(texts, tmp_path):
-    # Its config has another padding token than its tokenizer, as that of multilingual-e5-small.
+    # As in multilingual-e5-small, config and tokenizer have different padding tokens.
     tokenizer = reader_tokenizer()
     bert = make_encoder(BertForMaskedLM, tokenizer, pad_token_id=0, type_vocab_size=2, max_position_embeddings=100)
     source = save_encoder(tmp_path / "source", bert, tokenizer)

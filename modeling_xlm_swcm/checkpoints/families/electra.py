@@ -1,6 +1,9 @@
 """ELECTRA, which has the layers of BERT. Generators have a masked-LM head, discriminators have none."""
 
-from modeling_xlm_swcm.checkpoints.family import DROPPED, EncoderFamily, MaskedLMHead
+from dataclasses import replace
+
+from modeling_xlm_swcm.checkpoints.families.bert import FAMILY as BERT
+from modeling_xlm_swcm.checkpoints.family import DROPPED, MaskedLMHead
 
 
 def find_problem(config: dict) -> str | None:
@@ -14,7 +17,8 @@ def find_problem(config: dict) -> str | None:
     )
 
 
-FAMILY = EncoderFamily(
+FAMILY = replace(
+    BERT,
     name="ELECTRA",
     model_types=("electra",),
     head=MaskedLMHead(
@@ -24,8 +28,5 @@ FAMILY = EncoderFamily(
         projection="generator_lm_head",
     ),
     dropped=DROPPED | {r"discriminator_predictions\..+": "predicts which tokens were replaced"},
-    defaults={"layer_norm_eps": 1e-12, "pad_token_id": 0, "type_vocab_size": 2},
-    has_positions_from_zero=True,
-    token_types=1,
     find_problem=find_problem,
 )
