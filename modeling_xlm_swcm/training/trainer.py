@@ -49,6 +49,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._check_tokenizers()
+        self._check_checkpointing()
         shard_layers(getattr(self.accelerator.state, "fsdp_plugin", None), self.model)
 
     def _check_tokenizers(self):
@@ -64,6 +65,16 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
             raise TrainingError(
                 "predict_with_generate needs the tokenizer of the model, which knows the language tags. Pass it as "
                 "processing_class."
+            )
+
+    def _check_checkpointing(self):
+        """Check that gradients of tied weights add up over several processes."""
+        kwargs = self.args.gradient_checkpointing_kwargs or {}
+        is_reentrant = self.args.gradient_checkpointing and kwargs.get("use_reentrant")
+        if is_reentrant and self.args.world_size > 1 and self.model.config.weight_sharing == "tied":
+            raise TrainingError(
+                "Reentrant gradient checkpointing cannot train a tied decoder in several processes. Set use_reentrant "
+                "to false in gradient_checkpointing_kwargs."
             )
 
     @property

@@ -133,3 +133,18 @@ class TestOwnLoop:
         )
         generated = trainer.predict(make_trainer.rows).predictions
         assert generated[:, 1].tolist() == [row["labels"][0] for row in make_trainer.rows]
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
+@pytest.mark.parametrize("decoder", [{}, {"decoder_blocks": 4 * ["prefix"]}])
+def test_tied_decoders_in_several_processes_refuse_reentrant_checkpointing(
+    make_trainer, tokenizer, monkeypatch, decoder
+):
+    tied, copied = (new_model(tokenizer, weight_sharing=sharing, **decoder) for sharing in ("tied", "init"))
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    alone = make_trainer(tied, **reentrant)
+    monkeypatch.setattr(type(alone.args), "world_size", 2)
+    make_trainer(tied, gradient_checkpointing=True)
+    make_trainer(copied, **reentrant)
+    with pytest.raises(TrainingError, match="Set use_reentrant to false"):
+        make_trainer(tied, **reentrant)
