@@ -432,3 +432,19 @@ class TestGeneration:
         trainer = make_trainer(predict_with_generate=True)
         predicted = trainer.predict(rows, max_length=5, num_beams=2)
         assert predicted.predictions.shape[1] <= 20 and (predicted.predictions[:, 5:] == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [{}, {"decoder_blocks": 4 * ["prefix"]}])
+def test_a_compiled_model_trains_and_generates_as_without_compilation(make_trainer, tokenizer, decoder):
+    results = []
+    for torch_compile in (False, True):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            new_model(tokenizer, **decoder), max_steps=2, torch_compile=torch_compile, predict_with_generate=True
+        )
+        loss = trainer.train().training_loss
+        results.append((loss, trainer.predict(trainer.eval_dataset, max_length=8)))
+    (loss, result), (compiled_loss, compiled_result) = results
+    assert compiled_loss == pytest.approx(loss, rel=1e-4)
+    assert (compiled_result.predictions == result.predictions).all()
