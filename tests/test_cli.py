@@ -2,18 +2,19 @@
 
 import json
 import os
+import resource
 import shutil
+import signal
 import socket
-import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
-from support.commands import assert_refused, run, run_process, run_script
+from support.commands import assert_refused, run
 from support.encoders import read_tensors, write_shards
 from support.folders import contents
-from support.loopback_hub import loopback_hub
+from support.loopback_hub import Hub
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
@@ -109,26 +110,30 @@ def test_a_dry_run_says_so_and_writes_nothing(encoder_folder, output):
     assert not output.parent.exists()
 
 
-@pytest.fixture(scope="module")
-def hub(encoder_folder, tmp_path_factory):
+@pytest.fixture
+def encoder_hub(hub, encoder_folder, tmp_path) -> Hub:
     """Return a Hub with a repository that has weights and tokenizer only on the branch "trial"."""
-    folder = tmp_path_factory.mktemp("hub")
     for name in ("trial", "empty"):
-        shutil.copytree(encoder_folder, folder / name)
-    write_shards(folder / "trial", "pytorch_model", "bin")
+        shutil.copytree(encoder_folder, tmp_path / name)
+    write_shards(tmp_path / "trial", "pytorch_model", "bin")
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (folder / "empty" / name).unlink()
-    with loopback_hub() as hub:
-        hub.add("someone/encoder", folder / "empty")
-        hub.add("someone/encoder", folder / "trial", "trial")
-        yield hub.environment | {"HF_HOME": str(folder / "cache")}
+        (tmp_path / "empty" / name).unlink()
+    hub.add("someone/encoder", tmp_path / "empty")
+    hub.add("someone/encoder", tmp_path / "trial", "trial")
+    return hub
 
 
-def test_a_branch_on_the_hub_is_converted_and_a_second_time_from_the_cache(hub, encoder_folder, output):
-    for options in ({}, {"HF_HUB_OFFLINE": "1"}):
-        arguments = ["--revision", "trial", "--overwrite", "--languages", "bo"]
-        result = run_script("someone/encoder", output, *arguments, **hub | options)
-        assert result.returncode == 0, result.stderr
+def test_a_branch_on_the_hub_is_converted_and_a_second_time_from_the_cache(
+    encoder_hub, client, encoder_folder, output
+):
+    arguments = ["convert", "someone/encoder", output, "--revision", "trial", "--overwrite", "--languages", "bo"]
+    for is_offline in (False, True):
+        encoder_hub.requests.clear()
+        client.run(f"import huggingface_hub; huggingface_hub.constants.HF_HUB_OFFLINE = {is_offline}")
+        result = client.command(*arguments)
+        client.run("import huggingface_hub; huggingface_hub.constants.HF_HUB_OFFLINE = False")
+        assert result.exit_code == 0, result.stderr
+        assert bool(encoder_hub.requests) != is_offline
     report = json.loads((output / "conversion_report.json").read_text())
     assert (report["source"], report["revision"]) == ("someone/encoder", "trial")
     source, written = read_tensors(encoder_folder), read_tensors(output)
@@ -136,28 +141,13 @@ def test_a_branch_on_the_hub_is_converted_and_a_second_time_from_the_cache(hub, 
     assert torch.equal(written["model.decoder.layers.1.self_attn.q_proj.weight"], source[f"roberta.{QUERY}"])
 
 
-SEVERAL_COMMANDS = """
-import json, sys
-from typer.testing import CliRunner
-from modeling_xlm_swcm.cli import main
-
-results = [CliRunner().invoke(main, ["convert", *arguments]) for arguments in json.loads(sys.argv[1])]
-print(json.dumps([(result.exit_code, result.stderr) for result in results]))
-"""
-
-
-def test_what_the_hub_does_not_have_is_said_in_one_sentence(hub, output):
-    expected = {
-        ("someone/nothing",): ["someone/nothing"],
-        ("someone/encoder", "--revision", "nowhere"): ["someone/encoder", "nowhere"],
-        ("someone/encoder",): ["someone/encoder", "no weights", "model.safetensors"],
-    }
-    commands = [[source, str(output), *options] for source, *options in expected]
-    answers = json.loads(run_process(sys.executable, "-c", SEVERAL_COMMANDS, json.dumps(commands), **hub).stdout)
-    for (exit_code, stderr), words in zip(answers, expected.values(), strict=True):
-        assert exit_code == 1
-        assert stderr.startswith("error: ") and stderr.count("\n") == 1
-        assert all(word in stderr for word in words), stderr
+def test_what_the_hub_does_not_have_is_said_in_one_sentence(encoder_hub, client, output):
+    for source, options, words in (
+        ("someone/nothing", [], ["someone/nothing"]),
+        ("someone/encoder", ["--revision", "nowhere"], ["someone/encoder", "nowhere"]),
+        ("someone/encoder", [], ["someone/encoder", "no weights", "model.safetensors"]),
+    ):
+        assert_refused(client.command("convert", source, output, *options), *words)
 
 
 def test_a_hub_that_cannot_be_reached_is_not_taken_for_an_empty_one(output, monkeypatch):
@@ -183,26 +173,21 @@ def test_a_failure_while_saving_leaves_nothing(encoder_folder, output, monkeypat
     assert contents(output.parent) == {}
 
 
-STOPPED_WHILE_SAVING = """
-import os, resource, signal
-from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
-from modeling_xlm_swcm.cli import main
+def test_a_killed_run_leaves_no_output_and_the_next_run_tidies_up(encoder_folder, output, monkeypatch):
+    def save_and_die(model, folder, save_pretrained=XLMSWCMForConditionalGeneration.save_pretrained):
+        save_pretrained(model, folder)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def save_and_stop(model, folder, save_pretrained=XLMSWCMForConditionalGeneration.save_pretrained):
-    save_pretrained(model, folder)
-    os.kill(os.getpid(), signal.{signal})
-
-XLMSWCMForConditionalGeneration.save_pretrained = save_and_stop
-# A background process can ignore SIGINT.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-main()
-"""
-
-
-def test_a_killed_run_leaves_no_output_and_the_next_run_tidies_up(encoder_folder, output):
-    script = STOPPED_WHILE_SAVING.format(signal="SIGKILL")
-    killed = run_process(sys.executable, "-c", script, "convert", encoder_folder, output)
-    assert killed.returncode == -9
+    with monkeypatch.context() as patch:
+        patch.setattr(XLMSWCMForConditionalGeneration, "save_pretrained", save_and_die)
+        if (child := os.fork()) == 0:
+            try:
+                # The threads of this process do not exist in the child.
+                torch.set_num_threads(1)
+                run(encoder_folder, output)
+            finally:
+                os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert not output.exists()
     assert len(list(output.parent.glob("*/model.safetensors"))) == 1
     assert_converted(run(encoder_folder, output), output)
@@ -231,28 +216,23 @@ def test_a_file_written_whole_keeps_links_and_writes_into_what_is_no_file(tmp_pa
     os.close(reader)
 
 
-def test_an_interrupted_run_says_so_and_leaves_nothing(encoder_folder, output):
-    script = STOPPED_WHILE_SAVING.format(signal="SIGINT")
-    result = run_process(sys.executable, "-c", script, "convert", encoder_folder, output)
-    assert result.returncode == 130
-    assert result.stderr.splitlines()[-1] == "error: Interrupted. Nothing was written."
+def test_an_interrupted_run_says_so_and_leaves_nothing(encoder_folder, output, monkeypatch):
+    fail_while_saving(monkeypatch, KeyboardInterrupt())
+    result = run(encoder_folder, output)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "error: Interrupted. Nothing was written.")
     assert "Traceback" not in result.stderr
     assert contents(output.parent) == {}
 
 
-# A limit for the file size acts like a full disk. The tokenizer is below the limit and the weights are above it.
-SMALL_DISK = """
-import resource
-from modeling_xlm_swcm.cli import main
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-main()
-"""
-
-
 def test_a_full_disk_is_said_and_leaves_nothing(encoder_folder, output):
-    result = run_process(sys.executable, "-c", SMALL_DISK, "convert", encoder_folder, output)
-    assert result.returncode == 1, result.stderr
+    """A limit for the file size acts like a full disk. The tokenizer is below the limit, the weights are above it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        result = run(encoder_folder, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1, result.stderr
     expected = f"error: Cannot write {output}: File too large. Free some space, or choose another folder."
     assert result.stderr.splitlines()[-1] == expected
     assert "Traceback" not in result.stderr

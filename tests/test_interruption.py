@@ -1,5 +1,6 @@
 """Ctrl-C in every command: one sentence, exit code 130, within two seconds, and nothing half-written."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -10,20 +11,21 @@ from pathlib import Path
 import pytest
 from support.folders import contents
 from support.vocabularies import TEXTS
+from typer.testing import CliRunner
 
 from modeling_xlm_swcm import interruption
+from modeling_xlm_swcm.cli import main
 
 
 COMMAND = Path(sys.executable).with_name("xlm-swcm")
 SAID = "error: Interrupted. Nothing was written."
 
-# Runs a command as the console script does, and stays for half a minute in {module}.{name}.
+# Converts as the console script does, and stays for half a minute in the middle.
 STAYS = """
 import hashlib, importlib, sys, time
 from pathlib import Path
 
 sys.argv[0] = "xlm-swcm"
-module = importlib.import_module({module!r})
 from modeling_xlm_swcm.cli import main
 
 def stay(*arguments, **options):
@@ -32,7 +34,7 @@ def stay(*arguments, **options):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8) if {native} else time.sleep(30)
 
-module.{name} = stay
+importlib.import_module("modeling_xlm_swcm.conversion.from_encoder").prove_copies = stay
 main()
 """
 
@@ -56,7 +58,7 @@ def interrupt(command: list, wait: float | str, times: int = 1) -> tuple[int, st
     return process.returncode, stderr, time.monotonic() - start
 
 
-@pytest.mark.parametrize("wait", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("wait", [0.3, 1.0])
 def test_an_interruption_while_the_command_starts(encoder_folder, output, wait):
     code, stderr, seconds = interrupt([COMMAND, "convert", encoder_folder, output], wait)
     assert (code, stderr.splitlines()[-1]) == (130, SAID) and seconds < 10
@@ -87,34 +89,47 @@ OTHER_WORDS = {
 }
 
 
-@pytest.mark.parametrize("command", PLACES)
-def test_an_interruption_in_native_code_ends_every_command(encoder_folder, converted, output, tmp_path, command):
-    words, module, name = PLACES[command]
-    (tmp_path / "bo.txt").write_text("\n".join(TEXTS["bo"]))
-    paths = {"SOURCE": encoder_folder, "MODEL": converted, "OUTPUT": output, "TEXT": tmp_path / "bo.txt"}
-    script = STAYS.format(module=module, name=name, native=True, folder=str(output.parent))
-    arguments = [paths.get(word, word) for word in words]
-    code, stderr, seconds = interrupt([sys.executable, "-c", script, *arguments], "ready")
-    assert (code, stderr.splitlines()[-1]) == (130, OTHER_WORDS.get(command, SAID))
-    # The native code alone takes longer.
-    assert seconds < 10 and "Traceback" not in stderr
-    assert contents(output.parent) == {}
-
-
-def test_an_interruption_in_python_ends_at_once_and_a_second_one_does_not_stop_the_cleanup(encoder_folder, output):
-    words, module, name = PLACES["convert"]
-    script = STAYS.format(module=module, name=name, native=False, folder=str(output.parent))
-    code, stderr, seconds = interrupt([sys.executable, "-c", script, "convert", encoder_folder, output], "ready", 5)
-    assert (code, stderr.splitlines()[-1]) == (130, SAID) and seconds < 10
-    assert stderr.count("Interrupted") == 1 and contents(output.parent) == {}
-
-
 @pytest.fixture
 def set_handler():
     """Return a function that sets a handler of SIGINT for this test. In a background process it is SIG_IGN."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda handler: signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("command", PLACES)
+def test_an_interruption_ends_every_command(
+    encoder_folder, converted, output, tmp_path, monkeypatch, set_handler, command
+):
+    words, module, name = PLACES[command]
+    (tmp_path / "bo.txt").write_text("\n".join(TEXTS["bo"]))
+    paths = {"SOURCE": encoder_folder, "MODEL": converted, "OUTPUT": output, "TEXT": tmp_path / "bo.txt"}
+
+    def interrupt(*arguments, **options):
+        for folder in output.parent.glob(".*"):
+            (folder / "half").write_text("half of it")
+        # The command waits for native code with this handler only.
+        assert signal.getsignal(signal.SIGINT) is interruption.raise_once
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(importlib.import_module(module), name, interrupt)
+    set_handler(signal.default_int_handler)
+    result = CliRunner().invoke(main, [str(paths.get(word, word)) for word in words])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, OTHER_WORDS.get(command, SAID))
+    assert contents(output.parent) == {}
+
+
+@pytest.mark.parametrize(("native", "times"), [(True, 1), (False, 5)], ids=["native code", "several times in Python"])
+def test_the_process_ends_soon_and_tidies_up(encoder_folder, output, native, times):
+    script = STAYS.format(native=native, folder=str(output.parent))
+    code, stderr, seconds = interrupt(
+        [sys.executable, "-c", script, "convert", encoder_folder, output], "ready", times
+    )
+    assert (code, stderr.splitlines()[-1]) == (130, SAID)
+    # The native code alone takes longer.
+    assert seconds < 10 and "Traceback" not in stderr
+    assert stderr.count("Interrupted") == 1 and contents(output.parent) == {}
 
 
 def test_the_handler_of_another_program_is_kept(set_handler):

@@ -230,22 +230,6 @@ def test_the_mounts_of_the_system_are_known():
     assert {Path("/"), Path("/proc")} <= set(writing.find_mounts())
 
 
-def test_a_real_mount_point_is_refused(tmp_path):
-    script = f"""
-import subprocess, sys
-from pathlib import Path
-from modeling_xlm_swcm.checkpoints.writing import check_output
-output = Path({str(tmp_path)!r}) / "model"
-output.mkdir()
-subprocess.run(["mount", "--bind", output, output], check=True)
-check_output(output, True)
-"""
-    if run_process("unshare", "--mount", "true").returncode:
-        pytest.skip("only root mounts")
-    result = run_process("unshare", "--mount", sys.executable, "-c", script)
-    assert result.stderr.splitlines()[-1].endswith("it is a mount point. Choose another folder.")
-
-
 def refuse_access(monkeypatch, *refused: Path):
     """Act as a user without permissions, also if root runs the tests."""
     access = os.access
@@ -297,28 +281,34 @@ def test_an_error_of_an_input_is_not_taken_for_one_of_the_output(tmp_path):
     assert contents(tmp_path) == {}
 
 
-def test_a_disk_that_is_full_is_said_by_a_command(encoder_folder, tmp_path):
-    """The test converts to a small file system in memory, which becomes full."""
+def test_a_real_mount_point_is_refused_and_a_disk_that_is_full_is_said(encoder_folder, tmp_path):
+    """The second command converts to a small file system in memory, which becomes full."""
     script = f"""
 import collections, json, shutil, subprocess
 from pathlib import Path
 from modeling_xlm_swcm.cli import main
+
+def convert(output, *options):
+    try:
+        main(["convert", {str(encoder_folder)!r}, str(output), *options])
+    except SystemExit as error:
+        return error.code
+
 disk = Path({str(tmp_path)!r}) / "disk"
 disk.mkdir()
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=True)
 usage = collections.namedtuple("usage", "total used free")
 shutil.disk_usage = lambda path: usage(10**9, 0, 10**9)
-try:
-    main(["convert", {str(encoder_folder)!r}, str(disk / "model")])
-except SystemExit as error:
-    print(json.dumps([error.code, [path.name for path in disk.iterdir()]]))
+codes = [convert(disk, "--overwrite"), convert(disk / "model")]
+print(json.dumps([codes, [path.name for path in disk.iterdir()]]))
 """
     if run_process("unshare", "--mount", "true").returncode:
         pytest.skip("only root mounts")
     result = run_process("unshare", "--mount", sys.executable, "-c", script)
-    assert json.loads(result.stdout.splitlines()[-1]) == [1, []], result.stderr
-    error = result.stderr.splitlines()[-1]
-    assert error.startswith("error: Cannot write ") and error.endswith(
+    assert json.loads(result.stdout.splitlines()[-1]) == [[1, 1], []], result.stderr
+    mounted, full = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert mounted.endswith("it is a mount point. Choose another folder.")
+    assert full.startswith("error: Cannot write ") and full.endswith(
         "No space left on device. Free some space, or choose another folder."
     )
 

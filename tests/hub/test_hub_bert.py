@@ -32,6 +32,7 @@ def test_it_is_pushed_with_a_card_that_names_its_encoder(hub, client, model_fold
     assert repository.refs["main"].files.keys() == SENT
 
 
+@pytest.mark.parametrize("model_folder", ["prefix"], indirect=True)
 @torch.no_grad()
 def test_the_code_in_the_folder_computes_the_same(model_folder, tmp_path):
     remote = run_without_the_package(model_folder, tmp_path)
