@@ -61,8 +61,8 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-written = write(sys.argv[1], json.loads(sys.argv[2]), trust_remote_code=True)
-print("written:", json.dumps(written))
+for folder in sys.argv[2:]:
+    print("written:", json.dumps(write(folder, json.loads(sys.argv[1]), trust_remote_code=True)))
 """
 
 
@@ -85,16 +85,9 @@ def old_folder(tmp_path) -> Path:
     return folder
 
 
-def write_alone(folder: Path, code: str = WRITE + ALONE) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", code, str(folder), json.dumps(TEXTS)]
+def write_alone(*folders: Path, code: str = WRITE + ALONE) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, json.dumps(TEXTS), *map(str, folders)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def written_alone(folder: Path) -> dict[int, list[list[int]]]:
-    done = write_alone(folder)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("written: "))
-    return {int(beams): tokens for beams, tokens in json.loads(line.removeprefix("written: ")).items()}
 
 
 class TestOldCheckpoints:
@@ -108,19 +101,21 @@ class TestOldCheckpoints:
         for beams, tokens in WRITTEN.items():
             assert model.generate(**inputs, **options, num_beams=beams, use_cache=use_cache).tolist() == tokens
 
-    def test_transformers_alone_writes_them_after_a_refresh(self, old_folder):
-        result = CliRunner().invoke(main, ["refresh", str(old_folder)])
+    def test_transformers_alone_writes_them_after_a_refresh(self, old_folder, tmp_path):
+        refreshed = Path(shutil.copytree(old_folder, tmp_path / "refreshed"))
+        result = CliRunner().invoke(main, ["refresh", str(refreshed)])
         assert result.exit_code == 0, result.output
         assert "modeling_xlm_swcm.py" in result.stdout
-        assert written_alone(old_folder) == WRITTEN
-        assert "up to date" in CliRunner().invoke(main, ["refresh", str(old_folder)]).stdout
-
-    @pytest.mark.skipif(
-        Version(transformers.__version__) < Version("5.23"), reason="the code of 0.1.0 needs Transformers 5.23"
-    )
-    def test_transformers_alone_writes_others_before_it_from_5_24_on(self, old_folder):
-        is_wrong = Version(transformers.__version__) >= Version("5.24")
-        assert (written_alone(old_folder) != WRITTEN) == is_wrong
+        assert "up to date" in CliRunner().invoke(main, ["refresh", str(refreshed)]).stdout
+        installed = Version(transformers.__version__)
+        # The code of 0.1.0 needs Transformers 5.23. It is wrong from 5.24 on.
+        done = write_alone(refreshed, *[old_folder] * (installed >= Version("5.23")))
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("written: ")]
+        after, *before = (json.loads(line.removeprefix("written: ")) for line in lines)
+        expected = {str(beams): tokens for beams, tokens in WRITTEN.items()}
+        assert after == expected
+        assert all((written != expected) == (installed >= Version("5.24")) for written in before)
 
     def test_inspect_tells_the_version_and_the_remedy(self, old_folder):
         before = CliRunner().invoke(main, ["inspect", str(old_folder)]).stdout
@@ -296,7 +291,7 @@ class TestFloor:
 import transformers
 transformers.__version__ = "5.19.0"
 """
-        done = write_alone(old_folder, pretend + WRITE + ALONE)
+        done = write_alone(old_folder, code=pretend + WRITE + ALONE)
         assert done.returncode == 1
         last = done.stderr.strip().splitlines()[-1]
         assert last == (
