@@ -15,7 +15,7 @@ import typer
 import yaml
 from support.encoders import make_encoder, save_encoder, wake, xlm_roberta_tokenizer
 from support.evaluation import SOURCES, save_peer, write_files, write_table
-from support.hub_client import Client, hub_client
+from support.hub_client import Client
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm import XLMSWCMConfig
@@ -289,8 +289,8 @@ def test_yaml_blocks_are_corpora():
 
 
 @pytest.fixture
-def client(hub, tmp_path) -> Iterator[Client]:
-    """Return a process in a folder with text. `FacebookAI/xlm-roberta-base` is a small encoder there."""
+def client(client, hub, tmp_path) -> Iterator[Client]:
+    """Return the process, in a folder with text. `FacebookAI/xlm-roberta-base` is a small encoder there."""
     tokenizer = xlm_roberta_tokenizer()
     encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, max_position_embeddings=130)
     folder = save_encoder(tmp_path / "encoder", encoder, tokenizer)
@@ -303,7 +303,7 @@ def client(hub, tmp_path) -> Iterator[Client]:
         (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     lines = [characters[i % 7 :: 1 + i % 3] for i in range(40)]
     (tmp_path / "zh.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with hub_client(hub, tmp_path) as client:
+    with client.working_in(tmp_path):
         yield client
 
 

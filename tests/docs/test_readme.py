@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
-from support.hub_client import Client, hub_client
+from support.hub_client import Client
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 from typer.testing import CliRunner
 
@@ -57,6 +57,8 @@ def test_its_sections_stand_in_order():
 
 def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # One process trains both models.
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
     options = ["--base", str(encoder), "--phrases", "200", "--steps", "5", "--batch_size", "64"]
     run_script(ROOT / "examples" / "demo.py", *options)
     printed = capsys.readouterr().out
@@ -102,7 +104,7 @@ def run(client: Client, code: str):
     assert outcome["error"] is None, f"{code}\n{outcome['error']}"
 
 
-def test_the_whole_way_runs_as_printed(hub, tmp_path):
+def test_the_whole_way_runs_as_printed(hub, client, tmp_path):
     """From the Hub to the Hub and to a pipeline, with a small encoder, little text and few steps."""
     tokenizer = xlm_roberta_tokenizer()
     encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, max_position_embeddings=130)
@@ -129,7 +131,7 @@ def test_the_whole_way_runs_as_printed(hub, tmp_path):
     }
     block = next(code for code in code_blocks("bash") if "vocab extend FacebookAI" in code)
     (pipeline,) = [code for code in code_blocks("python") if "pipeline(" in code]
-    with hub_client(hub, tmp_path) as client:
+    with client.working_in(tmp_path):
         for line in block.replace("\\\n", " ").splitlines():
             program, *words = shlex.split(line)
             added = next((more for name, more in small.items() if name in line), [])

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from support.commands import run_process
 from support.encoders import edit_config, edit_tensors
 from support.folders import cut_short, load
-from support.loopback_hub import WRITE, loopback_hub
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.examples import Pair
@@ -307,17 +306,16 @@ class TestRuns:
         error = main(finetune, **translation | {"model_name_or_path": str(damaged)})
         assert error == f"error: {message.format(path=damaged / file)}"
 
-    def test_the_model_is_pushed_once_with_its_card(self, translation, tmp_path):
-        with loopback_hub() as hub:
-            options = translation | {"push_to_hub": True, "hub_model_id": "someone/model", "max_steps": 2}
-            command = [sys.executable, EXAMPLES / "finetune.py", *flags(options)]
-            run = run_process(
-                *command,
-                **hub.environment | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE},
-            )
-            assert run.returncode == 0, run.stderr
-            assert "Pushed: " in run.stdout
-            files = hub.repositories["someone/model"].files
+    def test_the_model_is_pushed_once_with_its_card(self, hub, client, translation):
+        options = translation | {"push_to_hub": True, "hub_model_id": "someone/model", "max_steps": 2}
+        script = str(EXAMPLES / "finetune.py")
+        words = [script, *flags(options)]
+        outcome = client.run(
+            f"import runpy, sys; sys.argv = {words!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        assert outcome["error"] is None
+        assert "Pushed: " in outcome["printed"]
+        files = hub.repositories["someone/model"].files
         assert {"README.md", "model.safetensors", "tokenizer.json", "metrics.json"} <= files.keys()
         assert not any(name.startswith("checkpoint") for name in files)
 

@@ -99,7 +99,14 @@ def commands(learner_folder, tmp_path) -> dict[str, list]:
 
 @pytest.mark.parametrize(
     ("script", "is_terminal"),
-    [("finetune", True), ("finetune", False), ("pretrain", True), ("transfer", True), ("train_encoder", True)],
+    [
+        ("finetune", False),
+        ("pretrain", True),
+        ("transfer", True),
+        # These are as the others: all scripts share the trainer and its data loader.
+        pytest.param("finetune", True, marks=pytest.mark.slow),
+        pytest.param("train_encoder", True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_with_workers_ends_at_once_and_keeps_whole_checkpoints(commands, tmp_path, script, is_terminal):
     output = tmp_path / "output"

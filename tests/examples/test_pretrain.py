@@ -7,12 +7,16 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.encoders import SENTENCES, edit_config
+from support.fsdp_process import check_step
+from support.pretrain_process import pretrain_until
+from support.processes import run_in_new_process, run_in_two_processes
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
@@ -87,10 +91,6 @@ def run(command: list[str], **environment) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def run_pretraining(*arguments, **environment) -> subprocess.CompletedProcess:
-    return run([sys.executable, str(SCRIPT), *options(*arguments)], **environment)
-
-
 def pretrain_here(*arguments):
     """Pretrain in this process, which has the imports done."""
     pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=options(*arguments)))
@@ -141,13 +141,13 @@ def still_model(model_folder, tmp_path_factory) -> Path:
 
 
 class TestResume:
-    @pytest.mark.parametrize("moment", ["step", "save"])
+    # A kill while a checkpoint is written goes on from the checkpoint before it, as a kill between two checkpoints.
+    @pytest.mark.parametrize("moment", [pytest.param("step", marks=pytest.mark.slow), "save"])
     def test_killed_and_resumed_is_the_same(self, uninterrupted, model_folder, data, tmp_path, moment):
         kill = f"{moment} {random.choice([4, 6])}" if moment == "save" else f"step {random.randint(2, 8)}"
         # The uninterrupted run has no loader workers.
         loader = ["--dataloader_num_workers", 1]
-        process = run_pretraining(model_folder, data, tmp_path, *loader, KILL=kill)
-        assert process.returncode == -9, f"{kill}: {process.stderr}"
+        assert run_in_new_process(pretrain_until, kill, options(model_folder, data, tmp_path, *loader)) == -9, kill
         pretrain_here(model_folder, data, tmp_path, *loader, "--resume_from_checkpoint", "last")
         for file in ("model.safetensors", "checkpoint-8/model.safetensors"):
             assert (tmp_path / file).read_bytes() == (uninterrupted / file).read_bytes(), kill
@@ -203,19 +203,16 @@ class TestProcesses:
         assert len({*first, *second}) == len(first + second)
 
     @pytest.mark.parametrize(
-        ("decoder", "layers"),
+        ("options", "layers"),
         [
-            ("prefix", 4 * ["XLMSWCMPrefixDecoderLayer"]),
-            ("paper", [*4 * ["XLMSWCMCustomDecoderLayer"], "XLMSWCMNormalDecoderLayer"]),
+            ({"decoder_blocks": 4 * ["prefix"]}, 4 * ["XLMSWCMPrefixDecoderLayer"]),
+            ({}, [*4 * ["XLMSWCMCustomDecoderLayer"], "XLMSWCMNormalDecoderLayer"]),
         ],
     )
-    def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self, decoder, layers):
-        script = str(SCRIPT.with_name("fsdp_process.py"))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        process = run([*launch, script, decoder], PYTHONPATH=str(SCRIPT.parents[1]))
-        assert process.returncode == 0, process.stderr
+    def test_sharded_over_processes_a_step_is_that_of_the_whole_model(self, tmp_path, options, layers):
+        run_in_two_processes(tmp_path, partial(check_step, tmp_path, **options))
         units = sorted([*layers, *4 * ["XLMRobertaLayer"], "XLMSWCMForConditionalGeneration"])
-        assert process.stdout.splitlines()[-1] == f"{units} 0.50"
+        assert json.loads((tmp_path / "units.json").read_text()) == [units, 0.5]
 
 
 class TestOptions:

@@ -17,6 +17,7 @@ from support.models import (
     random_tokens,
     tiny_model,
 )
+from support.processes import run_in_two_processes
 from torch import nn
 from transformers.distributed import DistributedConfig
 from transformers.masking_utils import create_bidirectional_mask
@@ -396,18 +397,15 @@ class TestRecordedOutputs:
         assert [getattr(outputs, field) for field in [*fields, "cross_attentions"]] == 5 * [None]
 
 
-def compute_in_parallel(rank: int, folders: list[Path], inputs: Batch, store: Path):
-    """Run one of two processes, each with half of every matrix. The first process saves the logits."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+def compute_in_parallel(folders: list[Path], inputs: Batch):
+    """Compute in one of two processes, each with half of every matrix. The first process saves the logits."""
     for folder in folders:
         config = DistributedConfig(tp_size=2)
         model = XLMSWCMForConditionalGeneration.from_pretrained(folder, distributed_config=config)
         assert model.model.decoder.layers[0].cross_attn.q_proj.weight.to_local().shape == (16, 32)
         logits = logits_of(model, **inputs)
-        if rank == 0:
+        if torch.distributed.get_rank() == 0:
             torch.save(logits, folder / "logits.pt")
-    torch.distributed.destroy_process_group()
 
 
 class TestTensorParallelism:
@@ -433,7 +431,7 @@ class TestTensorParallelism:
             folders.append(tmp_path / str(number))
             model.save_pretrained(folders[-1])
             expected.append(logits_of(model, **batch))
-        torch.multiprocessing.spawn(compute_in_parallel, (folders, batch, tmp_path / "store"), nprocs=2)
+        run_in_two_processes(tmp_path, compute_in_parallel, folders, batch)
         for folder, logits in zip(folders, expected, strict=True):
             assert_close(torch.load(folder / "logits.pt"), logits)
 

@@ -1,9 +1,9 @@
-"""One training step in two processes, sharded as in examples/presets/fsdp.yaml, equals the step of the whole model.
+"""One training step, sharded over processes as in examples/presets/fsdp.yaml, equals the step of the whole model.
 
-Accelerate shards only on accelerators, so this script wraps the model itself, with the policy of Accelerate over gloo.
+Accelerate shards only on accelerators, so this module wraps the model itself, with the policy of Accelerate over gloo.
 """
 
-import sys
+import json
 from pathlib import Path
 
 import torch
@@ -22,20 +22,21 @@ def make_step(model, batch):
     optimizer.step()
 
 
-def main():
-    dist.init_process_group("gloo")
+def read_plugin() -> FullyShardedDataParallelPlugin:
     settings = yaml.safe_load((Path(__file__).parents[2] / "examples/presets/fsdp.yaml").read_text())["fsdp_config"]
     assert settings["fsdp_version"] == 1
-    plugin = FullyShardedDataParallelPlugin(
+    return FullyShardedDataParallelPlugin(
         fsdp_version=1,
         auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
         use_orig_params=settings["fsdp_use_orig_params"],
         sync_module_states=settings["fsdp_sync_module_states"],
         cpu_ram_efficient_loading=settings["fsdp_cpu_ram_efficient_loading"],
     )
-    options = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    if sys.argv[1] == "prefix":
-        options["decoder_blocks"] = 4 * ["prefix"]
+
+
+def check_step(folder: Path, **options):
+    """Write the names of the units and the share of the parameters that a process keeps to `units.json`."""
+    options |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     batches = [
         {"input_ids": random_tokens(4, 9, seed=seed), "labels": random_tokens(4, 6, seed=-seed)} for seed in (1, 2)
     ]
@@ -43,7 +44,7 @@ def main():
     whole = tiny_model(**options).train()
     make_step(whole, {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]})
 
-    model = tiny_model(**options).train()
+    model, plugin = tiny_model(**options).train(), read_plugin()
     shard_layers(plugin, model)
     plugin.set_auto_wrap_policy(model)
     sharded = FullyShardedDataParallel(
@@ -62,9 +63,4 @@ def main():
     for name, tensor in expected.items():
         torch.testing.assert_close(state[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
     if dist.get_rank() == 0:
-        print(sorted(units), f"{kept / total:.2f}")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        (folder / "units.json").write_text(json.dumps([sorted(units), round(kept / total, 2)]))

@@ -80,6 +80,14 @@ class Client:
         """Run `code`. Return its variable `answer`, its output and its error."""
         return self.ask(token, code=code)
 
+    @contextlib.contextmanager
+    def working_in(self, folder: Path) -> Iterator[None]:
+        """Change the current directory of the process."""
+        before = self.run("import os; answer = os.getcwd()")["answer"]
+        self.run(f"import os; os.chdir({str(folder)!r})")
+        yield
+        self.run(f"import os; os.chdir({before!r})")
+
 
 @contextlib.contextmanager
 def hub_client(hub: Hub, home: Path) -> Iterator[Client]:

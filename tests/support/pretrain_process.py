@@ -1,7 +1,6 @@
-"""Pretraining in a process that records its examples and kills itself on request.
+"""Pretraining in a process that kills itself, or that records its examples.
 
-RECORD: prefix of a file per process, which gets the epoch and clean text of each training example.
-KILL: "step N" kills the process before step N, "save N" while it writes checkpoint N.
+As a script, it records the epoch and clean text of each training example: one file a process, with the prefix RECORD.
 """
 
 import json
@@ -53,9 +52,12 @@ def kill(moment: str, number: str):
     XLMSWCMTrainer.__init__, XLMSWCMTrainer._save_rng_state = initialise_mortal, save_and_die
 
 
+def pretrain_until(moment: str, words: list[str]):
+    """Pretrain, and kill this process: "step N" before step N, "save N" while it writes checkpoint N."""
+    kill(*moment.split())
+    pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=words))
+
+
 if __name__ == "__main__":
-    if path := os.environ.get("RECORD"):
-        record(path)
-    if plan := os.environ.get("KILL"):
-        kill(*plan.split())
+    record(os.environ["RECORD"])
     pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments))

@@ -1,16 +1,13 @@
 """The loss of an evaluation is the mean over all labels."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+import json
 
 import pytest
-import support.evaluation_process
 import torch
 from support.encoders import make_masked_lm
+from support.evaluation_process import evaluate
 from support.models import logits_of
+from support.processes import run_in_two_processes
 from support.trainers import new_model
 from transformers import Seq2SeqTrainer, TrainingArguments
 
@@ -42,18 +39,13 @@ def test_it_does_not_depend_on_the_size_of_the_batches(make_trainer, tokenizer, 
 
 
 def test_two_processes_compute_the_loss_of_one(make_trainer, tokenizer, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(support.evaluation_process.__file__)
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, script, tmp_path, "12", "13"], env=environment, capture_output=True, text=True, check=True
-    )
-    losses = re.findall("loss=(.*)", result.stdout)
+    run_in_two_processes(tmp_path, evaluate, tmp_path, (12, 13))
+    losses = json.loads((tmp_path / "losses.json").read_text())
     # Thirteen rows need repeated rows, which count as the mean of their batch.
     for rows, loss, tolerance in zip((12, 13), losses, (1e-5, 0.02), strict=True):
         trainer = make_trainer(new_model(tokenizer), per_device_eval_batch_size=16)
         alone = trainer.evaluate(trainer.eval_dataset[:rows])["eval_loss"]
-        assert float(loss) == pytest.approx(alone, rel=tolerance)
+        assert loss == pytest.approx(alone, rel=tolerance)
 
 
 def test_a_batch_without_a_label_does_not_count(tmp_path):

@@ -1,0 +1,37 @@
+"""New processes that start with the imports done, because imports take most of the time of a short process."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+_context = multiprocessing.get_context("forkserver")
+# A server process imports these modules once. Each new process is a fork of the server.
+_context.set_forkserver_preload(
+    ["torch.distributed.fsdp", "peft", "modeling_xlm_swcm.training.pretraining", "modeling_xlm_swcm.conversion"]
+)
+
+
+def run_in_new_process(function: Callable, *arguments) -> int:
+    """Call a function of a module in a new process, and return the exit code."""
+    process = _context.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _join_group(rank: int, store: Path, function: Callable, *arguments):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    function(*arguments)
+    torch.distributed.destroy_process_group()
+
+
+def run_in_two_processes(folder: Path, function: Callable, *arguments):
+    """Call a function of a module in two new processes that communicate through gloo and a file in `folder`."""
+    arguments = (folder / "store", function, *arguments)
+    torch.multiprocessing.start_processes(_join_group, arguments, nprocs=2, start_method="forkserver")
