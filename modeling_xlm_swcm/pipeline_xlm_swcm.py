@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.utils import ModelOutput, logging
 
-from .sentences_xlm_swcm import join_texts, list_sentences, split_texts
+from .scores_xlm_swcm import score_sequences
+from .sentences_xlm_swcm import join_scores, join_texts, list_sentences, split_texts
 
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -51,6 +52,9 @@ class XLMSWCMPipeline(Pipeline):
             example `"only_second"`.
         batch_size (`int`, *optional*, defaults to 1):
             Number of inputs, or of sentences of a translation, in a batch.
+        return_scores (`bool`, *optional*, defaults to `False`):
+            Whether to add `score` and `num_tokens` to each output. The score is the mean log probability of the
+            generated tokens. The language tag does not count. `num_tokens` is the number of these tokens.
 
     Returns:
         `list`: for each input, a list of dicts, one for each returned sequence. The key is `translation_text`,
@@ -134,8 +138,16 @@ class XLMSWCMPipeline(Pipeline):
         outputs = dict(zip(order, answers, strict=True))
         # Without sentences, there is one sequence.
         sequences = list(zip(*(outputs[number] for number in range(len(sentences))), strict=True)) or [()]
-        texts = [join_texts(documents, [output[key] for output in sequence]) for sequence in sequences]
-        return [[{key: text} for text in candidates] for candidates in zip(*texts, strict=True)]
+        has_scores = (self._forward_params | self._sanitize_parameters(**kwargs)[1]).get("return_scores")
+        answers = []
+        for sequence in sequences:
+            texts = join_texts(documents, [output[key] for output in sequence])
+            answers.append([{key: text} for text in texts])
+            if has_scores:
+                scores = join_scores(documents, [(output["score"], output["num_tokens"]) for output in sequence])
+                for answer, (score, tokens) in zip(answers[-1], scores, strict=True):
+                    answer |= {"score": score, "num_tokens": tokens}
+        return [list(candidates) for candidates in zip(*answers, strict=True)]
 
     def _warn_of_cut(self, lengths: list[int]):
         # The default limit counts the start token.
@@ -173,7 +185,7 @@ class XLMSWCMPipeline(Pipeline):
             source = self.tokenizer(*texts, truncation=truncation, **options)
         return source
 
-    def _forward(self, inputs, src_lang=None, tgt_lang=None, **generate_kwargs):
+    def _forward(self, inputs, src_lang=None, tgt_lang=None, return_scores=False, **generate_kwargs):
         given = generate_kwargs.get("generation_config")
         forced = generate_kwargs.get("forced_bos_token_id", given and given.forced_bos_token_id)
         language = tgt_lang
@@ -188,20 +200,29 @@ class XLMSWCMPipeline(Pipeline):
         generated = self.model.generate(**inputs, **generate_kwargs)
         generated = generated.sequences if isinstance(generated, ModelOutput) else generated
         generated = generated.unflatten(0, (len(inputs["input_ids"]), -1))  # (batch, sequences, target_len)
-        return {"generated": generated, "is_cut": self._is_cut(generated, generate_kwargs)}
+        outputs = {"generated": generated, "is_cut": self._is_cut(generated, generate_kwargs)}
+        if return_scores:
+            default = self.model.generation_config.forced_bos_token_id
+            is_forced = language is not None or forced is not None or default is not None
+            ends = self._end_ids(generate_kwargs, generated.device)
+            outputs["score"], outputs["num_tokens"] = score_sequences(self.model, inputs, generated, ends, is_forced)
+        return outputs
+
+    def _end_ids(self, generate_kwargs: dict, device: torch.device) -> torch.Tensor | None:
+        configs = generate_kwargs.get("generation_config"), self.model.generation_config
+        ends = [generate_kwargs.get("eos_token_id"), *(getattr(config, "eos_token_id", None) for config in configs)]
+        end = next((end for end in ends if end is not None), None)
+        return None if end is None else torch.as_tensor(end, device=device)
 
     def _is_cut(self, generated: torch.Tensor, generate_kwargs: dict) -> torch.Tensor:
         """Return which sequences end at the maximum length, of shape (batch, sequences)."""
-        given = generate_kwargs.get("generation_config")
-        configs = [config for config in (given, self.model.generation_config) if config is not None]
-        ends = [generate_kwargs.get("eos_token_id"), *(config.eos_token_id for config in configs)]
-        end = next((end for end in ends if end is not None), None)
+        configs = generate_kwargs.get("generation_config"), self.model.generation_config
+        ends = self._end_ids(generate_kwargs, generated.device)
         stops = any(getattr(config, name, None) is not None for config in configs for name in STOPPING)
-        if end is None or stops or not STOPPING.isdisjoint(generate_kwargs):
+        if ends is None or stops or not STOPPING.isdisjoint(generate_kwargs):
             return torch.zeros(generated.shape[:2], dtype=torch.bool)
-        end = torch.as_tensor(end, device=generated.device)
         # The start token can be an end token.
-        return ~torch.isin(generated[:, :, 1:], end).any(-1)
+        return ~torch.isin(generated[:, :, 1:], ends).any(-1)
 
     def postprocess(self, outputs, cut_lengths=None):
         """Decode the generated sequences of one input."""
@@ -214,7 +235,12 @@ class XLMSWCMPipeline(Pipeline):
         texts = self.tokenizer.batch_decode(
             outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return [{TASKS[self.task]: text.strip()} for text in texts]
+        answers = [{TASKS[self.task]: text.strip()} for text in texts]
+        if "score" in outputs:
+            scores = zip(outputs["score"][0].tolist(), outputs["num_tokens"][0].tolist(), strict=True)
+            for answer, (score, tokens) in zip(answers, scores, strict=True):
+                answer |= {"score": score if tokens else None, "num_tokens": tokens}
+        return answers
 
 
 def read_text(text) -> str:

@@ -148,6 +148,30 @@ def join_texts(documents: list[list[str]], outputs: Iterable[str]) -> list[str]:
     return texts
 
 
+def join_scores(
+    documents: list[list[str]], scores: Iterable[tuple[float | None, int]]
+) -> list[tuple[float | None, int]]:
+    """
+    Average the scores of the sentences of each text over all tokens.
+
+    Args:
+        documents (`list[list[str]]`):
+            Parts of each text, from [`split_texts`].
+        scores (`Iterable[tuple]`):
+            Mean score of the tokens of each sentence and number of tokens, in the order of [`list_sentences`].
+
+    Returns:
+        `list[tuple]`: mean score of the tokens of each text and number of tokens. Without tokens, the score is `None`.
+    """
+    remaining, joined = iter(scores), []
+    for parts in documents:
+        sentences = list(itertools.islice(remaining, len(parts) // 2))
+        total = sum(score * tokens for score, tokens in sentences if score is not None and tokens)
+        tokens = sum(tokens for _, tokens in sentences)
+        joined.append((total / tokens if tokens else None, tokens))
+    return joined
+
+
 def needs_space(left: str, right: str) -> bool:
     """Return True if a space belongs between two sentences."""
     words = WORD.search(left[::-1]), WORD.search(right)

@@ -22,9 +22,11 @@ from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 from modeling_xlm_swcm.tokenization_xlm_swcm import TEXT_MODELS, UNREACHABLE, hide_special_tokens
 
+from .xlm_swcm_checks import DEFAULTS, check_config, check_range
+
 
 RUNTIME = [
-    *(Path(__file__).with_name(name) for name in ("xlm_swcm_runtime.py", "xlm_swcm_checks.py")),
+    *(Path(__file__).with_name(name) for name in ("xlm_swcm_runtime.py", "xlm_swcm_checks.py", "xlm_swcm_logits.py")),
     Path(punctuation_xlm_swcm.__file__),
     Path(sentences_xlm_swcm.__file__),
 ]
@@ -36,20 +38,22 @@ QUANTIZATIONS = get_args(Quantization)
 SUPPORTED_SETTINGS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
     *("max_length", "max_new_tokens", "num_beams", "length_penalty"),
+    *("no_repeat_ngram_size", "repetition_penalty", "do_sample", "temperature", "top_k", "top_p"),
 }
 
-# Settings without an effect on greedy decoding and beam search.
+# Settings that have an effect only on sampling.
+SAMPLING_SETTINGS = {"top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+
+# Settings without an effect on the generated tokens.
 IGNORED_SETTINGS = {
-    *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
     *("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
-    *("low_memory", "prefill_chunk_size", "renormalize_logits", "transformers_version", "_from_model_config"),
+    *("low_memory", "prefill_chunk_size", "transformers_version", "_from_model_config"),
 }
 
 # Settings without an effect if they are 1.
 FACTOR_SETTINGS = {
-    *("num_return_sequences", "num_beam_groups"),
-    *("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"),
+    *("num_return_sequences", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"),
 }
 
 
@@ -139,8 +143,9 @@ def make_runtime_config(
     settings = model.generation_config
     # Transformers' trainer writes all settings with their defaults.
     defaults = settings._get_default_generation_params()
+    ignored = IGNORED_SETTINGS if settings.do_sample else IGNORED_SETTINGS | SAMPLING_SETTINGS
     for name, value in settings.to_dict().items():
-        is_harmless = name in SUPPORTED_SETTINGS | IGNORED_SETTINGS or (name in FACTOR_SETTINGS and value == 1)
+        is_harmless = name in SUPPORTED_SETTINGS | ignored or (name in FACTOR_SETTINGS and value == 1)
         if not is_harmless and value not in (None, False, defaults.get(name)):
             raise ConversionError(
                 f"generation_config.json of {folder} sets {name} to {value}, which an exported model does not "
@@ -167,11 +172,10 @@ def make_runtime_config(
             "max_new_tokens": min(new_tokens, longest) if isinstance(new_tokens, int) else new_tokens,
             "num_beams": 1 if settings.num_beams is None else settings.num_beams,
             "length_penalty": 1.0 if settings.length_penalty is None else settings.length_penalty,
+            **{name: getattr(settings, name) for name in DEFAULTS if getattr(settings, name, None) is not None},
         },
         "sha256": {},
     }
-    from .xlm_swcm_checks import check_config, check_range
-
     try:
         if settings.max_length is not None:
             check_range("max_length", settings.max_length, 1, sys.maxsize)

@@ -16,6 +16,12 @@ MAX_BEAMS = 1000
 # With larger exponents, float32 cannot hold the scores of long texts.
 MAX_LENGTH_PENALTY = 10
 
+# Options of `generate` that older exports do not store, with Transformers' defaults.
+DEFAULTS: dict[str, Any] = {
+    **{"num_return_sequences": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0},
+    **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "seed": None},
+}
+
 FILES = ("model.bin", "model.xml", "tokenizer.json")
 
 
@@ -30,6 +36,13 @@ def check_range(name: str, value: Any, low: int, high: int):
         raise ValueError(f"{name} must be a whole number from {low} to {high} (got {value!r}). Use another number.")
 
 
+def check_number(name: str, value: Any, low: float, high: float):
+    """Refuse a value that is not a number from `low` to `high`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low} to {high} (got {value!r}). Use another number.")
+
+
 def check_options(options: dict, config: dict):
     """Refuse options of `generate` that the model cannot follow."""
     # Enough continuations must be left if all end tokens are among the best.
@@ -38,12 +51,24 @@ def check_options(options: dict, config: dict):
     check_range("num_beams", options["num_beams"], 1, max(1, min(MAX_BEAMS, config["vocab_size"] // continuations)))
     if options["forced_bos_token_id"] is not None:
         check_range("forced_bos_token_id", options["forced_bos_token_id"], 0, config["vocab_size"] - 1)
-    penalty = options["length_penalty"]
-    is_number = isinstance(penalty, Real) and not isinstance(penalty, bool) and math.isfinite(penalty)
-    if not is_number or abs(penalty) > MAX_LENGTH_PENALTY:
+    check_number("length_penalty", options["length_penalty"], -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+    check_range("no_repeat_ngram_size", options["no_repeat_ngram_size"], 0, config["longest_input"])
+    check_number("repetition_penalty", options["repetition_penalty"], 0.01, 100)
+    check_number("temperature", options["temperature"], 0.01, 100)
+    check_range("top_k", options["top_k"], 0, config["vocab_size"])
+    check_number("top_p", options["top_p"], 0, 1)
+    if options["seed"] is not None and not isinstance(options["seed"], np.random.Generator):
+        check_range("seed", options["seed"], 0, 2**63 - 1)
+    beams, sequences, do_sample = (options[name] for name in ("num_beams", "num_return_sequences", "do_sample"))
+    check_range("num_return_sequences", sequences, 1, MAX_BEAMS)
+    if not isinstance(do_sample, bool):
+        raise ValueError(f"do_sample must be True or False (got {do_sample!r}). Use one of them.")
+    if do_sample and beams > 1:
+        raise ValueError(f"do_sample works without beams (got num_beams={beams}). Set num_beams=1.")
+    if sequences > beams and not do_sample:
         raise ValueError(
-            f"length_penalty must be a number from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY} (got {penalty!r}). "
-            "Use another number."
+            f"num_return_sequences must be at most num_beams (got {sequences} with {beams} beams). Use more beams, or "
+            "set num_beams=1 and do_sample=True."
         )
 
 
@@ -105,8 +130,8 @@ def check_config(config: dict):
     ids += [("end_token_ids", token) for token in config["end_token_ids"]]
     for name, token in ids:
         check_range(name, token, 0, config["vocab_size"] - 1)
-    options = ("forced_bos_token_id", "max_new_tokens", "num_beams", "length_penalty")
-    check_options({name: config["generation"].get(name) for name in options}, config)
+    required = ("forced_bos_token_id", "max_new_tokens", "num_beams", "length_penalty")
+    check_options(DEFAULTS | dict.fromkeys(required) | config["generation"], config)
 
 
 def check_files(folder: Path, checksums: dict[str, str]):

@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -17,23 +18,40 @@ import tokenizers
 # The export puts these modules beside this file.
 if __package__ == "modeling_xlm_swcm.export":
     from ..punctuation_xlm_swcm import is_chinese, restore_marks
-    from ..sentences_xlm_swcm import batches_by_length, join_texts, list_sentences, split_texts
-    from .xlm_swcm_checks import check_files, check_options, check_range, check_texts, make_array, read_config
-else:
-    from punctuation_xlm_swcm import is_chinese, restore_marks  # type: ignore[no-redef]
-    from sentences_xlm_swcm import (  # type: ignore[no-redef]
-        batches_by_length,
-        join_texts,
-        list_sentences,
-        split_texts,
-    )
-    from xlm_swcm_checks import (  # type: ignore[no-redef]
+    from ..sentences_xlm_swcm import batches_by_length, join_scores, join_texts, list_sentences, split_texts
+    from .xlm_swcm_checks import (
+        DEFAULTS,
         check_files,
         check_options,
         check_range,
         check_texts,
         make_array,
         read_config,
+    )
+    from .xlm_swcm_logits import has_penalties, log_softmax, penalise, sample
+else:
+    from punctuation_xlm_swcm import is_chinese, restore_marks  # type: ignore[no-redef]
+    from sentences_xlm_swcm import (  # type: ignore[no-redef]
+        batches_by_length,
+        join_scores,
+        join_texts,
+        list_sentences,
+        split_texts,
+    )
+    from xlm_swcm_checks import (  # type: ignore[no-redef]
+        DEFAULTS,
+        check_files,
+        check_options,
+        check_range,
+        check_texts,
+        make_array,
+        read_config,
+    )
+    from xlm_swcm_logits import (  # type: ignore[no-redef]
+        has_penalties,
+        log_softmax,
+        penalise,
+        sample,
     )
 
 
@@ -49,6 +67,14 @@ MAX_BATCH_TOKENS = 2**31 - 1
 
 # OpenVINO compiles kernels for each shape of texts. It keeps 5000 kernels by default, which takes gigabytes.
 CACHED_KERNELS = 64
+
+
+class Output(NamedTuple):
+    """A generated text, its score and the number of tokens that the score averages."""
+
+    text: str
+    score: float
+    num_tokens: int
 
 
 class ExportedModel:
@@ -130,8 +156,9 @@ class ExportedModel:
         *,
         split: bool | None = None,
         batch_tokens: int = 4096,
+        return_scores: bool = False,
         **options,
-    ) -> list[str]:
+    ) -> list:
         """
         Generate a text for each source text.
 
@@ -147,10 +174,14 @@ class ExportedModel:
                 Whether to split the texts into sentences. By default `True` if `tgt_lang` is set and differs from
                 `src_lang`. If `False`, a long text is an error.
             batch_tokens (`int`, *optional*, defaults to 4096): Maximum size of a batch in tokens, with padding.
+            return_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return tuples of text and score. The score is the mean log probability of the generated
+                tokens, without the language tag. A text that is not generated has the score `None`.
             options: Keywords of [`~ExportedModel.generate`].
 
         Returns:
-            `list[str]`: The generated texts, without special tokens.
+            `list[str]`: The generated texts, without special tokens. With `num_return_sequences`, each item is a list
+            of texts. Text *k* joins text *k* of each sentence.
 
         Raises:
             TypeError: if `texts` is not a list of strings.
@@ -158,21 +189,36 @@ class ExportedModel:
         """
         check_texts(texts)
         check_range("batch_tokens", batch_tokens, 1, MAX_BATCH_TOKENS)
-        is_forced = (self.config["generation"] | options)["forced_bos_token_id"] is not None
-        if tgt_lang is not None or (self.config["languages"] and not is_forced):
+        options = self._complete(options)
+        if tgt_lang is not None or (self.config["languages"] and options["forced_bos_token_id"] is None):
             options["forced_bos_token_id"] = self._get_tag_id("tgt_lang", tgt_lang)
+        check_options(options, self.config)
+        # All batches draw from one generator.
+        options["seed"] = np.random.default_rng(options["seed"])
         split = tgt_lang not in (None, src_lang) if split is None else split
         documents = self._split(texts, src_lang) if split else [["", text, ""] for text in texts]
         rows = dict(enumerate(self._encode(list_sentences(documents), src_lang)))
         cut: list[int] = []
-        generated: dict[int, str] = {}
+        generated: dict[int, list[Output]] = {}
+        ends, size = self.config["end_token_ids"], options["num_return_sequences"]
         for batch in batches_by_length(rows, batch_tokens):
-            ids = self._generate_rows([rows[number] for number in batch], options)
-            ends = self.config["end_token_ids"]
+            ids, scores = self._generate_rows([rows[number] for number in batch], options, return_scores)
             cut += [ids.shape[1] - 1] * int((~np.isin(ids[:, 1:], ends).any(1)).sum()) if ends else []
-            generated |= zip(batch, self._decode(ids), strict=True)
+            counts = count_tokens(ids, ends, options["forced_bos_token_id"] is not None)
+            texts = [text.strip() if split else text for text in self._decode(ids)]
+            outputs = [Output(*output) for output in zip(texts, scores.tolist(), counts.tolist(), strict=True)]
+            generated |= {number: outputs[size * place :][:size] for place, number in enumerate(batch)}
         self._warn_of_cut(cut)
-        return join_texts(documents, [generated[number].strip() if split else generated[number] for number in rows])
+        joined = [
+            join_outputs(documents, [generated[number][place] for number in rows], return_scores)
+            for place in range(size)
+        ]
+        return joined[0] if size == 1 else [list(answers) for answers in zip(*joined, strict=True)]
+
+    def _complete(self, options: dict) -> dict:
+        """Return options of `generate` with the values of the checkpoint for options that are not set."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return DEFAULTS | self.config["generation"] | given
 
     def _decode(self, ids: np.ndarray) -> list[str]:
         """Return texts without special tokens. Texts with a Chinese tag get Chinese punctuation."""
@@ -199,13 +245,16 @@ class ExportedModel:
         warn = functools.partial(warnings.warn, stacklevel=6)
         return split_texts(texts, count_tokens, self.config["longest_input"], warn)
 
-    def _generate_rows(self, rows: list[list[int]], options: dict) -> np.ndarray:
-        """Generate token ids for the token ids of sources, which are padded to a batch."""
+    def _generate_rows(
+        self, rows: list[list[int]], options: dict, return_scores: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Generate token ids for the token ids of sources, which are padded to a batch. Return ids and scores."""
         input_ids = np.full((len(rows), max(map(len, rows))), self.config["pad_token_id"])
         mask = np.zeros_like(input_ids)
         for number, ids in enumerate(rows):
             input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
-        return self.generate(input_ids, mask, **options)
+        generated = self.generate(input_ids, mask, return_scores=return_scores, **options)
+        return generated if return_scores else (generated, np.zeros(len(generated)))
 
     def _warn_of_cut(self, lengths: list[int]):
         """Warn if texts end at the maximum length."""
@@ -264,9 +313,18 @@ class ExportedModel:
         max_new_tokens: int | None = None,
         num_beams: int | None = None,
         length_penalty: float | None = None,
-    ) -> np.ndarray:
+        num_return_sequences: int | None = None,
+        no_repeat_ngram_size: int | None = None,
+        repetition_penalty: float | None = None,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | np.random.Generator | None = None,
+        return_scores: bool = False,
+    ) -> Any:
         """
-        Generate token ids with greedy decoding or beam search, like `generate` of Transformers.
+        Generate token ids with greedy decoding, beam search or sampling, like `generate` of Transformers.
 
         Options that are not set have the values in the generation config of the checkpoint.
 
@@ -276,12 +334,27 @@ class ExportedModel:
                 1 for tokens and 0 for padding. By default, it is computed from `input_ids`.
             forced_bos_token_id (`int`, *optional*): First token to generate, usually a language tag.
             max_new_tokens (`int`, *optional*): Maximum number of tokens to generate.
-            num_beams (`int`, *optional*): Number of beams. 1 means greedy decoding.
+            num_beams (`int`, *optional*): Number of beams. 1 means greedy decoding or sampling.
             length_penalty (`float`, *optional*):
                 Exponent of the length that divides the score of a beam. Larger values favour longer texts.
+            num_return_sequences (`int`, *optional*):
+                Number of sequences for each source. Beams are returned best first.
+            no_repeat_ngram_size (`int`, *optional*):
+                Length of token sequences that a text can have only once. 0 allows repetitions.
+            repetition_penalty (`float`, *optional*):
+                Penalty for tokens that the text already has. 1 means no penalty.
+            do_sample (`bool`, *optional*): Whether to sample, without beams.
+            temperature (`float`, *optional*): Divisor of the scores for sampling.
+            top_k (`int`, *optional*): Sample from this number of best tokens. 0 means all tokens.
+            top_p (`float`, *optional*): Sample from the best tokens whose probabilities reach this sum.
+            seed (`int` or `np.random.Generator`, *optional*): Random seed for sampling. By default, each call differs.
+            return_scores (`bool`, *optional*, defaults to `False`): Whether to also return scores.
 
         Returns:
-            `np.ndarray` of shape `(batch, target_length)`: Token ids from the start token on, with padding.
+            `np.ndarray` of shape `(batch * num_return_sequences, target_length)`: Token ids from the start token on,
+            with padding. With `return_scores`, a tuple of these ids and the mean log probability of the generated
+            tokens of each sequence. A forced token does not count. Penalties and sampling do not change the
+            probabilities. Without tokens, the score is NaN.
 
         Raises:
             ValueError: if an argument has a wrong shape or value.
@@ -289,18 +362,30 @@ class ExportedModel:
                 forked after the model was loaded.
         """
         self._check_process()
-        given = dict(max_new_tokens=max_new_tokens, num_beams=num_beams, length_penalty=length_penalty)
-        given |= dict(forced_bos_token_id=forced_bos_token_id)
-        options = self.config["generation"] | {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = dict(forced_bos_token_id=forced_bos_token_id, max_new_tokens=max_new_tokens)
+        given |= dict(num_beams=num_beams, length_penalty=length_penalty, num_return_sequences=num_return_sequences)
+        given |= dict(no_repeat_ngram_size=no_repeat_ngram_size, repetition_penalty=repetition_penalty)
+        given |= dict(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        options = self._complete(given)
         check_options(options, self.config)
         input_ids, mask = self._check_sources(input_ids, attention_mask)
-        if len(input_ids) == 0:
-            return np.zeros((0, 1), np.int64)
-        search = self._greedy if options["num_beams"] == 1 else self._beam_search
+        ids, totals = np.zeros((0, 1), np.int64), np.zeros(0)
+        if len(input_ids):
+            ids, totals = self._search(input_ids, mask, options, return_scores)
+        if not return_scores:
+            return ids
+        counts = count_tokens(ids, self.config["end_token_ids"], options["forced_bos_token_id"] is not None)
+        return ids, np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+
+    def _search(
+        self, input_ids: np.ndarray, mask: np.ndarray | None, options: dict, return_scores: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids and the sum of the log probabilities of each sequence, or zeros."""
+        search = self._beam_search if options["num_beams"] > 1 else self._decode_rows
         with self._lock:
             try:
                 self._read(input_ids, mask)
-                return search(len(input_ids), **options)
+                return search(len(input_ids), return_scores, **options)
             except (MemoryError, RuntimeError) as error:
                 raise RuntimeError(
                     f"OpenVINO cannot run the model on sources of shape {input_ids.shape} with {options['num_beams']} "
@@ -355,29 +440,52 @@ class ExportedModel:
         self._decoder.infer()
         return self._decoder.get_tensor("top_scores").data, self._decoder.get_tensor("top_tokens").data
 
-    def _greedy(self, batch: int, forced_bos_token_id: int | None, max_new_tokens: int, **_) -> np.ndarray:
-        generated = np.full((batch, max_new_tokens + 1), self.config["pad_token_id"])
+    def _decode_rows(
+        self,
+        batch: int,
+        return_scores: bool,
+        *,
+        forced_bos_token_id: int | None,
+        max_new_tokens: int,
+        num_return_sequences: int,
+        do_sample: bool,
+        seed: int | np.random.Generator | None,
+        **options,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decode each row by itself: greedily, or with sampling."""
+        generator = np.random.default_rng(seed)
+        rows = np.arange(batch * num_return_sequences)
+        generated = np.full((len(rows), max_new_tokens + 1), self.config["pad_token_id"])
         generated[:, 0] = self.config["decoder_start_token_id"]
-        running, rows = np.ones(batch, bool), np.arange(batch)
+        running, totals = np.ones(len(rows), bool), np.zeros(len(rows))
         for place in range(max_new_tokens):
-            top_tokens = self._step(generated[:, place], place, rows, 1)[1]
-            token = top_tokens[:, 0]
-            if place == 0 and forced_bos_token_id is not None:
-                token = np.full(batch, forced_bos_token_id)
-            generated[running, place + 1] = token[running]
-            running &= ~np.isin(token, self.config["end_token_ids"])
+            tokens = self._step(generated[:, place], place, rows, 1)[1][:, 0]
+            is_forced = place == 0 and forced_bos_token_id is not None
+            if is_forced:
+                tokens = np.full(len(rows), forced_bos_token_id)
+            elif do_sample or has_penalties(options):
+                scores = penalise(self._logits().copy(), generated[:, : place + 1], **options)
+                tokens = sample(scores, generator, **options) if do_sample else scores.argmax(1)
+            if return_scores and not is_forced:
+                totals += running * log_softmax(self._logits())[rows, tokens]
+            generated[running, place + 1] = tokens[running]
+            running &= ~np.isin(tokens, self.config["end_token_ids"])
             if not running.any():
                 break
-        return generated[:, : place + 2]
+        return generated[:, : place + 2], totals
 
     def _beam_search(
         self,
         batch: int,
+        return_scores: bool,
+        *,
         forced_bos_token_id: int | None,
         max_new_tokens: int,
         num_beams: int,
         length_penalty: float,
-    ) -> np.ndarray:
+        num_return_sequences: int,
+        **options,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Search with beams, like Transformers with `early_stopping=False`."""
         ends = self.config["end_token_ids"]
         # Enough continuations must be left if all end tokens are among the best.
@@ -387,6 +495,8 @@ class ExportedModel:
         # All beams of a source are equal at the start, so only the first one continues.
         running_scores = np.where(np.arange(num_beams) == 0, np.float32(0), EXCLUDED_SCORE)[None].repeat(batch, 0)
         finished, finished_scores = running, np.full((batch, num_beams), EXCLUDED_SCORE)
+        # Sums of the log probabilities, which penalties do not change.
+        running_totals, finished_totals = np.zeros((2, batch, num_beams), np.float32)
         lengths, is_finished = np.zeros((batch, num_beams), int), np.zeros((batch, num_beams), bool)
         may_improve = np.ones((batch, 1), bool)
         first_row = num_beams * np.arange(batch)[:, None]
@@ -394,46 +504,68 @@ class ExportedModel:
         previous_row = np.arange(batch * num_beams)
         for place in range(max_new_tokens):
             forced = forced_bos_token_id if place == 0 else None
-            scores, tokens = self._rank_continuations(running[:, :, place].ravel(), place, previous_row, k, forced)
+            prefixes = running[:, :, : place + 1].reshape(batch * num_beams, -1)
+            scores, tokens, log_probs = self._rank_continuations(prefixes, previous_row, k, forced, options)
 
             # Select the best continuations of each source over all its beams.
             scores = (scores.reshape(batch, num_beams, k) + running_scores[:, :, None]).reshape(batch, -1)
-            scores, tokens, beams = keep_best(k, scores, tokens.reshape(batch, -1), beam_of)
+            totals = (log_probs.reshape(batch, num_beams, k) + running_totals[:, :, None]).reshape(batch, -1)
+            scores, tokens, beams, totals = keep_best(k, scores, tokens.reshape(batch, -1), beam_of, totals)
             sequences = np.take_along_axis(running, beams[:, :, None], 1)
             sequences[:, :, place + 1] = tokens
             ended = np.isin(tokens, ends) | (place + 1 == max_new_tokens)
 
-            running_scores, running, beams = keep_best(num_beams, scores + EXCLUDED_SCORE * ended, sequences, beams)
+            running_scores, running, beams, running_totals = keep_best(
+                num_beams, scores + EXCLUDED_SCORE * ended, sequences, beams, totals
+            )
             previous_row = (first_row + beams).ravel()
 
             # A beam can finish only if it is among the best `num_beams` and its source can still improve.
             just_finished = ended & (np.arange(k) < num_beams)
             penalty = np.float32((place + 1) ** length_penalty)
             scores = scores / penalty + EXCLUDED_SCORE * ~just_finished + EXCLUDED_SCORE * ~may_improve
-            finished_scores, finished, lengths, is_finished = keep_best(
+            finished_scores, finished, lengths, is_finished, finished_totals = keep_best(
                 num_beams,
                 np.concatenate([finished_scores, scores], 1),
                 np.concatenate([finished, sequences], 1),
                 np.concatenate([lengths, np.full((batch, k), place + 2)], 1),
                 np.concatenate([is_finished, just_finished], 1),
+                np.concatenate([finished_totals, totals], 1),
             )
             worst = np.where(is_finished, finished_scores.min(1, keepdims=True), EXCLUDED_SCORE)
             may_improve &= (running_scores[:, :1] / penalty > worst).any(1, keepdims=True)
             if ended.all() or not may_improve.any():
                 break
-        return finished[:, 0, : lengths[:, 0].max()]
+        best = slice(num_return_sequences)
+        ids = finished[:, best, : lengths[:, best].max()]
+        return ids.reshape(-1, ids.shape[2]), finished_totals[:, best].ravel()
 
     def _rank_continuations(
-        self, tokens: np.ndarray, place: int, previous_row: np.ndarray, k: int, forced: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return log-probabilities and ids of next tokens, of shape `(rows, k)`. Only `forced` is possible if set."""
-        top_scores, top_tokens = self._step(tokens, place, previous_row, k)
+        self, prefixes: np.ndarray, previous_row: np.ndarray, k: int, forced: int | None, options: dict
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Return scores, ids and log probabilities of next tokens, of shape `(rows, k)`.
+
+        Without penalties, the scores are the log probabilities. Only `forced` is possible if set.
+        """
+        top_scores, top_tokens = self._step(prefixes[:, -1], prefixes.shape[1] - 1, previous_row, k)
         if forced is not None:
-            scores = np.where(np.arange(k) == 0, np.float32(0), np.float32(-np.inf))
-            return scores[None].repeat(len(tokens), 0), np.full_like(top_tokens, forced)
-        exponents = self._decoder.get_tensor("logits").data - top_scores[:, :1]
+            scores = np.where(np.arange(k) == 0, np.float32(0), np.float32(-np.inf))[None].repeat(len(prefixes), 0)
+            return scores, np.full_like(top_tokens, forced), np.zeros_like(scores)
+        if has_penalties(options):
+            log_probs = log_softmax(self._logits())
+            scores = penalise(log_probs.copy(), prefixes, **options)
+            candidates = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            top_scores, top_tokens = keep_best(k, np.take_along_axis(scores, candidates, 1), candidates)
+            return top_scores, top_tokens, np.take_along_axis(log_probs, top_tokens, 1)
+        exponents = self._logits() - top_scores[:, :1]
         log_of_sum = np.log(np.exp(exponents, out=exponents).sum(1, keepdims=True))
-        return top_scores - top_scores[:, :1] - log_of_sum, top_tokens
+        scores = top_scores - top_scores[:, :1] - log_of_sum
+        return scores, top_tokens, scores
+
+    def _logits(self) -> np.ndarray:
+        """Return the logits of the last step, of shape `(rows, vocab_size)`. The next step changes them."""
+        return self._decoder.get_tensor("logits").data
 
 
 def create_infer_request(graph: ov.Model, threads: int) -> ov.InferRequest:
@@ -452,3 +584,18 @@ def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarra
         np.take_along_axis(array, places.reshape(*places.shape, *[1] * (array.ndim - 2)), 1)
         for array in (scores, *others)
     ]
+
+
+def count_tokens(ids: np.ndarray, ends: list[int], is_forced: bool) -> np.ndarray:
+    """Return the number of tokens that each row has after the start token, up to the first end token."""
+    is_end = np.isin(ids[:, 1:], ends)
+    return np.where(is_end.any(1), is_end.argmax(1) + 1, is_end.shape[1]) - is_forced
+
+
+def join_outputs(documents: list[list[str]], outputs: list[Output], return_scores: bool) -> list:
+    """Join the outputs for the sentences of each text to a text, or to a tuple of text and score."""
+    texts = join_texts(documents, [output.text for output in outputs])
+    if not return_scores:
+        return texts
+    scores = join_scores(documents, [(output.score, output.num_tokens) for output in outputs])
+    return [(text, score) for text, (score, _) in zip(texts, scores, strict=True)]

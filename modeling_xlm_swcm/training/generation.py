@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,7 +19,8 @@ from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import whole_file
 from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
-from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_texts, split_texts
+from modeling_xlm_swcm.scores_xlm_swcm import score_sequences
+from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_scores, join_texts, split_texts
 
 from .arguments import check_beams, check_counts
 from .coverage import Coverage
@@ -46,6 +48,20 @@ class GenerateArguments:
     )
     output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})
     num_beams: int = field(default=4, metadata={"help": "Number of beams. 1 is greedy decoding."})
+    num_return_sequences: int = field(
+        default=1,
+        metadata={
+            "help": "Number of output lines per input line, best first. Line N joins the N-th best text of each "
+            "sentence. At most --num_beams."
+        },
+    )
+    scores: bool = field(
+        default=False,
+        metadata={
+            "help": "Write the score of each line and a tab before the line. The score is the mean log probability of "
+            "the tokens of the line. A line without letters and digits has no score."
+        },
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -63,8 +79,21 @@ class GenerateArguments:
     )
 
     def __post_init__(self):
-        check_counts(self, "max_length", "batch_tokens")
+        check_counts(self, "max_length", "batch_tokens", "num_return_sequences")
         check_beams(self.num_beams)
+        if self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"--num_return_sequences must be at most --num_beams (got {self.num_return_sequences} with "
+                f"{self.num_beams} beams). Use more beams."
+            )
+
+
+class Output(NamedTuple):
+    """A generated text, its score and the number of tokens that the score averages."""
+
+    text: str
+    score: float | None = None
+    num_tokens: int = 0
 
 
 def generate_file(args: GenerateArguments):
@@ -94,8 +123,11 @@ def generate_file(args: GenerateArguments):
     model = load_model(args.model_name_or_path, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     generated = generate_lines(model, tokenizer, rows, args)
-    lines = join_texts(documents, [generated[key] for key in rows])
-    write_lines([re.sub(r"[\r\n]+", " ", line) for line in lines], args.output)
+    candidates = [
+        join_lines(documents, [generated[key][number] for key in rows], args.scores)
+        for number in range(args.num_return_sequences)
+    ]
+    write_lines([line for lines in zip(*candidates, strict=True) for line in lines], args.output)
 
 
 def check_output(args: GenerateArguments):
@@ -203,19 +235,25 @@ def generate_lines(
     tokenizer: XLMSWCMTokenizer,
     rows: dict[tuple[int, int], list[int]],
     args: GenerateArguments,
-) -> dict[tuple[int, int], str]:
-    """Generate a text for each row, by the key of the row."""
+) -> dict[tuple[int, int], list[Output]]:
+    """Generate `num_return_sequences` texts for each row, by the key of the row."""
     options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
+    options |= {"num_return_sequences": args.num_return_sequences, "max_new_tokens": args.max_length}
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     generated, cut = {}, []
     batches = list(batches_by_length(rows, args.batch_tokens))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
         inputs = tokenizer.pad({"input_ids": [rows[key] for key in batch]}, return_tensors="pt").to(model.device)
-        ids = model.generate(**inputs, max_new_tokens=args.max_length, **options)
-        cut += [key for key, is_cut in zip(batch, find_cut(ids.cpu().numpy(), ends), strict=True) if is_cut]
-        outputs = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        generated |= {key: text.strip() for key, text in zip(batch, outputs, strict=True)}
+        ids = model.generate(**inputs, **options).unflatten(0, (len(batch), -1))  # (batch, sequences, target_len)
+        scores, counts = torch.zeros(ids.shape[:2]), torch.zeros(ids.shape[:2], dtype=torch.long)
+        if args.scores:
+            end_ids = torch.tensor(ends, device=model.device)
+            scores, counts = score_sequences(model, inputs, ids, end_ids, is_forced=True)
+        for key, sequences, *numbers in zip(batch, ids.cpu().numpy(), scores.tolist(), counts.tolist(), strict=True):
+            cut += [key] * any(find_cut(sequences, ends))
+            texts = tokenizer.batch_decode(sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            generated[key] = [Output(text.strip(), *pair) for text, *pair in zip(texts, *numbers, strict=True)]
     if cut:
         is_last = args.max_length >= model.config.longest_input
         advice = "Split their input lines." if is_last else "Pass a larger --max_length, or split their input lines."
@@ -225,6 +263,17 @@ def generate_lines(
             f"line {min(lines)}). {advice}"
         )
     return generated
+
+
+def join_lines(documents: list[list[str]], outputs: list[Output], has_scores: bool) -> list[str]:
+    """Join the outputs for the sentences of each line, after the score of the line and a tab if `has_scores`."""
+    lines = [re.sub(r"[\r\n]+", " ", line) for line in join_texts(documents, [output.text for output in outputs])]
+    if not has_scores:
+        return lines
+    scores = join_scores(documents, [(output.score, output.num_tokens) for output in outputs])
+    return [
+        f"{'' if score is None else f'{score:.4f}'}\t{line}" for (score, _), line in zip(scores, lines, strict=True)
+    ]
 
 
 def write_lines(lines: list[str], path: str):

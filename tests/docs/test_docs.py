@@ -359,17 +359,19 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     assert len(ast.literal_eval(printed[0])) == 2
     assert "75.0" in printed[1]
     (document,) = run_page(client, "docs/guides/translate.md")
-    first, empty, *items = document.splitlines()
+    first, empty, *items, score = document.splitlines()
+    assert float(score.split()[0]) < 0 < int(score.split()[1])
     assert first.startswith("# ") and empty == "" and [item[:2] for item in items] == ["- ", "- ", ""]
     command = next(words for words in commands("docs/guides/export.md") if words[0] == "xlm-swcm")
     outcome = client.command(*command[1:])
     assert outcome.exit_code == 0, outcome.output
-    (example,) = code_blocks("docs/guides/export.md", "python")
+    example = "\n".join(code_blocks("docs/guides/export.md", "python"))
     # as on another machine
     folder = shutil.move(tmp_path / "zh-bo-int8", tmp_path / "elsewhere")
     run = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert len(ast.literal_eval(run.stdout)) == 2
+    texts, ((best, second),), (sample,) = map(ast.literal_eval, run.stdout.splitlines())
+    assert len(texts) == 2 and best[1] < 0 > second[1] and isinstance(sample, str)
 
 
 def test_the_guide_to_evaluation_runs(client, hub, tmp_path):

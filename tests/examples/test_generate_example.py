@@ -82,6 +82,24 @@ def test_a_translation_keeps_spaces_and_list_markers(folder, tmp_path, caplog):
     assert "A sentence of text 5 has 64 tokens, but the maximum is 38. It is cut into 2 parts." in caplog.text
 
 
+def test_scores_and_several_texts_of_a_line(folder, tmp_path):
+    lines = ["我们", "***", "早上去河边"]
+    (tmp_path / "in.txt").write_text("\n".join(lines), encoding="utf-8")
+    outputs = {}
+    for name, options in (("best", {}), ("several", {"num_return_sequences": 2}), ("plain", {"scores": False})):
+        files = {"input": str(tmp_path / "in.txt"), "output": str(tmp_path / name)}
+        generate_file(arguments(folder, **files, **{"scores": True} | options))
+        outputs[name] = (tmp_path / name).read_text(encoding="utf-8").splitlines()
+    scores, texts = zip(*(line.split("\t") for line in outputs["several"]), strict=True)
+    assert list(texts[::2]) == outputs["plain"] == [PAIRS["我们"]["bo"], "***", PAIRS["早上去河边"]["bo"]]
+    assert outputs["best"] == outputs["several"][::2] and scores[2:4] == ("", "")
+    # The model knows the first text by heart. The second text is another one.
+    assert all(float(scores[best]) > -0.1 > float(scores[best + 1]) for best in (0, 4))
+    assert all(texts[best] != texts[best + 1] for best in (0, 4))
+    with pytest.raises(ValueError, match="--num_return_sequences must be at most --num_beams .got 3 with 2 beams."):
+        arguments(folder, num_return_sequences=3)
+
+
 @pytest.mark.parametrize("options", [{"split": False}, {"source_lang": "bo", "target_lang": "bo"}])
 def test_a_line_is_one_input_without_split_and_in_one_language(folder, tmp_path, options):
     tokenizer = XLMSWCMTokenizer.from_pretrained(folder)

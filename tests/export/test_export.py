@@ -35,8 +35,10 @@ from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
         {"max_new_tokens": 3},
         {"num_beams": 4},
         {"num_beams": 4, "length_penalty": -2.0},
-        {"num_beams": 3, "length_penalty": 3.0},
+        {"num_beams": 3, "length_penalty": 3.0, "num_return_sequences": 2},
         {"num_beams": 5, "max_new_tokens": 4},
+        {"repetition_penalty": 1.4, "no_repeat_ngram_size": 1},
+        {"num_beams": 3, "repetition_penalty": 0.6, "no_repeat_ngram_size": 2, "num_return_sequences": 3},
     ],
     ids=str,
 )
@@ -113,6 +115,7 @@ def test_the_folder_runs_without_pytorch(learner, exported):
     assert run.stdout.strip() == str([text.strip() for text in expected])
 
 
+@pytest.mark.filterwarnings("ignore:Incomplete outputs")
 def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     folder = Path(shutil.copytree(learner.folder, tmp_path / "model"))
     tag = learner.tokenizer.get_lang_id("kk")
@@ -122,12 +125,13 @@ def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     settings |= json.loads((folder / "generation_config.json").read_text())
     settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
     # These settings do not change greedy decoding and beam search.
-    settings |= {"temperature": 0.7, "repetition_penalty": 1.0, "early_stopping": False}
+    settings |= {"temperature": 0.7, "min_p": 0.1, "early_stopping": False}
+    settings |= {"repetition_penalty": 1.5}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     export(folder, tmp_path / "exported")
     runtime = ExportedModel(tmp_path / "exported", threads=1)
     input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
-    expected = learner.write(TEXTS, "kk", num_beams=3, length_penalty=0.5, max_new_tokens=9)
+    expected = learner.write(TEXTS, "kk", num_beams=3, length_penalty=0.5, max_new_tokens=9, repetition_penalty=1.5)
     np.testing.assert_array_equal(runtime.generate(input_ids), expected)
     assert runtime(TEXTS, src_lang="zh") == learner.tokenizer.batch_decode(expected, skip_special_tokens=True)
 
@@ -164,8 +168,8 @@ def no_bars():
             ["hidden_act in config.json", 'is "silu", which cannot be exported.', "gelu"],
         ),
         (
-            change_settings(no_repeat_ngram_size=3),
-            ["generation_config.json", "sets no_repeat_ngram_size to 3,", "Remove this"],
+            change_settings(do_sample=True, min_p=0.1),
+            ["generation_config.json", "sets min_p to 0.1,", "Remove this"],
         ),
         (change_settings(max_time=9.5), ["generation_config.json", "sets max_time to 9.5,", "Remove this setting."]),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json"]),
@@ -267,5 +271,6 @@ def test_the_command_lists_the_written_files(folder, tmp_path):
         assert str(output) in result.stdout and "model.bin (" in result.stdout and "kB)" in result.stdout
     assert {path.name for path in output.iterdir()} == {
         *("config.json", "model.xml", "model.bin", "tokenizer.json"),
-        *("xlm_swcm_runtime.py", "xlm_swcm_checks.py", "punctuation_xlm_swcm.py", "sentences_xlm_swcm.py"),
+        *("xlm_swcm_runtime.py", "xlm_swcm_checks.py", "xlm_swcm_logits.py"),
+        *("punctuation_xlm_swcm.py", "sentences_xlm_swcm.py"),
     }

@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from support.encoders import camembert_tokenizer, roberta_tokenizer, xlm_roberta_tokenizer
 from support.folders import cut_short
 from support.learners import TEXTS, UNSEEN
 from support.tags import with_tags
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from modeling_xlm_swcm.export import export, xlm_swcm_runtime
 from modeling_xlm_swcm.export.export import make_text_tokenizer
+from modeling_xlm_swcm.export.xlm_swcm_logits import filter_scores
 from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
 from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
+from modeling_xlm_swcm.scores_xlm_swcm import score_sequences
 
 
 pytestmark = pytest.mark.parametrize(
@@ -30,7 +34,7 @@ SPELT = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runtime(exported) -> ExportedModel:
     return ExportedModel(exported, threads=1)
 
@@ -285,15 +289,92 @@ def test_texts_are_checked(learner, runtime, texts, words):
         *({"num_beams": value} for value in (0, -1, 100000, 1.0, "2")),
         *({"length_penalty": value} for value in (float("nan"), float("inf"), 11, -11, "1", True, 1j)),
         *({"forced_bos_token_id": value} for value in (-1, 10**6, "4", 2.0)),
+        *({"no_repeat_ngram_size": value} for value in (-1, 39, 2.0)),
+        *({"repetition_penalty": value} for value in (0, -1.5, float("nan"), "1")),
+        *({"temperature": value} for value in (0, 101)),
+        *({"top_k": value} for value in (-1, 1.5, 10**6)),
+        *({"top_p": value} for value in (-0.1, 1.1)),
+        *({"seed": value} for value in (-1, "1", 1.0)),
+        *({"num_return_sequences": value} for value in (0, True)),
     ],
     ids=str,
 )
 def test_options_are_checked(learner, runtime, options):
     name = next(iter(options))
     with pytest.raises(
-        ValueError, match=f"^{name} must be a .*number from -?\\d+ to \\d+ .got .*. Use another number.$"
+        ValueError, match=f"^{name} must be a .*number from [-.\\d]+ to \\d+ .got .*. Use another number.$"
     ):
         runtime.generate(np.full((1, 3), 5), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"do_sample": "yes"}, "do_sample must be True or False .got 'yes'."),
+        ({"do_sample": True, "num_beams": 2}, "do_sample works without beams .got num_beams=2.. Set num_beams=1."),
+        ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences must be at most num_beams .got 3 with 2"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(learner, runtime, options, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        runtime(TEXTS, src_lang="zh", tgt_lang="bo", **options)
+
+
+def test_scores_are_equal_to_the_pipeline(learner, runtime):
+    pipeline = XLMSWCMPipeline(model=learner.model, tokenizer=learner.tokenizer, src_lang="zh", tgt_lang="bo")
+    texts = ["no wind. The ferry stays!", *TEXTS[:3], "***"]
+    for options in ({}, {"num_beams": 4, "num_return_sequences": 2, "repetition_penalty": 1.5}):
+        answers = pipeline(texts, return_scores=True, **options)
+        written = runtime(texts, src_lang="zh", tgt_lang="bo", return_scores=True, batch_tokens=30, **options)
+        if options:
+            plain = runtime(texts, src_lang="zh", tgt_lang="bo", **options)
+            assert plain == [[text for text, _ in candidates] for candidates in written]
+            answers, written = sum(answers, []), sum(written, [])
+        assert [text for text, _ in written] == [answer["translation_text"] for answer in answers]
+        scores, expected = [score for _, score in written], [answer["score"] for answer in answers]
+        assert scores[-1] is None and len(set(scores)) > 3
+        assert scores == [score if score is None else pytest.approx(score, abs=1e-4) for score in expected]
+    assert runtime([], src_lang="zh", tgt_lang="bo", return_scores=True) == []
+    ids, scores = runtime.generate(np.full((1, 3), 5), forced_bos_token_id=4, max_new_tokens=1, return_scores=True)
+    assert ids.shape == (1, 2) and np.isnan(scores).all()
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.5, 5, 1.0), (1.5, 40, 0.8), (2, 0, 0.6)])
+def test_tokens_are_sampled_from_the_distribution_of_transformers(learner, temperature, top_k, top_p):
+    scores = np.random.default_rng(0).normal(size=(4, 150)).astype(np.float32) * 3
+    expected = torch.tensor(scores) / temperature
+    for warper in (TopKLogitsWarper(top_k or 150), TopPLogitsWarper(top_p)):
+        expected = warper(None, expected)
+    for row, probabilities in zip(scores, expected.softmax(-1).numpy(), strict=True):
+        filtered = np.zeros(150)
+        tokens, filtered_probabilities = filter_scores(row, temperature, top_k, top_p)
+        filtered[tokens] = filtered_probabilities
+        np.testing.assert_allclose(filtered, probabilities, atol=1e-6)
+
+
+def test_samples_are_reproduced_by_their_seed_and_have_scores(learner, runtime):
+    inputs = learner.tokenizer(UNSEEN[:2], padding=True, return_tensors="pt")
+    tag = learner.tokenizer.get_lang_id("bo")
+    options = dict(forced_bos_token_id=tag, do_sample=True, num_return_sequences=300, temperature=2.0, top_k=4)
+    ids, scores = runtime.generate(
+        inputs["input_ids"].numpy(), **options, max_new_tokens=3, seed=1, return_scores=True
+    )
+    again, other = (runtime.generate(inputs["input_ids"].numpy(), **options, max_new_tokens=3, seed=s) for s in (1, 2))
+    assert ids.shape[0] == 600 and np.array_equal(ids, again) and not np.array_equal(ids, other)
+    sequences = torch.tensor(ids).unflatten(0, (2, 300))
+    expected = score_sequences(learner.model, inputs, sequences, torch.tensor([2]), is_forced=True)[0]
+    np.testing.assert_allclose(scores, expected.flatten(), atol=1e-4)
+    # The shares of the first tokens are near their probabilities.
+    logits = learner.model(**inputs, decoder_input_ids=sequences[:, 0, :2]).logits[:, -1].detach().numpy()
+    for row, drawn in zip(logits, ids.reshape(2, 300, -1)[:, :, 2], strict=True):
+        tokens, probabilities = filter_scores(row, 2.0, 4, 1.0)
+        assert set(drawn) <= set(tokens) and len(set(drawn)) > 1
+        np.testing.assert_allclose((drawn[:, None] == tokens).mean(0), probabilities, atol=0.12)
+    # Batches of one call draw different numbers.
+    languages = dict(src_lang="zh", tgt_lang="bo", split=False, batch_tokens=1)
+    with pytest.warns(UserWarning, match="Incomplete"):
+        texts = runtime(UNSEEN[:1] * 8, **languages, do_sample=True, temperature=9, seed=3, max_new_tokens=4)
+    assert len(set(texts)) > 1
 
 
 def test_the_limits_of_options_are_allowed(learner, runtime):

@@ -171,6 +171,25 @@ def test_several_sequences_and_beams_are_returned(load, write):
     assert translate(TEXTS[0], **beams) == expected[0]
 
 
+def test_scores_do_not_change_texts_and_average_the_tokens_of_a_document(load):
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS, num_beams=3, num_return_sequences=2)
+    document = f"{TEXTS[0]}. {TEXTS[1]}.\n\n- {TEXTS[2]}"
+    texts = [document, *TEXTS, "\n"]
+    (whole, *answers, empty) = translate(texts, return_scores=True, batch_size=4)
+    assert empty == 2 * [{"translation_text": "\n", "score": None, "num_tokens": 0}]
+    without = [[{"translation_text": answer["translation_text"]} for answer in text] for text in (whole, *answers)]
+    assert without == translate(texts)[:-1]
+    # Each sentence alone, with a full stop and the end token.
+    parts = translate([f"{TEXTS[0]}.", f"{TEXTS[1]}.", TEXTS[2]], return_scores=True, split=False)
+    for number, answer in enumerate(whole):
+        outputs = [part[number] for part in parts]
+        assert answer["num_tokens"] == sum(output["num_tokens"] for output in outputs)
+        total = sum(output["score"] * output["num_tokens"] for output in outputs)
+        assert answer["score"] == pytest.approx(total / answer["num_tokens"], abs=1e-5)
+    forced = translate(TEXTS[0], max_new_tokens=1, return_scores=True)
+    assert [(answer["score"], answer["num_tokens"]) for answer in forced] == 2 * [(None, 0)]
+
+
 def test_a_generation_config_is_taken(load, write):
     config = GenerationConfig(max_new_tokens=4, num_beams=2, decoder_start_token_id=0)
     answers = load("translation")(TEXTS[0], src_lang="zh", tgt_lang="bo", generation_config=config)

@@ -10,7 +10,7 @@ import torch
 
 KINDS = (
     *("compat", "configuration", "decoder", "encoder", "generation", "hub", "layers", "linear", "loss", "modeling"),
-    *("peft", "pipeline", "positions", "punctuation", "sentences", "tokenization"),
+    *("peft", "pipeline", "positions", "punctuation", "scores", "sentences", "tokenization"),
 )
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 SOURCE, TARGET = "The river rises early in spring.", "我们早上去了河边"
