@@ -25,13 +25,7 @@ from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, without_paths
 
 from .options import ConversionOptions
-from .plan import (
-    MODEL_EMBEDDINGS,
-    OUTPUT_BIAS,
-    ConversionPlan,
-    get_model_class,
-    plan_encoder_conversion,
-)
+from .plan import ConversionPlan, get_model_class, plan_encoder_conversion
 from .report import ConversionReport
 
 
@@ -174,7 +168,7 @@ def copy_tensors(plan: ConversionPlan) -> dict[str, torch.Tensor]:
             targets = [target for target in targets if not target.startswith("model.decoder.")]
         for target in targets:
             rows, *columns = source.tensors[name].shape
-            rows = config.vocab_size if target in (MODEL_EMBEDDINGS, OUTPUT_BIAS) else rows
+            rows = config.vocab_size if target in plan.vocabulary_tensors else rows
             state_dict[target] = torch.empty(rows, *columns, dtype=plan.dtype)
         for place, block in blocks(source.tensors[name]):
             extremes = torch.stack(block.aminmax())
@@ -199,7 +193,7 @@ def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
     if not plan.new_ids:
         return
     generator = torch.Generator().manual_seed(plan.options["seed"])
-    for target in (MODEL_EMBEDDINGS, OUTPUT_BIAS):
+    for target in plan.vocabulary_tensors:
         if target not in state_dict:
             continue
         tensor = state_dict[target]
@@ -208,11 +202,11 @@ def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
         zero = tensor.new_zeros(tensor.shape[1:], dtype=torch.float64)
         mean = sum((block.double().sum(0) for _, block in blocks(tokens)), zero) / len(tokens)
         start = mean.expand(len(plan.new_ids), *tensor.shape[1:]).float()
-        if target == MODEL_EMBEDDINGS:
+        if target == plan.source.family.model_embeddings:
             start = start + plan.config.initializer_range * torch.randn(start.shape, generator=generator)
         tensor[plan.new_ids] = start.to(tensor.dtype)
         plan.new[f"{target} (rows of the language tags)"] = "mean of the other rows" + (
-            " plus noise" if target == MODEL_EMBEDDINGS else ""
+            " plus noise" if target == plan.source.family.model_embeddings else ""
         )
 
 
@@ -249,7 +243,7 @@ def prove_copies(plan: ConversionPlan, tensors: dict[str, torch.Tensor | StoredT
             for target in targets:
                 copy = tensors[target][rows]
                 expected = block.to(copy.device, copy.dtype)
-                if target in (MODEL_EMBEDDINGS, OUTPUT_BIAS):
+                if target in plan.vocabulary_tensors:
                     # A tag can use a spare row of the source.
                     kept = [row not in plan.new_ids for row in range(rows.start, rows.stop)]
                     copy, expected = copy[kept], expected[kept]

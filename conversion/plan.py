@@ -30,7 +30,6 @@ SILENT_SUBLAYERS = {
     "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
 }
 
-MODEL_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
 OUTPUT_BIAS = "lm_head.bias"
 # Initial values of the transform for an encoder that has none.
 NEW_TRANSFORM = {
@@ -91,6 +90,11 @@ class ConversionPlan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def vocabulary_tensors(self) -> tuple[str, str]:
+        """Tensors of the model with a row per token: word embeddings and output bias."""
+        return self.source.family.model_embeddings, OUTPUT_BIAS
+
+    @property
     def dtype(self) -> torch.dtype:
         """Data type of the model."""
         assert isinstance(self.config.dtype, torch.dtype)
@@ -106,6 +110,7 @@ def plan_encoder_conversion(
     """Plan the conversion of an encoder, and check everything that needs no memory for weights."""
     source = load_encoder(encoder, revision, tokenizer)
     tokenizer = add_language_tags(source, options.languages)
+    check_decoder(source, options)
     layers = options.plan_decoder(source.config["num_hidden_layers"])
     config = make_model_config(
         source,
@@ -125,17 +130,29 @@ def plan_encoder_conversion(
     known = source.tokenizer.get_vocab() if source.tokenizer is not None else {}
     plan.new_ids = [token_id for code, token_id in plan.language_ids.items() if language_tag(code) not in known]
     plan.parameters = count_parameters(config)
-    plan.copied = plan_encoder_copies(source, config, layers if options.decoder_init != "random" else [])
+    expected = describe_tensors(config)
+    plan.copied = plan_encoder_copies(source, config, layers if options.decoder_init != "random" else [], expected)
     if options.decoder_init == "silent":
         plan_silent_start(plan)
     if OUTPUT_BIAS not in plan.copied:
         plan.new[OUTPUT_BIAS] = "zero"
     if config.lm_head_transform and plan.copied.keys().isdisjoint(NEW_TRANSFORM):
         # The states of an encoder without a masked-LM head are too small for logits. The new LayerNorm scales them.
-        plan.new |= NEW_TRANSFORM
+        plan.new |= {name: how for name, how in NEW_TRANSFORM.items() if name in expected}
     claim_encoder_tensors(plan)
-    check_shapes(plan)
+    check_shapes(plan, expected)
     return plan
+
+
+def check_decoder(source: Encoder, options: ConversionOptions):
+    """Check that the family has the kind of decoder."""
+    kinds = {"paper" if block == "custom" else block for block in source.family.decoder_modules}
+    if options.decoder not in kinds:
+        raise ConversionError(
+            f'decoder "{options.decoder}" is not available for {source.family.name}. Use decoder '
+            f'"{" or ".join(kinds)}", without normal_layer_interval, normal_layers, layer_map "interleaved" and '
+            'decoder_init "silent".'
+        )
 
 
 def decoder_blocks(options: ConversionOptions, layers: DecoderPlan) -> list[str]:
@@ -156,12 +173,11 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
             raise ConversionError("`languages` needs a tokenizer. Pass the tokenizer of the encoder as `tokenizer`.")
         return None
     check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
-    longest = source.config["max_position_embeddings"] - source.config["pad_token_id"] - 1
     try:
         return XLMSWCMTokenizer(
             tokenizer_object=make_backend(source.tokenizer.backend_tokenizer),
             languages=languages,
-            model_max_length=min(longest, source.tokenizer.model_max_length),
+            model_max_length=source.tokenizer.model_max_length,
             extra_special_tokens=source.tokenizer.extra_special_tokens,
             **source.tokenizer.special_tokens_map,
         )
@@ -195,15 +211,17 @@ def make_model_config(
         )
     fields |= {"vocab_size": rows, "decoder_start_token_id": fields["bos_token_id"]}
     try:
-        return config_class(**fields | decoder)
+        config = config_class(**fields | decoder)
     except Exception as error:
         raise make_config_error(source.name, error) from error
+    if tokenizer is not None:
+        tokenizer.model_max_length = min(config.longest_input, tokenizer.model_max_length)
+    return config
 
 
-def has_transform(source: Encoder) -> bool:
+def has_transform(source: Encoder, expected: dict[str, torch.Tensor]) -> bool:
     """Return True if the source has a complete masked-LM head, with GELU and the word embeddings as output matrix."""
-    head = source.family.head.tensors
-    transform = {name for name, target in head.items() if target.startswith("lm_head_transform.")}
+    transform = {name for name, target in source.family.head.tensors.items() if target in expected}
     is_gelu = not source.family.head.uses_hidden_act or source.config.get("hidden_act", "gelu") == "gelu"
     return is_gelu and source.tensors.keys() >= transform and source.has_tied_output
 
@@ -228,11 +246,13 @@ def count_parameters(config: XLMSWCMConfig) -> dict[str, int]:
     return counts
 
 
-def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderPlan) -> dict[str, str]:
+def plan_encoder_copies(
+    source: Encoder, config: XLMSWCMConfig, layers: DecoderPlan, expected: dict[str, torch.Tensor]
+) -> dict[str, str]:
     """Return the weight map for all layers, as tensor of the model -> tensor of the source."""
     copies: dict[str, str] = {}
     # A decoder that starts at random copies no transform.
-    copies_transform = config.lm_head_transform and bool(layers) and has_transform(source)
+    copies_transform = config.lm_head_transform and bool(layers) and has_transform(source, expected)
     if config.has_prefix_decoder and config.weight_sharing == "tied":
         # The decoder calls the modules of the encoder, so no tensor is copied to it.
         layers = []
@@ -249,7 +269,8 @@ def plan_encoder_copies(source: Encoder, config: XLMSWCMConfig, layers: DecoderP
             else:
                 chosen = [(layer, layer) for layer in range(config.num_hidden_layers)]
             copies |= {target.format(index): name.format(layer) for index, layer in chosen}
-    return copies
+    # Layers can lack tensors of the map, for example biases.
+    return {target: name for target, name in copies.items() if target in expected}
 
 
 def plan_silent_start(plan: ConversionPlan):
@@ -290,13 +311,17 @@ def claim_encoder_tensors(plan: ConversionPlan):
         )
 
 
-def check_shapes(plan: ConversionPlan):
-    """Check that every copied tensor has the shape that the config gives it."""
+def describe_tensors(config: XLMSWCMConfig) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model by name, without memory."""
     with torch.device("meta"):
-        expected = get_model_class(plan.config)(plan.config).state_dict()
+        return get_model_class(config)(config).state_dict()
+
+
+def check_shapes(plan: ConversionPlan, expected: dict[str, torch.Tensor]):
+    """Check that every copied tensor has the shape that the config gives it."""
     for target, name in plan.copied.items():
         shape, wanted = list(plan.source.tensors[name].shape), list(expected[target].shape)
-        if target in (MODEL_EMBEDDINGS, OUTPUT_BIAS):
+        if target in plan.vocabulary_tensors:
             wanted[0] = plan.source.word_embeddings.shape[0]
         if shape != wanted:
             raise ConversionError(

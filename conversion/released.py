@@ -20,7 +20,14 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
 from .from_encoder import write_conversion
 from .options import ConversionOptions
-from .plan import ConversionPlan, add_language_tags, check_shapes, count_parameters, make_model_config
+from .plan import (
+    ConversionPlan,
+    add_language_tags,
+    check_shapes,
+    count_parameters,
+    describe_tensors,
+    make_model_config,
+)
 from .report import ConversionReport
 
 
@@ -145,7 +152,7 @@ def plan_release_conversion(path: Path, encoder: str, languages: Sequence[str]) 
     plan.parameters = count_parameters(config)
     plan.copied = plan_release_copies(config)
     claim_release_tensors(plan)
-    check_shapes(plan)
+    check_shapes(plan, describe_tensors(config))
     return plan
 
 

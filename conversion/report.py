@@ -162,4 +162,8 @@ def _module_of(tensor: str) -> str:
 def _shorten(tensor: str) -> str:
     """Turn `model.decoder.layers.3.ffn1.fc1.weight` into `ffn1.fc1`, and a tensor of the encoder into `encoder`."""
     module = _module_of(tensor)
-    return "encoder" if module.startswith("model.encoder.") else module.removeprefix("model.decoder.layers.{}.")
+    return (
+        "encoder"
+        if module.startswith("model.encoder.")
+        else module.removeprefix("model.decoder.").removeprefix("layers.{}.")
+    )

@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 from .compat_xlm_swcm import VERSION
 from .configuration_xlm_swcm import XLMSWCMConfig
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel, XLMSWCMPreTrainedModel
+from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
+from .modern_xlm_swcm import XLMSWCMModernForConditionalGeneration, XLMSWCMModernModel
 from .pipeline_xlm_swcm import XLMSWCMPipeline
 from .released_xlm_swcm import (
     ReleasedXLMSWCMConfig,
@@ -24,6 +26,9 @@ __all__ = [
     "XLMSWCMConfig",
     "XLMSWCMForConditionalGeneration",
     "XLMSWCMModel",
+    "XLMSWCMModernConfig",
+    "XLMSWCMModernForConditionalGeneration",
+    "XLMSWCMModernModel",
     "XLMSWCMPipeline",
     "XLMSWCMPreTrainedModel",
     "XLMSWCMTokenizer",
@@ -49,6 +54,15 @@ def _fill_card(*args, **kwargs) -> str:
 
 # Only the package can fill the model card, so remote code pushes Transformers' own card.
 XLMSWCMPreTrainedModel.fill_card = staticmethod(_fill_card)
+
+# Register the classes with the layers of ModernBERT.
+AutoConfig.register(XLMSWCMModernConfig.model_type, XLMSWCMModernConfig, exist_ok=True)
+AutoModel.register(XLMSWCMModernConfig, XLMSWCMModernModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(XLMSWCMModernConfig, XLMSWCMModernForConditionalGeneration, exist_ok=True)
+AutoTokenizer.register(XLMSWCMModernConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
+XLMSWCMModernConfig.register_for_auto_class()
+XLMSWCMModernModel.register_for_auto_class("AutoModel")
+XLMSWCMModernForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
 
 # Register the classes for checkpoints that are converted from the authors' release.
 AutoConfig.register(ReleasedXLMSWCMConfig.model_type, ReleasedXLMSWCMConfig, exist_ok=True)

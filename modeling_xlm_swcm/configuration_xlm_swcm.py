@@ -35,8 +35,115 @@ def plan_decoder_blocks(num_custom_layers: int, normal_layer_interval: int | Non
     return blocks
 
 
+class DecoderConfigMixin:
+    """Fields of the decoder, which are the same for every kind of encoder: their defaults and their checks."""
+
+    block_types: tuple[str, ...] = ("custom", "normal")
+    prefix_block = "prefix"
+    # Fields that must be at least 1.
+    sizes: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size")
+    # Every saved config names all classes, so that any of them can load the checkpoint.
+    auto_classes: dict[str, str] = {}
+    # Why `xlm-swcm export` refuses a model, and what to do.
+    export_problem: str | None = None
+
+    def __post_init__(self, **kwargs):
+        interval = self.normal_layer_interval
+        if interval is not None and interval < 1:
+            raise ValueError(
+                f"normal_layer_interval must be at least 1 (got {interval}). Use null for no normal layers."
+            )
+        if self.decoder_blocks is None:
+            custom, normal = self.block_types
+            plan = plan_decoder_blocks(self.num_hidden_layers, interval)
+            self.decoder_blocks = [custom if block == "custom" else normal for block in plan]
+        if self.decoder_layers is None:
+            self.decoder_layers = len(self.decoder_blocks)
+        self.auto_map = self.auto_classes | (kwargs.pop("auto_map", None) or {})
+        self.custom_pipelines = {
+            task: {"impl": "pipeline_xlm_swcm.XLMSWCMPipeline", "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
+            for task in ("translation", "summarization", "question-answering")
+        } | (kwargs.pop("custom_pipelines", None) or {})
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+    @property
+    def has_prefix_decoder(self) -> bool:
+        """`bool`: Whether the decoder layers are encoder layers that also read the source."""
+        return self.prefix_block in self.decoder_blocks
+
+    @property
+    def padding_position(self) -> int:
+        """`int`: Position of padding. The first token has the position after it."""
+        return self.pad_token_id
+
+    @property
+    def longest_input(self) -> int:
+        """`int`: Maximum length of a source or target in tokens, special tokens included."""
+        return self.max_position_embeddings - self.padding_position - 1
+
+    def validate_architecture(self):
+        """Raise a `ValueError` if the values do not fit together. `@strict` calls this method."""
+        self._validate_sizes()
+        self._validate_decoder()
+
+    def _validate_sizes(self):
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"num_attention_heads must divide hidden_size {self.hidden_size} (got {self.num_attention_heads}). "
+                "Change one of them."
+            )
+        for name in self.sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)}). Use a larger number.")
+        if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}). Use the id of the "
+                "pad token."
+            )
+        if self.longest_input < 1:
+            raise ValueError(
+                f"max_position_embeddings must be at least {self.padding_position + 2} (got "
+                f"{self.max_position_embeddings}). The first position is {self.padding_position + 1}. Use a larger "
+                "number."
+            )
+
+    def _validate_decoder(self):
+        if self.has_prefix_decoder:
+            if self.decoder_blocks != [self.prefix_block] * self.num_hidden_layers:
+                raise ValueError(
+                    f'decoder_blocks with "{self.prefix_block}" must be {self.num_hidden_layers} times '
+                    f'"{self.prefix_block}", one for each encoder layer (got {self.decoder_blocks}). Correct '
+                    "decoder_blocks."
+                )
+        else:
+            self._validate_block_types()
+        if self.decoder_layers != len(self.decoder_blocks):
+            raise ValueError(
+                f"decoder_layers must be the length of decoder_blocks, {len(self.decoder_blocks)} "
+                f"(got {self.decoder_layers}). Leave out decoder_layers."
+            )
+        if self.weight_sharing not in ("init", "tied"):
+            raise ValueError(f'weight_sharing must be "init" or "tied" (got "{self.weight_sharing}").')
+        num_custom_layers = self.decoder_blocks.count("custom")
+        if (
+            self.weight_sharing == "tied"
+            and not self.has_prefix_decoder
+            and num_custom_layers != self.num_hidden_layers
+        ):
+            raise ValueError(
+                f'weight_sharing="tied" needs {self.num_hidden_layers} custom layers, one for each encoder layer '
+                f'(got {num_custom_layers}). Change decoder_blocks, or use weight_sharing="init".'
+            )
+
+    def _validate_block_types(self):
+        unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
+        if unknown or not self.decoder_blocks:
+            known = '" and "'.join(self.block_types)
+            raise ValueError(f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}).')
+
+
 @strict
-class XLMSWCMConfig(PreTrainedConfig):
+class XLMSWCMConfig(DecoderConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`XLMSWCMModel`] and [`XLMSWCMForConditionalGeneration`] (Su et al., ACL 2025, arXiv 2502.10852).
 
@@ -115,9 +222,7 @@ class XLMSWCMConfig(PreTrainedConfig):
     """
 
     model_type = "xlm_swcm"
-    block_types = ("custom", "normal")
-    prefix_block = "prefix"
-    # Every saved config names all classes, so that any of them can load the checkpoint.
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "type_vocab_size")
     auto_classes = {
         "AutoConfig": "configuration_xlm_swcm.XLMSWCMConfig",
         "AutoModel": "modeling_xlm_swcm.XLMSWCMModel",
@@ -152,95 +257,6 @@ class XLMSWCMConfig(PreTrainedConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int | None = 0
-
-    def __post_init__(self, **kwargs):
-        interval = self.normal_layer_interval
-        if interval is not None and interval < 1:
-            raise ValueError(
-                f"normal_layer_interval must be at least 1 (got {interval}). Use null for no normal layers."
-            )
-        if self.decoder_blocks is None:
-            custom, normal = self.block_types
-            plan = plan_decoder_blocks(self.num_hidden_layers, interval)
-            self.decoder_blocks = [custom if block == "custom" else normal for block in plan]
-        if self.decoder_layers is None:
-            self.decoder_layers = len(self.decoder_blocks)
-        self.auto_map = self.auto_classes | (kwargs.pop("auto_map", None) or {})
-        self.custom_pipelines = {
-            task: {"impl": "pipeline_xlm_swcm.XLMSWCMPipeline", "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
-            for task in ("translation", "summarization", "question-answering")
-        } | (kwargs.pop("custom_pipelines", None) or {})
-        super().__post_init__(**kwargs)
-
-    @property
-    def has_prefix_decoder(self) -> bool:
-        """`bool`: Whether the decoder layers are encoder layers that also read the source."""
-        return self.prefix_block in self.decoder_blocks
-
-    @property
-    def longest_input(self) -> int:
-        """`int`: Maximum length of a source or target in tokens, special tokens included."""
-        # XLM-R's first position is `pad_token_id + 1`.
-        return self.max_position_embeddings - self.pad_token_id - 1
-
-    def validate_architecture(self):
-        """Raise a `ValueError` if the values do not fit together. `@strict` calls this method."""
-        self._validate_sizes()
-        self._validate_decoder()
-
-    def _validate_sizes(self):
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads != 0:
-            raise ValueError(
-                f"num_attention_heads must divide hidden_size {self.hidden_size} (got {self.num_attention_heads}). "
-                "Change one of them."
-            )
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "type_vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)}). Use a larger number.")
-        if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}). Use the id of the "
-                "pad token."
-            )
-        if self.longest_input < 1:
-            raise ValueError(
-                f"max_position_embeddings must be at least {self.pad_token_id + 2} (got "
-                f"{self.max_position_embeddings}). The first position is pad_token_id + 1. Use a larger number."
-            )
-
-    def _validate_decoder(self):
-        if self.has_prefix_decoder:
-            if self.decoder_blocks != [self.prefix_block] * self.num_hidden_layers:
-                raise ValueError(
-                    f'decoder_blocks with "{self.prefix_block}" must be {self.num_hidden_layers} times '
-                    f'"{self.prefix_block}", one for each encoder layer (got {self.decoder_blocks}). Correct '
-                    "decoder_blocks."
-                )
-        else:
-            self._validate_block_types()
-        if self.decoder_layers != len(self.decoder_blocks):
-            raise ValueError(
-                f"decoder_layers must be the length of decoder_blocks, {len(self.decoder_blocks)} "
-                f"(got {self.decoder_layers}). Leave out decoder_layers."
-            )
-        if self.weight_sharing not in ("init", "tied"):
-            raise ValueError(f'weight_sharing must be "init" or "tied" (got "{self.weight_sharing}").')
-        num_custom_layers = self.decoder_blocks.count("custom")
-        if (
-            self.weight_sharing == "tied"
-            and not self.has_prefix_decoder
-            and num_custom_layers != self.num_hidden_layers
-        ):
-            raise ValueError(
-                f'weight_sharing="tied" needs {self.num_hidden_layers} custom layers, one for each encoder layer '
-                f'(got {num_custom_layers}). Change decoder_blocks, or use weight_sharing="init".'
-            )
-
-    def _validate_block_types(self):
-        unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
-        if unknown or not self.decoder_blocks:
-            known = '" and "'.join(self.block_types)
-            raise ValueError(f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}).')
 
 
 __all__ = ["XLMSWCMConfig"]

@@ -51,6 +51,8 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel)
 
     config: XLMSWCMConfig
     base_model_prefix = "model"
+    # Name of the word embeddings in the module of all embeddings.
+    embedding_name = "word_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "XLMRobertaEmbeddings",
@@ -84,7 +86,8 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel)
         is_copied_prefix = self.config.has_prefix_decoder and self.config.weight_sharing == "init"
         encoder = getattr(self.base_model, "encoder", None)
         if is_copied_prefix and encoder is not None:
-            encoder.encoder.layer[-1].requires_grad_(False)
+            for module in encoder.unread_modules():
+                module.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -98,6 +101,7 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel)
 class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
     """Decoder with the layers of `config.decoder_blocks`. In [`XLMSWCMModel`] it shares the encoder's embeddings."""
 
+    embeddings_class: type[nn.Module] = XLMRobertaEmbeddings
     layer_classes = {
         "custom": XLMSWCMCustomDecoderLayer,
         "normal": XLMSWCMNormalDecoderLayer,
@@ -114,7 +118,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
-        self.embeddings = XLMRobertaEmbeddings(config)
+        self.embeddings = self.embeddings_class(config)
         self.layers = nn.ModuleList(
             self.layer_classes[block](config, layer_idx) for layer_idx, block in enumerate(config.decoder_blocks)
         )
@@ -124,7 +128,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
 
     def _make_tp_plan(self) -> dict[str, str]:
         """Return the tensor-parallel plan of the layers that the decoder has."""
-        plan = {"embeddings.word_embeddings": "embedding_rowwise"}
+        plan = {f"embeddings.{self.embedding_name}": "embedding_rowwise"}
         for name, _ in self.layers.named_modules(prefix="layers"):
             if (style := TP_STYLES.get(name.rpartition(".")[2])) is not None:
                 plan[re.sub(r"\.\d+\.", ".*.", name)] = style
@@ -178,7 +182,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         hidden_states = self._embed(input_ids, inputs_embeds, position_ids, past_length, shared_embedding)
 
         attention_mask, encoder_attention_mask = self._make_masks(
-            attention_mask, encoder_attention_mask, hidden_states, source_states, cache
+            attention_mask, encoder_attention_mask, hidden_states, source_states, cache, position_ids
         )
         for index, layer in enumerate(self.layers):
             if tied_modules is not None:
@@ -192,7 +196,12 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
                 **{CACHE: cache},
                 **kwargs,
             )
+        hidden_states = self._final_norm(hidden_states, tied_modules)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+
+    def _final_norm(self, hidden_states: torch.Tensor, tied_modules: list | None) -> torch.Tensor:
+        """Normalise the output of the last layer. Layers with post-LayerNorm have done it."""
+        return hidden_states
 
     def _make_masks(
         self,
@@ -201,6 +210,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         hidden_states: torch.Tensor,
         source_states: torch.Tensor,
         cache: EncoderDecoderCache | None,
+        position_ids: torch.LongTensor,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return the masks of self-attention and cross-attention. A prefix decoder has one mask for both."""
         if self.config.has_prefix_decoder:
@@ -231,10 +241,16 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         # In a static cache the length is a tensor, which cannot be compared without synchronization.
         if isinstance(past_length, int):
             check_length("target", past_length + length, self.config)
-        embedding = self.embeddings.word_embeddings
+        embedding = getattr(self.embeddings, self.embedding_name)
         if inputs_embeds is None and shared_embedding is not None and shared_embedding.supports(embedding):
             inputs_embeds = shared_embedding.look_up(embedding, input_ids)
-        # (batch, target_len, hidden_size)
+            input_ids = None
+        return self._run_embeddings(input_ids, inputs_embeds, position_ids)
+
+    def _run_embeddings(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None, position_ids: torch.LongTensor
+    ) -> torch.Tensor:
+        """Return the input of the first layer, of shape `(batch, target_len, hidden_size)`."""
         return self.embeddings(input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
 
     def _position_ids(

@@ -3,16 +3,19 @@
 from functools import partial
 
 import torch
+from torch import nn
 from transformers import XLMRobertaModel
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
 from .compat_xlm_swcm import CACHE, checked_forward
 from .configuration_xlm_swcm import XLMSWCMConfig
+from .layers_xlm_swcm import AttentionModules, FeedForwardModules, modules_of
 from .loss_xlm_swcm import SharedEmbedding
 from .positions_xlm_swcm import position_ids_from_mask
 
@@ -32,6 +35,22 @@ class XLMSWCMEncoder(XLMRobertaModel):
 
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config, add_pooling_layer=False)
+
+    def get_layers(self) -> list[nn.Module]:
+        """Return the layers."""
+        return [*self.encoder.layer]
+
+    def tied_modules(self) -> list[tuple[AttentionModules, FeedForwardModules]]:
+        """Return the modules of each layer, which a tied prefix decoder calls."""
+        return [modules_of(layer) for layer in self.encoder.layer]
+
+    def unread_modules(self) -> list[nn.Module]:
+        """Return the modules whose output no copied prefix decoder reads. It reads the input of each layer."""
+        return [self.encoder.layer[-1]]
+
+    def fills_cache_once(self) -> bool:
+        """Return True if each layer adds its keys to a cache once. Activation checkpointing computes a layer again."""
+        return all(type(layer) is XLMRobertaLayer and not layer.gradient_checkpointing for layer in self.encoder.layer)
 
     # `generate` passes these keywords of the whole model to the encoder.
     @capture_outputs

@@ -17,7 +17,7 @@ LIMITS = {"max_length", "max_new_tokens"}
 
 
 class XLMSWCMGenerationMixin(GenerationMixin):
-    """Adapt `generate` to XLM-R's positions."""
+    """Adapt `generate` to the positions and limits of the model."""
 
     def _reorder_cache(self, cache: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
         # Beams of one source share its cross-attention cache, so only the self-attention cache is reordered.
@@ -76,10 +76,12 @@ class XLMSWCMGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs
     ) -> dict:
-        """Return the inputs of a decoding step as in Transformers, with XLM-R's positions of the target."""
+        """Return the inputs of a decoding step as in Transformers, with the positions of the target."""
         # With a static cache the mask becomes 4D, so the positions must be counted before.
         if decoder_attention_mask is not None and kwargs.get("decoder_position_ids") is None:
-            kwargs["decoder_position_ids"] = position_ids_from_mask(decoder_attention_mask, self.config.pad_token_id)
+            kwargs["decoder_position_ids"] = position_ids_from_mask(
+                decoder_attention_mask, self.config.padding_position
+            )
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, decoder_attention_mask=decoder_attention_mask, **kwargs
         )

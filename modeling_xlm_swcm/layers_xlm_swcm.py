@@ -139,19 +139,33 @@ class XLMSWCMAttention(nn.Module):
         modules: "XLMSWCMAttention | AttentionModules",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         is_cross_attention = key_value_states is not None
-        if is_cross_attention and cache is not None and cache.is_updated.get(self.layer_idx):
-            # The source stays the same in all decoding steps.
-            cached = cache.cross_attention_cache.layers[self.layer_idx]
-            return cached.keys, cached.values
-
+        if is_cross_attention and (cached := self._cached_source(cache)) is not None:
+            return cached
         states = key_value_states if is_cross_attention else hidden_states
         key, value = (self._split_heads(fast_linear(linear, states)) for linear in (modules.k_proj, modules.v_proj))
+        return self._cache_source(key, value, cache) if is_cross_attention else self._cache_target(key, value, cache)
+
+    def _cached_source(self, cache: EncoderDecoderCache | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the cached keys and values of the source, which stay the same in all decoding steps."""
+        if cache is None or not cache.is_updated.get(self.layer_idx):
+            return None
+        cached = cache.cross_attention_cache.layers[self.layer_idx]
+        return cached.keys, cached.values
+
+    def _cache_source(
+        self, key: torch.Tensor, value: torch.Tensor, cache: EncoderDecoderCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values of the source, and return them."""
         if cache is None:
             return key, value
-        if not is_cross_attention:
-            return cache.self_attention_cache.update(key, value, self.layer_idx)
         cache.is_updated[self.layer_idx] = True
         return cache.cross_attention_cache.update(key, value, self.layer_idx)
+
+    def _cache_target(
+        self, key: torch.Tensor, value: torch.Tensor, cache: EncoderDecoderCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values of the target, and return those of all tokens so far."""
+        return (key, value) if cache is None else cache.self_attention_cache.update(key, value, self.layer_idx)
 
 
 # Accelerate moves modules and tuples of modules that a module gets as arguments to its device. It does not know
@@ -211,29 +225,49 @@ class XLMSWCMPrefixAttention(XLMSWCMAttention):
         """Return the output, and the attention weights of target and source or `None`."""
         modules = self if tied_modules is None else tied_modules
         query = self._split_heads(fast_linear(modules.q_proj, hidden_states))
-        source_key, source_value = self._keys_and_values(hidden_states, source_states, cache, modules)
-        key, value = self._keys_and_values(hidden_states, None, cache, modules)
-        dropout = self.attention_dropout if self.training else 0.0
-        source_weights = target_weights = None
-        if self.config._attn_implementation == "eager" or query.shape[2] == 1:
-            # A decoding step does not copy the cached keys and values.
-            attended, source_weights, target_weights = joint_attention(
-                query, (source_key, key), (source_value, value), attention_mask, self.scaling, dropout
-            )
-        else:
-            # Other attention functions cannot express the mask.
-            attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-                self,
-                query,
-                torch.cat([source_key, key], dim=2),
-                torch.cat([source_value, value], dim=2),
-                attention_mask,
-                dropout=dropout,
-                scaling=self.scaling,
-                **kwargs,
-            )
+        source = self._keys_and_values(hidden_states, source_states, cache, modules)
+        target = self._keys_and_values(hidden_states, None, cache, modules)
+        attended, target_weights, source_weights = attend_to_prefix(
+            self, query, source, target, attention_mask, **kwargs
+        )
         attended = byte_mask_dropout(modules.dropout, fast_linear(modules.out_proj, attended.flatten(2)))
         return modules.layer_norm(hidden_states + attended), target_weights, source_weights
+
+
+def attend_to_prefix(
+    attention: XLMSWCMAttention,
+    query: torch.Tensor,
+    source: tuple[torch.Tensor, torch.Tensor],
+    target: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """
+    Attend to the keys and values of source and target under one softmax.
+
+    Return the attended values of shape `(batch, target_len, heads, head_dim)`, and the weights of target and source
+    or `None`.
+    """
+    dropout = attention.attention_dropout if attention.training else 0.0
+    (source_key, source_value), (key, value) = source, target
+    if attention.config._attn_implementation == "eager" or query.shape[2] == 1:
+        # A decoding step does not copy the cached keys and values.
+        attended, source_weights, target_weights = joint_attention(
+            query, (source_key, key), (source_value, value), attention_mask, attention.scaling, dropout
+        )
+        return attended, target_weights, source_weights
+    # Other attention functions cannot express the mask.
+    attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        attention,
+        query,
+        torch.cat([source_key, key], dim=2),
+        torch.cat([source_value, value], dim=2),
+        attention_mask,
+        dropout=dropout,
+        scaling=attention.scaling,
+        **kwargs,
+    )
+    return attended, None, None
 
 
 def joint_attention(

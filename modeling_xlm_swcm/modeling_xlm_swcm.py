@@ -6,13 +6,13 @@ Languages" (Su et al., ACL 2025, arXiv 2502.10852).
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import (
     BaseModelOutput,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
-from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
@@ -50,6 +50,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
             Sizes and decoder layers of the model.
     """
 
+    encoder_class: type[PreTrainedModel] = XLMSWCMEncoder
     decoder_class = XLMSWCMDecoder
     _keys_to_ignore_on_load_unexpected = [r"^lm_head(_transform)?\."]
 
@@ -57,7 +58,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         super().__init__(config)
         # Fields that were set after the config was made are not validated yet.
         config.validate_architecture()
-        self.encoder = XLMSWCMEncoder(config)
+        self.encoder = self.encoder_class(config)
         self.decoder = self.decoder_class(config)
         self._tied_weights_keys = self._shared_keys()
         self.post_init()
@@ -91,8 +92,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding):
         """Replace the word embeddings of encoder and decoder."""
-        self.encoder.embeddings.word_embeddings = value
-        self.decoder.embeddings.word_embeddings = value
+        for module in (self.encoder, self.decoder):
+            setattr(module.embeddings, self.embedding_name, value)
 
     @can_return_tuple
     @auto_docstring
@@ -163,14 +164,11 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         """Return an empty cache for the keys and values of the source, which a tied decoder reads."""
         if not self.config.has_prefix_decoder or self.config.weight_sharing != "tied":
             return None
-        # Activation checkpointing computes a layer again, which would fill the cache twice.
-        layers = self.encoder.encoder.layer
-        computes_once = all(type(layer) is XLMRobertaLayer and not layer.gradient_checkpointing for layer in layers)
-        return DynamicCache(config=self.config) if computes_once else None
+        return DynamicCache(config=self.config) if self.encoder.fills_cache_once() else None
 
     def _source_of_decoder(
         self, encoder_outputs: BaseModelOutput
-    ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], list[tuple[AttentionModules, FeedForwardModules]] | None]:
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], list | None]:
         """Return the states of the source that the decoder reads, and the modules of the encoder that it calls."""
         if not self.config.has_prefix_decoder:
             return encoder_outputs.last_hidden_state, None
@@ -180,8 +178,7 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
                 "model.get_encoder()."
             )
         is_tied = self.config.weight_sharing == "tied"
-        tied_modules = [modules_of(layer) for layer in self.encoder.encoder.layer] if is_tied else None
-        return encoder_outputs.hidden_states, tied_modules
+        return encoder_outputs.hidden_states, self.encoder.tied_modules() if is_tied else None
 
     def _encode(
         self,
@@ -215,6 +212,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
     """
 
     base_class = XLMSWCMModel
+    transform_class: type[nn.Module] = XLMSWCMHeadTransform
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embeddings.word_embeddings.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     model_tags = ["xlm-swcm"]
@@ -224,7 +222,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
     def __init__(self, config: XLMSWCMConfig):
         super().__init__(config)
         self.model = self.base_class(config)
-        self.lm_head_transform = XLMSWCMHeadTransform(config) if config.lm_head_transform else None
+        self.lm_head_transform = self.transform_class(config) if config.lm_head_transform else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
         # Transformers' default loss for this class name would shift the labels again.
         self.loss_function = cross_entropy

@@ -8,6 +8,10 @@ from transformers.cache_utils import EncoderDecoderCache
 from .linear_xlm_swcm import fast_linear
 
 
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+# A tied prefix decoder calls the layers of the encoder.
+TIED_PREFIX_TARGETS = r".*\.encoder\.layer\.\d+\..*\.?(query|key|value|dense)"
+
 NO_PREFIX_TUNING = "Prefix tuning of PEFT is not supported. Use LoRA instead."
 
 
@@ -33,7 +37,7 @@ def check_adapters(model: PreTrainedModel):
             continue
         adapted, other = (name, source) if adapters[0] is not None else (source, name)
         advice = "Leave this module out of target_modules and modules_to_save."
-        if source.endswith("word_embeddings.weight"):
+        if source.endswith(("word_embeddings.weight", "tok_embeddings.weight")):
             advice += " To train single tokens, pass a list as trainable_token_indices (peft>=0.19, tied output)."
         raise ValueError(f"A PEFT adapter changes {adapted}, but not {other}. Both are the same weight. {advice}")
 
@@ -95,7 +99,15 @@ def output_projection(lm_head: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 
 class XLMSWCMPeftMixin:
-    """Refuse to resize embeddings with trained tokens, which PEFT does not support."""
+    """
+    Name the layers for LoRA, and refuse to resize embeddings with trained tokens, which PEFT does not support.
+
+    Attributes:
+        lora_targets (`dict[str, list[str] | str]`):
+            Kind of weight sharing -> `target_modules` with the projections of the decoder.
+    """
+
+    lora_targets: dict[str, list[str] | str] = {"init": LORA_TARGETS, "tied": TIED_PREFIX_TARGETS}
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """

@@ -27,6 +27,9 @@ class ReleasedXLMSWCMConfig(XLMSWCMConfig):
 
     model_type = "xlm_swcm_released"
     block_types = ("released_custom", "released_normal")
+    export_problem = (
+        "uses the authors' original layers, which cannot be exported. Export a model that xlm-swcm convert made."
+    )
     auto_classes = {
         "AutoConfig": "released_xlm_swcm.ReleasedXLMSWCMConfig",
         "AutoModel": "released_xlm_swcm.ReleasedXLMSWCMModel",

@@ -189,13 +189,15 @@ BAD_SOURCES = {
         config(model_type="roberta-prelayernorm"),
         ["prelayernorm", "pre-LayerNorm", "post-LayerNorm"],
     ),
-    "another kind of model": (config(model_type="t5"), ["t5", "bert, electra, xlm-roberta, roberta or camembert"]),
+    "another kind of model": (
+        config(model_type="t5"),
+        ["t5", "bert, electra, modernbert, xlm-roberta, roberta or camembert"],
+    ),
     "a model with code of its own": (
         config(model_type="nomic", auto_map={"AutoModel": "modeling.Model"}),
         ["nomic", "auto_map", "never runs such code"],
     ),
-    "a ModernBERT": (config(model_type="modernbert"), ["pre-norm layers and rotary positions"]),
-    "a EuroBERT": (config(model_type="eurobert"), ["pre-norm layers and rotary positions"]),
+    "a EuroBERT": (config(model_type="eurobert"), ["RMSNorm and rotary positions"]),
     "a DeBERTa": (config(model_type="deberta-v2"), ["relative positions"]),
     "an ELECTRA with small embeddings": (
         config(model_type="electra", embedding_size=16),

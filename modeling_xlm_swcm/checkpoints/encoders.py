@@ -38,10 +38,7 @@ UNSUPPORTED_TYPES = {
         ("xlm-roberta-xl", "roberta-prelayernorm"),
         "it has pre-LayerNorm layers. Use an encoder with post-LayerNorm layers",
     ),
-    **dict.fromkeys(
-        ("modernbert", "eurobert"),
-        "it has pre-norm layers and rotary positions. Use an encoder with post-norm layers and absolute positions",
-    ),
+    "eurobert": "it has layers with RMSNorm and rotary positions. Use an XLM-R or ModernBERT encoder",
     **dict.fromkeys(
         ("deberta", "deberta-v2"),
         "its attention has relative positions. Use an encoder with absolute positions",
@@ -182,7 +179,7 @@ def read_license(name: str, revision: str | None) -> str | None:
 
 
 def check_config(name: str, config: dict) -> EncoderFamily:
-    """Check that an encoder has a family, learned absolute positions and plain weights, and return the family."""
+    """Check that an encoder has a family and plain weights, and return the family."""
     family = MODEL_TYPES.get(config.get("model_type", ""))
     reason = describe_unsupported_type(config) if family is None else find_config_problem(family, config)
     if reason is not None:
@@ -214,13 +211,16 @@ def find_config_problem(family: EncoderFamily, config: dict) -> str | None:
     """Return why an encoder of the family cannot be converted, and what to do, or `None`."""
     positions = config.get("position_embedding_type", "absolute")
     missing = next((field for field in family.required_fields if field not in config), None)
-    activation = str(config.get(family.config_fields["hidden_act"], "gelu"))
+    name = family.activation
+    activation = str(config.get(family.config_fields[name], "gelu"))
     problems = {
         "it is configured as a decoder. Use an encoder": config.get("is_decoder") or config.get("add_cross_attention"),
         "its weights are quantised. Use the checkpoint before quantisation": config.get("quantization_config"),
-        f"its position_embedding_type is {positions}. Use an encoder with absolute positions": positions != "absolute",
+        f"its position_embedding_type is {positions}. Use an encoder with absolute positions": (
+            family.has_absolute_positions and positions != "absolute"
+        ),
         f"its config.json lacks {missing}. Add the field": missing is not None,
-        f"its hidden_act is {activation}. Use an activation function of Transformers": activation not in ACT2FN,
+        f"its {name} is {activation}. Use an activation function of Transformers": activation not in ACT2FN,
     }
     return next((problem for problem, is_present in problems.items() if is_present), family.find_problem(config))
 

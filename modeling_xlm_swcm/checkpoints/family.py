@@ -117,20 +117,29 @@ class EncoderFamily:
         layers (`dict[str, str]`):
             Tensor of encoder layer `{}` -> tensor of the model.
         decoder_modules (`dict[str, dict[str, str]]`):
-            Kind of decoder layer -> module of the decoder layer -> module of an encoder layer of the model.
-        config_class (`type[XLMSWCMConfig]`):
+            Kind of decoder layer -> module of the decoder layer -> module of an encoder layer of the model. A family
+            without a kind has no decoder of this kind.
+        final_norm (`str`, *optional*):
+            Norm after the last layer, in the encoder and in a copied decoder. Default: none.
+        config_class (`type`, *optional*, defaults to [`XLMSWCMConfig`]):
             Config class of the model that the family becomes.
         config_fields (`dict[str, str]`):
             Field of the model's config -> field of the encoder's config.
         defaults (`dict`):
             Values of fields that config.json can lack.
+        activation (`str`, *optional*, defaults to `"hidden_act"`):
+            Field of the model's config with the activation function of the feed-forward networks.
+        has_absolute_positions (`bool`, *optional*, defaults to `True`):
+            Whether the encoder has learned absolute positions.
         has_positions_from_zero (`bool`, *optional*, defaults to `False`):
-            Whether the first token has position 0. By default it has position `pad_token_id + 1`, as in the model.
+            Whether the first token has position 0. By default it has position `pad_token_id + 1`.
         token_types (`int`, *optional*):
             Number of token types to keep. Default: all.
         find_problem (`Callable[[dict], str | None]`, *optional*):
             Function of the content of config.json. Returns why the encoder cannot be converted and what to use, or
             `None`.
+        modernise (`Callable[[dict], dict]`, *optional*):
+            Function of the content of config.json. Returns it with the field names of the installed Transformers.
     """
 
     name: str
@@ -143,17 +152,26 @@ class EncoderFamily:
     decoder_modules: dict[str, dict[str, str]] = field(
         default_factory=lambda: {"custom": CUSTOM_LAYER_SOURCES, "prefix": PREFIX_LAYER_SOURCES}
     )
-    config_class: type[XLMSWCMConfig] = XLMSWCMConfig
+    final_norm: str | None = None
+    config_class: type = XLMSWCMConfig
     config_fields: dict[str, str] = field(default_factory=lambda: CONFIG_FIELDS)
     defaults: dict[str, object] = field(default_factory=dict)
+    activation: str = "hidden_act"
+    has_absolute_positions: bool = True
     has_positions_from_zero: bool = False
     token_types: int | None = None
     find_problem: Callable[[dict], str | None] = lambda config: None
+    modernise: Callable[[dict], dict] = lambda config: config
 
     @property
     def required_fields(self) -> Iterable[str]:
-        """Fields that config.json must have."""
+        """`Iterable[str]`: fields that config.json must have."""
         return [self.config_fields[name] for name in REQUIRED_FIELDS if name not in self.defaults]
+
+    @property
+    def model_embeddings(self) -> str:
+        """`str`: tensor of the model with the word embeddings."""
+        return self.embeddings[self.word_embeddings]
 
     @property
     def vocabulary_tensors(self) -> tuple[str, ...]:
@@ -163,6 +181,7 @@ class EncoderFamily:
 
     def read_fields(self, config: dict) -> dict:
         """Return the content of config.json with the field names of the model, and with defaults."""
+        config = self.modernise(config)
         known = {name: config[source] for name, source in self.config_fields.items() if config.get(source) is not None}
         return {**config, **self.defaults, **known}
 
@@ -185,6 +204,9 @@ class EncoderFamily:
             `{}` is the encoder layer. The `{}` after `model.decoder.layers.` is the decoder layer.
         """
         weight_map = {name: [target] for name, target in (self.embeddings | self.head.tensors).items()}
+        for parameter in ("weight", "bias") if self.final_norm is not None else ():
+            name = f"{self.final_norm}.{parameter}"
+            weight_map[name] = [f"model.encoder.{name}", f"model.decoder.{name}"]
         for name, target in self.layers.items():
             module, _, parameter = target.partition(".{}.")[2].rpartition(".")
             copies = [copy for copy, of in self.decoder_modules[block].items() if of == module]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
-from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMModernConfig
 from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
@@ -23,13 +23,18 @@ from .hub_errors import translate_hub_errors
 from .reading import check_safetensors, find_file, read_config, read_json
 
 
-CONFIG_CLASSES = {config.model_type: config for config in (XLMSWCMConfig, ReleasedXLMSWCMConfig)}
+CONFIG_CLASSES: dict[str, type] = {
+    config.model_type: config for config in (XLMSWCMConfig, XLMSWCMModernConfig, ReleasedXLMSWCMConfig)
+}
 
 # Prefix of a tensor's name -> part of the model.
 MODEL_PARTS = {
     "model.encoder.embeddings.": "embeddings",
     "model.encoder.encoder.": "encoder layers",
+    "model.encoder.layers.": "encoder layers",
+    "model.encoder.final_norm.": "encoder layers",
     "model.decoder.layers.": "decoder layers",
+    "model.decoder.final_norm.": "decoder layers",
     "lm_head.": "output",
     "lm_head_transform.": "output",
 }

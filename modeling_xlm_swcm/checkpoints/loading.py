@@ -119,7 +119,8 @@ def check_cache(model: XLMSWCMForConditionalGeneration, source: str):
     source_ids = torch.stack([tokens, tokens.flip(0)])
     mask = torch.ones_like(source_ids)
     mask[1, length // 2 + 1 :] = 0
-    padding = model.model.decoder.embeddings.padding_idx
+    padding = model.config.pad_token_id
+    assert padding is not None
     source_ids = source_ids.masked_fill(mask == 0, padding)
     options: dict[str, Any] = dict(max_new_tokens=length, min_new_tokens=length, do_sample=False, use_cache=True)
     # A generated padding token would change the positions of the tokens after it.

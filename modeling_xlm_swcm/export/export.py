@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from modeling_xlm_swcm import (
-    XLMSWCMConfig,
     XLMSWCMForConditionalGeneration,
     XLMSWCMTokenizer,
     punctuation_xlm_swcm,
@@ -93,11 +92,8 @@ def export(
 
     folder, output = Path(folder), Path(output)
     check_output(output, overwrite, folder)
-    if type(read_folder_config(folder)) is not XLMSWCMConfig:
-        raise ConversionError(
-            f"{folder} uses the authors' original layers, which cannot be exported. Export a model that xlm-swcm "
-            "convert made."
-        )
+    if (problem := read_folder_config(folder).export_problem) is not None:
+        raise ConversionError(f"{folder} {problem}")
     model = load_model(folder)
     check_cache(model, str(folder))
     tokenizer = load_tokenizer(folder, model.config.vocab_size)

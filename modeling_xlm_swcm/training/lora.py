@@ -16,9 +16,6 @@ from .checkpoints import TrainingError
 from .precision import round_weights
 
 
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-# A tied prefix decoder calls the layers of the encoder.
-TIED_PREFIX_TARGETS = r".*\.encoder\.layer\.\d+\..*\.?(query|key|value|dense)"
 VOCABULARY_REPORT = "vocabulary_report.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # Number of token ids that a message lists.
@@ -57,7 +54,7 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCM
     lora = LoraConfig(
         r=args.lora_rank,
         lora_alpha=2 * args.lora_rank,
-        target_modules=TIED_PREFIX_TARGETS if model.config.weight_sharing == "tied" else LORA_TARGETS,
+        target_modules=model.lora_targets[model.config.weight_sharing],
         trainable_token_indices=tokens or None,
     )
     with warnings.catch_warnings():

@@ -20,5 +20,5 @@ def shard_layers(plugin: FullyShardedDataParallelPlugin | None, model: PreTraine
     if plugin is None:
         return
     base = model.base_model
-    layers = [*base.encoder.encoder.layer, *base.decoder.layers]
+    layers = [*base.encoder.get_layers(), *base.decoder.layers]
     plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})

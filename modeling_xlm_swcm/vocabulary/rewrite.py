@@ -43,11 +43,14 @@ from .kinds import Vocabulary, invert_ids
 from .report import VocabularyReport
 
 
+# Ends of the names of word embeddings, in encoders with any head and in XLM-SWCM models.
+WORD_EMBEDDINGS = tuple({f".{family.word_embeddings}" for family in FAMILIES})
+
 # Ends of the names of tensors with a row per token, in encoders with any head and in XLM-SWCM models.
 VOCABULARY_TENSORS = tuple(
     f".{name}"
     for name in {
-        *("word_embeddings.weight", "lm_head.weight", "lm_head.bias"),
+        *("lm_head.weight", "lm_head.bias"),
         *(name for family in FAMILIES for name in family.vocabulary_tensors),
     }
 )
@@ -131,10 +134,8 @@ def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> t
 def check_vocabulary_tensors(name: str, config: dict, tensors: dict[str, torch.Tensor | StoredTensor]):
     """Refuse a checkpoint without word embeddings, or with tensors that do not match its `vocab_size`."""
     vocabulary_tensors = find_vocabulary_tensors(tensors)
-    if not vocabulary_tensors or "word_embeddings" not in vocabulary_tensors[0]:
-        raise ConversionError(
-            f"{name} has no tensor named word_embeddings.weight. Use an encoder or an XLM-SWCM checkpoint."
-        )
+    if not vocabulary_tensors or not is_word_embeddings(vocabulary_tensors[0]):
+        raise ConversionError(f"{name} has no word embeddings. Use an encoder or an XLM-SWCM checkpoint.")
     for tensor in vocabulary_tensors:
         rows, vocab_size = tensors[tensor].shape[0], config.get("vocab_size")
         if rows != vocab_size:
@@ -146,7 +147,7 @@ def check_vocabulary_tensors(name: str, config: dict, tensors: dict[str, torch.T
 
 def find_vocabulary_tensors(tensors: dict[str, torch.Tensor | StoredTensor]) -> list[str]:
     """Return the names of the tensors with a row per token, word embeddings first."""
-    return sorted(filter(has_row_per_token, tensors), key=lambda tensor: "word_embeddings" not in tensor)
+    return sorted(filter(has_row_per_token, tensors), key=lambda tensor: not is_word_embeddings(tensor))
 
 
 def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
@@ -155,7 +156,12 @@ def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
     for head in (family.head for family in FAMILIES):
         for parameter, original in (("weight", word_embeddings), ("bias", head.bias)):
             copied = f"{head.projection}.{parameter}"
-            if copied in tensors and original in tensors and equal(tensors[copied], tensors[original]):
+            if (
+                copied != original
+                and copied in tensors
+                and original in tensors
+                and equal(tensors[copied], tensors[original])
+            ):
                 del tensors[copied]
 
 
@@ -172,6 +178,11 @@ def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
             f'Set the class of the weights, for example "architectures": ["{example}"].'
         )
     return model_class
+
+
+def is_word_embeddings(tensor: str) -> bool:
+    """Return True if the tensor of this name holds the word embeddings."""
+    return f".{tensor}".endswith(WORD_EMBEDDINGS)
 
 
 def has_row_per_token(tensor: str) -> bool:

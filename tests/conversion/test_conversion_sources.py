@@ -12,6 +12,7 @@ from support.encoders import (
     Tensors,
     camembert_tokenizer,
     edit_tensors,
+    gemma_tokenizer,
     make_encoder,
     make_masked_lm,
     read_tensors,
@@ -30,6 +31,7 @@ from transformers import (
     BertForMaskedLM,
     CamembertForMaskedLM,
     ElectraForPreTraining,
+    ModernBertForMaskedLM,
     PreTrainedModel,
     RobertaForMaskedLM,
     XLMRobertaForMaskedLM,
@@ -210,6 +212,7 @@ KINDS = {
     "bert": (BertForMaskedLM, word_piece_tokenizer, (0, 2, 3), 40),
     "bert with Unigram": (BertForMaskedLM, xlm_roberta_tokenizer, (1, 0, 2), 40),
     "electra": (ElectraForPreTraining, word_piece_tokenizer, (0, 2, 3), 40),
+    "modernbert": (ModernBertForMaskedLM, gemma_tokenizer, (0, 2, 1), 40),
 }
 
 
@@ -265,7 +268,9 @@ def test_a_converted_model_generates_in_the_language_asked_for(kind):
 def test_the_written_tensors_are_those_of_the_encoder_file(kind):
     source, result = read_tensors(kind.encoder), read_tensors(kind.output)
     for target, name in json.loads((kind.output / "conversion_report.json").read_text())["copied"].items():
-        name = next(prefix + name for prefix in ("", "roberta.", "bert.", "electra.") if prefix + name in source)
+        name = next(
+            prefix + name for prefix in ("", "roberta.", "bert.", "electra.", "model.") if prefix + name in source
+        )
         # Tags follow the words of the source. Rows that no token reads can stand before its positions.
         first = len(result[target]) - len(source[name]) if "position_embeddings" in name else 0
         copy = result[target][first : first + len(source[name])]

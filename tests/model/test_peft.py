@@ -25,7 +25,7 @@ from support.folders import load
 from support.models import CHECKPOINTING, assert_close, logits_of, random_tokens, tiny_model
 from transformers.integrations import peft as transformers_peft
 
-from modeling_xlm_swcm.training.lora import LORA_TARGETS, TIED_PREFIX_TARGETS
+from modeling_xlm_swcm.peft_xlm_swcm import LORA_TARGETS, TIED_PREFIX_TARGETS
 
 
 pytestmark = pytest.mark.filterwarnings(

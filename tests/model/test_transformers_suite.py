@@ -8,7 +8,14 @@ import torch
 from support.transformers_suite import load
 from transformers.models.auto import modeling_auto
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModel
+from modeling_xlm_swcm import (
+    XLMSWCMConfig,
+    XLMSWCMForConditionalGeneration,
+    XLMSWCMModel,
+    XLMSWCMModernConfig,
+    XLMSWCMModernForConditionalGeneration,
+    XLMSWCMModernModel,
+)
 
 
 ModelTesterMixin = load("test_modeling_common").ModelTesterMixin
@@ -16,8 +23,11 @@ ConfigTester = load("test_configuration_common").ConfigTester
 ids_tensor = load("test_modeling_common").ids_tensor
 
 # The suite looks up models here, and silently skips models that are not listed.
-modeling_auto.MODEL_MAPPING_NAMES.setdefault("xlm_swcm", "XLMSWCMModel")
-modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.setdefault("xlm_swcm", "XLMSWCMForConditionalGeneration")
+for model_type, name in (("xlm_swcm", "XLMSWCM"), ("xlm_swcm_modern", "XLMSWCMModern")):
+    modeling_auto.MODEL_MAPPING_NAMES.setdefault(model_type, f"{name}Model")
+    modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.setdefault(
+        model_type, f"{name}ForConditionalGeneration"
+    )
 
 
 class XLMSWCMModelTester:
@@ -68,9 +78,11 @@ class XLMSWCMSuiteTest(ModelTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self._model_tester = self.model_tester_class(self)
-        self.config_tester = ConfigTester(self, config_class=XLMSWCMConfig)
-        # The encoder and decoder classes have the plans. The suite checks them only if the config has a plan too.
-        self.enterContext(mock.patch.object(XLMSWCMConfig, "base_model_tp_plan", {}))
+        config_class = self.all_model_classes[0].config_class
+        self.config_tester = ConfigTester(self, config_class=config_class)
+        if config_class is XLMSWCMConfig:
+            # The encoder and decoder classes have the plans. The suite checks them only if the config has a plan too.
+            self.enterContext(mock.patch.object(XLMSWCMConfig, "base_model_tp_plan", {}))
 
     @property
     def model_tester(self):
@@ -98,3 +110,44 @@ class PrefixSuiteTest(XLMSWCMSuiteTest):
 
 class TiedPrefixSuiteTest(XLMSWCMSuiteTest):
     model_tester_class = TiedPrefixModelTester
+
+
+class ModernModelTester(XLMSWCMModelTester):
+    base_model_class = XLMSWCMModernModel
+    causal_lm_class = XLMSWCMModernForConditionalGeneration
+    decoder = {"weight_sharing": "init"}
+
+    def get_config(self) -> XLMSWCMModernConfig:
+        return XLMSWCMModernConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=37,
+            max_position_embeddings=70,
+            local_attention=4,
+            mlp_dropout=0.1,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            decoder_start_token_id=0,
+            **self.decoder,
+        )
+
+
+class TiedModernModelTester(ModernModelTester):
+    decoder = {"weight_sharing": "tied"}
+
+
+class ModernSuiteTest(XLMSWCMSuiteTest):
+    all_model_classes = (XLMSWCMModernModel, XLMSWCMModernForConditionalGeneration)
+    model_tester_class = ModernModelTester
+
+    def setUp(self):
+        if self._testMethodName.startswith("test_model_rope_scaling"):
+            self.skipTest("The module is Transformers' own. Sources beyond max_position_embeddings are refused.")
+        super().setUp()
+
+
+class TiedModernSuiteTest(ModernSuiteTest):
+    model_tester_class = TiedModernModelTester

@@ -8,10 +8,12 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertTokenizer,
     CamembertTokenizer,
+    GemmaTokenizer,
+    ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaTokenizer,
@@ -80,6 +82,24 @@ def roberta_tokenizer() -> RobertaTokenizer:
     return RobertaTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]])
 
 
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Return a BPE tokenizer with byte fallback, and with mmBERT's special tokens."""
+    special_tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    # The characters of one sentence are tokens, and all others are bytes.
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special_tokens + byte_tokens, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES[:1], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    ends = {"cls_token": "<bos>", "sep_token": "<eos>"}
+    tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], **ends)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    return tokenizer
+
+
 def word_piece_tokenizer(sentences: list[str] = SENTENCES, **options) -> BertTokenizer:
     """Return a tokenizer with BERT's ids: `[PAD]` is 0, `[UNK]` 1, `[CLS]` 2, `[SEP]` 3 and `[MASK]` 4."""
     special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -105,11 +125,16 @@ def make_encoder(model_class: type, tokenizer: PreTrainedTokenizerBase, **option
     sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
     fields = dict(vocab_size=len(tokenizer), max_position_embeddings=40, initializer_range=INITIALIZER_RANGE)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    norms = "LayerNorm.weight"
+    if model_class.config_class is ModernBertConfig:
+        norms = "norm.weight"
+        # Local layers read four tokens on each side.
+        fields |= dict(local_attention=8, cls_token_id=ids["bos_token_id"], sep_token_id=ids["eos_token_id"])
     config = model_class.config_class(**(sizes | fields | ids | {"type_vocab_size": 1} | options))
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
-        parameter.data.normal_(1.0 if "LayerNorm.weight" in name else 0.0, 0.3, generator=generator)
+        parameter.data.normal_(1.0 if norms in name else 0.0, 0.3, generator=generator)
     return model
 
 

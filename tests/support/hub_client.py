@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.loopback_hub import WRITE, Hub
+from support.remote_code import MODERN_CODE
 
 import modeling_xlm_swcm
 
@@ -19,8 +20,8 @@ PACKAGE = Path(modeling_xlm_swcm.__file__).parent
 SENT = {
     *("README.md", "config.json", "generation_config.json", "conversion_report.json", "model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json"),
-    # all code that travels, except the layers of the authors' release
-    *({path.name for path in PACKAGE.glob("*_xlm_swcm.py")} - {"released_xlm_swcm.py"}),
+    # all code that travels, except the layers of the authors' release and of ModernBERT
+    *({path.name for path in PACKAGE.glob("*_xlm_swcm.py")} - {"released_xlm_swcm.py"} - MODERN_CODE),
 }
 
 # Each line of stdin is one command or one piece of code. Their output does not mix with the answers.

@@ -9,7 +9,13 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm import (
+    XLMSWCMConfig,
+    XLMSWCMForConditionalGeneration,
+    XLMSWCMModernConfig,
+    XLMSWCMModernForConditionalGeneration,
+    XLMSWCMTokenizer,
+)
 
 
 ATTENTIONS = ("eager", "sdpa")
@@ -43,14 +49,31 @@ def tiny_config(**options) -> XLMSWCMConfig:
     return XLMSWCMConfig(**(sizes | dict(max_position_embeddings=66, normal_layer_interval=2) | options))
 
 
+def tiny_modern_config(**options) -> XLMSWCMModernConfig:
+    """Return a config with two global and two local layers, which read four tokens on each side."""
+    sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    ids = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=0)
+    return XLMSWCMModernConfig(**(sizes | ids | dict(max_position_embeddings=66, local_attention=8) | options))
+
+
+def tiny_modern_model(**options) -> XLMSWCMModernForConditionalGeneration:
+    torch.manual_seed(0)
+    config = tiny_modern_config(initializer_range=0.3, **options)
+    return enlarge(XLMSWCMModernForConditionalGeneration(config))
+
+
 def tiny_model(**options) -> XLMSWCMForConditionalGeneration:
     torch.manual_seed(0)
-    # Weights are far larger than at initialisation, so that a wrong mask or a lost layer changes the outputs.
-    model = XLMSWCMForConditionalGeneration(tiny_config(initializer_range=0.3, **options)).eval()
+    return enlarge(XLMSWCMForConditionalGeneration(tiny_config(initializer_range=0.3, **options)))
+
+
+def enlarge(model: PreTrainedModel) -> PreTrainedModel:
+    """Make weights far larger than at initialisation, so that a wrong mask or a lost layer changes the outputs."""
+    model.eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:  # biases and LayerNorms, which start as zeros and ones
             parameter.data.add_(0.1 * torch.randn_like(parameter))
-        elif name.endswith((".out_proj.weight", ".fc2.weight", ".output.dense.weight")):
+        elif name.endswith((".out_proj.weight", ".fc2.weight", ".output.dense.weight", ".Wo.weight")):
             # With large outputs of the sublayers, all tokens would have similar states after some layers.
             parameter.data.mul_(0.25)
     return model

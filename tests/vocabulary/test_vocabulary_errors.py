@@ -231,7 +231,7 @@ BAD_SOURCES = {
     ),
     "no embedding": (
         tensors(lambda found: {name: tensor for name, tensor in found.items() if name != EMBEDDINGS}),
-        ["has no tensor named word_embeddings.weight. Use an encoder"],
+        ["has no word embeddings. Use an encoder"],
     ),
     "an id that the tokenizer lacks": (
         lambda folder: edit_config(folder, eos_token_id=9999),

@@ -1,0 +1,325 @@
+"""XLM-SWCM with the layers of ModernBERT: pre-norm, rotary positions, and local attention in most layers.
+
+The decoder is a prefix decoder. Decoder layer `k` is encoder layer `k`, which also reads the source.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import ModernBertModel, ModernBertPreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.modernbert.modeling_modernbert import (
+    ModernBertEmbeddings,
+    ModernBertEncoderLayer,
+    ModernBertRotaryEmbedding,
+    rotate_half,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .compat_xlm_swcm import checked_forward, output_recorder
+from .decoder_xlm_swcm import XLMSWCMDecoder, XLMSWCMPreTrainedModel
+from .layers_xlm_swcm import XLMSWCMAttention, attend_to_prefix, make_prefix_mask
+from .linear_xlm_swcm import fast_linear
+from .loss_xlm_swcm import SharedEmbedding
+from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel
+from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
+from .positions_xlm_swcm import cached_length, position_ids_from_mask
+
+
+# Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Rotate queries or keys of shape `(batch, heads, length, head_dim)` by their positions, as in ModernBERT."""
+    cos, sin = (part.unsqueeze(1) for part in rotation)
+    return ((states.float() * cos) + (rotate_half(states.float()) * sin)).to(states.dtype)
+
+
+class XLMSWCMModernPreTrainedModel(XLMSWCMPreTrainedModel, ModernBertPreTrainedModel):
+    """
+    Base class of the XLM-SWCM models with the layers of ModernBERT.
+
+    Args:
+        config ([`XLMSWCMModernConfig`]):
+            Sizes and decoder layers of the model.
+    """
+
+    config: XLMSWCMModernConfig
+    embedding_name = "tok_embeddings"
+    _no_split_modules = ["ModernBertEmbeddings", "ModernBertEncoderLayer", "XLMSWCMModernPrefixDecoderLayer"]
+    _can_record_outputs = {}
+    # Encoder and decoder layers have the same names, so the pattern names the part.
+    lora_targets = {
+        sharing: rf".*\.{layers}\.\d+\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))"
+        for sharing, layers in (("init", r"decoder\.layers"), ("tied", r"encoder\.layers"))
+    }
+
+
+class XLMSWCMModernEncoder(ModernBertModel):
+    """Transformers' ModernBERT, which also returns the input of every layer."""
+
+    def get_layers(self) -> list[nn.Module]:
+        """Return the layers."""
+        return [*self.layers]
+
+    def tied_modules(self) -> list[nn.Module]:
+        """Return the layers and the final norm, which a tied decoder calls."""
+        return [*self.layers, self.final_norm]
+
+    def unread_modules(self) -> list[nn.Module]:
+        """Return the modules whose output no copied decoder reads. It reads the input of each layer."""
+        return [self.layers[-1], self.final_norm]
+
+    def fills_cache_once(self) -> bool:
+        """Return False, because the layers of ModernBERT take no cache."""
+        return False
+
+    # `generate` passes these keywords of the whole model to the encoder.
+    @capture_outputs
+    @partial(checked_forward, ignored=("labels", "logits_to_keep"))
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        shared_embedding: SharedEmbedding | None = None,
+        source_cache: DynamicCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode a source."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("The encoder needs either input_ids or inputs_embeds. Pass exactly one of them.")
+        embedding = self.embeddings.tok_embeddings
+        if input_ids is not None and shared_embedding is not None and shared_embedding.supports(embedding):
+            inputs_embeds, input_ids = shared_embedding.look_up(embedding, input_ids), None
+        hidden_states = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
+        if position_ids is None:
+            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
+        mask_inputs = {"config": self.config, "inputs_embeds": hidden_states, "attention_mask": attention_mask}
+        masks = {
+            "full_attention": create_bidirectional_mask(**mask_inputs),
+            "sliding_attention": create_bidirectional_sliding_window_mask(**mask_inputs),
+        }
+        rotations = {kind: self.rotary_emb(hidden_states, position_ids, kind) for kind in set(self.config.layer_types)}
+        layer_inputs = []
+        for layer in self.layers:
+            layer_inputs.append(hidden_states)
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer.attention_type],
+                position_embeddings=rotations[layer.attention_type],
+                **kwargs,
+            )
+        hidden_states = self.final_norm(hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states, hidden_states=(*layer_inputs, hidden_states))
+
+
+class XLMSWCMModernPrefixAttention(XLMSWCMAttention):
+    """
+    Attention of the target to the source and to the target so far, under one softmax.
+
+    It has no weights, and uses the modules of a ModernBERT layer.
+    """
+
+    def __init__(self, config: XLMSWCMModernConfig, layer_idx: int):
+        super().__init__(config, layer_idx, is_causal=False, has_weights=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        context: tuple[torch.Tensor, Rotation, Rotation],
+        source_states: torch.Tensor,
+        cache: EncoderDecoderCache | None,
+        layer: ModernBertEncoderLayer,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return the output, and the attention weights of target and source or `None`."""
+        attention_mask, rotation, source_rotation = context
+        if (source := self._cached_source(cache)) is None:
+            _, key, value = self._project(layer, source_states)
+            source = self._cache_source(rotate(key, source_rotation), value, cache)
+        query, key, value = self._project(layer, hidden_states)
+        target = self._cache_target(rotate(key, rotation), value, cache)
+        attended, target_weights, source_weights = attend_to_prefix(
+            self, rotate(query, rotation), source, target, attention_mask, **kwargs
+        )
+        attended = layer.attn.out_drop(fast_linear(layer.attn.Wo, attended.flatten(2)))
+        return attended, target_weights, source_weights
+
+    def _project(self, layer: ModernBertEncoderLayer, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return queries, keys and values of shape `(batch, heads, length, head_dim)`."""
+        projected = fast_linear(layer.attn.Wqkv, layer.attn_norm(states))
+        return tuple(self._split_heads(part) for part in projected.chunk(3, dim=-1))
+
+
+class XLMSWCMModernPrefixDecoderLayer(ModernBertEncoderLayer):
+    """
+    A ModernBERT layer that reads the source and the target so far: one attention, one FFN.
+
+    With `weight_sharing="tied"` the layer has no weights, and calls the modules of its encoder layer.
+    """
+
+    def __init__(self, config: XLMSWCMModernConfig, layer_idx: int):
+        if config.weight_sharing == "init":
+            super().__init__(config, layer_idx)
+        else:
+            GradientCheckpointingLayer.__init__(self)
+        self.attention_type = config.layer_types[layer_idx]
+        self.self_attn = XLMSWCMModernPrefixAttention(config, layer_idx)
+
+    @checked_forward
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: dict[str, tuple[torch.Tensor, Rotation, Rotation]],
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
+        tied_modules: ModernBertEncoderLayer | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Return the output, of the shape of `hidden_states`."""
+        layer = self if tied_modules is None else tied_modules
+        context = attention_mask[self.attention_type]
+        attended, *_ = self.self_attn(hidden_states, context, encoder_hidden_states, cache, layer, **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + layer.mlp(layer.mlp_norm(hidden_states))
+
+
+class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
+    """Prefix decoder with the layers of ModernBERT. In [`XLMSWCMModernModel`] it shares the encoder's embeddings."""
+
+    embeddings_class = ModernBertEmbeddings
+    layer_classes = {"prefix": XLMSWCMModernPrefixDecoderLayer}
+    _can_record_outputs = {
+        "hidden_states": output_recorder(XLMSWCMModernPrefixDecoderLayer, num_hidden_layers_key="decoder_layers"),
+        "attentions": OutputRecorder(XLMSWCMModernPrefixAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(XLMSWCMModernPrefixAttention, index=2, layer_name="self_attn"),
+    }
+
+    def __init__(self, config: XLMSWCMModernConfig):
+        super().__init__(config)
+        self.rotary_emb = ModernBertRotaryEmbedding(config=config)
+        is_copied = config.weight_sharing == "init"
+        norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias) if is_copied else None
+        self.final_norm = norm
+        self.post_init()
+
+    def _make_tp_plan(self) -> dict[str, str]:
+        """Return an empty plan. The fused projections cannot be sharded by rows."""
+        return {}
+
+    def _final_norm(self, hidden_states: torch.Tensor, tied_modules: list | None) -> torch.Tensor:
+        """Normalise the output of the last layer."""
+        norm = self.final_norm if tied_modules is None else tied_modules[-1]
+        return norm(hidden_states)
+
+    def _run_embeddings(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None, position_ids: torch.LongTensor
+    ) -> torch.Tensor:
+        """Return the input of the first layer. Rotary positions enter in the attention."""
+        return self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
+
+    def _position_ids(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        past_length: int | torch.Tensor,
+    ) -> torch.LongTensor:
+        """Return the positions of the target from 0, which count the tokens in the mask."""
+        target = input_ids if input_ids is not None else inputs_embeds
+        length, device = target.shape[1], target.device
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return position_ids_from_mask(attention_mask, self.config.padding_position)[:, -length:]
+        return past_length + torch.arange(length, device=device)[None]
+
+    def _make_masks(
+        self,
+        attention_mask: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        source_states: torch.Tensor,
+        cache: EncoderDecoderCache | None,
+        position_ids: torch.LongTensor,
+    ) -> tuple[dict[str, tuple[torch.Tensor, Rotation, Rotation]], None]:
+        """Return the mask, and the rotations of target and source, for each kind of layer."""
+        mask = make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache)
+        if encoder_attention_mask is None:
+            source_positions = torch.arange(source_states.shape[1], device=mask.device)[None]
+        else:
+            source_positions = position_ids_from_mask(encoder_attention_mask, self.config.padding_position)
+        window = self._make_window(position_ids, source_positions, cache)
+        masks = {"full_attention": mask, "sliding_attention": mask & window[:, None]}
+        contexts = {}
+        for kind in set(self.config.layer_types):
+            positions = (position_ids, source_positions)
+            contexts[kind] = (masks[kind], *(self.rotary_emb(hidden_states, place, kind) for place in positions))
+        return contexts, None
+
+    def _make_window(
+        self, position_ids: torch.LongTensor, source_positions: torch.LongTensor, cache: EncoderDecoderCache | None
+    ) -> torch.Tensor:
+        """Return a mask of shape `(batch, target_len, source_len + key_len)` of keys near the query."""
+        length, device = position_ids.shape[1], position_ids.device
+        past_length = cache.get_seq_length() if cache is not None else 0
+        queries = past_length + torch.arange(length, device=device)
+        keys = torch.arange(cached_length(cache, past_length + length), device=device)
+        near = self.config.sliding_window
+        target = queries[:, None] - keys <= near
+        source = (position_ids[:, :, None] - source_positions[:, None]).abs() <= near
+        return torch.cat([source, target.expand(len(source), -1, -1)], dim=-1)
+
+
+class XLMSWCMModernHeadTransform(nn.Module):
+    """Dense layer, activation function and LayerNorm of ModernBERT's masked-LM head."""
+
+    def __init__(self, config: XLMSWCMModernConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.activation = ACT2FN[config.classifier_activation]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the input of the output projection."""
+        return self.layer_norm(self.activation(fast_linear(self.dense, hidden_states)))
+
+
+class XLMSWCMModernModel(XLMSWCMModernPreTrainedModel, XLMSWCMModel):
+    """
+    ModernBERT, and a prefix decoder with its layers, without an output projection.
+
+    Args:
+        config ([`XLMSWCMModernConfig`]):
+            Sizes and decoder layers of the model.
+    """
+
+    encoder_class = XLMSWCMModernEncoder
+    decoder_class = XLMSWCMModernDecoder
+
+
+class XLMSWCMModernForConditionalGeneration(XLMSWCMModernPreTrainedModel, XLMSWCMForConditionalGeneration):
+    """
+    [`XLMSWCMModernModel`] with an output projection, for training and `generate`.
+
+    Args:
+        config ([`XLMSWCMModernConfig`]):
+            Sizes and decoder layers of the model.
+    """
+
+    base_class = XLMSWCMModernModel
+    transform_class = XLMSWCMModernHeadTransform
+    _tied_weights_keys = {"lm_head.weight": "model.encoder.embeddings.tok_embeddings.weight"}
+    _tp_plan = {}
+
+
+__all__ = ["XLMSWCMModernForConditionalGeneration", "XLMSWCMModernModel"]

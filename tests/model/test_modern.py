@@ -1,0 +1,164 @@
+"""XLM-SWCM with the layers of ModernBERT: the decoder is the encoder over source and target."""
+
+import pytest
+import torch
+from support.encoders import SENTENCES, gemma_tokenizer, make_encoder
+from support.models import CHECKPOINTING, Batch, assert_close, logits_of, random_tokens, teach, tiny_modern_model
+from transformers import AutoModelForSeq2SeqLM, ModernBertForMaskedLM, ModernBertModel
+
+from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration
+from modeling_xlm_swcm.conversion import ConversionError, from_encoder
+
+
+# Half of the window of local layers in the tiny models.
+NEAR = 4
+
+
+@pytest.fixture(params=["init", "tied"])
+def model(request) -> XLMSWCMModernForConditionalGeneration:
+    return tiny_modern_model(weight_sharing=request.param)
+
+
+@pytest.fixture
+def source() -> Batch:
+    """Return a right-padded and a left-padded source, both longer than the window of local layers."""
+    tokens, mask = random_tokens(3, 14), torch.ones(3, 14, dtype=torch.long)
+    mask[1, 9:] = mask[2, :3] = 0
+    return {"input_ids": tokens.masked_fill(mask == 0, 1), "attention_mask": mask}
+
+
+@pytest.fixture
+def target() -> torch.Tensor:
+    return random_tokens(3, 11, seed=4)
+
+
+def encode_together(encoder: ModernBertModel, source: Batch, target: torch.Tensor) -> torch.Tensor:
+    """Run ModernBERT's layers over source and target as one sequence, in which the source cannot see the target."""
+    mask, (rows, length) = source["attention_mask"], target.shape
+    places = torch.cat([mask.cumsum(-1) - 1, torch.arange(length).expand(rows, -1)], dim=1)
+    tokens = torch.cat([mask, torch.ones_like(target)], dim=1).bool()
+    visible = torch.ones(places.shape[1], places.shape[1], dtype=torch.bool).tril()
+    visible[: mask.shape[1], : mask.shape[1]] = True
+    full = (visible & tokens[:, None])[:, None]
+    near = (places[:, :, None] - places[:, None]).abs() <= NEAR
+    masks = {"full_attention": full, "sliding_attention": full & near[:, None]}
+    states = encoder.embeddings(torch.cat([source["input_ids"], target], dim=1))
+    for layer in encoder.layers:
+        rotation = encoder.rotary_emb(states, places, layer.attention_type)
+        states = layer(states, masks[layer.attention_type], rotation)
+    return encoder.final_norm(states)[:, mask.shape[1] :]
+
+
+class TestComputation:
+    def test_a_tied_decoder_is_the_encoder_over_source_and_target_with_its_gradients(self, source, target):
+        model, labels = tiny_modern_model(weight_sharing="tied").train(), random_tokens(3, 11, seed=9)
+        logits = model.lm_head(model.lm_head_transform(encode_together(model.model.encoder, source, target)))
+        assert_close(logits_of(model.eval(), **source, decoder_input_ids=target), logits.detach())
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        expected = torch.autograd.grad(loss, [*model.parameters()])
+        model.train()(**source, decoder_input_ids=target, labels=labels).loss.backward()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            assert_close(parameter.grad, gradient)
+
+    @pytest.mark.parametrize("head", [ModernBertForMaskedLM, ModernBertModel])
+    def test_a_converted_model_starts_as_the_encoder(self, head):
+        tokenizer = gemma_tokenizer()
+        encoder = make_encoder(head, tokenizer)
+        models = [from_encoder(encoder, weight_sharing=sharing)[0] for sharing in ("init", "tied")]
+        base = getattr(encoder, "model", encoder)
+        batch = tokenizer(SENTENCES[:1] * 2 + ["The ferry"], padding=True, return_tensors="pt")
+        target = random_tokens(3, 11)
+        with torch.no_grad():
+            states = base(**batch).last_hidden_state
+            together = encode_together(base, batch, target)
+            new_head = models[0].lm_head(models[0].lm_head_transform(together))
+            expected = encoder.decoder(encoder.head(together)) if head is ModernBertForMaskedLM else new_head
+        is_token = batch["attention_mask"].bool()
+        for model in models:
+            assert torch.equal(model.get_encoder()(**batch).last_hidden_state[is_token], states[is_token])
+            assert_close(logits_of(model, **batch, decoder_input_ids=target), expected)
+
+    def test_eager_attention_and_a_mask_of_ones_change_nothing(self, model, source, target):
+        expected = logits_of(model, **source, decoder_input_ids=target)
+        ones = torch.ones_like(target)
+        assert_close(logits_of(model, **source, decoder_input_ids=target, decoder_attention_mask=ones), expected)
+        model.set_attn_implementation("eager")
+        outputs = model(**source, decoder_input_ids=target, output_attentions=True)
+        assert_close(outputs.logits, expected)
+        for own, cross in zip(outputs.decoder_attentions, outputs.cross_attentions, strict=True):
+            assert_close(own.sum(-1) + cross.sum(-1), torch.ones(3, 4, 11))
+
+    def test_other_kinds_of_decoders_are_refused(self):
+        with pytest.raises(ConversionError, match='decoder "paper" is not available for ModernBERT. Use decoder "pre'):
+            from_encoder(make_encoder(ModernBertModel, gemma_tokenizer()), normal_layer_interval=2)
+
+
+class TestGeneration:
+    @pytest.fixture(params=["init", "tied"])
+    def model(self, request, source) -> XLMSWCMModernForConditionalGeneration:
+        """Return a model that has learned to generate, because a model with random weights repeats one token."""
+        torch.manual_seed(0)
+        model = tiny_modern_model(weight_sharing=request.param)
+        return teach(model, {**source, "labels": random_tokens(3, 12, seed=8)})
+
+    @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
+    def test_a_cache_changes_no_token(self, model, source, options):
+        settings = {"max_new_tokens": 12, "min_new_tokens": 12, "disable_compile": True}
+        expected = model.generate(**source, **settings | options | {"cache_implementation": None}, use_cache=False)
+        assert torch.equal(model.generate(**source, **settings, **options), expected)
+        assert len(set(expected[0].tolist())) > 6
+
+    def test_padding_of_a_source_or_prompt_changes_nothing(self, model, source):
+        settings = {"max_new_tokens": 8, "min_new_tokens": 8}
+        prompts = torch.tensor([[1, 1, 0, 7], [1, 0, 8, 9], [0, 5, 6, 7]])
+        padded = {"decoder_input_ids": prompts, "decoder_attention_mask": prompts.ne(1).long()}
+        together = model.generate(**source, **padded, **settings)
+        for row, prompt in enumerate(prompts):
+            is_token = source["attention_mask"][row].bool()
+            alone = source["input_ids"][row][is_token][None]
+            prompt = prompt[prompt != 1][None]
+            expected = model.generate(alone, decoder_input_ids=prompt, **settings)[0, prompt.shape[1] :]
+            assert torch.equal(together[row, 4:], expected)
+
+
+class TestTraining:
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_checkpointing_changes_no_gradient(self, model, source, use_reentrant):
+        gradients = []
+        for checkpointing in (False, True):
+            model.train().zero_grad()
+            if checkpointing:
+                getattr(model, CHECKPOINTING)({"use_reentrant": use_reentrant})
+            model(**source, labels=random_tokens(3, 8)).loss.backward()
+            # Nothing reads the output of the last layer of a copied encoder.
+            gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        for expected, actual in zip(*gradients, strict=True):
+            assert_close(actual, expected)
+
+    @pytest.mark.parametrize("tie_word_embeddings", [True, False])
+    def test_a_saved_and_resized_model_loads(self, model, source, target, tie_word_embeddings, tmp_path):
+        model = tiny_modern_model(weight_sharing=model.config.weight_sharing, tie_word_embeddings=tie_word_embeddings)
+        model.resize_token_embeddings(104)
+        model.save_pretrained(tmp_path)
+        loaded, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+        assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tie_word_embeddings
+        assert_close(
+            logits_of(loaded, **source, decoder_input_ids=target), logits_of(model, **source, decoder_input_ids=target)
+        )
+
+
+def test_a_source_of_2048_tokens_is_read_in_training_and_generation():
+    """Only global layers read the first token from behind the window of local layers."""
+    model = tiny_modern_model(weight_sharing="tied", num_hidden_layers=2, max_position_embeddings=2048)
+    tokens = random_tokens(1, 2048)
+    embeds = model.get_input_embeddings()(tokens).detach().requires_grad_()
+    labels = torch.full((1, 2048), -100)
+    labels[0, -1] = 7
+    model.train()(inputs_embeds=embeds, decoder_input_ids=tokens, labels=labels).loss.backward()
+    assert embeds.grad.isfinite().all() and (embeds.grad[0, [0, -1]].abs().amax(-1) > 0).all()
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3}
+    generated = model.eval().generate(tokens, **settings)
+    assert torch.equal(model.generate(tokens, **settings, use_cache=False), generated)
+    with pytest.raises(ValueError, match="The source has 2049 tokens, but the model has only 2048 positions"):
+        model(torch.cat([tokens, tokens[:, :1]], dim=1), decoder_input_ids=tokens)
