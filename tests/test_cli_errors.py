@@ -191,7 +191,7 @@ BAD_SOURCES = {
     ),
     "another kind of model": (
         config(model_type="t5"),
-        ["t5", "bert, electra, modernbert, xlm-roberta, roberta or camembert"],
+        ["t5", "bert, electra, modernbert, xlm-roberta, roberta or"],
     ),
     "a model with code of its own": (
         config(model_type="nomic", auto_map={"AutoModel": "modeling.Model"}),

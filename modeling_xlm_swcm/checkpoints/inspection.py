@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, get_local_safetensors_metadata
@@ -23,7 +24,7 @@ from .hub_errors import translate_hub_errors
 from .reading import check_safetensors, find_file, read_config, read_json
 
 
-CONFIG_CLASSES: dict[str, type] = {
+CONFIG_CLASSES: dict[str, Any] = {
     config.model_type: config for config in (XLMSWCMConfig, XLMSWCMModernConfig, ReleasedXLMSWCMConfig)
 }
 
