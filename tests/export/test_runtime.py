@@ -1,8 +1,10 @@
-"""The exported runtime reads texts like the tokenizer, serves threads, and refuses wrong files and arguments."""
+"""The exported runtime runs without PyTorch, reads texts like the tokenizer, serves threads and checks its input."""
 
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from support.encoders import camembert_tokenizer, roberta_tokenizer, xlm_roberta
 from support.folders import cut_short
 from support.learners import TEXTS, UNSEEN
 from support.tags import with_tags
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from modeling_xlm_swcm.export import export, xlm_swcm_runtime
 from modeling_xlm_swcm.export.export import make_text_tokenizer
@@ -51,6 +53,56 @@ def test_token_ids_are_equal_to_the_pipeline(learner, runtime):
         expected = [answer["translation_text"] for answer in pipeline(texts, split=split)]
         written = runtime(texts, src_lang="zh", tgt_lang="bo", split=split)
         assert expected == [text if split else text.strip() for text in written]
+
+
+def test_the_folder_runs_without_pytorch(learner, exported):
+    code = """if True:
+        import sys
+        for name in ("torch", "transformers", "modeling_xlm_swcm"):
+            sys.modules[name] = None
+        from xlm_swcm_runtime import ExportedModel
+        texts = ExportedModel(threads=1)(sys.argv[1:], src_lang="zh", tgt_lang="bo", num_beams=2)
+        print([text.strip() for text in texts])
+    """
+    command = [sys.executable, "-c", code, *TEXTS]
+    run = subprocess.run(command, cwd=exported, capture_output=True, text=True, env=os.environ | {"PYTHONUTF8": "1"})
+    assert run.returncode == 0, run.stderr
+    expected = learner.tokenizer.batch_decode(learner.write(TEXTS, "bo", num_beams=2), skip_special_tokens=True)
+    assert run.stdout.strip() == str([text.strip() for text in expected])
+
+
+def test_texts_are_generated_in_the_target_language(learner, runtime):
+    for language in ("bo", "kk"):
+        expected = learner.tokenizer.batch_decode(learner.write(TEXTS, language), skip_special_tokens=True)
+        assert runtime(TEXTS, src_lang="zh", tgt_lang=language, split=False) == expected
+        written = runtime(TEXTS, src_lang="zh", tgt_lang=language)
+        assert [text.strip() for text in written] == [text.strip() for text in expected]
+    assert runtime([], src_lang="zh", tgt_lang="bo") == []
+    # A padding token that a text spells out is text.
+    spelt = ["no <pad> wind", "<pad>ང་ཚོས་དཔེ", *(f"<pad>{text}" for text in TEXTS)]
+    expected = learner.tokenizer.batch_decode(learner.write(spelt, "bo"), skip_special_tokens=True)
+    assert runtime(spelt, src_lang="zh", tgt_lang="bo", split=False) == expected
+
+
+@pytest.mark.filterwarnings("ignore:Incomplete outputs")
+def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
+    folder = Path(shutil.copytree(learner.folder, tmp_path / "model"))
+    tag = learner.tokenizer.get_lang_id("kk")
+    # Transformers' trainer writes all settings with their defaults.
+    defaults = GenerationConfig._get_default_generation_params()
+    settings = {name: value for name, value in defaults.items() if value is not None}
+    settings |= json.loads((folder / "generation_config.json").read_text())
+    settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
+    # These settings do not change greedy decoding and beam search.
+    settings |= {"temperature": 0.7, "min_p": 0.1, "early_stopping": False}
+    settings |= {"repetition_penalty": 1.5}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    export(folder, tmp_path / "exported")
+    runtime = ExportedModel(tmp_path / "exported", threads=1)
+    input_ids = learner.tokenizer(TEXTS, padding=True, return_tensors="np")["input_ids"]
+    expected = learner.write(TEXTS, "kk", num_beams=3, length_penalty=0.5, max_new_tokens=9, repetition_penalty=1.5)
+    np.testing.assert_array_equal(runtime.generate(input_ids), expected)
+    assert runtime(TEXTS, src_lang="zh") == learner.tokenizer.batch_decode(expected, skip_special_tokens=True)
 
 
 def test_a_document_is_translated_as_by_the_pipeline(learner, runtime, recwarn):

@@ -147,10 +147,9 @@ class TestFunction:
         assert actual[0].isnan() and plain_loss(*inputs).isnan()
         assert not loss_and_gradients(linear_cross_entropy, inputs, num_items_in_batch=5)[0]
 
-    @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-    def test_compiled_in_one_graph(self, label_smoothing):
+    def test_compiled_in_one_graph(self):
         compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
-        options = dict(label_smoothing=label_smoothing, max_logits=150, num_items_in_batch=torch.tensor(9))
+        options = dict(label_smoothing=0.2, max_logits=150, num_items_in_batch=torch.tensor(9))
         for factor in (1.0, 3.0):
             inputs = random_inputs()
             actual = loss_and_gradients(compiled, inputs, factor, **options)

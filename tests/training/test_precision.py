@@ -16,7 +16,8 @@ from modeling_xlm_swcm.training.lora import adapt_model, save_merged
 from modeling_xlm_swcm.training.precision import convert_tensors, find_not_finite, round_weights
 
 
-HALF = [torch.float16, torch.bfloat16]
+# Both dtypes go the same way.
+HALF = [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16]
 RATE = 5e-5
 
 
