@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from support.commands import run_process
 from support.encoders import edit_config, edit_tensors
 from support.folders import cut_short, load
+from support.processes import run_in_two_processes
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.examples import Pair
@@ -62,6 +63,12 @@ def flags(options: dict) -> list[str]:
     for name, value in options.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
+
+
+def run_finetune(words: list[str]):
+    sys.argv = ["finetune.py", *words]
+    finetune.main()
+    assert torch.distributed.get_world_size() == 2
 
 
 @pytest.fixture
@@ -145,8 +152,7 @@ class TestRuns:
         options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
         assert main(finetune, **options | {"per_device_train_batch_size": 10}) is None
         again = options | {"output_dir": str(tmp_path / "again"), "per_device_train_batch_size": 5, "use_cpu": True}
-        run = run_process(sys.executable, *IN_TWO_PROCESSES, EXAMPLES / "finetune.py", *flags(again))
-        assert run.returncode == 0, run.stderr
+        run_in_two_processes(tmp_path, run_finetune, flags(again))
         one, two = (
             [entry["loss"] for entry in json.loads(path.read_text())["log_history"] if "loss" in entry]
             for path in (tmp_path / name / "checkpoint-4" / "trainer_state.json" for name in ("output", "again"))

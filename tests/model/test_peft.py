@@ -97,6 +97,8 @@ RIGHT = {
     "OFT": (OFTConfig(target_modules=["q_proj"], oft_block_size=4, r=0), {}),
     "VeRA": (VeraConfig(target_modules=["q_proj", "v_proj"]), {}),
 }
+# These change the weights of linear layers as LoRA does, by other formulas of PEFT.
+LIKE_LORA = {"rsLoRA", "AdaLoRA", "HRA", "LoHa", "LoKr", "OFT", "VeRA"}
 TIED = {"weight_sharing": "tied"}
 UNTIED = {"tie_word_embeddings": False}
 # configuration, options of the model, and the module that the error names
@@ -156,7 +158,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_LORA)) for name in RIGHT]
+)
 def test_an_adapter_is_saved_and_merged_with_equal_logits(name, tmp_path):
     config, options = RIGHT[name]
     base = tiny_model(**options)

@@ -11,7 +11,7 @@ import torch
 _context = multiprocessing.get_context("forkserver")
 # A server process imports these modules once. Each new process is a fork of the server.
 _context.set_forkserver_preload(
-    ["torch.distributed.fsdp", "peft", "modeling_xlm_swcm.training.pretraining", "modeling_xlm_swcm.conversion"]
+    ["torch.distributed.fsdp", "modeling_xlm_swcm.training.finetuning", "modeling_xlm_swcm.training.pretraining"]
 )
 
 
