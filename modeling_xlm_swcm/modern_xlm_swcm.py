@@ -35,6 +35,8 @@ from .positions_xlm_swcm import cached_length, position_ids_from_mask
 
 # Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
 Rotation = tuple[torch.Tensor, torch.Tensor]
+# Mask, rotation of the target, and rotation of the source if its keys are not cached.
+Context = tuple[torch.Tensor, Rotation, Rotation | None]
 
 
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -136,7 +138,7 @@ class XLMSWCMModernPrefixAttention(XLMSWCMAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        context: tuple[torch.Tensor, Rotation, Rotation],
+        context: Context,
         source_states: torch.Tensor,
         cache: EncoderDecoderCache | None,
         layer: ModernBertEncoderLayer,
@@ -180,7 +182,7 @@ class XLMSWCMModernPrefixDecoderLayer(ModernBertEncoderLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: dict[str, tuple[torch.Tensor, Rotation, Rotation]],
+        attention_mask: dict[str, Context],
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
@@ -251,7 +253,7 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         source_states: torch.Tensor,
         cache: EncoderDecoderCache | None,
         position_ids: torch.LongTensor,
-    ) -> tuple[dict[str, tuple[torch.Tensor, Rotation, Rotation]], None]:
+    ) -> tuple[dict[str, Context], None]:
         """Return the mask, and the rotations of target and source, for each kind of layer."""
         mask = make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache)
         if encoder_attention_mask is None:
@@ -260,10 +262,12 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
             source_positions = position_ids_from_mask(encoder_attention_mask, self.config.padding_position)
         window = self._make_window(position_ids, source_positions, cache)
         masks = {"full_attention": mask, "sliding_attention": mask & window[:, None]}
+        # The cached keys of a source are rotated.
+        is_cached = cache is not None and cache.is_updated.get(0)
         contexts = {}
         for kind in set(self.config.layer_types):
-            positions = (position_ids, source_positions)
-            contexts[kind] = (masks[kind], *(self.rotary_emb(hidden_states, place, kind) for place in positions))
+            source_rotation = None if is_cached else self.rotary_emb(hidden_states, source_positions, kind)
+            contexts[kind] = (masks[kind], self.rotary_emb(hidden_states, position_ids, kind), source_rotation)
         return contexts, None
 
     def _make_window(

@@ -1,9 +1,12 @@
 """The vocabulary of a tokenizer: its tokens, and a tokenizer with other tokens."""
 
 import copy
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +18,7 @@ SPACE = "▁"
 # Score of an added token that is in the vocabulary only because ids have no gaps. Text never segments into it.
 UNREACHABLE_SCORE = -1e4
 
-# Score of a WordPiece token, which has none.
+# Score of a WordPiece or BPE token, which has none.
 NO_SCORE = -1.0
 
 
@@ -31,6 +34,17 @@ def find_id_places(post_processor: dict) -> Iterator[tuple[list, int]]:
     for token in post_processor.get("special_tokens", {}).values():
         yield from ((token["ids"], index) for index in range(len(token["ids"])))
     yield from ((post_processor[name], 1) for name in ("sep", "cls") if name in post_processor)
+
+
+def read_vocab(name: str, vocab: dict[str, int]) -> list[tuple[str, float]]:
+    """Return piece and score by id, for pieces without scores."""
+    pieces = sorted(vocab, key=vocab.__getitem__)
+    if vocab[pieces[-1]] >= len(pieces):
+        raise ConversionError(
+            f"The tokenizer of {name} has unused ids below {vocab[pieces[-1]]}. Use a tokenizer without gaps in its "
+            "ids."
+        )
+    return [(piece, NO_SCORE) for piece in pieces]
 
 
 class Vocabulary:
@@ -96,6 +110,10 @@ class Vocabulary:
         """Return learned Unigram pieces as pieces of this vocabulary."""
         raise NotImplementedError
 
+    def add_parts(self, kept: np.ndarray) -> np.ndarray:
+        """Return a mask of the kept tokens, and of all tokens without which text could not be segmented into them."""
+        return kept
+
     def text(self, piece: str) -> str:
         """Return the characters of a piece, without the mark of its place in a word."""
         return "".join(character for _, character in self.split(piece))
@@ -154,13 +172,7 @@ class WordPieceVocabulary(Vocabulary):
         """Return piece and score by id, and set `unk_id`."""
         vocab: dict[str, int] = model["vocab"]
         self.prefix, self.unk_id = model["continuing_subword_prefix"], vocab[model["unk_token"]]
-        pieces = sorted(vocab, key=vocab.__getitem__)
-        if vocab[pieces[-1]] >= len(pieces):
-            raise ConversionError(
-                f"The tokenizer of {self.name} has unused ids below {vocab[pieces[-1]]}. Use a tokenizer without gaps "
-                "in its ids."
-            )
-        return [(piece, NO_SCORE) for piece in pieces]
+        return read_vocab(self.name, vocab)
 
     def write_pieces(self, pieces: list[tuple[str, float]], new_ids: dict[int, int]) -> dict:
         """Return the fields of the model in `tokenizer.json` that change with the pieces."""
@@ -187,12 +199,52 @@ class WordPieceVocabulary(Vocabulary):
         return [(form, NO_SCORE) for form in placed if form in places]
 
 
+class BPEVocabulary(Vocabulary):
+    """The vocabulary of a BPE tokenizer with byte fallback, whose tokens are merged from two other tokens."""
+
+    def read_pieces(self, model: dict) -> list[tuple[str, float]]:
+        """Return piece and score by id, and set `unk_id`."""
+        self.unk_id = model["vocab"][model["unk_token"]]
+        self.ranks = {tuple(merge): rank for rank, merge in enumerate(model["merges"])}
+        return read_vocab(self.name, model["vocab"])
+
+    def write_pieces(self, pieces: list[tuple[str, float]], new_ids: dict[int, int]) -> dict:
+        """Return the fields of the model in `tokenizer.json` that change with the pieces."""
+        vocab = {piece: token_id for token_id, (piece, _) in enumerate(pieces)}
+        merges = [merge for merge in self.ranks if {*merge, "".join(merge)} <= vocab.keys()]
+        return {"vocab": vocab, "merges": merges}
+
+    def split(self, piece: str) -> list[tuple[str, str]]:
+        """Return each character of a piece as a piece and as a character. A byte is not a character."""
+        return [] if re.fullmatch("<0x[0-9A-F]{2}>", piece) else [(character, character) for character in piece]
+
+    def add_parts(self, kept: np.ndarray) -> np.ndarray:
+        """Add the tokens that a kept token is merged from. Other merges never happen inside it."""
+        ids, complete = {piece: token_id for token_id, (piece, _) in enumerate(self.pieces)}, kept.copy()
+        for token_id in np.flatnonzero(kept):
+            parts = [character for character, _ in self.split(self.pieces[token_id][0])]
+            complete[[ids[part] for part in parts if part in ids]] = True
+            while pairs := [pair for pair in itertools.pairwise(parts) if pair in self.ranks]:
+                first = min(pairs, key=self.ranks.__getitem__)
+                place = next(place for place, pair in enumerate(itertools.pairwise(parts)) if pair == first)
+                parts[place : place + 2] = ["".join(first)]
+                complete[ids[parts[place]]] = True
+        return complete
+
+
 KINDS: dict[str, type[Vocabulary]] = {"Unigram": UnigramVocabulary, "WordPiece": WordPieceVocabulary}
 
 
-def read_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Return the vocabulary of a tokenizer, or refuse a type of model whose tokens cannot be added and removed."""
-    kind = type(tokenizer.backend_tokenizer.model).__name__
+def read_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, trims: bool = False) -> Vocabulary:
+    """
+    Return the vocabulary of a tokenizer, or refuse a type of model whose tokens cannot be added and removed.
+
+    BPE tokens cannot be added. They can be removed if the characters that remain unknown become bytes.
+    """
+    model = tokenizer.backend_tokenizer.model
+    kind = type(model).__name__
+    if trims and kind == "BPE" and model.byte_fallback and model.unk_token is not None:
+        return BPEVocabulary(name, tokenizer)
     if kind not in KINDS:
         raise ConversionError(
             f"The tokenizer of {name} has type {kind}, but this command needs a Unigram or WordPiece tokenizer. "

@@ -209,7 +209,7 @@ def find_required_tokens(vocabulary: Vocabulary, counts: TokenCounts) -> np.ndar
 def select_tokens(
     counts: TokenCounts, required: np.ndarray, min_count: int | None, size: int | None, coverage: float | None
 ) -> np.ndarray:
-    """Return the sorted ids of the required tokens and of the tokens that are frequent enough."""
+    """Return a mask of the required tokens and of the tokens that are frequent enough."""
     kept = required.copy()
     if size is not None:
         if size < kept.sum():
@@ -228,4 +228,4 @@ def select_tokens(
             order = np.argsort(-counted, kind="stable")
             covered = np.cumsum(counted[order])
             kept[order[: np.searchsorted(covered, coverage * covered[-1]) + 1]] = True
-    return np.flatnonzero(kept)
+    return kept

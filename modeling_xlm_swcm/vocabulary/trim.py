@@ -4,6 +4,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
@@ -52,13 +53,15 @@ def trim(
 
     Args:
         checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece
-            tokenizer.
+            tokenizer, or a BPE tokenizer with byte fallback.
         output (`str` or `PathLike`): The folder to write.
         corpus (`list[str]`):
             Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
             .json, .csv, .tsv and .parquet files is in the column with the name of the language, or else in `text`.
         min_count (`int`, *optional*): Keep tokens that occur at least N times in the corpus.
-        size (`int`, *optional*): Number of tokens to keep, by their mean share over the languages.
+        size (`int`, *optional*):
+            Number of tokens to keep, by their mean share over the languages. A BPE tokenizer also keeps the tokens
+            from which these tokens are merged.
         coverage (`float`, *optional*):
             Keep the most frequent tokens that make up this share of each language. If `min_count`, `size` and
             `coverage` are not set, the coverage is 0.9999.
@@ -77,7 +80,7 @@ def trim(
     options = check_trim_options(min_count, size, coverage, pad_to_multiple_of)
     source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
     check_source(source, pad_to_multiple_of)
-    vocabulary = read_vocabulary(source.name, source.tokenizer)
+    vocabulary = read_vocabulary(source.name, source.tokenizer, trims=True)
     old_ids = select_old_ids(source, vocabulary, corpora, options)
     report = VocabularyReport("trim", source.name, revision, options)
     pieces = [vocabulary.pieces[old] for old in old_ids]
@@ -132,7 +135,8 @@ def select_old_ids(
     counts = count_tokens(vocabulary, corpora)
     required = find_required_tokens(vocabulary, counts)
     required[[*find_token_ids(source.config), *find_token_ids(source.generation_config or {})]] = True
-    return select_tokens(counts, required, options["min_count"], options["size"], options["coverage"]).tolist()
+    kept = select_tokens(counts, required, options["min_count"], options["size"], options["coverage"])
+    return np.flatnonzero(vocabulary.add_parts(kept)).tolist()
 
 
 def keep_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torch.Tensor:

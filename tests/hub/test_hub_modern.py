@@ -64,7 +64,7 @@ def test_lora_is_on_the_projections_of_the_decoder_and_is_merged(model_folder):
         torch.testing.assert_close(adapted.merge_and_unload()(**batch).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_it_is_inspected_and_its_export_and_a_change_of_its_bpe_vocabulary_are_refused(model_folder, output, tmp_path):
+def test_it_is_inspected_and_its_export_and_new_tokens_for_bpe_are_refused(model_folder, output, tmp_path):
     parts = inspect(str(model_folder)).parts
     assert parts["encoder layers"] > 0 and (parts["decoder layers"] > 0) == (
         load(model_folder).config.weight_sharing == "init"
@@ -73,7 +73,7 @@ def test_it_is_inspected_and_its_export_and_a_change_of_its_bpe_vocabulary_are_r
         export(model_folder, output)
     (tmp_path / "bo.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     with pytest.raises(ConversionError, match="has type BPE, but this command needs a Unigram or WordPiece tokenizer"):
-        trim(model_folder, output, corpus=[str(tmp_path / "bo.txt")])
+        extend(model_folder, output, corpus=[str(tmp_path / "bo.txt")], size=99)
 
 
 def test_a_unigram_vocabulary_is_extended_before_and_trimmed_after_the_conversion(tmp_path):

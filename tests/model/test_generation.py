@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from support.models import PREFIX_DECODERS, Batch, learn, tiny_config, tiny_model
+from support.models import PREFIX_DECODERS, Batch, learn, tiny_config, tiny_model, tiny_modern_config
 from transformers import GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -14,12 +14,16 @@ TAGS = (4, 5, 6, 7)
 START, PAD, END = 0, 1, 2
 
 
-DECODERS = {"paper": {}, "prefix": PREFIX_DECODERS[1]}
+DECODERS = {
+    "paper": tiny_config(),
+    "prefix": tiny_config(**PREFIX_DECODERS[1]),
+    "modern": tiny_modern_config(weight_sharing="tied"),
+}
 
 
 @pytest.fixture(scope="module", params=DECODERS)
 def trained_model(request, pairs) -> XLMSWCMForConditionalGeneration:
-    return learn(tiny_config(**DECODERS[request.param]), pairs)
+    return learn(copy.deepcopy(DECODERS[request.param]), pairs)
 
 
 @pytest.fixture
@@ -96,6 +100,7 @@ class TestCache:
         [
             ("paper", "eager", False),
             ("prefix", "eager", True),
+            ("modern", "eager", True),
             pytest.param("paper", "inductor", False, marks=pytest.mark.slow),
             pytest.param("paper", "inductor", True, marks=pytest.mark.slow),
             pytest.param("prefix", "inductor", False, marks=pytest.mark.slow),
@@ -143,7 +148,7 @@ class TestSequences:
         assert len(places) > 3 and all(place == places[0] for place in places)
 
     def test_a_source_that_is_too_long_is_refused_in_words(self, model, source):
-        limit = model.config.max_position_embeddings - model.config.pad_token_id - 1
+        limit = model.config.longest_input
         long = torch.full((1, limit + 1), 5)
         with pytest.raises(
             ValueError, match=f"source has {limit + 1} tokens, but the model has only {limit} positions. Truncate"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.encoders import SENTENCES, gemma_tokenizer, make_encoder
-from support.models import CHECKPOINTING, Batch, assert_close, logits_of, random_tokens, teach, tiny_modern_model
+from support.models import CHECKPOINTING, Batch, assert_close, logits_of, random_tokens, tiny_modern_model
 from transformers import AutoModelForSeq2SeqLM, ModernBertForMaskedLM, ModernBertModel
 
 from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration
@@ -91,34 +91,6 @@ class TestComputation:
     def test_other_kinds_of_decoders_are_refused(self):
         with pytest.raises(ConversionError, match='decoder "paper" is not available for ModernBERT. Use decoder "pre'):
             from_encoder(make_encoder(ModernBertModel, gemma_tokenizer()), normal_layer_interval=2)
-
-
-class TestGeneration:
-    @pytest.fixture(params=["init", "tied"])
-    def model(self, request, source) -> XLMSWCMModernForConditionalGeneration:
-        """Return a model that has learned to generate, because a model with random weights repeats one token."""
-        torch.manual_seed(0)
-        model = tiny_modern_model(weight_sharing=request.param)
-        return teach(model, {**source, "labels": random_tokens(3, 12, seed=8)})
-
-    @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
-    def test_a_cache_changes_no_token(self, model, source, options):
-        settings = {"max_new_tokens": 12, "min_new_tokens": 12, "disable_compile": True}
-        expected = model.generate(**source, **settings | options | {"cache_implementation": None}, use_cache=False)
-        assert torch.equal(model.generate(**source, **settings, **options), expected)
-        assert len(set(expected[0].tolist())) > 6
-
-    def test_padding_of_a_source_or_prompt_changes_nothing(self, model, source):
-        settings = {"max_new_tokens": 8, "min_new_tokens": 8}
-        prompts = torch.tensor([[1, 1, 0, 7], [1, 0, 8, 9], [0, 5, 6, 7]])
-        padded = {"decoder_input_ids": prompts, "decoder_attention_mask": prompts.ne(1).long()}
-        together = model.generate(**source, **padded, **settings)
-        for row, prompt in enumerate(prompts):
-            is_token = source["attention_mask"][row].bool()
-            alone = source["input_ids"][row][is_token][None]
-            prompt = prompt[prompt != 1][None]
-            expected = model.generate(alone, decoder_input_ids=prompt, **settings)[0, prompt.shape[1] :]
-            assert torch.equal(together[row, 4:], expected)
 
 
 class TestTraining:

@@ -82,15 +82,14 @@ def roberta_tokenizer() -> RobertaTokenizer:
     return RobertaTokenizer(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]])
 
 
-def gemma_tokenizer() -> GemmaTokenizer:
-    """Return a BPE tokenizer with byte fallback, and with mmBERT's special tokens."""
+def gemma_tokenizer(sentences: list[str] = SENTENCES[:1], size: int = 320) -> GemmaTokenizer:
+    """Return a BPE tokenizer with mmBERT's special tokens. Characters that the sentences lack become bytes."""
     special_tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    # The characters of one sentence are tokens, and all others are bytes.
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special_tokens + byte_tokens, show_progress=False)
-    tokenizer.train_from_iterator(SENTENCES[:1], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special_tokens + byte_tokens, show_progress=False)
+    tokenizer.train_from_iterator(sentences, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     ends = {"cls_token": "<bos>", "sep_token": "<eos>"}
     tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], **ends)

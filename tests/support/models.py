@@ -6,7 +6,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from packaging.version import Version
-from transformers import PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from modeling_xlm_swcm import (
@@ -97,7 +97,7 @@ def learn(config: XLMSWCMConfig, batch: Batch) -> XLMSWCMForConditionalGeneratio
     torch.manual_seed(0)
     for name, value in QUICK_TO_LEARN.items():
         setattr(config, name, value)
-    return teach(XLMSWCMForConditionalGeneration(config), batch)
+    return teach(AutoModelForSeq2SeqLM.from_config(config), batch)
 
 
 def teach(model: XLMSWCMForConditionalGeneration, batch: Batch) -> XLMSWCMForConditionalGeneration:
