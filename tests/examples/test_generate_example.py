@@ -1,7 +1,7 @@
 """examples/generate.py and `generation`: one line of output for each line of input, in order."""
 
+import io
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from modeling_xlm_swcm.training import generation
 from modeling_xlm_swcm.training.generation import GenerateArguments, generate_file
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 # The model learns these targets in Kazakh and Tibetan.
 PAIRS = {
     "我们": {"kk": "жел жоқ", "bo": "ང་ཚོ"},
@@ -112,15 +111,15 @@ def test_a_line_is_one_input_without_split_and_in_one_language(folder, tmp_path,
     assert generation.make_documents(["我们。 我们。"], tokenizer, args, 38) == [["", "我们。", " ", "我们。", ""]]
 
 
-def test_stdin_to_stdout_with_a_bar_on_stderr(folder):
-    command = [sys.executable, EXAMPLES / "generate.py", "--model_name_or_path", folder]
-    command += ["--source_lang", "zh", "--target_lang", "bo"]
-    run = subprocess.run(
-        list(map(str, command)), input="我们\r\n\n早上去河边".encode(), capture_output=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.decode() == f"{PAIRS['我们']['bo']}\n\n{PAIRS['早上去河边']['bo']}\n"
-    assert b"Generating" in run.stderr
+def test_stdin_to_stdout_with_a_bar_on_stderr(folder, monkeypatch, capfdbinary):
+    words = ["--model_name_or_path", str(folder), "--source_lang", "zh", "--target_lang", "bo"]
+    monkeypatch.setattr(sys, "argv", ["generate.py", *words])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("我们\r\n\n早上去河边".encode())))
+    generate.main()
+    sys.stdout.flush()
+    stdout, stderr = capfdbinary.readouterr()
+    assert stdout.decode() == f"{PAIRS['我们']['bo']}\n\n{PAIRS['早上去河边']['bo']}\n"
+    assert b"Generating" in stderr
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):

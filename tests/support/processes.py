@@ -15,9 +15,16 @@ _context.set_forkserver_preload(
 )
 
 
+def _call(function: Callable, *arguments):
+    # The workers of a data loader start as in a program that a user starts, so they end when their parent is killed.
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
 def run_in_new_process(function: Callable, *arguments) -> int:
     """Call a function of a module in a new process, and return the exit code."""
-    process = _context.Process(target=function, args=arguments)
+    process = _context.Process(target=_call, args=(function, *arguments))
     process.start()
     process.join()
     return process.exitcode
@@ -25,9 +32,8 @@ def run_in_new_process(function: Callable, *arguments) -> int:
 
 def _join_group(rank: int, store: Path, function: Callable, *arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-    function(*arguments)
+    _call(function, *arguments)
     torch.distributed.destroy_process_group()
 
 
