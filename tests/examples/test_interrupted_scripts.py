@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import generate
 import pytest
 
 
@@ -16,21 +17,6 @@ CONTINUE = (
 )
 STARTING = "error: Interrupted. Nothing was written."
 TRAINING = "--max_steps 100000 --save_steps 5 --report_to none --bf16 false --use_cpu --dataloader_num_workers 2"
-# Runs a script that stays for half a minute where it generates.
-STAYS = """
-__interruptible__ = True
-import runpy, sys, time
-from modeling_xlm_swcm.training import generation
-
-_, ready, *sys.argv = sys.argv
-
-def stay(*arguments, **options):
-    open(ready, "w").close()
-    time.sleep(30)
-
-generation.generate_lines = stay
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def interrupt(command: list, ready, is_terminal: bool = True) -> tuple[int, str, float]:
@@ -126,12 +112,20 @@ def test_a_script_that_starts_ends_at_once(commands, tmp_path, script):
     assert seconds < 2 and "Traceback" not in stderr and not (tmp_path / "output").exists()
 
 
-def test_a_generation_that_is_interrupted_writes_nothing(commands, tmp_path):
+def test_a_generation_that_is_interrupted_writes_nothing(commands, tmp_path, monkeypatch, capsys):
     before = {path.name for path in tmp_path.iterdir()}
     (tmp_path / "kk.txt").write_text("old\n")
-    ready = tmp_path / "ready"
-    code, stderr, seconds = interrupt(["-c", STAYS, ready, *commands["generate"]], ready.exists)
-    assert (code, stderr.splitlines()[-1]) == (130, "error: Interrupted. The output was not written.")
-    assert seconds < 2 and "Traceback" not in stderr
+    monkeypatch.setattr(sys, "argv", list(map(str, commands["generate"])))
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("modeling_xlm_swcm.training.generation.generate_lines", interrupt)
+    # It changes a signal handler of this process.
+    monkeypatch.setattr("modeling_xlm_swcm.training.scripts.end_workers", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        generate.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: Interrupted. The output was not written."
     assert (tmp_path / "kk.txt").read_text() == "old\n"
-    assert {path.name for path in tmp_path.iterdir()} == before | {"kk.txt", "ready"}
+    assert {path.name for path in tmp_path.iterdir()} == before | {"kk.txt"}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.encoders import SENTENCES, edit_config
 from support.fsdp_process import check_step
-from support.pretrain_process import pretrain_until
+from support.pretrain_process import pretrain_and_record, pretrain_until
 from support.processes import run_in_new_process, run_in_two_processes
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
@@ -183,13 +183,18 @@ class TestResume:
 
 
 class TestProcesses:
-    def test_two_learn_what_one_learns(self, still_model, data, tmp_path):
+    @pytest.mark.parametrize("launcher", [None, pytest.param("accelerate", marks=pytest.mark.slow)])
+    def test_two_learn_what_one_learns(self, still_model, data, tmp_path, launcher):
         one, two, accumulated = (tmp_path / name for name in ("one", "two", "accumulated"))
         batch = "--per_device_train_batch_size"
         pretrain_here(still_model, data, one, batch, 8)
         pretrain_here(still_model, data, accumulated, batch, 2, "--gradient_accumulation_steps", 4)
-        process = launch(still_model, data, two, batch, 4, RECORD=str(tmp_path / "seen"))
-        assert process.returncode == 0, process.stderr
+        if launcher:
+            process = launch(still_model, data, two, batch, 4, RECORD=str(tmp_path / "seen"))
+            assert process.returncode == 0, process.stderr
+        else:
+            words = options(still_model, data, two, batch, 4)
+            run_in_two_processes(tmp_path, pretrain_and_record, str(tmp_path / "seen"), words)
 
         for other in (two, accumulated):
             for name, values in history(one).items():

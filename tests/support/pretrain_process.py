@@ -6,6 +6,7 @@ As a script, it records the epoch and clean text of each training example: one f
 import json
 import os
 import signal
+import sys
 
 from transformers import TrainerCallback
 
@@ -58,6 +59,11 @@ def pretrain_until(moment: str, words: list[str]):
     pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=words))
 
 
+def pretrain_and_record(path: str, words: list[str]):
+    """Pretrain, and record the examples of each process in a file with the prefix `path`."""
+    record(path)
+    pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments, argv=words))
+
+
 if __name__ == "__main__":
-    record(os.environ["RECORD"])
-    pretrain(*parse_arguments(ModelArguments, PretrainDataArguments, TrainingArguments))
+    pretrain_and_record(os.environ["RECORD"], sys.argv[1:])
