@@ -6,11 +6,12 @@ from types import GeneratorType
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Pipeline
+from transformers import LogitsProcessorList, Pipeline
 from transformers.utils import ModelOutput, logging
 
 from .scores_xlm_swcm import score_sequences
-from .sentences_xlm_swcm import join_scores, join_texts, list_sentences, split_texts
+from .sentences_xlm_swcm import Output, join_outputs, list_sentences, split_texts
+from .terms_xlm_swcm import Terms
 
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -55,6 +56,11 @@ class XLMSWCMPipeline(Pipeline):
         return_scores (`bool`, *optional*, defaults to `False`):
             Whether to add `score` and `num_tokens` to each output. The score is the mean log probability of the
             generated tokens. The language tag does not count. `num_tokens` is the number of these tokens.
+        terms (`dict` or `str`, *optional*):
+            Target terms for source terms: a dict, or a file with a source term, a tab and a target term in each line.
+            If an input or sentence has a source term, its target term is encouraged. It is not forced.
+        terms_strength (`float`, *optional*, defaults to 2.0):
+            Bias of the tokens of target terms, in nats.
 
     Returns:
         `list`: for each input, a list of dicts, one for each returned sequence. The key is `translation_text`,
@@ -141,12 +147,8 @@ class XLMSWCMPipeline(Pipeline):
         has_scores = (self._forward_params | self._sanitize_parameters(**kwargs)[1]).get("return_scores")
         answers = []
         for sequence in sequences:
-            texts = join_texts(documents, [output[key] for output in sequence])
-            answers.append([{key: text} for text in texts])
-            if has_scores:
-                scores = join_scores(documents, [(output["score"], output["num_tokens"]) for output in sequence])
-                for answer, (score, tokens) in zip(answers[-1], scores, strict=True):
-                    answer |= {"score": score, "num_tokens": tokens}
+            joined = join_outputs(documents, [Output(*output.values()) for output in sequence])
+            answers.append([make_answer(key, output, has_scores) for output in joined])
         return [list(candidates) for candidates in zip(*answers, strict=True)]
 
     def _warn_of_cut(self, lengths: list[int]):
@@ -156,15 +158,23 @@ class XLMSWCMPipeline(Pipeline):
         logger.warning(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
     def _sanitize_parameters(
-        self, src_lang=None, tgt_lang=None, split=None, truncation=None, cut_lengths=None, **generate_kwargs
+        self,
+        src_lang=None,
+        tgt_lang=None,
+        split=None,
+        truncation=None,
+        terms=None,
+        cut_lengths=None,
+        **generate_kwargs,
     ):
-        source = {"src_lang": src_lang, "split": split, "truncation": truncation}
-        target = {"src_lang": src_lang, "tgt_lang": tgt_lang} | generate_kwargs
+        terms = Terms(terms, self.tokenizer) if terms is not None else None
+        source = {"src_lang": src_lang, "split": split, "truncation": truncation, "terms": terms}
+        target = {"src_lang": src_lang, "tgt_lang": tgt_lang, "terms": terms} | generate_kwargs
         # An argument that a call leaves out must not replace the argument of the pipeline.
         parts = (source, target, {"cut_lengths": cut_lengths})
         return tuple({name: value for name, value in part.items() if value is not None} for part in parts)
 
-    def preprocess(self, inputs, src_lang=None, split=None, truncation=False):
+    def preprocess(self, inputs, src_lang=None, split=None, truncation=False, terms=None):
         """Tokenize one input."""
         if self.task == "question-answering":
             given = inputs if isinstance(inputs, dict) else {}
@@ -183,9 +193,25 @@ class XLMSWCMPipeline(Pipeline):
                 )
             logger.warning(f"The input has {length} tokens. It is truncated to {limit} tokens.")
             source = self.tokenizer(*texts, truncation=truncation, **options)
+        if terms is not None:
+            source["terms"] = terms.find("\n".join(texts))
         return source
 
-    def _forward(self, inputs, src_lang=None, tgt_lang=None, return_scores=False, **generate_kwargs):
+    def _forward(
+        self,
+        inputs,
+        src_lang=None,
+        tgt_lang=None,
+        return_scores=False,
+        terms=None,
+        terms_strength=None,
+        **generate_kwargs,
+    ):
+        inputs = dict(inputs)
+        if terms is not None:
+            processors = terms.processors(inputs.pop("terms"), terms_strength)
+            given = generate_kwargs.get("logits_processor") or ()
+            generate_kwargs["logits_processor"] = LogitsProcessorList([*given, *processors])
         given = generate_kwargs.get("generation_config")
         forced = generate_kwargs.get("forced_bos_token_id", given and given.forced_bos_token_id)
         language = tgt_lang
@@ -235,12 +261,15 @@ class XLMSWCMPipeline(Pipeline):
         texts = self.tokenizer.batch_decode(
             outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        answers = [{TASKS[self.task]: text.strip()} for text in texts]
-        if "score" in outputs:
-            scores = zip(outputs["score"][0].tolist(), outputs["num_tokens"][0].tolist(), strict=True)
-            for answer, (score, tokens) in zip(answers, scores, strict=True):
-                answer |= {"score": score if tokens else None, "num_tokens": tokens}
-        return answers
+        numbers = [outputs[name][0].tolist() for name in ("score", "num_tokens") if name in outputs]
+        answers = [Output(text.strip(), *pair) for text, *pair in zip(texts, *numbers, strict=True)]
+        return [make_answer(TASKS[self.task], answer, "score" in outputs) for answer in answers]
+
+
+def make_answer(key: str, output: Output, has_scores: bool) -> dict:
+    """Return an output as the pipeline returns it."""
+    scores = {"score": output.score if output.num_tokens else None, "num_tokens": output.num_tokens}
+    return {key: output.text} | (scores if has_scores else {})
 
 
 def read_text(text) -> str:

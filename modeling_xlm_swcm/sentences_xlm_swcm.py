@@ -8,7 +8,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 
 K = TypeVar("K")
@@ -67,6 +67,14 @@ SPACE = re.compile(r"\s+|་")
 
 # Letters of Chinese and Japanese.
 UNSPACED = re.compile("[぀-ヿ㐀-鿿豈-﫿\U00020000-\U0003ffff]")
+
+
+class Output(NamedTuple):
+    """A generated text, the mean log probability of its tokens and the number of these tokens, if they are known."""
+
+    text: str
+    score: float | None = None
+    num_tokens: int = 0
 
 
 def split_texts(
@@ -148,27 +156,26 @@ def join_texts(documents: list[list[str]], outputs: Iterable[str]) -> list[str]:
     return texts
 
 
-def join_scores(
-    documents: list[list[str]], scores: Iterable[tuple[float | None, int]]
-) -> list[tuple[float | None, int]]:
+def join_outputs(documents: list[list[str]], outputs: Iterable[Output]) -> list[Output]:
     """
-    Average the scores of the sentences of each text over all tokens.
+    Join the outputs for the sentences of each text: their texts as [`join_texts`] does, and the mean of their scores.
 
     Args:
         documents (`list[list[str]]`):
             Parts of each text, from [`split_texts`].
-        scores (`Iterable[tuple]`):
-            Mean score of the tokens of each sentence and number of tokens, in the order of [`list_sentences`].
+        outputs (`Iterable[Output]`):
+            One output for each sentence, in the order of [`list_sentences`].
 
     Returns:
-        `list[tuple]`: mean score of the tokens of each text and number of tokens. Without tokens, the score is `None`.
+        `list[Output]`: one output for each text. The score is the mean over all tokens.
     """
-    remaining, joined = iter(scores), []
-    for parts in documents:
+    outputs = list(outputs)
+    texts, remaining, joined = join_texts(documents, [output.text for output in outputs]), iter(outputs), []
+    for text, parts in zip(texts, documents, strict=True):
         sentences = list(itertools.islice(remaining, len(parts) // 2))
-        total = sum(score * tokens for score, tokens in sentences if score is not None and tokens)
-        tokens = sum(tokens for _, tokens in sentences)
-        joined.append((total / tokens if tokens else None, tokens))
+        total = sum((output.score or 0) * output.num_tokens for output in sentences if output.num_tokens)
+        tokens = sum(output.num_tokens for output in sentences)
+        joined.append(Output(text, total / tokens if tokens else None, tokens))
     return joined
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -18,7 +18,7 @@ import tokenizers
 # The export puts these modules beside this file.
 if __package__ == "modeling_xlm_swcm.export":
     from ..punctuation_xlm_swcm import is_chinese, restore_marks
-    from ..sentences_xlm_swcm import batches_by_length, join_scores, join_texts, list_sentences, split_texts
+    from ..sentences_xlm_swcm import Output, batches_by_length, join_outputs, list_sentences, split_texts
     from .xlm_swcm_checks import (
         DEFAULTS,
         check_files,
@@ -32,9 +32,9 @@ if __package__ == "modeling_xlm_swcm.export":
 else:
     from punctuation_xlm_swcm import is_chinese, restore_marks  # type: ignore[no-redef]
     from sentences_xlm_swcm import (  # type: ignore[no-redef]
+        Output,
         batches_by_length,
-        join_scores,
-        join_texts,
+        join_outputs,
         list_sentences,
         split_texts,
     )
@@ -67,14 +67,6 @@ MAX_BATCH_TOKENS = 2**31 - 1
 
 # OpenVINO compiles kernels for each shape of texts. It keeps 5000 kernels by default, which takes gigabytes.
 CACHED_KERNELS = 64
-
-
-class Output(NamedTuple):
-    """A generated text, its score and the number of tokens that the score averages."""
-
-    text: str
-    score: float
-    num_tokens: int
 
 
 class ExportedModel:
@@ -209,11 +201,11 @@ class ExportedModel:
             outputs = [Output(*output) for output in zip(texts, scores.tolist(), counts.tolist(), strict=True)]
             generated |= {number: outputs[size * place :][:size] for place, number in enumerate(batch)}
         self._warn_of_cut(cut)
-        joined = [
-            join_outputs(documents, [generated[number][place] for number in rows], return_scores)
-            for place in range(size)
-        ]
-        return joined[0] if size == 1 else [list(answers) for answers in zip(*joined, strict=True)]
+        answers = []
+        for place in range(size):
+            joined = join_outputs(documents, [generated[number][place] for number in rows])
+            answers.append([(text, score) if return_scores else text for text, score, _ in joined])
+        return answers[0] if size == 1 else [list(candidates) for candidates in zip(*answers, strict=True)]
 
     def _complete(self, options: dict) -> dict:
         """Return options of `generate` with the values of the checkpoint for options that are not set."""
@@ -590,12 +582,3 @@ def count_tokens(ids: np.ndarray, ends: list[int], is_forced: bool) -> np.ndarra
     """Return the number of tokens that each row has after the start token, up to the first end token."""
     is_end = np.isin(ids[:, 1:], ends)
     return np.where(is_end.any(1), is_end.argmax(1) + 1, is_end.shape[1]) - is_forced
-
-
-def join_outputs(documents: list[list[str]], outputs: list[Output], return_scores: bool) -> list:
-    """Join the outputs for the sentences of each text to a text, or to a tuple of text and score."""
-    texts = join_texts(documents, [output.text for output in outputs])
-    if not return_scores:
-        return texts
-    scores = join_scores(documents, [(output.score, output.num_tokens) for output in outputs])
-    return [(text, score) for text, (score, _) in zip(texts, scores, strict=True)]

@@ -5,7 +5,6 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -20,7 +19,8 @@ from modeling_xlm_swcm.checkpoints.writing import whole_file
 from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
 from modeling_xlm_swcm.scores_xlm_swcm import score_sequences
-from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_scores, join_texts, split_texts
+from modeling_xlm_swcm.sentences_xlm_swcm import Output, batches_by_length, join_outputs, split_texts
+from modeling_xlm_swcm.terms_xlm_swcm import Terms, check_strength
 
 from .arguments import check_beams, check_counts
 from .coverage import Coverage
@@ -62,6 +62,14 @@ class GenerateArguments:
             "the tokens of the line. A line without letters and digits has no score."
         },
     )
+    terms: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with a source term, a tab and a target term in each line. If a sentence has a source term, "
+            "its target term is encouraged. It is not forced. Missing terms are counted."
+        },
+    )
+    terms_strength: float = field(default=2.0, metadata={"help": "Bias of the tokens of --terms, in nats."})
     max_length: int | None = field(
         default=None,
         metadata={
@@ -81,19 +89,12 @@ class GenerateArguments:
     def __post_init__(self):
         check_counts(self, "max_length", "batch_tokens", "num_return_sequences")
         check_beams(self.num_beams)
+        check_strength(self.terms_strength)
         if self.num_return_sequences > self.num_beams:
             raise ValueError(
                 f"--num_return_sequences must be at most --num_beams (got {self.num_return_sequences} with "
                 f"{self.num_beams} beams). Use more beams."
             )
-
-
-class Output(NamedTuple):
-    """A generated text, its score and the number of tokens that the score averages."""
-
-    text: str
-    score: float | None = None
-    num_tokens: int = 0
 
 
 def generate_file(args: GenerateArguments):
@@ -117,12 +118,16 @@ def generate_file(args: GenerateArguments):
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
     tokenizer = load_tokenizer(args.model_name_or_path, config.vocab_size)
     check_languages(args, tokenizer)
+    terms = None if args.terms is None else Terms(args.terms, tokenizer)
     texts = read_texts(args.input, args.source_lang)
     documents = make_documents(texts, tokenizer, args, limit)
     rows = encode_lines(documents, tokenizer, args.source_lang, limit, "stdin" if args.input == "-" else args.input)
     model = load_model(args.model_name_or_path, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    generated = generate_lines(model, tokenizer, rows, args)
+    found = {(n, i): terms.find(documents[n - 1][i]) for n, i in rows} if terms is not None else {}
+    generated = generate_lines(model, tokenizer, rows, args, terms, found)
+    if terms is not None:
+        warn_of_missing_terms(terms, found, generated)
     candidates = [
         join_lines(documents, [generated[key][number] for key in rows], args.scores)
         for number in range(args.num_return_sequences)
@@ -235,8 +240,10 @@ def generate_lines(
     tokenizer: XLMSWCMTokenizer,
     rows: dict[tuple[int, int], list[int]],
     args: GenerateArguments,
+    terms: Terms | None,
+    found: dict[tuple[int, int], torch.Tensor],
 ) -> dict[tuple[int, int], list[Output]]:
-    """Generate `num_return_sequences` texts for each row, by the key of the row."""
+    """Generate `num_return_sequences` texts for each row, by the key of the row. Encourage the terms that it has."""
     options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
     options |= {"num_return_sequences": args.num_return_sequences, "max_new_tokens": args.max_length}
     ends = model.generation_config.eos_token_id
@@ -245,6 +252,9 @@ def generate_lines(
     batches = list(batches_by_length(rows, args.batch_tokens))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
         inputs = tokenizer.pad({"input_ids": [rows[key] for key in batch]}, return_tensors="pt").to(model.device)
+        if terms is not None:
+            processors = terms.processors(torch.cat([found[key] for key in batch]), args.terms_strength)
+            options["logits_processor"] = processors
         ids = model.generate(**inputs, **options).unflatten(0, (len(batch), -1))  # (batch, sequences, target_len)
         scores, counts = torch.zeros(ids.shape[:2]), torch.zeros(ids.shape[:2], dtype=torch.long)
         if args.scores:
@@ -265,15 +275,27 @@ def generate_lines(
     return generated
 
 
+def warn_of_missing_terms(
+    terms: Terms, found: dict[tuple[int, int], torch.Tensor], generated: dict[tuple[int, int], list[Output]]
+):
+    """Warn about target terms that the best text of a sentence lacks."""
+    missing = [(key, term) for key in found for term in terms.list_missing(found[key][0], generated[key][0].text)]
+    if missing:
+        (line, _), term = missing[0]
+        total = sum(int(row.sum()) for row in found.values())
+        logger.warning(
+            f'{len(missing)} of {total} target terms are missing in the output (first: line {line}, "{term}"). Pass a '
+            "larger --terms_strength, or correct these lines."
+        )
+
+
 def join_lines(documents: list[list[str]], outputs: list[Output], has_scores: bool) -> list[str]:
     """Join the outputs for the sentences of each line, after the score of the line and a tab if `has_scores`."""
-    lines = [re.sub(r"[\r\n]+", " ", line) for line in join_texts(documents, [output.text for output in outputs])]
-    if not has_scores:
-        return lines
-    scores = join_scores(documents, [(output.score, output.num_tokens) for output in outputs])
-    return [
-        f"{'' if score is None else f'{score:.4f}'}\t{line}" for (score, _), line in zip(scores, lines, strict=True)
-    ]
+    lines = []
+    for text, score, _ in join_outputs(documents, outputs):
+        line = re.sub(r"[\r\n]+", " ", text)
+        lines.append(f"{'' if score is None else f'{score:.4f}'}\t{line}" if has_scores else line)
+    return lines
 
 
 def write_lines(lines: list[str], path: str):

@@ -99,6 +99,21 @@ def test_scores_and_several_texts_of_a_line(folder, tmp_path):
         arguments(folder, num_return_sequences=3)
 
 
+def test_terms_are_encouraged_and_missing_terms_are_counted(folder, tmp_path, caplog):
+    (tmp_path / "in.txt").write_text("早上去河边\n\n我们。 河边没有风", encoding="utf-8")
+    (tmp_path / "terms.tsv").write_text("我们\tөзен\n没有\tжел жоқ\n早上\tбардық\n", encoding="utf-8")
+    files = {"input": str(tmp_path / "in.txt"), "output": str(tmp_path / "out.txt"), "target_lang": "kk"}
+    for strength, first in ((20.0, "өзен"), (1e-9, "жел жоқ")):
+        caplog.clear()
+        generate_file(arguments(folder, **files, terms=str(tmp_path / "terms.tsv"), terms_strength=strength))
+        lines = (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines()
+        assert lines[:2] == ["бардық", ""] and lines[2].startswith(first)
+        message = '2 of 3 target terms are missing in the output (first: line 3, "өзен"). Pass a larger --terms_stre'
+        assert (message in caplog.text) == (strength < 1)
+    with pytest.raises(ValueError, match="terms_strength must be a number above 0 .got -1.0.. Use another number."):
+        arguments(folder, terms_strength=-1.0)
+
+
 @pytest.mark.parametrize("options", [{"split": False}, {"source_lang": "bo", "target_lang": "bo"}])
 def test_a_line_is_one_input_without_split_and_in_one_language(folder, tmp_path, options):
     tokenizer = XLMSWCMTokenizer.from_pretrained(folder)

@@ -190,6 +190,23 @@ def test_scores_do_not_change_texts_and_average_the_tokens_of_a_document(load):
     assert [(answer["score"], answer["num_tokens"]) for answer in forced] == 2 * [(None, 0)]
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_terms_change_only_the_sentences_that_have_them(load, tmp_path, options):
+    (tmp_path / "terms.tsv").write_text("River\tboat\nferry\theron\n", encoding="utf-8")
+    terms = {"terms": str(tmp_path / "terms.tsv"), "terms_strength": 30}
+    translate = load("translation", src_lang="zh", tgt_lang="bo", **OPTIONS, **options, **terms)
+    document = f"{TEXTS[0]}.\n{TEXTS[1]}. {TEXTS[3]}."
+    plain = [answer["translation_text"] for answer in translate([*TEXTS, document], terms={})]
+    for batch_size in (1, 4):
+        written = [answer["translation_text"] for answer in translate([*TEXTS, document], batch_size=batch_size)]
+        assert ["boat" in text for text in written] == [True, False, False, False, True]
+        assert ["heron" in text for text in written] == [False, False, False, True, True]
+        assert written[1:3] == plain[1:3]
+    # Without strength, the model writes what it knows.
+    assert [answer["translation_text"] for answer in translate(TEXTS, terms_strength=1e-9)] == plain[:-1]
+    assert not any(term in text for text in plain for term in ("boat", "heron"))
+
+
 def test_a_generation_config_is_taken(load, write):
     config = GenerationConfig(max_new_tokens=4, num_beams=2, decoder_start_token_id=0)
     answers = load("translation")(TEXTS[0], src_lang="zh", tgt_lang="bo", generation_config=config)

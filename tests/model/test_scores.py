@@ -6,7 +6,7 @@ from support.models import assert_close
 
 from modeling_xlm_swcm import scores_xlm_swcm
 from modeling_xlm_swcm.scores_xlm_swcm import score_sequences
-from modeling_xlm_swcm.sentences_xlm_swcm import join_scores
+from modeling_xlm_swcm.sentences_xlm_swcm import Output, join_outputs
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,5 @@ def test_scores_are_equal_to_the_logits_of_the_search(trained_model, pairs, monk
 
 def test_a_text_has_the_mean_over_the_tokens_of_its_sentences():
     documents = [["", "a.", " ", "b.", "\n"], ["***"], ["", "c", ""]]
-    assert join_scores(documents, [(-1.0, 3), (-2.0, 1), (None, 0)]) == [(-1.25, 4), (None, 0), (None, 0)]
+    outputs = [Output("A.", -1.0, 3), Output("B.", -2.0, 1), Output("C")]
+    assert join_outputs(documents, outputs) == [("A. B.\n", -1.25, 4), ("***", None, 0), ("C", None, 0)]

@@ -10,7 +10,7 @@ import torch
 
 KINDS = (
     *("compat", "configuration", "decoder", "encoder", "generation", "hub", "layers", "linear", "loss", "modeling"),
-    *("peft", "pipeline", "positions", "punctuation", "scores", "sentences", "tokenization"),
+    *("peft", "pipeline", "positions", "punctuation", "scores", "sentences", "terms", "tokenization"),
 )
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 # Further code of a model with the layers of ModernBERT.

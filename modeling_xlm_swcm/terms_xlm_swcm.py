@@ -1,0 +1,198 @@
+"""Encourage the target terms of a glossary in generated texts.
+
+Transformers 5 has no constrained beam search, so no term can be forced. A bias on the scores of tokens makes the terms
+more probable.
+"""
+
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+
+
+DEFAULT_STRENGTH = 2.0
+# Lower-case letters of Latin, Greek, Cyrillic and Armenian. Their words begin behind a space or a mark.
+CASED = "[a-zß-ɏͰ-֏Ḁ-῿]"
+TSHEG = "་"
+# Contexts of a term that can change its tokens: the start of a text, a space before it, and a mark before it.
+CONTEXTS = ("", ", ", "(")
+
+
+class Terms:
+    """
+    Target terms for source terms.
+
+    Args:
+        terms (`Mapping[str, str]`, `str` or `PathLike`):
+            Target term of each source term, or a UTF-8 file with a source term, a tab and a target term in each line.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the model.
+
+    Raises:
+        ValueError: if a term or a line of the file cannot be used, or the file cannot be read.
+    """
+
+    def __init__(self, terms: Mapping[str, str] | str | PathLike, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.sources: list[str] = []
+        self.targets: list[str] = []
+        self.variants: list[list[list[int]]] = []
+        for place, source, target in read_terms(terms):
+            form = simplify(source)
+            if form in self.sources:
+                raise ValueError(f'{place}: the source term "{source}" is given twice. Keep one of its target terms.')
+            self.sources.append(form)
+            self.targets.append(target.rstrip(TSHEG) or target)
+            self.variants.append(tokenize_term(place, self.targets[-1], tokenizer))
+        if not self.sources and not isinstance(terms, Mapping):
+            raise ValueError(f"{terms} has no terms. Write a source term, one tab and a target term in each line.")
+        # Of terms that overlap, the longest counts.
+        ordered = sorted(self.sources, key=len, reverse=True)
+        pattern = "|".join(f"(?<!{CASED})" * bool(re.match(CASED, form)) + re.escape(form) for form in ordered)
+        self.pattern = re.compile(pattern or "(?!)")
+
+    def find(self, text: str) -> torch.Tensor:
+        """Return whether a source text has each term, of shape `(1, num_terms)`."""
+        found = set(self.pattern.findall(simplify(text)))
+        return torch.tensor([[source in found for source in self.sources]], dtype=torch.bool).reshape(1, -1)
+
+    def list_missing(self, found: torch.Tensor, text: str) -> list[str]:
+        """Return the target terms that a generated text lacks, for a row of [`Terms.find`]."""
+        written = simplify(text)
+        return [
+            self.targets[term] for term in found.nonzero().flatten() if simplify(self.targets[term]) not in written
+        ]
+
+    def processors(self, found: torch.Tensor, strength: float | None = None) -> LogitsProcessorList:
+        """
+        Return the processors of `generate` that encourage the terms of each source.
+
+        Args:
+            found (`torch.Tensor` of shape `(batch_size, num_terms)`):
+                Terms of each source, from [`Terms.find`].
+            strength (`float`, *optional*, defaults to 2.0):
+                Bias of a term's tokens, in nats.
+
+        Returns:
+            `LogitsProcessorList`: one processor, or none if no source has a term.
+        """
+        strength = check_strength(DEFAULT_STRENGTH if strength is None else strength)
+        if not found.any():
+            return LogitsProcessorList()
+        rows = [[(self.targets[term], self.variants[term]) for term in row.nonzero().flatten()] for row in found]
+        return LogitsProcessorList([TermsLogitsProcessor(rows, strength, self.tokenizer)])
+
+
+class TermsLogitsProcessor(LogitsProcessor):
+    """
+    Add a bias to the tokens of terms that a text does not have yet.
+
+    A token that begins or continues a term gets `strength` more. If a text has begun a term, all other tokens lose the
+    bias that the begun term got. So a beam keeps the bias of whole terms only.
+
+    Args:
+        terms (`list`):
+            Terms of each source: tuples of a term and its token ids in several contexts.
+        strength (`float`):
+            Bias of a token, in nats.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the model, to find the terms that a text has.
+    """
+
+    def __init__(
+        self,
+        terms: list[list[tuple[str, list[list[int]]]]],
+        strength: float,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.terms = [[(simplify(term), variants) for term, variants in row] for row in terms]
+        self.strength, self.tokenizer = strength, tokenizer
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores of next tokens with the bias."""
+        scores = scores.clone()
+        beams = len(input_ids) // len(self.terms)
+        for row, ids in enumerate(input_ids.tolist()):
+            if variants := self._missing_variants(ids, self.terms[row // beams]):
+                begun, lengths = measure_progress(ids, variants)
+                gains = torch.tensor(list(lengths.values()), device=scores.device, dtype=scores.dtype)
+                scores[row] -= self.strength * begun
+                scores[row, list(lengths)] += self.strength * gains
+        return scores
+
+    def _missing_variants(self, ids: list[int], terms: list[tuple[str, list[list[int]]]]) -> list[list[int]]:
+        """Return the token ids of the terms that a text does not have."""
+        text = simplify(self.tokenizer.batch_decode([ids], skip_special_tokens=True)[0]) if terms else ""
+        return [variant for term, variants in terms if term not in text for variant in variants]
+
+
+def measure_progress(ids: list[int], variants: list[list[int]]) -> tuple[int, dict[int, int]]:
+    """Return how many tokens of a term end a text, and how many tokens of a term each next token would give."""
+    matches = [
+        (length, variant[length])
+        for variant in variants
+        for length in range(min(len(variant), len(ids) + 1))
+        if ids[len(ids) - length :] == variant[:length]
+    ]
+    begun = max((length for length, _ in matches), default=0)
+    # A term that begins again inside a begun term would get its bias at every step.
+    return begun, {token: length + 1 for length, token in sorted(matches) if length or not begun}
+
+
+def read_terms(terms: Mapping[str, str] | str | PathLike) -> Iterator[tuple[str, str, str]]:
+    """Yield place, source term and target term of each term."""
+    if isinstance(terms, Mapping):
+        for source, target in terms.items():
+            if not (isinstance(source, str) and isinstance(target, str) and source.strip() and target.strip()):
+                raise ValueError(f"terms has the item {source!r}: {target!r}. Pass two texts that are not empty.")
+            yield "terms", source.strip(), target.strip()
+        return
+    try:
+        lines = Path(terms).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The terms file {terms} cannot be read. Pass a UTF-8 text file.") from error
+    for number, line in enumerate(lines, 1):
+        fields = [field.strip() for field in line.split("\t")]
+        if fields == [""]:
+            continue
+        if len(fields) != 2 or not all(fields):
+            raise ValueError(
+                f"{terms}:{number} is {line.strip()!r}. Write a source term, one tab and a target term in each line."
+            )
+        yield f"{terms}:{number}", fields[0], fields[1]
+
+
+def tokenize_term(place: str, term: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the token ids of a target term in several contexts."""
+    variants: list[list[int]] = []
+    # In Tibetan, the last token of a word usually has the tsheg behind the word.
+    endings = ("", TSHEG) if re.search(r"[ཀ-ྼ]$", term) else ("",)
+    for context, ending in itertools.product(CONTEXTS, endings):
+        before, ids = (
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for text in (context.rstrip(), context + term + ending)
+        )
+        # A token can also join the context and the term. Then the context is left out.
+        if ids[: len(before)] == before and ids[len(before) :] not in variants:
+            variants.append(ids[len(before) :])
+    if not variants[0] or tokenizer.unk_token_id in variants[0]:
+        raise ValueError(f'{place}: the tokenizer reads the target term "{term}" as <unk>. Remove the term.')
+    return variants
+
+
+def simplify(text: str) -> str:
+    """Return a text without differences of case and compatibility characters, with single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def check_strength(strength: float) -> float:
+    """Return a strength, or refuse a value that is not a positive number."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength < math.inf:
+        raise ValueError(f"terms_strength must be a number above 0 (got {strength!r}). Use another number.")
+    return float(strength)
