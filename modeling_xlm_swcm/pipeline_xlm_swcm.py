@@ -90,6 +90,9 @@ class XLMSWCMPipeline(Pipeline):
             inputs = inputs if several else inputs[0]
         if isinstance(inputs, list) and not inputs:
             return []
+        if kwargs.get("terms") is not None:
+            # The terms are read once, and not for each batch of a stream.
+            kwargs["terms"] = Terms(kwargs["terms"], self.tokenizer)
         source = self._preprocess_params | self._sanitize_parameters(**kwargs)[0]
         if self._is_split(source):
             answers = self._translate(inputs, *args, **kwargs)
@@ -167,7 +170,8 @@ class XLMSWCMPipeline(Pipeline):
         cut_lengths=None,
         **generate_kwargs,
     ):
-        terms = Terms(terms, self.tokenizer) if terms is not None else None
+        if terms is not None and not isinstance(terms, Terms):
+            terms = Terms(terms, self.tokenizer)
         source = {"src_lang": src_lang, "split": split, "truncation": truncation, "terms": terms}
         target = {"src_lang": src_lang, "tgt_lang": tgt_lang, "terms": terms} | generate_kwargs
         # An argument that a call leaves out must not replace the argument of the pipeline.

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
@@ -22,6 +23,24 @@ CASED = "[a-zß-ɏͰ-֏Ḁ-῿]"
 TSHEG = "་"
 # Contexts of a term that can change its tokens: the start of a text, a space before it, and a mark before it.
 CONTEXTS = ("", ", ", "(")
+
+
+class Term(NamedTuple):
+    """
+    A target term.
+
+    Args:
+        target (`str`):
+            The term.
+        form (`str`):
+            The term as the tokenizer decodes it, without spaces and differences of case.
+        variants (`list[list[int]]`):
+            Token ids of the term in several contexts.
+    """
+
+    target: str
+    form: str
+    variants: list[list[int]]
 
 
 class Terms:
@@ -40,34 +59,29 @@ class Terms:
 
     def __init__(self, terms: Mapping[str, str] | str | PathLike, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        self.sources: list[str] = []
-        self.targets: list[str] = []
-        self.variants: list[list[list[int]]] = []
+        self.terms: dict[str, Term] = {}
         for place, source, target in read_terms(terms):
-            form = simplify(source)
-            if form in self.sources:
+            if simplify(source) in self.terms:
                 raise ValueError(f'{place}: the source term "{source}" is given twice. Keep one of its target terms.')
-            self.sources.append(form)
-            self.targets.append(target.rstrip(TSHEG) or target)
-            self.variants.append(tokenize_term(place, self.targets[-1], tokenizer))
-        if not self.sources and not isinstance(terms, Mapping):
+            self.terms[simplify(source)] = make_term(place, target.rstrip(TSHEG) or target, tokenizer)
+        if not self.terms and not isinstance(terms, Mapping):
             raise ValueError(f"{terms} has no terms. Write a source term, one tab and a target term in each line.")
         # Of terms that overlap, the longest counts.
-        ordered = sorted(self.sources, key=len, reverse=True)
-        pattern = "|".join(f"(?<!{CASED})" * bool(re.match(CASED, form)) + re.escape(form) for form in ordered)
+        sources = sorted(self.terms, key=len, reverse=True)
+        pattern = "|".join(f"(?<!{CASED})" * bool(re.match(CASED, source)) + re.escape(source) for source in sources)
         self.pattern = re.compile(pattern or "(?!)")
 
     def find(self, text: str) -> torch.Tensor:
         """Return whether a source text has each term, of shape `(1, num_terms)`."""
         found = set(self.pattern.findall(simplify(text)))
-        return torch.tensor([[source in found for source in self.sources]], dtype=torch.bool).reshape(1, -1)
+        return torch.tensor([source in found for source in self.terms], dtype=torch.bool)[None]
 
     def list_missing(self, found: torch.Tensor, text: str) -> list[str]:
         """Return the target terms that a generated text lacks, for a row of [`Terms.find`]."""
-        written = simplify(text)
-        return [
-            self.targets[term] for term in found.nonzero().flatten() if simplify(self.targets[term]) not in written
-        ]
+        return [term.target for term in self._select(found) if term.form not in squeeze(text)]
+
+    def _select(self, found: torch.Tensor) -> list[Term]:
+        return list(itertools.compress(self.terms.values(), found.tolist()))
 
     def processors(self, found: torch.Tensor, strength: float | None = None) -> LogitsProcessorList:
         """
@@ -85,8 +99,8 @@ class Terms:
         strength = check_strength(DEFAULT_STRENGTH if strength is None else strength)
         if not found.any():
             return LogitsProcessorList()
-        rows = [[(self.targets[term], self.variants[term]) for term in row.nonzero().flatten()] for row in found]
-        return LogitsProcessorList([TermsLogitsProcessor(rows, strength, self.tokenizer)])
+        terms = [self._select(row) for row in found]
+        return LogitsProcessorList([TermsLogitsProcessor(terms, strength, self.tokenizer)])
 
 
 class TermsLogitsProcessor(LogitsProcessor):
@@ -97,22 +111,16 @@ class TermsLogitsProcessor(LogitsProcessor):
     bias that the begun term got. So a beam keeps the bias of whole terms only.
 
     Args:
-        terms (`list`):
-            Terms of each source: tuples of a term and its token ids in several contexts.
+        terms (`list[list[Term]]`):
+            Terms of each source.
         strength (`float`):
             Bias of a token, in nats.
         tokenizer (`PreTrainedTokenizerBase`):
             Tokenizer of the model, to find the terms that a text has.
     """
 
-    def __init__(
-        self,
-        terms: list[list[tuple[str, list[list[int]]]]],
-        strength: float,
-        tokenizer: PreTrainedTokenizerBase,
-    ):
-        self.terms = [[(simplify(term), variants) for term, variants in row] for row in terms]
-        self.strength, self.tokenizer = strength, tokenizer
+    def __init__(self, terms: list[list[Term]], strength: float, tokenizer: PreTrainedTokenizerBase):
+        self.terms, self.strength, self.tokenizer = terms, strength, tokenizer
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores of next tokens with the bias."""
@@ -126,10 +134,10 @@ class TermsLogitsProcessor(LogitsProcessor):
                 scores[row, list(lengths)] += self.strength * gains
         return scores
 
-    def _missing_variants(self, ids: list[int], terms: list[tuple[str, list[list[int]]]]) -> list[list[int]]:
+    def _missing_variants(self, ids: list[int], terms: list[Term]) -> list[list[int]]:
         """Return the token ids of the terms that a text does not have."""
-        text = simplify(self.tokenizer.batch_decode([ids], skip_special_tokens=True)[0]) if terms else ""
-        return [variant for term, variants in terms if term not in text for variant in variants]
+        text = decode(ids, self.tokenizer) if terms else ""
+        return [variant for term in terms if term.form not in text for variant in term.variants]
 
 
 def measure_progress(ids: list[int], variants: list[list[int]]) -> tuple[int, dict[int, int]]:
@@ -168,22 +176,32 @@ def read_terms(terms: Mapping[str, str] | str | PathLike) -> Iterator[tuple[str,
         yield f"{terms}:{number}", fields[0], fields[1]
 
 
-def tokenize_term(place: str, term: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the token ids of a target term in several contexts."""
-    variants: list[list[int]] = []
+def make_term(place: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Term:
+    """Return a target term with its tokens in several contexts."""
     # In Tibetan, the last token of a word usually has the tsheg behind the word.
-    endings = ("", TSHEG) if re.search(r"[ཀ-ྼ]$", term) else ("",)
-    for context, ending in itertools.product(CONTEXTS, endings):
-        before, ids = (
-            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            for text in (context.rstrip(), context + term + ending)
-        )
+    endings = ("", TSHEG) if re.search(r"[ཀ-ྼ]$", target) else ("",)
+    contexts = [context for context in CONTEXTS for _ in endings]
+    texts = [context + target + ending for context in CONTEXTS for ending in endings]
+    texts += [context.rstrip() for context in contexts]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    variants: list[list[int]] = []
+    for ids, before in zip(encoded[: len(contexts)], encoded[len(contexts) :], strict=True):
         # A token can also join the context and the term. Then the context is left out.
         if ids[: len(before)] == before and ids[len(before) :] not in variants:
             variants.append(ids[len(before) :])
     if not variants[0] or tokenizer.unk_token_id in variants[0]:
-        raise ValueError(f'{place}: the tokenizer reads the target term "{term}" as <unk>. Remove the term.')
-    return variants
+        raise ValueError(f'{place}: the tokenizer reads the target term "{target}" as <unk>. Remove the term.')
+    return Term(target, decode(variants[0], tokenizer), variants)
+
+
+def decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text of token ids, in the form in which terms are compared."""
+    return squeeze(tokenizer.batch_decode([ids], skip_special_tokens=True)[0])
+
+
+def squeeze(text: str) -> str:
+    """Return a text as [`simplify`] does, without spaces. Some tokenizers decode other spaces than they read."""
+    return simplify(text).replace(" ", "")
 
 
 def simplify(text: str) -> str:

@@ -43,7 +43,7 @@ def test_a_source_has_the_longest_terms_at_the_start_of_a_word(tokenizer, text, 
 def test_the_tokens_of_a_term_are_its_tokens_in_a_text(make_tokenizer, term, texts):
     tokenizer = make_tokenizer()
     try:
-        ((variants),) = Terms({"a": term}, tokenizer).variants
+        (made,) = Terms({"a": term}, tokenizer).terms.values()
     except ValueError as error:
         assert f'"{term}" as <unk>' in str(error)
         assert tokenizer.unk_token_id in tokenizer(term)["input_ids"]
@@ -51,8 +51,8 @@ def test_the_tokens_of_a_term_are_its_tokens_in_a_text(make_tokenizer, term, tex
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert any(
-            ids[start : start + len(variant)] == variant for variant in variants for start in range(len(ids))
-        ), (text, tokenizer.tokenize(text), variants)
+            ids[start : start + len(variant)] == variant for variant in made.variants for start in range(len(ids))
+        ), (text, tokenizer.tokenize(text), made)
 
 
 def test_a_text_gets_the_bias_of_whole_terms_and_only_once(tokenizer):
@@ -86,6 +86,18 @@ def test_a_text_gets_the_bias_of_whole_terms_and_only_once(tokenizer):
     assert bias[0, next_token] == 1.5
     assert (bias[0, torch.arange(vocab_size) != next_token] == -1.5 * len(begun)).all()
     assert terms.processors(found[2:]) == []
+
+
+def test_a_text_has_a_term_as_the_tokenizer_decodes_it():
+    """Otherwise a text would get the bias of the term again and again."""
+    tokenizer = word_piece_tokenizer(do_lower_case=True)
+    terms = Terms({"no": "No  wïnd,"}, tokenizer)
+    found = terms.find("NO")
+    (processor,) = terms.processors(found)
+    written = tokenizer("a boat, no wind, at all", return_tensors="pt")["input_ids"]
+    assert not processor(written, torch.zeros(1, len(tokenizer))).any()
+    assert terms.list_missing(found[0], tokenizer.decode(written[0])) == []
+    assert terms.list_missing(found[0], "no boat, wind") == ["No  wïnd,"]
 
 
 @pytest.mark.parametrize(
