@@ -114,7 +114,7 @@ def read_config(folder: Path) -> dict:
         check_config(config)
     except ValueError as error:
         raise ValueError(f"config.json is wrong: {error}") from error
-    return config
+    return config | {"generation": DEFAULTS | config["generation"]}
 
 
 def check_config(config: dict):

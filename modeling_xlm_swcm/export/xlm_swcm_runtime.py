@@ -19,15 +19,7 @@ import tokenizers
 if __package__ == "modeling_xlm_swcm.export":
     from ..punctuation_xlm_swcm import is_chinese, restore_marks
     from ..sentences_xlm_swcm import Output, batches_by_length, join_outputs, list_sentences, split_texts
-    from .xlm_swcm_checks import (
-        DEFAULTS,
-        check_files,
-        check_options,
-        check_range,
-        check_texts,
-        make_array,
-        read_config,
-    )
+    from .xlm_swcm_checks import check_files, check_options, check_range, check_texts, make_array, read_config
     from .xlm_swcm_logits import has_penalties, log_softmax, penalise, sample
 else:
     from punctuation_xlm_swcm import is_chinese, restore_marks  # type: ignore[no-redef]
@@ -39,7 +31,6 @@ else:
         split_texts,
     )
     from xlm_swcm_checks import (  # type: ignore[no-redef]
-        DEFAULTS,
         check_files,
         check_options,
         check_range,
@@ -172,8 +163,8 @@ class ExportedModel:
             options: Keywords of [`~ExportedModel.generate`].
 
         Returns:
-            `list[str]`: The generated texts, without special tokens. With `num_return_sequences`, each item is a list
-            of texts. Text *k* joins text *k* of each sentence.
+            `list[str]`: The generated texts, without special tokens. With several return sequences, each item is a
+            list of texts. Text *k* joins text *k* of each sentence.
 
         Raises:
             TypeError: if `texts` is not a list of strings.
@@ -197,8 +188,8 @@ class ExportedModel:
             ids, scores = self._generate_rows([rows[number] for number in batch], options, return_scores)
             cut += [ids.shape[1] - 1] * int((~np.isin(ids[:, 1:], ends).any(1)).sum()) if ends else []
             counts = count_tokens(ids, ends, options["forced_bos_token_id"] is not None)
-            texts = [text.strip() if split else text for text in self._decode(ids)]
-            outputs = [Output(*output) for output in zip(texts, scores.tolist(), counts.tolist(), strict=True)]
+            written = [text.strip() if split else text for text in self._decode(ids)]
+            outputs = [Output(*output) for output in zip(written, scores.tolist(), counts.tolist(), strict=True)]
             generated |= {number: outputs[size * place :][:size] for place, number in enumerate(batch)}
         self._warn_of_cut(cut)
         answers = []
@@ -210,7 +201,7 @@ class ExportedModel:
     def _complete(self, options: dict) -> dict:
         """Return options of `generate` with the values of the checkpoint for options that are not set."""
         given = {name: value for name, value in options.items() if value is not None}
-        return DEFAULTS | self.config["generation"] | given
+        return self.config["generation"] | given
 
     def _decode(self, ids: np.ndarray) -> list[str]:
         """Return texts without special tokens. Texts with a Chinese tag get Chinese punctuation."""

@@ -297,6 +297,16 @@ def test_wrong_fields_of_the_config_are_named(learner, exported, tmp_path, field
             ExportedModel(folder)
 
 
+def test_an_older_export_has_the_defaults_of_transformers(learner, exported, runtime, tmp_path):
+    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    stored = ("forced_bos_token_id", "max_new_tokens", "num_beams", "length_penalty")
+    config["generation"] = {name: config["generation"][name] for name in stored}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert ExportedModel(folder).config["generation"] == runtime.config["generation"]
+    assert runtime.config["generation"].keys() > set(stored) | {"top_k", "do_sample"}
+
+
 @pytest.mark.parametrize("threads", [-1, 2.0, "2", True, 10**9])
 def test_a_wrong_number_of_threads_is_refused(learner, exported, threads):
     with pytest.raises(ValueError, match="^threads must be a whole number from 0 to 1024"):
