@@ -22,6 +22,7 @@ from modeling_xlm_swcm.evaluation.command import evaluate_command
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.upload import upload
+from modeling_xlm_swcm.serving.command import serve_command
 from modeling_xlm_swcm.vocabulary.extend import MAX_SEED, Init, extend
 from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 from modeling_xlm_swcm.vocabulary.trim import trim
@@ -288,6 +289,7 @@ def refresh_command(folder: ModelFolder, debug: Debug = False):
 
 
 main.command("evaluate", cls=Command)(evaluate_command)
+main.command("serve", cls=Command)(serve_command)
 
 
 @main.command("export", cls=Command)

@@ -25,7 +25,7 @@ from .xlm_swcm_checks import DEFAULTS, check_config, check_range
 
 
 RUNTIME = [
-    *(Path(__file__).with_name(name) for name in ("xlm_swcm_runtime.py", "xlm_swcm_checks.py", "xlm_swcm_logits.py")),
+    *sorted(Path(__file__).parent.glob("xlm_swcm_*.py")),
     Path(punctuation_xlm_swcm.__file__),
     Path(sentences_xlm_swcm.__file__),
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from fastapi.testclient import TestClient
 from support.encoders import make_encoder, save_encoder, wake, xlm_roberta_tokenizer
 from support.evaluation import SOURCES, save_peer, write_files, write_table
 from support.hub_client import Client
@@ -22,6 +23,7 @@ from modeling_xlm_swcm import XLMSWCMConfig
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.conversion.plan import count_parameters
+from modeling_xlm_swcm.export.xlm_swcm_server import create_app
 
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +189,7 @@ def test_every_command_of_an_example_parses(page, words, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=command_id)
 def test_every_other_program_and_file_is_known(page, words):
-    assert words[0] in {"xlm-swcm", "python", "accelerate", "pip", "make", "hf"}, page
+    assert words[0] in {"xlm-swcm", "python", "accelerate", "pip", "make", "hf", "curl", "docker"}, page
     for word in words:
         if word.startswith(("examples/", "benchmarks/")):
             assert (ROOT / word).is_file(), f"{page}: {word}"
@@ -372,6 +374,11 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     assert run.returncode == 0, run.stderr
     texts, ((best, second),), (sample,) = map(ast.literal_eval, run.stdout.splitlines())
     assert len(texts) == 2 and best[1] < 0 > second[1] and isinstance(sample, str)
+    request = next(words for words in commands("docs/guides/serve.md") if words[0] == "curl")
+    body = request[request.index("-d") + 1]
+    with TestClient(create_app(folder, threads=1)) as server:
+        answer = server.post("/translate", content=body, headers={"content-type": "application/json"}).json()
+    assert answer["translations"] == texts and len(answer["scores"]) == 2
 
 
 def test_the_guide_to_evaluation_runs(client, hub, tmp_path):

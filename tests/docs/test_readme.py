@@ -55,13 +55,13 @@ def test_its_sections_stand_in_order():
     assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == titles
 
 
-def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path, monkeypatch, capsys):
+def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     # One process trains both models.
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     options = ["--base", str(encoder), "--phrases", "200", "--steps", "5", "--batch_size", "64"]
     run_script(ROOT / "examples" / "demo.py", *options)
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     outputs = tmp_path / "outputs" / "demo"
     results = json.loads((outputs / "results.json").read_text(encoding="utf-8"))
     assert [*results["scores"]] == [
@@ -69,7 +69,7 @@ def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder
         "names, all",
     ]
     assert all({"copied", "random"} == scores.keys() for scores in results["scores"].values())
-    assert len(results["outputs"]) > 400 and all("copied" in output for output in results["outputs"])
+    assert len(results["outputs"]) > 350 and all("copied" in output for output in results["outputs"])
     assert (outputs / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"Vocabulary: 1\d\d tokens, with Tibetan \d{3}, trimmed \d{3}\.", printed)
     assert re.search(r"Copied decoder: \S+ million parameters, 0 tensors with random weights\.", printed)

@@ -1,0 +1,291 @@
+"""Serve a model that `xlm-swcm export` wrote over HTTP, without PyTorch.
+
+Requirements: Python 3.11 or later, pip install openvino tokenizers numpy fastapi uvicorn prometheus-client
+
+    uvicorn --factory xlm_swcm_server:create_app --host 127.0.0.1 --port 8000
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastapi
+import prometheus_client
+from pydantic import BaseModel, ConfigDict, Field
+
+
+# The export puts the runtime beside this file.
+if __package__ == "modeling_xlm_swcm.export":
+    from .xlm_swcm_runtime import ExportedModel
+else:
+    from xlm_swcm_runtime import ExportedModel  # type: ignore[no-redef]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """
+    Limits of a server.
+
+    Args:
+        body_bytes (`int`, *optional*, defaults to 100000): Maximum size of the body of a request in bytes.
+        waiting_texts (`int`, *optional*, defaults to 1024): Maximum number of texts that wait for the model.
+        batch_texts (`int`, *optional*, defaults to 64): Maximum number of texts in a batch of several requests.
+        beams (`int`, *optional*, defaults to 8): Maximum number of beams.
+        seconds (`float`, *optional*, defaults to 60): Maximum time of a request in seconds.
+    """
+
+    body_bytes: int = 100_000
+    waiting_texts: int = 1024
+    batch_texts: int = 64
+    beams: int = 8
+    seconds: float = 60
+
+
+class TranslationRequest(BaseModel):
+    """Texts to translate, with the options of the exported model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    texts: list[str] = Field(min_length=1, description="The source texts. Each is split into sentences.")
+    src_lang: str | None = Field(None, description="Language of the sources.")
+    tgt_lang: str | None = Field(None, description="Language to generate.")
+    split: bool | None = Field(None, description="Whether to split the texts. By default true for two languages.")
+    num_beams: int | None = Field(None, ge=1, description="Number of beams. 1 means greedy decoding.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of a sentence.")
+    length_penalty: float | None = Field(None, description="Exponent of the length. Larger values favour long texts.")
+    return_scores: bool = Field(False, description="Whether to return the mean log probability of each translation.")
+
+
+class TranslationResponse(BaseModel):
+    """The translations and, on request, their scores, in the order of the texts."""
+
+    translations: list[str]
+    scores: list[float | None] | None = None
+
+
+class OverloadError(Exception):
+    """Too many texts wait for the model."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """The texts of a request that waits for the model."""
+
+    texts: list[str]
+    options: dict
+    answer: asyncio.Future
+    is_gone: Callable[[], Awaitable[bool]]
+
+
+class Batcher:
+    """
+    Translate the texts of requests that wait at the same time, and have the same options, in one batch.
+
+    The model runs one batch at a time. While it runs, other requests wait and form the next batch.
+    """
+
+    def __init__(self, model: ExportedModel, limits: Limits, registry: prometheus_client.CollectorRegistry):
+        self.model, self.limits = model, limits
+        self.waiting: deque[Job] = deque()
+        self.arrived = asyncio.Event()
+        sizes = [2**power for power in range(11)]
+        self.sizes = prometheus_client.Histogram(
+            "xlm_swcm_batch_texts", "Texts in a batch.", registry=registry, buckets=sizes
+        )
+        gauge = prometheus_client.Gauge("xlm_swcm_waiting_texts", "Texts that wait.", registry=registry)
+        gauge.set_function(self.count_waiting)
+
+    def count_waiting(self) -> int:
+        """Return the number of texts that wait."""
+        return sum(len(job.texts) for job in self.waiting)
+
+    async def translate(self, texts: list[str], options: dict, is_gone: Callable[[], Awaitable[bool]]) -> list:
+        """Wait for the translations. Raise an [`OverloadError`] if too many texts wait already."""
+        if self.count_waiting() + len(texts) > self.limits.waiting_texts:
+            raise OverloadError
+        answer = asyncio.get_running_loop().create_future()
+        job = Job(texts=texts, options=options, answer=answer, is_gone=is_gone)
+        self.waiting.append(job)
+        self.arrived.set()
+        try:
+            return await answer
+        finally:
+            # A request that reached its time limit can still wait.
+            with contextlib.suppress(ValueError):
+                self.waiting.remove(job)
+
+    async def run(self):
+        """Translate batches until this task is cancelled."""
+        while True:
+            await self.arrived.wait()
+            self.arrived.clear()
+            while self.waiting:
+                batch = self._take_batch()
+                gone = [job for job in batch if await job.is_gone()]
+                for job in gone:
+                    resolve(job, [])
+                if present := [job for job in batch if job not in gone]:
+                    await self._answer(present)
+
+    def _take_batch(self) -> list[Job]:
+        """Remove the oldest job and jobs with the same options from those that wait, and return them."""
+        first = self.waiting.popleft()
+        batch, size = [first], len(first.texts)
+        for job in list(self.waiting):
+            if job.options == first.options and size + len(job.texts) <= self.limits.batch_texts:
+                self.waiting.remove(job)
+                batch.append(job)
+                size += len(job.texts)
+        return batch
+
+    async def _answer(self, batch: list[Job]):
+        """Translate the texts of a batch and give each job its own translations."""
+        texts = [text for job in batch for text in job.texts]
+        self.sizes.observe(len(texts))
+        try:
+            translations = iter(await asyncio.to_thread(self.model, texts, **batch[0].options))
+        except Exception as error:
+            if len(batch) == 1:
+                resolve(batch[0], error)
+                return
+            # A wrong text must not harm the other requests.
+            for job in batch:
+                await self._answer([job])
+            return
+        for job in batch:
+            resolve(job, [next(translations) for _ in job.texts])
+
+
+def resolve(job: Job, answer: list | Exception):
+    """Answer a request, unless it has reached its time limit."""
+    if job.answer.done():
+        return
+    if isinstance(answer, Exception):
+        job.answer.set_exception(answer)
+    else:
+        job.answer.set_result(answer)
+
+
+class RequestLimits:
+    """Middleware that limits the size of bodies and the time of requests, and counts responses."""
+
+    def __init__(self, app, limits: Limits, registry: prometheus_client.CollectorRegistry):
+        self.app, self.limits = app, limits
+        self.seconds = prometheus_client.Histogram(
+            "xlm_swcm_request_seconds", "Time of a request by status code.", ["status"], registry=registry
+        )
+
+    async def __call__(self, scope, receive, send):
+        """Pass a request on, within the limits."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, size, status = time.perf_counter(), 0, 0
+
+        async def receive_limited():
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limits.body_bytes:
+                raise fastapi.HTTPException(
+                    413, f"The body has more than {self.limits.body_bytes} bytes. Send fewer or shorter texts."
+                )
+            return message
+
+        async def send_counted(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                await self.app(scope, receive_limited, send_counted)
+        except TimeoutError:
+            message = f"The request took more than {self.limits.seconds:g} seconds. Send fewer or shorter texts."
+            if not status:
+                response = fastapi.responses.JSONResponse({"detail": message}, 504)
+                await response(scope, receive, send_counted)
+        finally:
+            if scope["path"] == "/translate":
+                self.seconds.labels(status).observe(time.perf_counter() - start)
+
+
+def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None = None, threads: int = 0):
+    """
+    Make the ASGI application that serves an exported model. It has the routes `/translate`, `/health` and `/metrics`.
+
+    Args:
+        folder (`str` or `Path`, *optional*):
+            The folder that `xlm-swcm export` wrote. By default, the folder of this file.
+        limits ([`Limits`], *optional*): Limits of the server. By default, the defaults of [`Limits`].
+        threads (`int`, *optional*, defaults to 0): Number of CPU threads of the model. 0 means one thread per core.
+
+    Returns:
+        `fastapi.FastAPI`: the application.
+
+    Raises:
+        ValueError: if `folder` does not hold an exported model.
+    """
+    limits = limits or Limits()
+    model = ExportedModel(folder, threads)
+    registry = prometheus_client.CollectorRegistry()
+    batcher = Batcher(model, limits, registry)
+
+    @contextlib.asynccontextmanager
+    async def run_batcher(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(batcher.run())
+        yield
+        task.cancel()
+
+    app = fastapi.FastAPI(
+        title="xlm-swcm", description="Translate texts with an exported model.", lifespan=run_batcher
+    )
+    app.add_middleware(RequestLimits, limits=limits, registry=registry)
+
+    @app.exception_handler(fastapi.exceptions.RequestValidationError)
+    async def refuse(request: fastapi.Request, error: fastapi.exceptions.RequestValidationError):
+        # Without the input, which can be bytes that JSON cannot hold.
+        detail = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
+        return fastapi.responses.JSONResponse({"detail": detail}, 422)
+
+    @app.post("/translate", response_model_exclude_unset=True)
+    async def translate(body: TranslationRequest, request: fastapi.Request) -> TranslationResponse:
+        """Translate texts."""
+        if body.num_beams is not None and body.num_beams > limits.beams:
+            raise fastapi.HTTPException(400, f"num_beams must be at most {limits.beams} (got {body.num_beams}).")
+        if len(body.texts) > limits.waiting_texts:
+            raise fastapi.HTTPException(
+                413, f"A request has at most {limits.waiting_texts} texts (got {len(body.texts)}). Send fewer texts."
+            )
+        options = body.model_dump(exclude={"texts"}, exclude_none=True)
+        try:
+            answers = await batcher.translate(body.texts, options, request.is_disconnected)
+        except OverloadError as error:
+            raise fastapi.HTTPException(
+                503, "Too many texts wait for the model. Try again later.", headers={"Retry-After": "1"}
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise fastapi.HTTPException(400, str(error)) from error
+        except RuntimeError as error:
+            raise fastapi.HTTPException(500, str(error)) from error
+        if not body.return_scores:
+            return TranslationResponse(translations=answers)
+        return TranslationResponse(translations=[text for text, _ in answers], scores=[score for _, score in answers])
+
+    @app.get("/health")
+    async def health() -> dict:
+        """Return the languages of the model. The server is ready if it answers."""
+        return {"status": "ok", "languages": list(model.config["languages"])}
+
+    @app.get("/metrics", response_class=fastapi.responses.PlainTextResponse)
+    async def metrics() -> fastapi.Response:
+        """Return the metrics in the format of Prometheus."""
+        return fastapi.Response(
+            prometheus_client.generate_latest(registry), media_type=prometheus_client.CONTENT_TYPE_LATEST
+        )
+
+    return app
