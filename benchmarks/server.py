@@ -1,6 +1,6 @@
 """Measure `xlm-swcm serve` under load, beside one request at a time.
 
-    python benchmarks/server.py FOLDER --input zh.txt --source_lang zh --target_lang kk [--clients 32] [--requests 640]
+    python benchmarks/server.py --folder FOLDER --input zh.txt --source_lang zh --target_lang kk [--clients 32]
 
 FOLDER is an exported model. Each request has one line of the input. First, one client sends requests one after the
 other. Then many clients send requests at the same time. Then the same clients send requests while other clients send

@@ -170,7 +170,9 @@ def test_every_command_of_the_cli_parses(page, words):
 
 
 @pytest.mark.parametrize(
-    ("page", "words"), [case for case in COMMANDS if any(w.startswith("examples/") for w in case[1])], ids=command_id
+    ("page", "words"),
+    [case for case in COMMANDS if any(re.fullmatch(r"examples/\S+\.py", w) for w in case[1])],
+    ids=command_id,
 )
 def test_every_command_of_an_example_parses(page, words, monkeypatch, tmp_path):
     start = next(index for index, word in enumerate(words) if re.fullmatch(r"examples/\S+\.py", word))
