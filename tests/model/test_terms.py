@@ -55,6 +55,17 @@ def test_the_tokens_of_a_term_are_its_tokens_in_a_text(make_tokenizer, term, tex
         ), (text, tokenizer.tokenize(text), made)
 
 
+@pytest.mark.parametrize("term", ["སྒོར", "སྒོར་"])
+def test_the_last_token_of_a_tibetan_term_can_have_the_tsheg(term):
+    pieces = [(piece, -1.0) for piece in ("▁", "སྒ", "ོར", "ོར་", "་", ",", "(")]
+    tokenizer = xlm_roberta_tokenizer(pieces=pieces)
+    (made,) = Terms({"元": term}, tokenizer).terms.values()
+    tokens = [["སྒ", "ོར"], ["སྒ", "ོར་"]]
+    expected = {(*start, *ids) for start in ((), ("▁",)) for ids in tokens}
+    assert {tuple(tokenizer.convert_ids_to_tokens(variant)) for variant in made.variants} == expected
+    assert made.target == "སྒོར"
+
+
 def test_a_text_gets_the_bias_of_whole_terms_and_only_once(tokenizer):
     terms = Terms({"river": "no wind", "bank": "boat"}, tokenizer)
     found = torch.cat([terms.find(text) for text in ("the river", "a bank of the river", "a driver")])
