@@ -237,9 +237,9 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
 
     @contextlib.asynccontextmanager
     async def run_batcher(app: fastapi.FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(batcher.run())
+        app.state.worker = asyncio.create_task(batcher.run())
         yield
-        task.cancel()
+        app.state.worker.cancel()
 
     app = fastapi.FastAPI(
         title="xlm-swcm", description="Translate texts with an exported model.", lifespan=run_batcher
@@ -278,7 +278,9 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
 
     @app.get("/health")
     async def health() -> dict:
-        """Return the languages of the model. The server is ready if it answers."""
+        """Return the languages of the model, if the server can translate."""
+        if app.state.worker.done():
+            raise fastapi.HTTPException(503, "The server cannot translate any more. Start it again.")
         return {"status": "ok", "languages": list(model.config["languages"])}
 
     @app.get("/metrics", response_class=fastapi.responses.PlainTextResponse)

@@ -102,6 +102,17 @@ def test_health_and_metrics(client):
     assert client.get("/openapi.json").json()["paths"].keys() == {"/translate", "/health", "/metrics"}
 
 
+@with_learner
+def test_a_server_that_cannot_translate_is_not_healthy(exported, monkeypatch):
+    def fail(self):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Batcher, "_take_batch", fail)
+    with TestClient(create_app(exported, Limits(seconds=0.1), threads=1)) as client:
+        assert translate(client, ["no wind"]).status_code == 504
+        assert client.get("/health").status_code == 503
+
+
 class SlowModel:
     """A model that waits for `go` before its first batch, and refuses the text "bad"."""
 
