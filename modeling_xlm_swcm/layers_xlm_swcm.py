@@ -376,8 +376,13 @@ def make_prefix_mask(
     source_states: torch.Tensor,
     hidden_states: torch.Tensor,
     cache: EncoderDecoderCache | None,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """Return a mask of shape `(batch, 1, target_len, source_len + key_len)`, which is causal in the target."""
+    """
+    Return a mask of shape `(batch, 1, target_len, source_len + key_len)`, which is causal in the target.
+
+    With a `window`, a token reads only this many tokens of the target before it.
+    """
     for mask in (source_mask, target_mask):
         if mask is not None and mask.ndim != 2:
             raise ValueError(
@@ -388,7 +393,10 @@ def make_prefix_mask(
     past_length = cache.get_seq_length() if cache is not None else 0
     num_keys = cached_length(cache, past_length + length)
     queries = past_length + torch.arange(length, device=device)
-    target = torch.arange(num_keys, device=device) <= queries[:, None]  # (target_len, key_len)
+    distance = queries[:, None] - torch.arange(num_keys, device=device)  # (target_len, key_len)
+    target = distance >= 0
+    if window is not None:
+        target = target & (distance <= window)
     if target_mask is not None:
         padded = nn.functional.pad(target_mask.bool(), (0, num_keys - target_mask.shape[1]))
         target = target & padded[:, None, None]

@@ -115,8 +115,8 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
     ) -> Seq2SeqModelOutput:
         r"""
         decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
-            Positions of the target, where the first token has the position `pad_token_id + 1`. By default they count
-            the tokens in `decoder_attention_mask`, or else the tokens that are not padding.
+            Positions of the target. The first token has the position `config.padding_position + 1`. By default they
+            count the tokens in `decoder_attention_mask`, or else the tokens that are not padding.
         shared_embedding (`SharedEmbedding`, *optional*):
             Word embeddings that share one gradient with the output projection, for training.
         """
@@ -249,8 +249,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
     ) -> Seq2SeqLMOutput:
         r"""
         decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
-            Positions of the target, where the first token has the position `pad_token_id + 1`. By default they count
-            the tokens in `decoder_attention_mask`, or else the tokens that are not padding.
+            Positions of the target. The first token has the position `config.padding_position + 1`. By default they
+            count the tokens in `decoder_attention_mask`, or else the tokens that are not padding.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Token ids `<tgt> ... </s>`, padded on the right. The label -100 is ignored. By default `decoder_input_ids`
             are the labels shifted right. In training mode `logits` is None, unless `config.logits_in_training` is

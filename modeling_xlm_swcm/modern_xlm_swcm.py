@@ -30,7 +30,7 @@ from .linear_xlm_swcm import fast_linear
 from .loss_xlm_swcm import SharedEmbedding
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel
 from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
-from .positions_xlm_swcm import cached_length, position_ids_from_mask
+from .positions_xlm_swcm import position_ids_from_mask
 
 
 # Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
@@ -254,34 +254,32 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         cache: EncoderDecoderCache | None,
         position_ids: torch.LongTensor,
     ) -> tuple[dict[str, Context], None]:
-        """Return the mask, and the rotations of target and source, for each kind of layer."""
-        mask = make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache)
+        """
+        Return the mask, and the rotations of target and source, for each kind of layer.
+
+        In global layers the target continues the positions of the source, as one text. In local layers it starts at
+        position 0, so that the whole source is near, and it reads only the last tokens of the target.
+        """
+        masks = [
+            make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache, window)
+            for window in (None, self.config.sliding_window)
+        ]
         if encoder_attention_mask is None:
-            source_positions = torch.arange(source_states.shape[1], device=mask.device)[None]
-        else:
-            source_positions = position_ids_from_mask(encoder_attention_mask, self.config.padding_position)
-        window = self._make_window(position_ids, source_positions, cache)
-        masks = {"full_attention": mask, "sliding_attention": mask & window[:, None]}
+            encoder_attention_mask = torch.ones(source_states.shape[:2], dtype=torch.long, device=hidden_states.device)
+        source_positions = position_ids_from_mask(encoder_attention_mask, self.config.padding_position)
+        source_length = encoder_attention_mask.ne(0).sum(-1, keepdim=True)
+        kinds = {
+            "full_attention": (masks[0], position_ids + source_length),
+            "sliding_attention": (masks[1], position_ids),
+        }
         # The cached keys of a source are rotated.
         is_cached = cache is not None and cache.is_updated.get(0)
         contexts = {}
         for kind in set(self.config.layer_types):
+            mask, positions = kinds[kind]
             source_rotation = None if is_cached else self.rotary_emb(hidden_states, source_positions, kind)
-            contexts[kind] = (masks[kind], self.rotary_emb(hidden_states, position_ids, kind), source_rotation)
+            contexts[kind] = (mask, self.rotary_emb(hidden_states, positions, kind), source_rotation)
         return contexts, None
-
-    def _make_window(
-        self, position_ids: torch.LongTensor, source_positions: torch.LongTensor, cache: EncoderDecoderCache | None
-    ) -> torch.Tensor:
-        """Return a mask of shape `(batch, target_len, source_len + key_len)` of keys near the query."""
-        length, device = position_ids.shape[1], position_ids.device
-        past_length = cache.get_seq_length() if cache is not None else 0
-        queries = past_length + torch.arange(length, device=device)
-        keys = torch.arange(cached_length(cache, past_length + length), device=device)
-        near = self.config.sliding_window
-        target = queries[:, None] - keys <= near
-        source = (position_ids[:, :, None] - source_positions[:, None]).abs() <= near
-        return torch.cat([source, target.expand(len(source), -1, -1)], dim=-1)
 
 
 class XLMSWCMModernHeadTransform(nn.Module):

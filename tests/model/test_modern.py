@@ -33,20 +33,27 @@ def target() -> torch.Tensor:
 
 
 def encode_together(encoder: ModernBertModel, source: Batch, target: torch.Tensor) -> torch.Tensor:
-    """Run ModernBERT's layers over source and target as one sequence, in which the source cannot see the target."""
+    """
+    Run ModernBERT's layers over source and target as one sequence, in which the source cannot see the target.
+
+    In local layers the target starts at position 0, and reads the whole source and its own last tokens.
+    """
     mask, (rows, length) = source["attention_mask"], target.shape
-    places = torch.cat([mask.cumsum(-1) - 1, torch.arange(length).expand(rows, -1)], dim=1)
+    size, places = mask.shape[1], torch.arange(length).expand(rows, -1)
     tokens = torch.cat([mask, torch.ones_like(target)], dim=1).bool()
-    visible = torch.ones(places.shape[1], places.shape[1], dtype=torch.bool).tril()
-    visible[: mask.shape[1], : mask.shape[1]] = True
-    full = (visible & tokens[:, None])[:, None]
-    near = (places[:, :, None] - places[:, None]).abs() <= NEAR
-    masks = {"full_attention": full, "sliding_attention": full & near[:, None]}
+    visible = torch.ones(size + length, size + length, dtype=torch.bool).tril()
+    visible[:size, :size] = True
+    full = visible & tokens[:, None]
+    near = (torch.arange(size + length)[:, None] - torch.arange(size + length)).abs() <= NEAR
+    near[size:, :size] = True
+    after = {"full_attention": mask.sum(-1, keepdim=True), "sliding_attention": 0}
+    masks = {"full_attention": full[:, None], "sliding_attention": (full & near)[:, None]}
     states = encoder.embeddings(torch.cat([source["input_ids"], target], dim=1))
     for layer in encoder.layers:
-        rotation = encoder.rotary_emb(states, places, layer.attention_type)
-        states = layer(states, masks[layer.attention_type], rotation)
-    return encoder.final_norm(states)[:, mask.shape[1] :]
+        kind = layer.attention_type
+        rotation = encoder.rotary_emb(states, torch.cat([mask.cumsum(-1) - 1, places + after[kind]], dim=1), kind)
+        states = layer(states, masks[kind], rotation)
+    return encoder.final_norm(states)[:, size:]
 
 
 class TestComputation:
@@ -121,7 +128,7 @@ class TestTraining:
 
 
 def test_a_source_of_2048_tokens_is_read_in_training_and_generation():
-    """Only global layers read the first token from behind the window of local layers."""
+    """The first and the last token of the source are far outside the window of the encoder's local layers."""
     model = tiny_modern_model(weight_sharing="tied", num_hidden_layers=2, max_position_embeddings=2048)
     tokens = random_tokens(1, 2048)
     embeds = model.get_input_embeddings()(tokens).detach().requires_grad_()
