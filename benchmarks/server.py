@@ -1,4 +1,4 @@
-"""Measure `xlm-swcm serve` under load, beside one request at a time.
+"""Measure `xlm-swcm serve` for one client and for many clients at the same time.
 
     python benchmarks/server.py --folder FOLDER --input zh.txt --source_lang zh --target_lang kk [--clients 32]
 

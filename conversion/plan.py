@@ -150,7 +150,7 @@ def check_decoder(source: Encoder, options: ConversionOptions):
     if options.decoder not in kinds:
         raise ConversionError(
             f'decoder "{options.decoder}" is not available for {source.family.name}. Use decoder '
-            f'"{" or ".join(kinds)}", without normal_layer_interval, normal_layers, layer_map "interleaved" and '
+            f'"{" or ".join(kinds)}". Leave out normal_layer_interval, normal_layers, layer_map "interleaved" and '
             'decoder_init "silent".'
         )
 

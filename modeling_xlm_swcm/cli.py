@@ -366,7 +366,12 @@ def trim_command(
         typer.Option(metavar="N", help="Keep tokens that occur at least N times in the corpus. Default: not used."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(metavar="N", help="Maximum number of tokens to keep. Default: not used.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Maximum number of tokens to keep. A BPE tokenizer also keeps the tokens that these are merged from. "
+            "Default: not used.",
+        ),
     ] = None,
     coverage: Annotated[
         float | None,

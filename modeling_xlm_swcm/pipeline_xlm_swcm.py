@@ -55,12 +55,12 @@ class XLMSWCMPipeline(Pipeline):
             Number of inputs, or of sentences of a translation, in a batch.
         return_scores (`bool`, *optional*, defaults to `False`):
             Whether to add `score` and `num_tokens` to each output. The score is the mean log probability of the
-            generated tokens. The language tag does not count. `num_tokens` is the number of these tokens.
+            generated tokens. The language tag does not count. `num_tokens` is the number of counted tokens.
         terms (`dict` or `str`, *optional*):
             Target terms for source terms: a dict, or a file with a source term, a tab and a target term in each line.
-            If an input or sentence has a source term, its target term is encouraged. It is not forced.
+            If an input or sentence has a source term, its target term becomes more probable. It is not forced.
         terms_strength (`float`, *optional*, defaults to 2.0):
-            Bias of the tokens of target terms, in nats.
+            Bias of each token of a target term, in nats.
 
     Returns:
         `list`: for each input, a list of dicts, one for each returned sequence. The key is `translation_text`,

@@ -158,7 +158,7 @@ def join_texts(documents: list[list[str]], outputs: Iterable[str]) -> list[str]:
 
 def join_outputs(documents: list[list[str]], outputs: Iterable[Output]) -> list[Output]:
     """
-    Join the outputs for the sentences of each text: their texts as [`join_texts`] does, and the mean of their scores.
+    Join the outputs for the sentences of each text: texts as in [`join_texts`], scores as a mean over all tokens.
 
     Args:
         documents (`list[list[str]]`):
@@ -167,7 +167,7 @@ def join_outputs(documents: list[list[str]], outputs: Iterable[Output]) -> list[
             One output for each sentence, in the order of [`list_sentences`].
 
     Returns:
-        `list[Output]`: one output for each text. The score is the mean over all tokens.
+        `list[Output]`: one output for each text.
     """
     outputs = list(outputs)
     texts, remaining, joined = join_texts(documents, [output.text for output in outputs]), iter(outputs), []

@@ -72,12 +72,12 @@ class Terms:
         self.pattern = re.compile(pattern or "(?!)")
 
     def find(self, text: str) -> torch.Tensor:
-        """Return whether a source text has each term, of shape `(1, num_terms)`."""
+        """Return a mask of the terms that a source text has, of shape `(1, num_terms)`."""
         found = set(self.pattern.findall(simplify(text)))
         return torch.tensor([source in found for source in self.terms], dtype=torch.bool)[None]
 
     def list_missing(self, found: torch.Tensor, text: str) -> list[str]:
-        """Return the target terms that a generated text lacks, for a row of [`Terms.find`]."""
+        """Return the target terms that a generated text lacks. `found` is a row of [`Terms.find`]."""
         return [term.target for term in self._select(found) if term.form not in squeeze(text)]
 
     def _select(self, found: torch.Tensor) -> list[Term]:
@@ -107,8 +107,8 @@ class TermsLogitsProcessor(LogitsProcessor):
     """
     Add a bias to the tokens of terms that a text does not have yet.
 
-    A token that begins or continues a term gets `strength` more. If a text has begun a term, all other tokens lose the
-    bias that the begun term got. So a beam keeps the bias of whole terms only.
+    The score of a token that begins or continues a term grows by `strength`. If a text has begun a term, all other
+    tokens lose the bias that the begun term got. So a beam keeps only the bias of whole terms.
 
     Args:
         terms (`list[list[Term]]`):
@@ -141,7 +141,11 @@ class TermsLogitsProcessor(LogitsProcessor):
 
 
 def measure_progress(ids: list[int], variants: list[list[int]]) -> tuple[int, dict[int, int]]:
-    """Return how many tokens of a term end a text, and how many tokens of a term each next token would give."""
+    """
+    Return the length of the begun term at the end of a text, and the length that each next token would give it.
+
+    Lengths are in tokens. A next token that neither begins nor continues a term is left out.
+    """
     matches = [
         (length, variant[length])
         for variant in variants

@@ -120,7 +120,7 @@ class EncoderFamily:
             Kind of decoder layer -> module of the decoder layer -> module of an encoder layer of the model. A family
             without a kind has no decoder of this kind.
         final_norm (`str`, *optional*):
-            Norm after the last layer, in the encoder and in a copied decoder. Default: none.
+            Name of the norm after the last layer, in the encoder and in a copied decoder. By default, there is none.
         config_class (`type`, *optional*, defaults to [`XLMSWCMConfig`]):
             Config class of the model that the family becomes.
         config_fields (`dict[str, str]`):
@@ -139,7 +139,7 @@ class EncoderFamily:
             Function of the content of config.json. Returns why the encoder cannot be converted and what to use, or
             `None`.
         modernise (`Callable[[dict], dict]`, *optional*):
-            Function of the content of config.json. Returns it with the field names of the installed Transformers.
+            Function that renames old fields of config.json to the names in the installed Transformers.
     """
 
     name: str

@@ -62,8 +62,8 @@ def export(
     """
     Write a model as a folder with an OpenVINO graph, its tokenizer and a runtime that needs no PyTorch.
 
-    The folder holds `model.xml`, `model.bin`, `config.json`, `tokenizer.json` and the runtime: `xlm_swcm_runtime.py`
-    and the modules that it imports.
+    The folder holds `model.xml`, `model.bin`, `config.json`, `tokenizer.json`, the runtime and a server. The runtime
+    is `xlm_swcm_runtime.py` and the modules that it imports. The server is `xlm_swcm_server.py`.
 
     Args:
         folder (`str` or `PathLike`): The folder of a saved model and tokenizer.

@@ -159,12 +159,12 @@ class ExportedModel:
             batch_tokens (`int`, *optional*, defaults to 4096): Maximum size of a batch in tokens, with padding.
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return tuples of text and score. The score is the mean log probability of the generated
-                tokens, without the language tag. A text that is not generated has the score `None`.
+                tokens, without the language tag. A text without generated tokens has the score `None`.
             options: Keywords of [`~ExportedModel.generate`].
 
         Returns:
-            `list[str]`: The generated texts, without special tokens. With several return sequences, each item is a
-            list of texts. Text *k* joins text *k* of each sentence.
+            `list`: The generated texts, without special tokens. With several return sequences, each item is a list of
+            texts. Text *k* joins text *k* of each sentence.
 
         Raises:
             TypeError: if `texts` is not a list of strings.
@@ -317,7 +317,7 @@ class ExportedModel:
                 1 for tokens and 0 for padding. By default, it is computed from `input_ids`.
             forced_bos_token_id (`int`, *optional*): First token to generate, usually a language tag.
             max_new_tokens (`int`, *optional*): Maximum number of tokens to generate.
-            num_beams (`int`, *optional*): Number of beams. 1 means greedy decoding or sampling.
+            num_beams (`int`, *optional*): Number of beams. 1 means greedy decoding, or sampling with `do_sample`.
             length_penalty (`float`, *optional*):
                 Exponent of the length that divides the score of a beam. Larger values favour longer texts.
             num_return_sequences (`int`, *optional*):
@@ -326,18 +326,19 @@ class ExportedModel:
                 Length of token sequences that a text can have only once. 0 allows repetitions.
             repetition_penalty (`float`, *optional*):
                 Penalty for tokens that the text already has. 1 means no penalty.
-            do_sample (`bool`, *optional*): Whether to sample, without beams.
+            do_sample (`bool`, *optional*): Whether to sample. Needs `num_beams=1`.
             temperature (`float`, *optional*): Divisor of the scores for sampling.
             top_k (`int`, *optional*): Sample from this number of best tokens. 0 means all tokens.
             top_p (`float`, *optional*): Sample from the best tokens whose probabilities reach this sum.
-            seed (`int` or `np.random.Generator`, *optional*): Random seed for sampling. By default, each call differs.
+            seed (`int` or `np.random.Generator`, *optional*):
+                Random seed for sampling. By default, each call gives other samples.
             return_scores (`bool`, *optional*, defaults to `False`): Whether to also return scores.
 
         Returns:
             `np.ndarray` of shape `(batch * num_return_sequences, target_length)`: Token ids from the start token on,
             with padding. With `return_scores`, a tuple of these ids and the mean log probability of the generated
             tokens of each sequence. A forced token does not count. Penalties and sampling do not change the
-            probabilities. Without tokens, the score is NaN.
+            score. Without generated tokens, the score is NaN.
 
         Raises:
             ValueError: if an argument has a wrong shape or value.
@@ -570,6 +571,6 @@ def keep_best(k: int, scores: np.ndarray, *others: np.ndarray) -> list[np.ndarra
 
 
 def count_tokens(ids: np.ndarray, ends: list[int], is_forced: bool) -> np.ndarray:
-    """Return the number of tokens that each row has after the start token, up to the first end token."""
+    """Return the number of generated tokens of each row, up to the first end token. A forced token does not count."""
     is_end = np.isin(ids[:, 1:], ends)
     return np.where(is_end.any(1), is_end.argmax(1) + 1, is_end.shape[1]) - is_forced

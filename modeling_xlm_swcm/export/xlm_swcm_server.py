@@ -1,4 +1,4 @@
-"""Serve a model that `xlm-swcm export` wrote over HTTP, without PyTorch.
+"""Serve an exported model over HTTP, without PyTorch.
 
 Requirements: Python 3.11 or later, pip install openvino tokenizers numpy fastapi uvicorn prometheus-client
 
@@ -46,17 +46,17 @@ class Limits:
 
 
 class TranslationRequest(BaseModel):
-    """Texts to translate, with the options of the exported model."""
+    """Texts to translate, and options of the exported model."""
 
     model_config = ConfigDict(extra="forbid")
 
     texts: list[str] = Field(min_length=1, description="The source texts. Each is split into sentences.")
     src_lang: str | None = Field(None, description="Language of the sources.")
     tgt_lang: str | None = Field(None, description="Language to generate.")
-    split: bool | None = Field(None, description="Whether to split the texts. By default true for two languages.")
+    split: bool | None = Field(None, description="Whether to split the texts. Default: true if the languages differ.")
     num_beams: int | None = Field(None, ge=1, description="Number of beams. 1 means greedy decoding.")
     max_new_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of a sentence.")
-    length_penalty: float | None = Field(None, description="Exponent of the length. Larger values favour long texts.")
+    length_penalty: float | None = Field(None, description="Exponent of the length. Large values favour long texts.")
     return_scores: bool = Field(False, description="Whether to return the mean log probability of each translation.")
 
 
@@ -83,9 +83,9 @@ class Job:
 
 class Batcher:
     """
-    Translate the texts of requests that wait at the same time, and have the same options, in one batch.
+    Collect requests with the same options, and translate their texts in one batch.
 
-    The model runs one batch at a time. While it runs, other requests wait and form the next batch.
+    The model runs one batch at a time. Requests that wait while it runs form the next batch.
     """
 
     def __init__(self, model: ExportedModel, limits: Limits, registry: prometheus_client.CollectorRegistry):
@@ -104,7 +104,7 @@ class Batcher:
         return sum(len(job.texts) for job in self.waiting)
 
     async def translate(self, texts: list[str], options: dict, is_gone: Callable[[], Awaitable[bool]]) -> list:
-        """Wait for the translations. Raise an [`OverloadError`] if too many texts wait already."""
+        """Return the translations of texts. Raise an [`OverloadError`] if too many texts wait already."""
         if self.count_waiting() + len(texts) > self.limits.waiting_texts:
             raise OverloadError
         answer = asyncio.get_running_loop().create_future()
@@ -132,7 +132,7 @@ class Batcher:
                     await self._answer(present)
 
     def _take_batch(self) -> list[Job]:
-        """Remove the oldest job and jobs with the same options from those that wait, and return them."""
+        """Remove the oldest job and other jobs with the same options from the queue, and return them."""
         first = self.waiting.popleft()
         batch, size = [first], len(first.texts)
         for job in list(self.waiting):
@@ -180,7 +180,7 @@ class RequestLimits:
         )
 
     async def __call__(self, scope, receive, send):
-        """Pass a request on, within the limits."""
+        """Pass a request to the application, and apply the limits."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -248,7 +248,7 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def refuse(request: fastapi.Request, error: fastapi.exceptions.RequestValidationError):
-        # Without the input, which can be bytes that JSON cannot hold.
+        # The input is left out. It can be bytes, which JSON cannot hold.
         detail = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
         return fastapi.responses.JSONResponse({"detail": detail}, 422)
 
@@ -278,9 +278,9 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
 
     @app.get("/health")
     async def health() -> dict:
-        """Return the languages of the model, if the server can translate."""
+        """Return the languages of the model. Status 503 means that the server cannot translate."""
         if app.state.worker.done():
-            raise fastapi.HTTPException(503, "The server cannot translate any more. Start it again.")
+            raise fastapi.HTTPException(503, "The server cannot translate any more. Restart the server.")
         return {"status": "ok", "languages": list(model.config["languages"])}
 
     @app.get("/metrics", response_class=fastapi.responses.PlainTextResponse)

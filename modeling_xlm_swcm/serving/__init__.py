@@ -1,1 +1,1 @@
-"""Serve an exported model over HTTP: the command. The server itself travels with the exported model."""
+"""The command `xlm-swcm serve`. The server is in the folder of the exported model."""

@@ -54,7 +54,8 @@ def serve_command(
     with report_errors(debug):
         if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
             raise ConversionError(
-                f"The server needs {', '.join(missing)}. Install the package with its extra `serve`."
+                f"The server needs {', '.join(missing)}. Install xlm-swcm with the extra serve, for example with pip "
+                "install '.[serve]' in a clone."
             )
         import uvicorn
 
@@ -74,7 +75,7 @@ def serve_command(
             raise ConversionError(str(error)) from error
         address, port = listener.getsockname()[:2]
         make_console(stderr=True).print(
-            f"Serving {folder} on http://{address}:{port}. Options of a request: /docs. Stop: Ctrl-C."
+            f"Serving {folder} on http://{address}:{port}. See /docs for the fields of a request. Stop with Ctrl-C."
         )
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run([listener])
 

@@ -66,10 +66,10 @@ class GenerateArguments:
         default=None,
         metadata={
             "help": "File with a source term, a tab and a target term in each line. If a sentence has a source term, "
-            "its target term is encouraged. It is not forced. Missing terms are counted."
+            "its target term becomes more probable. It is not forced. A warning counts the missing terms."
         },
     )
-    terms_strength: float = field(default=2.0, metadata={"help": "Bias of the tokens of --terms, in nats."})
+    terms_strength: float = field(default=2.0, metadata={"help": "Bias of each token of a target term, in nats."})
     max_length: int | None = field(
         default=None,
         metadata={
@@ -243,7 +243,7 @@ def generate_lines(
     terms: Terms | None,
     found: dict[tuple[int, int], torch.Tensor],
 ) -> dict[tuple[int, int], list[Output]]:
-    """Generate `num_return_sequences` texts for each row, by the key of the row. Encourage the terms that it has."""
+    """Return `num_return_sequences` generated texts for each key of `rows`. `found` has the terms of each row."""
     options = {"forced_bos_token_id": tokenizer.get_lang_id(args.target_lang), "num_beams": args.num_beams}
     options |= {"num_return_sequences": args.num_return_sequences, "max_new_tokens": args.max_length}
     ends = model.generation_config.eos_token_id

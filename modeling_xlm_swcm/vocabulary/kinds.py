@@ -111,7 +111,7 @@ class Vocabulary:
         raise NotImplementedError
 
     def add_parts(self, kept: np.ndarray) -> np.ndarray:
-        """Return a mask of the kept tokens, and of all tokens without which text could not be segmented into them."""
+        """Return a mask of the kept tokens, and of all tokens that they are merged from."""
         return kept
 
     def text(self, piece: str) -> str:
@@ -239,7 +239,8 @@ def read_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, trims: bool =
     """
     Return the vocabulary of a tokenizer, or refuse a type of model whose tokens cannot be added and removed.
 
-    BPE tokens cannot be added. They can be removed if the characters that remain unknown become bytes.
+    BPE tokens cannot be added. If `trims`, a BPE tokenizer with byte fallback is accepted. It reads unknown characters
+    as bytes.
     """
     model = tokenizer.backend_tokenizer.model
     kind = type(model).__name__
