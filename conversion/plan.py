@@ -145,7 +145,7 @@ def plan_encoder_conversion(
 
 
 def check_decoder(source: Encoder, options: ConversionOptions):
-    """Check that the family has the kind of decoder."""
+    """Check that the family supports the decoder of the options."""
     kinds = {"paper" if block == "custom" else block for block in source.family.decoder_modules}
     if options.decoder not in kinds:
         raise ConversionError(

@@ -36,7 +36,7 @@ def plan_decoder_blocks(num_custom_layers: int, normal_layer_interval: int | Non
 
 
 class DecoderConfigMixin:
-    """Fields of the decoder, which are the same for every kind of encoder: their defaults and their checks."""
+    """Defaults and checks of the decoder's fields, which are the same for every kind of encoder."""
 
     block_types: tuple[str, ...] = ("custom", "normal")
     prefix_block = "prefix"

@@ -200,7 +200,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
 
     def _final_norm(self, hidden_states: torch.Tensor, tied_modules: list | None) -> torch.Tensor:
-        """Normalise the output of the last layer. Layers with post-LayerNorm have done it."""
+        """Return the normalised output of the last layer. Layers with post-LayerNorm have normalised it already."""
         return hidden_states
 
     def _make_masks(

@@ -45,7 +45,7 @@ class XLMSWCMEncoder(XLMRobertaModel):
         return [modules_of(layer) for layer in self.encoder.layer]
 
     def unread_modules(self) -> list[nn.Module]:
-        """Return the modules whose output no copied prefix decoder reads. It reads the input of each layer."""
+        """Return the modules whose output no copied prefix decoder reads. It reads only the inputs of the layers."""
         return [self.encoder.layer[-1]]
 
     def fills_cache_once(self) -> bool:

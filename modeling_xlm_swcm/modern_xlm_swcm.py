@@ -77,7 +77,7 @@ class XLMSWCMModernEncoder(ModernBertModel):
         return [*self.layers, self.final_norm]
 
     def unread_modules(self) -> list[nn.Module]:
-        """Return the modules whose output no copied decoder reads. It reads the input of each layer."""
+        """Return the modules whose output no copied decoder reads. A copied decoder reads the input of each layer."""
         return [self.layers[-1], self.final_norm]
 
     def fills_cache_once(self) -> bool:
@@ -221,7 +221,7 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         return {}
 
     def _final_norm(self, hidden_states: torch.Tensor, tied_modules: list | None) -> torch.Tensor:
-        """Normalise the output of the last layer."""
+        """Apply the final norm to the output of the last layer."""
         norm = self.final_norm if tied_modules is None else tied_modules[-1]
         return norm(hidden_states)
 
@@ -257,8 +257,9 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         """
         Return the mask, and the rotations of target and source, for each kind of layer.
 
-        In global layers the target continues the positions of the source, as one text. In local layers it starts at
-        position 0, so that the whole source is near, and it reads only the last tokens of the target.
+        In global layers, the positions of the target continue after the source, as in one text. In local layers, the
+        positions of the target start at 0, so that the whole source is near. A local layer reads only the last tokens
+        of the target.
         """
         masks = [
             make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache, window)

@@ -100,7 +100,7 @@ def output_projection(lm_head: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 class XLMSWCMPeftMixin:
     """
-    Name the layers for LoRA, and refuse to resize embeddings with trained tokens, which PEFT does not support.
+    Name the layers for LoRA. Refuse to resize embeddings with trained tokens, because PEFT cannot resize them.
 
     Attributes:
         lora_targets (`dict[str, list[str] | str]`):

@@ -364,7 +364,7 @@ class ExportedModel:
     def _search(
         self, input_ids: np.ndarray, mask: np.ndarray | None, options: dict, return_scores: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids and the sum of the log probabilities of each sequence, or zeros."""
+        """Return token ids, and the sum of log probabilities of each sequence if `return_scores`."""
         search = self._beam_search if options["num_beams"] > 1 else self._decode_rows
         with self._lock:
             try:
@@ -436,7 +436,7 @@ class ExportedModel:
         seed: int | np.random.Generator | None,
         **options,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Decode each row by itself: greedily, or with sampling."""
+        """Decode each row greedily or with sampling."""
         generator = np.random.default_rng(seed)
         rows = np.arange(batch * num_return_sequences)
         generated = np.full((len(rows), max_new_tokens + 1), self.config["pad_token_id"])
@@ -530,7 +530,7 @@ class ExportedModel:
         """
         Return scores, ids and log probabilities of next tokens, of shape `(rows, k)`.
 
-        Without penalties, the scores are the log probabilities. Only `forced` is possible if set.
+        Without penalties, the scores are the log probabilities. If `forced` is set, it is the only possible token.
         """
         top_scores, top_tokens = self._step(prefixes[:, -1], prefixes.shape[1] - 1, previous_row, k)
         if forced is not None:

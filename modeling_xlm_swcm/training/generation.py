@@ -290,7 +290,7 @@ def warn_of_missing_terms(
 
 
 def join_lines(documents: list[list[str]], outputs: list[Output], has_scores: bool) -> list[str]:
-    """Join the outputs for the sentences of each line, after the score of the line and a tab if `has_scores`."""
+    """Return the output lines. With `has_scores`, a line starts with its score and a tab."""
     lines = []
     for text, score, _ in join_outputs(documents, outputs):
         line = re.sub(r"[\r\n]+", " ", text)

@@ -219,7 +219,7 @@ class BPEVocabulary(Vocabulary):
         return [] if re.fullmatch("<0x[0-9A-F]{2}>", piece) else [(character, character) for character in piece]
 
     def add_parts(self, kept: np.ndarray) -> np.ndarray:
-        """Add the tokens that a kept token is merged from. Other merges never happen inside it."""
+        """Return a mask of the kept tokens, and of the tokens of all merges that build them."""
         ids, complete = {piece: token_id for token_id, (piece, _) in enumerate(self.pieces)}, kept.copy()
         for token_id in np.flatnonzero(kept):
             parts = [character for character, _ in self.split(self.pieces[token_id][0])]
@@ -247,8 +247,9 @@ def read_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, trims: bool =
     if trims and kind == "BPE" and model.byte_fallback and model.unk_token is not None:
         return BPEVocabulary(name, tokenizer)
     if kind not in KINDS:
+        bpe = ", or BPE with byte fallback" if trims else ""
         raise ConversionError(
-            f"The tokenizer of {name} has type {kind}, but this command needs a Unigram or WordPiece tokenizer. "
+            f"The tokenizer of {name} has type {kind}, but this command needs a Unigram or WordPiece tokenizer{bpe}. "
             "Convert the checkpoint without a change of its vocabulary. Or use a checkpoint with a Unigram or "
             "WordPiece tokenizer, for example XLM-R or mBERT."
         )
