@@ -231,10 +231,10 @@ def same_lines(written: np.ndarray, expected: np.ndarray) -> list[bool]:
 
 def same_next_tokens(runtime: ExportedModel, input_ids: np.ndarray, expected: np.ndarray) -> list[bool]:
     """Return which next tokens equal the expected ones, given the expected tokens before, without start and tag."""
-    runtime._read(input_ids)
+    runtime._searches.read(input_ids)
     same = []
     for place in range(expected.shape[1] - 1):
-        _, top_tokens = runtime._step(expected[:, place], place, np.arange(len(expected)), 1)
+        _, top_tokens = runtime._searches.step(expected[:, place], place, np.arange(len(expected)), 1)
         following = expected[:, place + 1]
         if place > 0:
             same += (top_tokens[:, 0] == following)[following != runtime.config["pad_token_id"]].tolist()

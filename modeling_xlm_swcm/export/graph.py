@@ -19,7 +19,7 @@ from modeling_xlm_swcm.layers_xlm_swcm import (
 )
 from modeling_xlm_swcm.modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 
-from .xlm_swcm_runtime import CORE
+from .xlm_swcm_search import CORE
 
 
 ACTIVATIONS = {

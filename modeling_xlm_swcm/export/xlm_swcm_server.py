@@ -170,6 +170,31 @@ def resolve(job: Job, answer: list | Exception):
         job.answer.set_result(answer)
 
 
+async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Callable[[], Awaitable[bool]]):
+    """Return the translations of a request, or raise the error with its status code."""
+    limits = batcher.limits
+    if body.num_beams is not None and body.num_beams > limits.beams:
+        raise fastapi.HTTPException(400, f"num_beams must be at most {limits.beams} (got {body.num_beams}).")
+    if len(body.texts) > limits.waiting_texts:
+        raise fastapi.HTTPException(
+            413, f"A request has at most {limits.waiting_texts} texts (got {len(body.texts)}). Send fewer texts."
+        )
+    options = body.model_dump(exclude={"texts"}, exclude_none=True)
+    try:
+        answers = await batcher.translate(body.texts, options, is_gone)
+    except OverloadError as error:
+        raise fastapi.HTTPException(
+            503, "Too many texts wait for the model. Try again later.", headers={"Retry-After": "1"}
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise fastapi.HTTPException(400, str(error)) from error
+    except RuntimeError as error:
+        raise fastapi.HTTPException(500, str(error)) from error
+    if not body.return_scores:
+        return TranslationResponse(translations=answers)
+    return TranslationResponse(translations=[text for text, _ in answers], scores=[score for _, score in answers])
+
+
 class RequestLimits:
     """Middleware that limits the size of bodies and the time of requests, and counts responses."""
 
@@ -255,26 +280,7 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
     @app.post("/translate", response_model_exclude_unset=True)
     async def translate(body: TranslationRequest, request: fastapi.Request) -> TranslationResponse:
         """Translate texts."""
-        if body.num_beams is not None and body.num_beams > limits.beams:
-            raise fastapi.HTTPException(400, f"num_beams must be at most {limits.beams} (got {body.num_beams}).")
-        if len(body.texts) > limits.waiting_texts:
-            raise fastapi.HTTPException(
-                413, f"A request has at most {limits.waiting_texts} texts (got {len(body.texts)}). Send fewer texts."
-            )
-        options = body.model_dump(exclude={"texts"}, exclude_none=True)
-        try:
-            answers = await batcher.translate(body.texts, options, request.is_disconnected)
-        except OverloadError as error:
-            raise fastapi.HTTPException(
-                503, "Too many texts wait for the model. Try again later.", headers={"Retry-After": "1"}
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise fastapi.HTTPException(400, str(error)) from error
-        except RuntimeError as error:
-            raise fastapi.HTTPException(500, str(error)) from error
-        if not body.return_scores:
-            return TranslationResponse(translations=answers)
-        return TranslationResponse(translations=[text for text, _ in answers], scores=[score for _, score in answers])
+        return await answer_request(body, batcher, request.is_disconnected)
 
     @app.get("/health")
     async def health() -> dict:

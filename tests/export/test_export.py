@@ -215,6 +215,6 @@ def test_the_command_lists_the_written_files(folder, tmp_path):
         assert str(output) in result.stdout and "model.bin (" in result.stdout and "kB)" in result.stdout
     assert {path.name for path in output.iterdir()} == {
         *("config.json", "model.xml", "model.bin", "tokenizer.json"),
-        *("xlm_swcm_runtime.py", "xlm_swcm_checks.py", "xlm_swcm_logits.py", "xlm_swcm_server.py"),
-        *("punctuation_xlm_swcm.py", "sentences_xlm_swcm.py"),
+        *("xlm_swcm_runtime.py", "xlm_swcm_checks.py", "xlm_swcm_logits.py", "xlm_swcm_search.py"),
+        *("xlm_swcm_server.py", "punctuation_xlm_swcm.py", "sentences_xlm_swcm.py"),
     }

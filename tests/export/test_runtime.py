@@ -18,7 +18,7 @@ from support.learners import TEXTS, UNSEEN
 from support.tags import with_tags
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
-from modeling_xlm_swcm.export import export, xlm_swcm_runtime
+from modeling_xlm_swcm.export import export, xlm_swcm_search
 from modeling_xlm_swcm.export.export import make_text_tokenizer
 from modeling_xlm_swcm.export.xlm_swcm_logits import filter_scores
 from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
@@ -163,8 +163,8 @@ def test_a_text_that_merges_to_a_special_token_is_refused(learner, runtime, monk
 
 def test_threads_get_the_texts_that_calls_get_alone(learner, exported, monkeypatch):
     made = []
-    create = xlm_swcm_runtime.create_infer_request
-    monkeypatch.setattr(xlm_swcm_runtime, "create_infer_request", lambda *args: made.append(create(*args)) or made[-1])
+    create = xlm_swcm_search.create_infer_request
+    monkeypatch.setattr(xlm_swcm_search, "create_infer_request", lambda *args: made.append(create(*args)) or made[-1])
     runtime = ExportedModel(exported, threads=1)
     calls = [
         ([*TEXTS, *UNSEEN][start : start + size], {"tgt_lang": language, "num_beams": beams})
@@ -204,8 +204,8 @@ def test_the_number_of_kept_kernels_is_limited(learner, exported, monkeypatch):
             options.append(given)
             return CORE.compile_model(graph, device, given)
 
-    CORE = xlm_swcm_runtime.CORE
-    monkeypatch.setattr(xlm_swcm_runtime, "CORE", Core())
+    CORE = xlm_swcm_search.CORE
+    monkeypatch.setattr(xlm_swcm_search, "CORE", Core())
     ExportedModel(exported, threads=1)
     assert [given["CPU_RUNTIME_CACHE_CAPACITY"] for given in options] == [64, 64]
 
@@ -222,7 +222,7 @@ def test_a_process_that_was_forked_after_a_load_is_refused(learner, exported, ru
 
 def test_a_call_after_an_interrupted_call_is_right(learner, runtime, monkeypatch):
     expected = runtime(TEXTS, src_lang="zh", tgt_lang="bo")
-    step, places = runtime._step, []
+    step, places = runtime._searches.step, []
 
     def interrupt(tokens, place, *args):
         places.append(place)
@@ -231,7 +231,7 @@ def test_a_call_after_an_interrupted_call_is_right(learner, runtime, monkeypatch
         return step(tokens, place, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "_step", interrupt)
+        patch.setattr(runtime._searches, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             runtime(UNSEEN, src_lang="zh", tgt_lang="kk")
     assert places == [0, 1, 2, 3]
@@ -475,6 +475,6 @@ def test_a_failure_of_openvino_is_one_sentence(learner, runtime, monkeypatch):
     def fail(*_):
         raise RuntimeError("Exception from src/inference:\nstd::bad_alloc")
 
-    monkeypatch.setattr(runtime, "_read", fail)
+    monkeypatch.setattr(runtime._searches, "read", fail)
     with pytest.raises(RuntimeError, match="^OpenVINO cannot run the model on sources of shape .1, 3. with 2 beams"):
         runtime.generate(np.full((1, 3), 5), num_beams=2)
