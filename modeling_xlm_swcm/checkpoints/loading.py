@@ -4,13 +4,14 @@ from os import PathLike
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
 
 from .encoder_tokenizers import check_rows
-from .errors import ConversionError, describe_cause, is_out_of_memory
+from .errors import ConversionError, describe_cause, is_out_of_memory, make_config_error
 from .inspection import read_model_config
 from .reading import check_dtypes, find_file, load_pretrained, read_tokenizer_config, read_weights
 from .tokenizer_files import check_tokenizer_fields, check_tokenizer_file
@@ -49,6 +50,11 @@ def load_model(source: str | PathLike, **options) -> XLMSWCMForConditionalGenera
                 f"The weights in {source} do not fit its config: {kind.replace('_', ' ')}, for example {key}. Convert "
                 "or download the checkpoint again."
             )
+    try:
+        # save_pretrained makes the same check, which is late after a training.
+        model.config.validate()
+    except StrictDataclassError as error:
+        raise make_config_error(str(source), error) from error
     return model
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -334,7 +335,8 @@ def save_weights(
         raise make_config_error(source.name, error) from error
     try:
         model.save_pretrained(folder, state_dict=tensors)
-    except (TypeError, ValueError) as error:
+    # Saving checks the fields once more, now with the implementation of attention.
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise make_config_error(source.name, error) from error
 
 

@@ -163,6 +163,8 @@ def change_field(path: Path, field: tuple[str, ...], value: object):
     ("command", "file", "field", "value", "message"),
     [
         ("trim", "tokenizer_config.json", "auto_map", [None, [], []], "auto_map in tokenizer_config.json of"),
+        ("trim", "config.json", "output_attentions", True, "The config of .* is invalid: .*'eager'"),
+        ("push", "config.json", "output_attentions", True, "The config of .* is invalid: .*'eager'"),
         ("push", "config.json", "chunk_size_feed_forward", None, "cannot generate: '>' not supported"),
     ],
 )
