@@ -144,7 +144,9 @@ def check_space(output: Path, size: int):
 
 def raise_write_error(output: Path, error: Exception):
     """Raise a `ConversionError` if the system refused to write the output."""
-    code, place = getattr(error, "errno", None), getattr(error, "filename", None)
+    code = getattr(error, "errno", None)
+    # A failed copy has two names: source and copy.
+    place = getattr(error, "filename2", None) or getattr(error, "filename", None)
     # The libraries in Rust name the number in their message.
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         code = int(found[1])
