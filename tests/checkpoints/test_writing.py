@@ -329,7 +329,7 @@ def test_another_file_system_is_a_fine_output(encoder_folder):
 
 def test_a_copy_onto_a_full_disk_names_the_output(tmp_path):
     output = tmp_path / "model"
-    with pytest.raises(ConversionError, match=f"^Cannot write {output}: No space left on device. Free some space"):
-        with whole_folder(output, 0, overwrite=False) as partial:
-            raise OSError(errno.ENOSPC, "No space left", "/elsewhere/code.py", None, str(partial / "code.py"))
+    message = f"^Cannot write {output}: No space left on device. Free some space"
+    with pytest.raises(ConversionError, match=message), whole_folder(output, 0, overwrite=False) as partial:
+        raise OSError(errno.ENOSPC, "No space left", "/elsewhere/code.py", None, str(partial / "code.py"))
     assert contents(tmp_path) == {}
