@@ -83,7 +83,9 @@ class TestComputation:
         is_token = batch["attention_mask"].bool()
         for model in models:
             assert torch.equal(model.get_encoder()(**batch).last_hidden_state[is_token], states[is_token])
-            assert_close(logits_of(model, **batch, decoder_input_ids=target), expected)
+            # The longer sequence is summed in another order.
+            logits = logits_of(model, **batch, decoder_input_ids=target)
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
     def test_eager_attention_and_a_mask_of_ones_change_nothing(self, model, source, target):
         expected = logits_of(model, **source, decoder_input_ids=target)
