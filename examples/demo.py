@@ -36,7 +36,7 @@ class DemoArguments:
     )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder for all output."})
     phrases: int = field(default=8000, metadata={"help": "Number of Chinese phrases to compose."})
-    steps: int = field(default=320, metadata={"help": "Fine-tuning steps of each model."})
+    steps: int = field(default=360, metadata={"help": "Fine-tuning steps of each model."})
     batch_size: int = field(default=32, metadata={"help": "Pairs per batch."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     encoder_steps: int = field(default=600, metadata={"help": "Training steps of the encoder with --base scratch."})
