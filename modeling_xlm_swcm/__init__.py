@@ -34,15 +34,20 @@ __all__ = [
     "XLMSWCMTokenizer",
 ]
 
-AutoConfig.register(XLMSWCMConfig.model_type, XLMSWCMConfig, exist_ok=True)
-AutoModel.register(XLMSWCMConfig, XLMSWCMModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(XLMSWCMConfig, XLMSWCMForConditionalGeneration, exist_ok=True)
-AutoTokenizer.register(XLMSWCMConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
-
-# A saved checkpoint contains the code of these classes, so that it loads without this package.
-XLMSWCMConfig.register_for_auto_class()
-XLMSWCMModel.register_for_auto_class("AutoModel")
-XLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+# A saved checkpoint contains the code of the registered classes, so that it loads without this package.
+for _config, _model, _generator in (
+    (XLMSWCMConfig, XLMSWCMModel, XLMSWCMForConditionalGeneration),
+    (XLMSWCMModernConfig, XLMSWCMModernModel, XLMSWCMModernForConditionalGeneration),
+    # Checkpoints that are converted from the authors' release.
+    (ReleasedXLMSWCMConfig, ReleasedXLMSWCMModel, ReleasedXLMSWCMForConditionalGeneration),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(_config, _generator, exist_ok=True)
+    AutoTokenizer.register(_config, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")
+    _generator.register_for_auto_class("AutoModelForSeq2SeqLM")
 XLMSWCMTokenizer.register_for_auto_class("AutoTokenizer")
 
 
@@ -54,21 +59,3 @@ def _fill_card(*args, **kwargs) -> str:
 
 # Only the package can fill the model card, so remote code pushes Transformers' own card.
 XLMSWCMPreTrainedModel.fill_card = staticmethod(_fill_card)
-
-# Register the classes with the layers of ModernBERT.
-AutoConfig.register(XLMSWCMModernConfig.model_type, XLMSWCMModernConfig, exist_ok=True)
-AutoModel.register(XLMSWCMModernConfig, XLMSWCMModernModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(XLMSWCMModernConfig, XLMSWCMModernForConditionalGeneration, exist_ok=True)
-AutoTokenizer.register(XLMSWCMModernConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
-XLMSWCMModernConfig.register_for_auto_class()
-XLMSWCMModernModel.register_for_auto_class("AutoModel")
-XLMSWCMModernForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
-
-# Register the classes for checkpoints that are converted from the authors' release.
-AutoConfig.register(ReleasedXLMSWCMConfig.model_type, ReleasedXLMSWCMConfig, exist_ok=True)
-AutoModel.register(ReleasedXLMSWCMConfig, ReleasedXLMSWCMModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(ReleasedXLMSWCMConfig, ReleasedXLMSWCMForConditionalGeneration, exist_ok=True)
-AutoTokenizer.register(ReleasedXLMSWCMConfig, tokenizer_class=XLMSWCMTokenizer, exist_ok=True)
-ReleasedXLMSWCMConfig.register_for_auto_class()
-ReleasedXLMSWCMModel.register_for_auto_class("AutoModel")
-ReleasedXLMSWCMForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")

@@ -164,7 +164,7 @@ class XLMSWCMAttention(nn.Module):
     def _cache_target(
         self, key: torch.Tensor, value: torch.Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values of the target, and return those of all tokens so far."""
+        """Append keys and values of the target, and return the keys and values of all tokens so far."""
         return (key, value) if cache is None else cache.self_attention_cache.update(key, value, self.layer_idx)
 
 

@@ -202,7 +202,7 @@ def test_terms_change_only_the_sentences_that_have_them(load, tmp_path, options)
         assert ["boat" in text for text in written] == [True, False, False, False, True]
         assert ["heron" in text for text in written] == [False, False, False, True, True]
         assert written[1:3] == plain[1:3]
-    # Without strength, the model writes what it knows.
+    # With a tiny strength, the output does not change.
     assert [answer["translation_text"] for answer in translate(TEXTS, terms_strength=1e-9)] == plain[:-1]
     assert not any(term in text for text in plain for term in ("boat", "heron"))
 
