@@ -28,9 +28,9 @@ if [ -n "$quick" ]; then
         sed -E '/^experiments/i dev_lines: 4\ntest_lines: 4' | sed -E '/^- \{/d' >"$plan"
 fi
 
-part speed 200 "$python" "$here/speed.py" --only gpu-training gpu-loss gpu-decoding --rounds 1 $quick
+part speed 500 "$python" "$here/speed.py" --only gpu-loss gpu-decoding gpu-training --rounds 1 $quick
 # The tests measure nothing, so they run beside the ablation.
-part tests 200 "$python" -m pytest -q -m gpu "$here/../tests/model/test_gpu.py" &
+part tests 400 "$python" -m pytest -q -m gpu "$here/../tests/model/test_gpu.py" &
 part ablation 480 timeout "${LIMIT:-480}" "$python" "$here/ablation/run.py" "$plan" --data "$data" \
     --encoder "$encoder" --output_dir "$output/ablation" --jobs "${JOBS:-10}"
 "$python" "$here/ablation/report.py" "$output/ablation" >"$output/report.log" 2>&1 || tail -n 3 "$output/report.log"

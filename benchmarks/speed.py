@@ -60,7 +60,8 @@ TORCHAO = {"init, int8 (torchao)": dict(model="init", weights="int8, torchao", n
 STATIC = {name: options | dict(cache_implementation="static") for name, options in BOTH.items()}
 GPU_MODELS = BOTH | {"EncoderDecoder": dict(model="EncoderDecoder")}
 GPU_DECODERS = GPU_MODELS | PREFIX
-LOSSES = ["logits", "chunks", *(["Liger"] if is_liger_kernel_available() else [])]
+LOSSES = {kind: dict(kind=kind) for kind in ("logits", "chunks", *(["Liger"] if is_liger_kernel_available() else []))}
+LOSSES |= {f"chunks of 2^{power}": dict(kind="chunks", max_logits=2**power) for power in (25, 26, 27, 28, 29)}
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))
 TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
 SIZE = {"file_gb": "file GB", "million_parameters": "million parameters"}
@@ -86,7 +87,7 @@ PARTS = {
     "gpu-static": ("decode_gpu", STATIC, 1, GPU_DECODING),
     "gpu-loss": (
         "loss_gpu",
-        {kind: dict(kind=kind) for kind in LOSSES},
+        LOSSES,
         None,
         {"milliseconds": "milliseconds", "peak_gb": "peak GB"},
     ),

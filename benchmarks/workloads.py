@@ -189,7 +189,7 @@ def decode_gpu(model: str, quick: bool, **options) -> dict:
     return {name: GPU_BATCHES[name] * new / value for name, value in seconds.items()}
 
 
-def loss_gpu(kind: str, quick: bool) -> dict:
+def loss_gpu(kind: str, quick: bool, max_logits: int | None = None) -> dict:
     """Measure the milliseconds of the loss and all its gradients in bfloat16 for 4,096 tokens."""
     device, (tokens, words) = find_gpu(quick), (8, 5000) if quick else (4096, WORDS)
     states = torch.randn(tokens, 768, device=device, dtype=torch.bfloat16, requires_grad=True)
@@ -204,7 +204,7 @@ def loss_gpu(kind: str, quick: bool) -> dict:
             return liger_fused_linear_cross_entropy(states, weight, labels, bias)
         if kind == "logits":
             return cross_entropy(nn.functional.linear(states, weight, bias), labels, words)
-        return linear_cross_entropy(states, weight, bias, labels)
+        return linear_cross_entropy(states, weight, bias, labels, max_logits=max_logits)
 
     return {"milliseconds": 1000 * seconds_of(lambda: loss().backward(), 1 if quick else 10)}
 

@@ -10,8 +10,9 @@ from .linear_xlm_swcm import compute_dtype
 
 
 IGNORE_INDEX = -100
-# Number of logits in a chunk: 128 MiB in float32.
-MAX_LOGITS = 2**25
+# Number of logits in a chunk: 128 MiB in float32 on a CPU. Larger chunks are faster on a GPU, because each chunk adds
+# to the gradient of the weight.
+MAX_LOGITS, MAX_LOGITS_GPU = 2**25, 2**27
 # Number of rows of the weight's gradient in a block of `ChunkBuffer.add_product`.
 ROWS_PER_BLOCK = 2**10
 # Bound on the sums of a float16 product. The largest float16 number is 65504.
@@ -64,7 +65,7 @@ def linear_cross_entropy(
     labels: torch.LongTensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
-    max_logits: int = MAX_LOGITS,
+    max_logits: int | None = None,
     **kwargs,
 ) -> torch.Tensor:
     r"""
@@ -86,8 +87,9 @@ def linear_cross_entropy(
             Divisor of the summed loss. By default the number of labels that are not ignored.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Share of each label that is spread over the whole vocabulary.
-        max_logits (`int`, *optional*, defaults to 33554432):
-            Maximum number of logits in a chunk. A chunk has at least one token.
+        max_logits (`int`, *optional*):
+            Maximum number of logits in a chunk. A chunk has at least one token. By default 2^25 on a CPU and 2^27 on
+            other devices.
         kwargs (*optional*):
             Other keywords of Transformers' loss functions. They are ignored.
 
@@ -108,6 +110,8 @@ def linear_cross_entropy(
         hidden_states, labels = hidden_states[kept], labels[kept]
     if not torch.is_grad_enabled():
         weight, bias = weight.detach(), bias.detach()
+    if max_logits is None:
+        max_logits = MAX_LOGITS if device.type == "cpu" else MAX_LOGITS_GPU
     chunk_size = max(1, max_logits // len(weight))
     num_chunks = max(1, -(-len(labels) // chunk_size))
     with torch.autocast(device.type, enabled=False):
