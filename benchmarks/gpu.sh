@@ -5,7 +5,8 @@
 #
 # DATA has software.tsv, ENCODER is the encoder of benchmarks/ablation/real_gpu.yaml. --quick runs the same parts with
 # tiny settings, also on a CPU. PYTHON selects the Python. PARTS selects the parts. JOBS is the number of runs of the
-# ablation at a time, and LIMIT is its time in seconds: the report has the runs that have ended by then.
+# ablation at a time, ENTRIES selects entries of its plan, and LIMIT is its time in seconds: the report has the runs that
+# have ended by then.
 set -euo pipefail
 data=$1 encoder=$2 output=$3 quick=${4:-}
 python=${PYTHON:-python3} here=$(dirname "$0") parts=" ${PARTS:-speed tests ablation} "
@@ -32,6 +33,6 @@ part speed 500 "$python" "$here/speed.py" --only gpu-loss gpu-decoding gpu-train
 # The tests measure nothing, so they run beside the ablation.
 part tests 400 "$python" -m pytest -q -m gpu "$here/../tests/model/test_gpu.py" &
 part ablation 480 timeout "${LIMIT:-480}" "$python" "$here/ablation/run.py" "$plan" --data "$data" \
-    --encoder "$encoder" --output_dir "$output/ablation" --jobs "${JOBS:-10}"
+    --encoder "$encoder" --output_dir "$output/ablation" --jobs "${JOBS:-10}" ${ENTRIES:+--entries $ENTRIES}
 "$python" "$here/ablation/report.py" "$output/ablation" >"$output/report.log" 2>&1 || tail -n 3 "$output/report.log"
 wait

@@ -91,6 +91,12 @@ class Plan:
             plan.check_experiment(experiment, path)
         return plan
 
+    def keep_entries(self, numbers: list[int]):
+        """Keep the entries with these numbers, in this order. Raise a [`DataError`] if an entry does not exist."""
+        if unknown := set(numbers) - set(range(1, len(self.experiments) + 1)):
+            raise DataError(f"--entries must be between 1 and {len(self.experiments)} (got {min(unknown)}).")
+        self.experiments = [self.experiments[number - 1] for number in numbers]
+
     def check_experiment(self, experiment: Experiment, path: Path):
         """Raise a [`DataError`] if an experiment has unknown parts, or parts that do not fit."""
         variant, stage, task, _, setting = experiment

@@ -222,6 +222,9 @@ def main():
     parser.add_argument(
         "--jobs", type=int, default=1, help="Number of runs at a time, with one thread each. Default: 1."
     )
+    parser.add_argument(
+        "--entries", type=int, nargs="+", help="Entries of the plan to run, counted from 1. Default: all."
+    )
     args = parser.parse_args()
     try:
         if torch.cuda.device_count() > 1:
@@ -234,6 +237,8 @@ def main():
 def run_plan(args: argparse.Namespace):
     """Do all runs of a plan, and write the report."""
     plan, output = Plan.load(args.plan), args.output_dir
+    if args.entries:
+        plan.keep_entries(args.entries)
     planned = list(itertools.chain.from_iterable(plan.experiment_lists()))
     tasks = sorted({task for _, _, task, _, _ in planned})
     plan.origins = {name: digest(*(args.data / file for file in TASKS[name].files)) for name in tasks}
