@@ -58,7 +58,6 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
         "AutoModel": "modern_xlm_swcm.XLMSWCMModernModel",
         "AutoModelForSeq2SeqLM": "modern_xlm_swcm.XLMSWCMModernForConditionalGeneration",
     }
-    export_problem = "has the layers of ModernBERT, which cannot be exported. Use it with Transformers."
     keys_to_ignore_at_inference = ["cache", "past_key_values"]
     # Code that all models share reads XLM-R's names.
     attribute_map = {"hidden_act": "hidden_activation", "attention_probs_dropout_prob": "attention_dropout"}
@@ -88,6 +87,14 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
     def padding_position(self) -> int:
         """`int`: Position of padding. The first token has position 0."""
         return -1
+
+    @property
+    def export_problem(self) -> str | None:
+        """`str` or `None`: Why `xlm-swcm export` refuses a model, and what to do."""
+        types = {self.rope_parameters[kind]["rope_type"] for kind in set(self.layer_types)}
+        if changing := sorted(types & {"dynamic", "longrope"}):
+            return f"has rotary positions of type {changing[0]}, which cannot be exported. Use it with Transformers."
+        return None
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the config of a part. The decoder caches all keys, because its masks hide keys that are too far."""

@@ -85,6 +85,7 @@ def export(
     # OpenVINO is an optional dependency.
     try:
         from .graph import ACTIVATIONS, write_graph
+        from .modern_graph import BUILDERS
     except ImportError as error:
         raise ConversionError(
             "The installed OpenVINO is too old or damaged. Install it again with pip install -U openvino."
@@ -97,15 +98,17 @@ def export(
     model = load_model(folder)
     check_cache(model, str(folder))
     tokenizer = load_tokenizer(folder, model.config.vocab_size)
-    if model.config.hidden_act not in ACTIVATIONS:
-        raise ConversionError(
-            f'hidden_act in config.json of {folder} is "{model.config.hidden_act}", which cannot be exported. Use a '
-            f"model with one of: {', '.join(ACTIVATIONS)}."
-        )
+    build = BUILDERS[model.config.model_type]
+    for name in build.activation_fields:
+        if (activation := getattr(model.config, name)) not in ACTIVATIONS:
+            raise ConversionError(
+                f'{name} in config.json of {folder} is "{activation}", which cannot be exported. Use a model with one '
+                f"of: {', '.join(ACTIVATIONS)}."
+            )
     config = make_runtime_config(folder, model, tokenizer, quantize)
     size = model.num_parameters() * (1 if quantize == "int8" else 4)
     with whole_folder(output, size, overwrite) as partial:
-        write_graph(model.float(), quantize == "int8", partial / "model.xml", output)
+        write_graph(build(model.float(), quantize == "int8"), partial / "model.xml", output)
         (partial / "tokenizer.json").write_text(make_text_tokenizer(tokenizer), encoding="utf-8")
         config["sha256"] = {path.name: checksum(path) for path in sorted(partial.iterdir())}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,6 @@ from modeling_xlm_swcm.layers_xlm_swcm import (
     AttentionModules,
     FeedForwardModules,
     XLMSWCMAttention,
-    XLMSWCMDecoderLayer,
     XLMSWCMFeedForward,
     modules_of,
 )
@@ -31,7 +30,7 @@ ACTIVATIONS = {
 
 
 @torch.no_grad()
-def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path, output: Path):
+def write_graph(builder: "GraphBuilder", path: Path, output: Path):
     """
     Write encoder and decoder as one graph, so that shared weights are stored once.
 
@@ -46,16 +45,16 @@ def write_graph(model: XLMSWCMForConditionalGeneration, int8: bool, path: Path, 
       row of the cache that each row continues.
     - Outputs: `logits` of shape `(rows, vocab_size)`, and `top_scores` and `top_tokens` of shape `(rows, k)`.
 
+    The positions are the learned positions of XLM-R. Other builders ignore them.
+
     Args:
-        model (`XLMSWCMForConditionalGeneration`): The model, in float32.
-        int8 (`bool`): Store matrices as int8 with a scale for each row.
+        builder (`GraphBuilder`): The builder of the model.
         path (`Path`): The `.xml` file to write. The weights are written to a `.bin` file beside it.
         output (`Path`): The folder that errors name.
 
     Raises:
         ConversionError: if OpenVINO cannot write the files.
     """
-    builder = GraphBuilder(model, int8)
     encoder_results, encoder_inputs = builder.build_encoder()
     decoder_results, states, decoder_inputs = builder.build_decoder()
     graph = Model(encoder_results + decoder_results, states, encoder_inputs + decoder_inputs, "xlm_swcm")
@@ -91,105 +90,132 @@ def make_additive_mask(mask: Node) -> Node:
 
 class GraphBuilder:
     """
-    Build the nodes of the graph and store each weight once.
+    Build the nodes of the graph and store each weight once. This class builds the layers of XLM-R.
 
     Args:
         model (`XLMSWCMForConditionalGeneration`): The model, in float32.
         int8 (`bool`): Store matrices as int8 with a scale for each row.
     """
 
+    # Fields of the config with keys of ACTIVATIONS.
+    activation_fields: tuple[str, ...] = ("hidden_act",)
+
     def __init__(self, model: XLMSWCMForConditionalGeneration, int8: bool):
         self.config, self.model = model.config, model
         self.encoder_modules, self.decoder_modules = model.model.encoder, model.model.decoder
         self.head_dim = self.config.hidden_size // self.config.num_attention_heads
         self.activation = ACTIVATIONS[self.config.hidden_act]
+        self.head_activation = ACTIVATIONS["gelu"]
         self.int8 = int8
         self.stored: dict[int, list[Node]] = {}
+        self.states: list[Node] = []
+        self.previous_row = named_parameter("previous_row", [-1], np.int32)
 
     def build_encoder(self) -> tuple[list[Node], list[Node]]:
         """Return the results and inputs of the encoder."""
         names = ("input_ids", "attention_mask", "position_ids")
         inputs = [named_parameter(name, [-1, -1]) for name in names]
         tokens, mask, positions = inputs
-        x, mask = self.embed(tokens, positions), make_additive_mask(mask)
+        x, context = self.embed(tokens, positions), self.encoder_context(mask)
         results = []
-        for index, layer in enumerate(self.encoder_modules.encoder.layer):
+        for index in range(self.config.num_hidden_layers):
             if self.config.has_prefix_decoder:
-                results += self.source_cache(index, x, self.prefix_weights(index)[0])
-            attention, ffn = modules_of(layer)
-            query, key, value = (
-                self.split_heads(self.linear(x, projection))
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            attended = self.merge_heads(op.scaled_dot_product_attention(query, key, value, mask))
-            x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
-            x = self.feed_forward(x, ffn)
+                results += self.source_cache(index, *self.prefix_keys_and_values(index, x, context))
+            x = self.encoder_layer(index, x, context)
         if not self.config.has_prefix_decoder:
             for index, layer in enumerate(self.decoder_modules.layers):
-                results += self.source_cache(index, x, layer.cross_attn)
+                results += self.source_cache(index, *self.keys_and_values(x, layer.cross_attn))
         return results, inputs
 
-    def source_cache(self, index: int, x: Node, attention: XLMSWCMAttention | AttentionModules) -> list[Node]:
+    def encoder_context(self, mask: Node) -> Any:
+        """Return what all encoder layers read: the mask."""
+        return make_additive_mask(mask)
+
+    def encoder_layer(self, index: int, x: Node, context: Any) -> Node:
+        """Apply an encoder layer."""
+        attention, ffn = modules_of(self.encoder_modules.get_layers()[index])
+        query, (key, value) = self.split_heads(self.linear(x, attention.q_proj)), self.keys_and_values(x, attention)
+        attended = self.merge_heads(op.scaled_dot_product_attention(query, key, value, context))
+        x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
+        return self.feed_forward(x, ffn)
+
+    def keys_and_values(self, x: Node, attention: XLMSWCMAttention | AttentionModules) -> tuple[Node, Node]:
+        """Return keys and values of shape `(batch, heads, length, head_dim)`."""
+        key, value = (self.split_heads(self.linear(x, module)) for module in (attention.k_proj, attention.v_proj))
+        return key, value
+
+    def prefix_keys_and_values(self, index: int, x: Node, context: Any) -> tuple[Node, Node]:
+        """Return keys and values of the source for a layer of a prefix decoder."""
+        return self.keys_and_values(x, self.prefix_weights(index)[0])
+
+    def source_cache(self, index: int, keys: Node, values: Node) -> list[Node]:
         """Return the results with keys and values of the source for a decoder layer."""
-        keys = self.split_heads(self.linear(x, attention.k_proj), order=(0, 2, 3, 1))
-        values = self.split_heads(self.linear(x, attention.v_proj))
+        keys = op.transpose(keys, np.array([0, 1, 3, 2]))
         return [named_result(f"source_keys.{index}", keys), named_result(f"source_values.{index}", values)]
 
     def prefix_weights(
         self, index: int
     ) -> tuple[XLMSWCMAttention | AttentionModules, XLMSWCMFeedForward | FeedForwardModules]:
         """Return the modules of a prefix decoder layer."""
-        return self.decoder_modules.layers[index].weights(self.encoder_modules.encoder.layer[index])
+        return self.decoder_modules.layers[index].weights(self.encoder_modules.get_layers()[index])
 
     def build_decoder(self) -> tuple[list[Node], list[Node], list[Node]]:
         """Return the results, states and inputs of one decoder step."""
         token, position = (named_parameter(name, [-1, 1]) for name in ("token", "position"))
-        previous_row = named_parameter("previous_row", [-1], np.int32)
         source_mask, k = named_parameter("source_mask", [-1, -1]), named_parameter("k", [], np.int32)
-        inputs = [token, position, previous_row, source_mask, k]
-        states: list[Node] = []
-        x, mask = self.embed(token, position), make_additive_mask(source_mask)
-        for index, layer in enumerate(self.decoder_modules.layers):
-            heads, head_dim = self.config.num_attention_heads, self.head_dim
+        inputs = [token, position, self.previous_row, source_mask, k]
+        x, context = self.embed(token, position), self.decoder_context(source_mask)
+        heads, head_dim = self.config.num_attention_heads, self.head_dim
+        for index in range(len(self.decoder_modules.layers)):
             source = (
                 named_parameter(f"keys.{index}", [-1, heads, head_dim, -1], np.float32),
                 named_parameter(f"values.{index}", [-1, heads, -1, head_dim], np.float32),
             )
             inputs += source
-            is_prefix = self.config.has_prefix_decoder
-            attention, ffn = self.prefix_weights(index) if is_prefix else (layer.self_attn, None)
-            query, key, value = (
-                self.split_heads(self.linear(x, projection))
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            target = [
-                self.append_to_cache(f"{name}.{index}", new, previous_row, states)
-                for name, new in (("keys", key), ("values", value))
-            ]
-            if is_prefix:
-                attended = self.attend_jointly(query, source, target, mask)
-            else:
-                attended = self.merge_heads(op.scaled_dot_product_attention(query, *target))
-            x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
-            x = self.feed_forward(x, ffn) if is_prefix else self.rest_of_layer(x, layer, source, mask)
-        transform = self.model.lm_head_transform
+            x = self.decoder_layer(index, x, source, context)
+        x, transform = self.final_norm(x), self.model.lm_head_transform
         if transform is not None:
-            x = self.normalise(op.gelu(self.linear(x, transform.dense), "erf"), transform.layer_norm)
+            x = self.normalise(self.head_activation(self.linear(x, transform.dense)), transform.layer_norm)
         logits = op.squeeze(self.linear(x, self.model.lm_head), [1])
         top = op.topk(logits, k, 1, "max", "value", index_element_type="i32")
         outputs = {"logits": logits, "top_scores": top.output(0), "top_tokens": top.output(1)}
-        return [named_result(name, node) for name, node in outputs.items()], states, inputs
+        return [named_result(name, node) for name, node in outputs.items()], self.states, inputs
 
-    def append_to_cache(self, name: str, new: Node, previous_row: Node, states: list[Node]) -> Node:
-        """Append keys or values to a state of the graph, and return the keys or values of all tokens so far."""
-        rows = op.shape_of(previous_row)
+    def decoder_context(self, source_mask: Node) -> Any:
+        """Return what all decoder layers read: the mask of the source."""
+        return make_additive_mask(source_mask)
+
+    def decoder_layer(self, index: int, x: Node, source: tuple[Node, Node], context: Any) -> Node:
+        """Apply a decoder layer to the last token of the target."""
+        layer, is_prefix = self.decoder_modules.layers[index], self.config.has_prefix_decoder
+        attention, ffn = self.prefix_weights(index) if is_prefix else (layer.self_attn, None)
+        query = self.split_heads(self.linear(x, attention.q_proj))
+        target = self.append_to_cache(index, *self.keys_and_values(x, attention))
+        if is_prefix:
+            attended = self.attend_jointly(query, source, target, context)
+        else:
+            attended = self.merge_heads(op.scaled_dot_product_attention(query, *target))
+        x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
+        return self.feed_forward(x, ffn) if is_prefix else self.rest_of_layer(x, layer, source, context)
+
+    def final_norm(self, x: Node) -> Node:
+        """Return the normalised output of the last layer. Layers with post-LayerNorm have normalised it already."""
+        return x
+
+    def append_to_cache(self, index: int, key: Node, value: Node) -> list[Node]:
+        """Append to the states of a layer, and return keys and values of all tokens so far."""
         heads, head_dim = self.config.num_attention_heads, self.head_dim
-        empty = op.broadcast(np.float32(0), op.concat([rows, np.array([heads, 0, head_dim])], 0))
-        before = op.read_value(empty, name, np.float32, [-1, heads, -1, head_dim])
-        states.append(op.assign(after := op.concat([op.gather(before, previous_row, 0), new], 2), name))
-        return after
+        empty = op.broadcast(
+            np.float32(0), op.concat([op.shape_of(self.previous_row), np.array([heads, 0, head_dim])], 0)
+        )
+        cached = []
+        for name, new in ((f"keys.{index}", key), (f"values.{index}", value)):
+            before = op.read_value(empty, name, np.float32, [-1, heads, -1, head_dim])
+            cached.append(op.concat([op.gather(before, self.previous_row, 0), new], 2))
+            self.states.append(op.assign(cached[-1], name))
+        return cached
 
-    def rest_of_layer(self, x: Node, layer: XLMSWCMDecoderLayer, source: tuple[Node, Node], mask: Node) -> Node:
+    def rest_of_layer(self, x: Node, layer: Any, source: tuple[Node, Node], mask: Node) -> Node:
         """Add what follows the self-attention of a decoder layer of the paper."""
         if hasattr(layer, "ffn1"):
             x = self.feed_forward(x, layer.ffn1)
@@ -251,10 +277,10 @@ class GraphBuilder:
         places = op.gather(op.constant(table.numpy()), positions, 0)
         return self.add_and_norm(words, places, embeddings.LayerNorm)
 
-    def split_heads(self, x: Node, order: tuple[int, ...] = (0, 2, 1, 3)) -> Node:
-        """Split the hidden dimension into heads, and permute the dimensions to `order`."""
+    def split_heads(self, x: Node) -> Node:
+        """Split the hidden dimension into heads: return shape `(batch, heads, length, head_dim)`."""
         split = op.reshape(x, np.array([0, -1, self.config.num_attention_heads, self.head_dim]), True)
-        return op.transpose(split, np.array(order))
+        return op.transpose(split, np.array([0, 2, 1, 3]))
 
     def merge_heads(self, x: Node) -> Node:
         """Merge the heads into the hidden dimension."""
@@ -267,11 +293,15 @@ class GraphBuilder:
     def normalise(self, x: Node, norm: Any) -> Node:
         """Apply a LayerNorm."""
         normed = op.mvn(x, np.array([-1]), True, norm.eps, "INSIDE_SQRT")
-        return op.add(op.multiply(normed, self.vector(norm.weight)), self.vector(norm.bias))
+        return self.add_bias(op.multiply(normed, self.vector(norm.weight)), norm.bias)
 
     def linear(self, x: Node, module: Any) -> Node:
         """Apply a linear layer."""
-        return op.add(op.matmul(x, self.matrix(module.weight), False, True), self.vector(module.bias))
+        return self.add_bias(op.matmul(x, self.matrix(module.weight), False, True), module.bias)
+
+    def add_bias(self, x: Node, bias: torch.Tensor | None) -> Node:
+        """Add a bias if the module has one."""
+        return x if bias is None else op.add(x, self.vector(bias))
 
     def vector(self, tensor: torch.Tensor) -> Node:
         """Return a bias or LayerNorm vector as a constant of shape `(1, 1, size)`."""

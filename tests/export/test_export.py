@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
-import torch
 from support.commands import assert_refused
 from support.encoders import edit_config
 from support.folders import contents
@@ -22,6 +21,7 @@ from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.export import export, graph
 from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 
@@ -46,9 +46,17 @@ def test_tokens_are_equal_to_pytorch(learner, exported, options):
         written = runtime.generate(input_ids, forced_bos_token_id=learner.tokenizer.get_lang_id(language), **options)
         np.testing.assert_array_equal(written, expected)
         assert len(np.unique(written[:, 2:], axis=0)) > 3
-    inputs = {"input_ids": torch.tensor(input_ids), "attention_mask": torch.tensor(input_ids).ne(1).long()}
-    expected = learner.model.generate(**inputs, do_sample=False, **options).numpy()
+    expected = learner.write(TEXTS + UNSEEN, None, **options)
     np.testing.assert_array_equal(runtime.generate(input_ids, **options), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Incomplete outputs")
+def test_texts_are_equal_to_the_pipeline(learner, exported):
+    pipeline = XLMSWCMPipeline(model=learner.model, tokenizer=learner.tokenizer, src_lang="zh", tgt_lang="bo")
+    runtime = ExportedModel(exported, threads=1)
+    texts = [*TEXTS[:4], *UNSEEN, "no wind. The ferry stays!\n\n- two <mask> 😀  herons"]
+    expected = [answer["translation_text"] for answer in pipeline(texts)]
+    assert runtime(texts, src_lang="zh", tgt_lang="bo") == expected
 
 
 def test_the_options_change_the_generated_tokens(learner):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from support.encoders import camembert_tokenizer, roberta_tokenizer, xlm_roberta_tokenizer
+from support.encoders import camembert_tokenizer, gemma_tokenizer, roberta_tokenizer, xlm_roberta_tokenizer
 from support.folders import cut_short
 from support.learners import TEXTS, UNSEEN
 from support.tags import with_tags
@@ -126,7 +126,10 @@ def test_a_document_is_translated_as_by_the_pipeline(learner, runtime, recwarn):
 
 @pytest.mark.parametrize(
     "make_tokenizer",
-    [xlm_roberta_tokenizer, lambda: xlm_roberta_tokenizer("<bo>"), camembert_tokenizer, roberta_tokenizer],
+    [
+        *(xlm_roberta_tokenizer, lambda: xlm_roberta_tokenizer("<bo>"), camembert_tokenizer, roberta_tokenizer),
+        gemma_tokenizer,
+    ],
 )
 def test_no_text_spells_a_special_token_in_any_vocabulary(learner, make_tokenizer):
     tokenizer = with_tags(make_tokenizer(), ["bo", "zh"], src_lang="bo")

@@ -1,4 +1,4 @@
-"""The whole way of a ModernBERT: extend, convert, train, push, and run on a machine without this package."""
+"""The way of a ModernBERT: extend, convert, train, push, and run on a machine without this package."""
 
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, ModernBertForMaskedLM
 
 from modeling_xlm_swcm.checkpoints import inspect
 from modeling_xlm_swcm.conversion import ConversionError, convert
-from modeling_xlm_swcm.export import export
 from modeling_xlm_swcm.training.arguments import ModelArguments
 from modeling_xlm_swcm.training.lora import adapt_model
 from modeling_xlm_swcm.vocabulary import extend, trim
@@ -64,13 +63,11 @@ def test_lora_is_on_the_projections_of_the_decoder_and_is_merged(model_folder):
         torch.testing.assert_close(adapted.merge_and_unload()(**batch).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_it_is_inspected_and_its_export_and_new_tokens_for_bpe_are_refused(model_folder, output, tmp_path):
+def test_it_is_inspected_and_new_tokens_for_bpe_are_refused(model_folder, output, tmp_path):
     parts = inspect(str(model_folder)).parts
     assert parts["encoder layers"] > 0 and (parts["decoder layers"] > 0) == (
         load(model_folder).config.weight_sharing == "init"
     )
-    with pytest.raises(ConversionError, match="has the layers of ModernBERT, which cannot be exported"):
-        export(model_folder, output)
     (tmp_path / "bo.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
     with pytest.raises(ConversionError, match="has type BPE, but this command needs a Unigram or WordPiece tokenizer"):
         extend(model_folder, output, corpus=[str(tmp_path / "bo.txt")], size=99)

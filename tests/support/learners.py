@@ -21,7 +21,11 @@ class Learner:
     model: XLMSWCMForConditionalGeneration
     tokenizer: XLMSWCMTokenizer
 
-    def write(self, texts: list[str], language: str, **options) -> np.ndarray:
+    def write(self, texts: list[str], language: str | None, **options) -> np.ndarray:
         inputs = self.tokenizer(texts, padding=True, return_tensors="pt", split_special_tokens=True)
-        tag = self.tokenizer.get_lang_id(language)
-        return self.model.generate(**inputs, forced_bos_token_id=tag, do_sample=False, **options).numpy()
+        tag = None if language is None else self.tokenizer.get_lang_id(language)
+        ids = self.model.generate(**inputs, forced_bos_token_id=tag, do_sample=False, **options).numpy()
+        # Transformers pads beams with end tokens if the padding token has the id 0.
+        is_end = ids == self.tokenizer.eos_token_id
+        ids[is_end.cumsum(1) - is_end > 0] = self.tokenizer.pad_token_id
+        return ids
