@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from typer.models import OptionInfo
 
+from modeling_xlm_swcm.app.command import try_command
 from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
@@ -290,6 +291,7 @@ def refresh_command(folder: ModelFolder, debug: Debug = False):
 
 main.command("evaluate", cls=Command)(evaluate_command)
 main.command("serve", cls=Command)(serve_command)
+main.command("try", cls=Command)(try_command)
 
 
 @main.command("export", cls=Command)

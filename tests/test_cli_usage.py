@@ -8,7 +8,7 @@ from modeling_xlm_swcm.cli import main
 
 CONVERT = "Write xlm-swcm convert SOURCE OUTPUT, then the options."
 SEED = "Use a whole number from 0 to 4294967295."
-COMMANDS = "convert, convert-released, push, inspect, refresh, evaluate, serve, export, vocab"
+COMMANDS = "convert, convert-released, push, inspect, refresh, evaluate, serve, try, export, vocab"
 
 USAGE_ERRORS = {
     "convert": f"SOURCE is missing. {CONVERT}",

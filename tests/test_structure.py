@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "command": {"model", "checkpoints"},
     "evaluation": {"model", "checkpoints", "corpora", "hub", "training", "command"},
     "serving": {"checkpoints", "command", "export"},
+    "app": {"model", "checkpoints", "command", "export", "serving"},
     "cli": {
         *("model", "checkpoints", "corpora", "vocabulary", "conversion", "hub", "export", "training", "evaluation"),
-        *("command", "serving"),
+        *("command", "serving", "app"),
     },
     "model": set(),
 }

@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMModernConfig
 from modeling_xlm_swcm.compat_xlm_swcm import VERSION
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
+from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
 from .code import UNNAMED_VERSION, complete_auto_maps, find_changed_code, is_newer, is_outdated, read_code_version
@@ -257,6 +258,12 @@ def read_optional(source: str, name: str, revision: str | None) -> dict | None:
     """Read a JSON file of a folder or Hub repository, or return `None` if it does not exist."""
     path = find_file(source, name, revision)
     return None if path is None else read_json(path)
+
+
+def read_tasks(source: str, revision: str | None = None) -> list[str]:
+    """Return the task that a model is fine-tuned for, or all tasks if `metrics.json` does not name one."""
+    task = (read_optional(source, "metrics.json", revision) or {}).get("task")
+    return [task] if task in TASKS else list(TASKS)
 
 
 def read_conversion_report(source: str, revision: str | None = None) -> dict | None:

@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ class ExportedModel:
         split: bool | None = None,
         batch_tokens: int = 4096,
         return_scores: bool = False,
+        warn: Callable[[str], object] | None = None,
         **options,
     ) -> list:
         """
@@ -132,6 +134,8 @@ class ExportedModel:
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return tuples of text and score. The score is the mean log probability of the generated
                 tokens, without the language tag. A text without generated tokens has the score `None`.
+            warn (`Callable`, *optional*):
+                Function that gets the message of each warning. By default, warnings are shown by `warnings.warn`.
             options: Keywords of [`~ExportedModel.generate`].
 
         Returns:
@@ -151,7 +155,7 @@ class ExportedModel:
         # All batches draw from one generator.
         options["seed"] = np.random.default_rng(options["seed"])
         split = tgt_lang not in (None, src_lang) if split is None else split
-        documents = self._split(texts, src_lang) if split else [["", text, ""] for text in texts]
+        documents = self._split(texts, src_lang, warn) if split else [["", text, ""] for text in texts]
         rows = dict(enumerate(self._encode(list_sentences(documents), src_lang)))
         cut: list[int] = []
         generated: dict[int, list[Output]] = {}
@@ -163,7 +167,7 @@ class ExportedModel:
             written = [text.strip() if split else text for text in self._decode(ids)]
             outputs = [Output(*output) for output in zip(written, scores.tolist(), counts.tolist(), strict=True)]
             generated |= {number: outputs[size * place :][:size] for place, number in enumerate(batch)}
-        self._warn_of_cut(cut)
+        self._warn_of_cut(cut, warn)
         answers = []
         for place in range(size):
             joined = join_outputs(documents, [generated[number][place] for number in rows])
@@ -187,7 +191,7 @@ class ExportedModel:
             for text, row in zip(texts, ids.tolist(), strict=True)
         ]
 
-    def _split(self, texts: list[str], src_lang: str | None) -> list[list[str]]:
+    def _split(self, texts: list[str], src_lang: str | None, warn: Callable | None) -> list[list[str]]:
         """Split each text into sentences that the model can read."""
         frame = len(self._frame([], src_lang))
 
@@ -196,8 +200,8 @@ class ExportedModel:
 
         # An error names the number of the text.
         self._tokenize(texts)
-        # The warning is shown at the line that calls the model.
-        warn = functools.partial(warnings.warn, stacklevel=6)
+        # By default, the warning is shown at the line that calls the model.
+        warn = warn or functools.partial(warnings.warn, stacklevel=6)
         return split_texts(texts, count_tokens, self.config["longest_input"], warn)
 
     def _generate_rows(
@@ -211,14 +215,14 @@ class ExportedModel:
         generated = self.generate(input_ids, mask, return_scores=return_scores, **options)
         return generated if return_scores else (generated, np.zeros(len(generated)))
 
-    def _warn_of_cut(self, lengths: list[int]):
+    def _warn_of_cut(self, lengths: list[int], warn: Callable | None):
         """Warn if texts end at the maximum length."""
         if lengths:
             # The default limit counts the start token.
             is_last = max(lengths) >= self.config["longest_input"] - 1
             advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
             message = f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
-            warnings.warn(message, stacklevel=3)
+            (warn or functools.partial(warnings.warn, stacklevel=3))(message)
 
     def _encode(self, texts: list[str], src_lang: str | None) -> list[list[int]]:
         """Return the token ids of each source, with its language tag."""

@@ -20,9 +20,11 @@ from support.hub_client import Client
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, XLMRobertaForMaskedLM
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.app.command import make_app
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
 from modeling_xlm_swcm.conversion.plan import count_parameters
+from modeling_xlm_swcm.export import export
 from modeling_xlm_swcm.export.xlm_swcm_server import create_app
 
 
@@ -381,6 +383,18 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     with TestClient(create_app(folder, threads=1)) as server:
         answer = server.post("/translate", content=body, headers={"content-type": "application/json"}).json()
     assert answer["translations"] == texts and len(answer["scores"]) == 2
+
+
+def test_the_guide_to_the_page_runs(encoder_folder, tmp_path, monkeypatch):
+    """The model is untrained."""
+    monkeypatch.chdir(tmp_path)
+    convert(encoder_folder, "zh-bo", languages=["zh", "bo"])
+    export("zh-bo", "zh-bo-int8", quantize="int8")
+    models = [words[2] for words in commands("docs/guides/try.md") if words[:2] == ["xlm-swcm", "try"]]
+    assert models == ["zh-bo", "zh-bo-int8"]
+    for model in models:
+        assert f"Try {model}" in TestClient(make_app(model)).get("/").text
+    assert count_words(PAGES["docs/guides/try.md"]) < 500
 
 
 def test_the_guide_to_evaluation_runs(client, hub, tmp_path):

@@ -1,0 +1,221 @@
+"""The page to try a model, made with Gradio. This file travels with a Space."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+# Gradio reads these variables when it is imported. It sends no statistics and keeps no texts.
+os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
+
+import gradio as gr  # noqa: E402
+
+
+# A Space has these modules beside this file.
+if __package__ == "modeling_xlm_swcm.app":
+    from . import xlm_swcm_tables as tables
+    from .xlm_swcm_files import generate_file
+    from .xlm_swcm_models import Options, PageModel
+else:
+    import xlm_swcm_tables as tables  # type: ignore[no-redef]
+    from xlm_swcm_files import generate_file  # type: ignore[no-redef]
+    from xlm_swcm_models import Options, PageModel  # type: ignore[no-redef]
+
+
+FONTS = ("system-ui", "sans-serif")
+THEME = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=("monospace",))
+# The default colour is hard to read.
+THEME.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+# Options of Gradio's `launch`. The fonts and scripts of the page come from the same server.
+LAUNCH: dict[str, Any] = dict(
+    theme=THEME,
+    css=tables.STYLE,
+    footer_links=[],
+    max_file_size="5mb",
+    ssr_mode=False,
+)
+# One call runs at a time. No call is listed as a public endpoint.
+CALL: dict[str, Any] = dict(concurrency_limit=1, concurrency_id="model", api_visibility="private")
+UPDATE: dict[str, Any] = dict(queue=False, api_visibility="private", show_progress="hidden")
+UNIT = {"One passage per line": False, "The whole file is one text": True}
+
+
+@dataclass
+class Choices:
+    """The components that every tab reads."""
+
+    task: gr.Radio
+    source: gr.Dropdown
+    target: gr.Dropdown
+    swap: gr.Button
+    question: gr.Textbox
+    beams: gr.Number
+    candidates: gr.Number
+
+    @property
+    def inputs(self) -> list:
+        """The components of [`make_options`], in its order."""
+        return [self.task, self.source, self.target, self.question, self.beams, self.candidates]
+
+
+def make_options(task, src_lang, tgt_lang, question, num_beams, num_candidates) -> Options:
+    """Return the options of a call from the values on the page."""
+    languages = {"src_lang": src_lang, "tgt_lang": tgt_lang}
+    counts = {"num_beams": num_beams, "num_candidates": num_candidates}
+    return Options(task=task, question=question or "", **languages, **counts)
+
+
+def make_page(model: PageModel, name: str) -> gr.Blocks:
+    """
+    Make the page.
+
+    Args:
+        model (`PageModel`): Model to show.
+        name (`str`): Name of the model, for the title.
+
+    Returns:
+        `gr.Blocks`: the page. Launch it with the options `LAUNCH`.
+    """
+    with gr.Blocks(title=f"Try {name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(f"# {name.replace('_', chr(92) + '_')}")
+        choices = make_choices(model)
+        with gr.Tab("Text"):
+            text, output = add_text(model, choices)
+        with gr.Tab("File"):
+            add_file(model, choices)
+        with gr.Tab("Tokens and attention"):
+            add_inspection(model, choices, text)
+        connect_choices(choices, text, output)
+    return page
+
+
+def make_choices(model: PageModel) -> Choices:
+    """Add the components for task, languages and beams. A choice that the model does not have is hidden."""
+    languages = [(tables.name_language(code), code) for code in model.languages]
+    first, last = (model.languages[0], model.languages[-1]) if languages else (None, None)
+    task = gr.Radio(model.tasks, value=model.tasks[0], label="Task", visible=len(model.tasks) > 1)
+    with gr.Row(visible=bool(languages)):
+        source = gr.Dropdown(languages, value=first, label="Source language", scale=4)
+        swap = gr.Button("Swap languages", size="sm", scale=1, min_width=140, elem_classes="middle")
+        target = gr.Dropdown(languages, value=last, label="Target language", scale=4)
+    is_answering = model.tasks[0] == "question-answering"
+    question = gr.Textbox(label="Question", visible=is_answering, rtl=tables.is_right_to_left(first))
+    with gr.Row():
+        beams = gr.Number(4, label="Beams", info="1 is greedy decoding.", precision=0)
+        candidates = gr.Number(1, label="Candidates", info="Number of texts, at most the beams.", precision=0)
+    return Choices(task, source, target, swap, question, beams, candidates)
+
+
+def connect_choices(choices: Choices, text: gr.Textbox, output: gr.Textbox):
+    """Set the direction of the text boxes from the languages, and show the question for its task."""
+    choices.source.change(
+        lambda code: [gr.update(rtl=tables.is_right_to_left(code))] * 2,
+        choices.source,
+        [text, choices.question],
+        **UPDATE,
+    )
+    choices.target.change(lambda code: gr.update(rtl=tables.is_right_to_left(code)), choices.target, output, **UPDATE)
+    languages = [choices.source, choices.target]
+    choices.swap.click(lambda source, target: (target, source), languages, languages, **UPDATE)
+    choices.task.change(
+        lambda task: gr.update(visible=task == "question-answering"), choices.task, choices.question, **UPDATE
+    )
+
+
+def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, gr.Textbox]:
+    """Add the tab for a text. Return its source and its output."""
+    with gr.Row():
+        source, target = (tables.is_right_to_left(choice.value) for choice in (choices.source, choices.target))
+        text = gr.Textbox(label="Source text", lines=6, max_lines=20, rtl=source)
+        output = gr.Textbox(label="Output", lines=6, max_lines=20, rtl=target, interactive=False)
+    button = gr.Button("Generate", variant="primary")
+    messages, table = gr.HTML(), gr.HTML()
+
+    def generate(text: str, *values) -> tuple:
+        options, warnings = make_options(*values), list[str]()
+        model.check([text], options)
+        (candidates,) = model.generate([text], options, warnings.append)
+        return candidates[0].text, tables.show_candidates(candidates), tables.show_messages(warnings)
+
+    inputs, outputs = [text, *choices.inputs], [output, table, messages]
+    gr.on([button.click, text.submit], explain_errors(generate, 3), inputs, outputs, show_progress_on=output, **CALL)
+    return text, output
+
+
+def add_file(model: PageModel, choices: Choices):
+    """Add the tab for a file."""
+    gr.Markdown("The file is UTF-8 text. Line breaks and empty lines stay. The output has the best candidates.")
+    source = gr.File(label="Text file", file_count="single", file_types=["text", ".txt", ".md"])
+    unit = gr.Radio(list(UNIT), value=next(iter(UNIT)), label="Content of the file")
+    with gr.Row():
+        button, stop = gr.Button("Generate file", variant="primary"), gr.Button("Stop")
+    messages, output = gr.HTML(), gr.File(label="Output file", interactive=False)
+
+    def generate(path: str | None, unit: str, *values) -> Iterator[tuple]:
+        warnings: list[str] = []
+        try:
+            if path is None:
+                raise ValueError("There is no file. Choose a text file.")
+            steps = generate_file(model, Path(path), UNIT[unit], make_options(*values), warnings.append)
+            for done, total, written in steps:
+                progress = f"{done} of {total} passages are finished."
+                yield tables.show_messages([progress, *warnings]), written and str(written)
+        except Exception as error:
+            yield tables.show_problem(explain(error)), None
+
+    run = button.click(generate, [source, unit, *choices.inputs], [messages, output], show_progress_on=output, **CALL)
+    stop.click(lambda: tables.show_messages(["Stopped."]), None, messages, cancels=[run], **UPDATE)
+
+
+def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
+    """Add the tab for the tokens of the source text and the attention to them."""
+    gr.Markdown("This tab shows the source text of the tab Text.")
+    with gr.Row():
+        tokens = gr.Button("Show tokens", elem_classes="middle")
+        number = gr.Number(1, label="Sentence", info="For the attention.", precision=0, visible=model.has_attention)
+        attention = gr.Button("Show attention", visible=model.has_attention, elem_classes="middle")
+    if not model.has_attention:
+        gr.Markdown("This is an exported model. It returns no attention weights. Try the model before the export.")
+    messages, table = gr.HTML(), gr.HTML()
+
+    def split(text: str, *values) -> tuple[list[str], Options]:
+        options = make_options(*values)
+        model.check([text], options)
+        return model.split(text, options), options
+
+    def show_tokens(text: str, number: int, *values) -> tuple:
+        sentences, _ = split(text, *values)
+        return tables.show_tokens([model.tokenize(sentence) for sentence in sentences]), ""
+
+    def show_attention(text: str, number: int, *values) -> tuple:
+        sentences, options = split(text, *values)
+        if not isinstance(number, int) or not 1 <= number <= len(sentences):
+            raise ValueError(f"The text has {len(sentences)} sentences. Choose a sentence by its number.")
+        return tables.show_attention(model.attend(sentences[number - 1], options)), ""
+
+    inputs = [text, number, *choices.inputs]
+    tokens.click(explain_errors(show_tokens, 2), inputs, [table, messages], show_progress_on=table, **CALL)
+    attention.click(explain_errors(show_attention, 2), inputs, [table, messages], show_progress_on=table, **CALL)
+
+
+def explain_errors(function: Callable, outputs: int) -> Callable:
+    """Return a function that shows an error in the last of its outputs, and clears the others."""
+
+    def call(*values):
+        try:
+            return function(*values)
+        except Exception as error:
+            return [""] * (outputs - 1) + [tables.show_problem(explain(error))]
+
+    return call
+
+
+def explain(error: Exception) -> str:
+    """Return an error as a sentence. The traceback of an unexpected error goes to the terminal."""
+    if isinstance(error, ValueError | RuntimeError) and str(error):
+        return str(error)
+    traceback.print_exc()
+    return f"The model failed ({type(error).__name__}). The terminal has the details."

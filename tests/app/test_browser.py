@@ -1,0 +1,97 @@
+"""The page in a real browser: `xlm-swcm try` until an interruption."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from modeling_xlm_swcm.conversion import convert
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("chromium") or not shutil.which("chromedriver"),
+        reason="needs chromium and chromedriver, for example from apt-get install chromium chromium-driver",
+    ),
+]
+ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
+
+
+@pytest.fixture
+def server(encoder_folder, tmp_path) -> Iterator[subprocess.Popen]:
+    convert(encoder_folder, tmp_path / "model", languages=["zh", "ug"])
+    command = [Path(sys.executable).with_name("xlm-swcm"), "try", tmp_path / "model", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield browser
+    browser.quit()
+
+
+def find(browser: webdriver.Chrome, css: str, text: str = ""):
+    """Wait for a visible element with this text, and return it."""
+
+    def look(browser):
+        for element in browser.find_elements(By.CSS_SELECTOR, css):
+            if element.is_displayed() and text in element.text:
+                return element
+
+    return WebDriverWait(browser, 60, ignored_exceptions=[Exception]).until(look, f"{css} {text}")
+
+
+def field(browser: webdriver.Chrome, label: str):
+    """Return the input that a label names."""
+    return find(browser, "label", label).find_element(By.CSS_SELECTOR, "textarea, input")
+
+
+def write(element, text: str):
+    element.send_keys(Keys.CONTROL, "a")
+    element.send_keys(text, Keys.TAB)
+
+
+def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_path):
+    address = next(
+        found[0] for line in iter(server.stderr.readline, "") if (found := re.search(r"http://\S+\d", line))
+    )
+    browser.get(address)
+    write(field(browser, "Source text"), "no wind")
+    assert field(browser, "Output").get_attribute("dir") == "rtl"
+    find(browser, "button", "Generate").click()
+    assert find(browser, "table[aria-label=Candidates] td")
+    find(browser, "button", "Swap languages").click()
+    WebDriverWait(browser, 10).until(lambda _: field(browser, "Source text").get_attribute("dir") == "rtl")
+    write(field(browser, "Beams"), "50")
+    find(browser, "button", "Generate").click()
+    assert find(browser, "[role=alert]").text == "Beams must be a whole number from 1 to 16, but it is 50. Change it."
+    write(field(browser, "Beams"), "1")
+    find(browser, "[role=tab]", "Tokens and attention").click()
+    find(browser, "button", "Show attention").click()
+    assert find(browser, ".map th", "</s>")
+    (tmp_path / "in.txt").write_text("no wind\n\nno boat\n", encoding="utf-8")
+    find(browser, "[role=tab]", "File").click()
+    browser.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(tmp_path / "in.txt"))
+    find(browser, ".file-preview", "in")
+    find(browser, "button", "Generate file").click()
+    assert find(browser, "[role=status]", "3 of 3 passages are finished.")
+    assert find(browser, ".file-preview a[download*='in.zh']")
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0

@@ -1,0 +1,192 @@
+"""The page to try a model: models, files, HTML and messages, without a browser."""
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from support.commands import assert_refused
+from support.encoders import SENTENCES
+from typer.testing import CliRunner
+
+from modeling_xlm_swcm.app import xlm_swcm_page as page
+from modeling_xlm_swcm.app import xlm_swcm_tables as tables
+from modeling_xlm_swcm.app.command import load_page_model, make_app
+from modeling_xlm_swcm.app.xlm_swcm_files import generate_file
+from modeling_xlm_swcm.app.xlm_swcm_models import Attention, Options, PageModel, Token
+from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.export import export
+from modeling_xlm_swcm.sentences_xlm_swcm import Output
+
+
+OPTIONS = Options(src_lang="zh", tgt_lang="bo", num_beams=3, num_candidates=2)
+
+
+@pytest.fixture(scope="module")
+def prefix_folder(encoder_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prefix") / "model"
+    convert(encoder_folder, folder, languages=["zh", "kk-Arab", "bo"])
+    return folder
+
+
+@pytest.fixture(scope="module", params=["prefix", "paper"])
+def model(request, prefix_folder, learner_folder) -> PageModel:
+    loaded = load_page_model(str(prefix_folder if request.param == "prefix" else learner_folder))
+    loaded.model.generation_config.max_length = 12
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def exported(prefix_folder, tmp_path_factory) -> PageModel:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(prefix_folder, folder)
+    loaded = load_page_model(str(folder))
+    loaded.model.config["generation"]["max_new_tokens"] = 12
+    return loaded
+
+
+def test_candidates_are_those_of_the_pipeline_with_warnings(model):
+    texts, warnings = [SENTENCES[0], "***"], []
+    answers = model.generate(texts, OPTIONS, warnings.append)
+    languages = {"src_lang": "zh", "tgt_lang": "bo"}
+    expected = model.pipes["translation"](texts, num_beams=3, num_return_sequences=2, return_scores=True, **languages)
+    assert [[output.text for output in answer] for answer in answers] == [
+        [answer["translation_text"] for answer in answers] for answers in expected
+    ]
+    assert len(answers[0]) == 2 and answers[0][0].score < 0
+    assert warnings[-1].startswith("Incomplete outputs")
+
+
+def test_a_summary_and_an_answer_read_the_whole_text(model):
+    for task in ("summarization", "question-answering"):
+        options = Options(task=task, question="wind?", src_lang="zh", tgt_lang="bo", num_beams=1)
+        assert model.split("no wind. No boat.", options) == ["no wind. No boat."]
+        (candidates,) = model.generate(["no wind. No boat."], options, print)
+        assert len(candidates) == 1
+
+
+def test_attention_is_the_part_over_the_source(model):
+    attention = model.attend("no wind", OPTIONS)
+    assert attention.source[0] == "<s>" and attention.source[-1] == "</s>" and attention.source[1] == "<zh>"
+    assert "<bo>" not in attention.target
+    assert [len(row) for row in attention.weights] == [len(attention.source)] * len(attention.target)
+    sums = [sum(row) for row in attention.weights]
+    assert attention.is_joint == model.model.config.has_prefix_decoder
+    assert all(0 < total < 0.999 for total in sums) if attention.is_joint else sums == pytest.approx([1] * len(sums))
+
+
+def test_an_exported_model_gives_the_candidates_of_the_runtime(exported):
+    warnings = []
+    (candidates,) = exported.generate(["no wind"], OPTIONS, warnings.append)
+    expected = exported.model(
+        ["no wind"], "zh", "bo", num_beams=3, num_return_sequences=2, return_scores=True, warn=lambda text: None
+    )
+    assert [(text, score) for text, score, _ in candidates] == expected[0]
+    assert not exported.has_attention and exported.tasks == ["translation"]
+    assert exported.split("No wind. No boat.", OPTIONS) == ["No wind.", "No boat."]
+    assert [token.is_unknown for token in exported.tokenize("no ☃")][-1]
+    assert all("Incomplete" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "message"),
+    [
+        ({"tgt_lang": "xx"}, "no wind", 'The target language "xx" is unknown. Choose one of: zh, '),
+        ({"src_lang": None}, "no wind", 'The source language "" is unknown.'),
+        ({"num_beams": 50}, "no wind", "Beams must be a whole number from 1 to 16, but it is 50."),
+        ({"num_beams": None}, "no wind", "Beams must be a whole number"),
+        ({"num_candidates": 4}, "no wind", r"Candidates must be a whole number from 1 to 3 \(the number of beams\)"),
+        ({}, " \n", "The text is empty. Write or paste a text."),
+        ({"task": "question-answering"}, "no wind", "The question is empty. Write a question."),
+        ({"task": "summarization"}, "no wind " * 400, r"The text has \d+ tokens, but the model reads \d+. Shorten"),
+    ],
+)
+def test_wrong_input_is_a_sentence(model, changes, text, message):
+    with pytest.raises(ValueError, match=message):
+        model.check([text], Options(**(vars(OPTIONS) | changes)))
+
+
+class Echo(PageModel):
+    def __init__(self):
+        super().__init__(["zh", "ug"], ["translation", "summarization"], 100)
+
+    def generate(self, texts, options, warn):
+        return [[Output(text.upper())] for text in texts]
+
+    def tokenize(self, text):
+        return [Token(word, False) for word in text.split()]
+
+
+def run_file(path: Path, is_whole: bool, task: str) -> tuple[list, str]:
+    options = Options(task=task, src_lang="zh", tgt_lang="ug")
+    *steps, (done, total, output) = generate_file(Echo(), path, is_whole, options, print)
+    assert output.name == f"{path.stem}.ug.txt" and done == total
+    return steps, output.read_bytes().decode()
+
+
+def test_a_file_keeps_its_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"a\n\n b\r\n" * 10)
+    for is_whole in (False, True):
+        steps, text = run_file(path, is_whole, "translation")
+        assert text == "A\n\n B\r\n" * 10
+        assert steps == [(0, 30, None), (16, 30, None)]
+    assert run_file(path, True, "summarization")[0] == [(0, 1, None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"\xff\xfea\0", "is not UTF-8 text. Save it"), (b" \n", "is empty")]
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
+    (tmp_path / "in.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"in.txt {message}"):
+        run_file(tmp_path / "in.txt", False, "translation")
+
+
+def test_directions_and_names_of_languages():
+    right = ["ug", "kk-Arab", "kk_Arab", "ar", "he", "ur-PK", "xx-Hebr"]
+    assert all(map(tables.is_right_to_left, right))
+    assert not any(map(tables.is_right_to_left, ["zh", "bo", "kk", "mn-Mong", "ug-Latn", "xx", "", None]))
+    assert tables.name_language("ug") == "ئۇيغۇرچە (ug)" and tables.name_language("xx") == "xx"
+
+
+def test_texts_are_escaped():
+    shown = [
+        tables.show_candidates([Output("<b>\n&", -0.5), Output("x", None)]),
+        tables.show_tokens([[Token("<b>", True), Token("&", False)]]),
+        tables.show_attention(Attention(["<b>"], ["&"], [[0.25]], True)),
+        tables.show_problem("<b>&"),
+        tables.show_messages(["<b>&"]),
+    ]
+    for html in shown:
+        assert "<b>" not in html and "&lt;b&gt;" in html and "&amp;" in html
+    assert "-0.500" in shown[0] and "none" in shown[0] and "&lt;unk&gt;: 1" in shown[1]
+    assert '<td style="--share: 25">25</td>' in shown[2]
+
+
+def test_errors_become_alerts_and_clear_old_outputs(capfd):
+    def fail(error):
+        raise error
+
+    call = page.explain_errors(fail, 3)
+    assert call(ValueError("Too long. Shorten it."))[2] == tables.show_problem("Too long. Shorten it.")
+    *others, shown = call(KeyError("x"))
+    assert others == ["", ""] and "The model failed (KeyError)." in shown
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_the_page_asks_no_other_host(prefix_folder):
+    client = TestClient(make_app(str(prefix_folder)))
+    answer = client.get("/")
+    assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
+    loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', answer.text)
+    assert not [url for url in loaded if not url.startswith("http://testserver")]
+    config = client.get("/config").json()
+    assert not config["analytics_enabled"] and config["footer_links"] == []
+
+
+def test_a_missing_extra_is_named(monkeypatch, converted):
+    monkeypatch.setattr("modeling_xlm_swcm.app.command.find_spec", lambda name: None)
+    assert_refused(CliRunner().invoke(main, ["try", str(converted)]), "needs gradio", "extra app")
