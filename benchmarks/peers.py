@@ -10,7 +10,12 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm import (
+    XLMSWCMConfig,
+    XLMSWCMForConditionalGeneration,
+    XLMSWCMModernConfig,
+    XLMSWCMModernForConditionalGeneration,
+)
 
 
 WORDS = 250002
@@ -56,6 +61,13 @@ def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> Pre
         attention_probs_dropout_prob=0.0,
     )
     return XLMSWCMForConditionalGeneration(config)
+
+
+def make_modern_model() -> XLMSWCMModernForConditionalGeneration:
+    """Make a small model with a global and two local layers of ModernBERT."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=5000, hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=192)
+    return XLMSWCMModernForConditionalGeneration(XLMSWCMModernConfig(**sizes, weight_sharing="tied"))
 
 
 def random_tokens(*shape: int) -> torch.Tensor:

@@ -62,6 +62,11 @@ GPU_MODELS = BOTH | {"EncoderDecoder": dict(model="EncoderDecoder")}
 GPU_DECODERS = GPU_MODELS | PREFIX
 LOSSES = {kind: dict(kind=kind) for kind in ("logits", "chunks", *(["Liger"] if is_liger_kernel_available() else []))}
 LOSSES |= {f"chunks of 2^{power}": dict(kind="chunks", max_logits=2**power) for power in (25, 26, 27, 28, 29)}
+LONG = {
+    f"{work}, {length} tokens": dict(work=work, length=length)
+    for work in ("encode", "train")
+    for length in (512, 2048, 8192)
+}
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))
 TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
 SIZE = {"file_gb": "file GB", "million_parameters": "million parameters"}
@@ -73,6 +78,7 @@ PARTS = {
     "decoding": ("decode", DECODERS, None, SETTINGS),
     "loading": ("load", BOTH | PREFIX, None, TIME_AND_MEMORY | SIZE),
     "lengths": ("decode_long", BOTH, 1, {}),
+    "long": ("read_long", LONG, None, {"seconds": "CPU seconds", "peak_gb": "peak GB"}),
     # Not by default: compiling takes minutes, and Transformers imports torchao wherever it is installed.
     "compiled": ("decode_compiled", {"init": dict(model="init")}, 1, COMPILED),
     "torchao": ("decode", TORCHAO, 1, SETTINGS),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from peers import DECODING, GPU_BATCHES, WORDS, make_model, random_tokens
+from peers import DECODING, GPU_BATCHES, WORDS, make_model, make_modern_model, random_tokens
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
@@ -70,6 +70,19 @@ def train(model: str, quick: bool, checkpointing: bool = False, bf16: bool = Fal
         model.activation_checkpointing_enable()
     batch, length = (2, 16) if quick else (8, 128)
     return {"seconds": seconds_of(make_step(model, batch, length, partial(torch.optim.SGD, lr=1e-3), bf16), 1)}
+
+
+def read_long(work: str, length: int, quick: bool) -> dict:
+    """Measure the CPU seconds in which a small ModernBERT encodes or learns a text of `length` tokens."""
+    model, length = make_modern_model(), length // 8 if quick else length
+    source = random_tokens(1, length)
+    start = time.process_time()
+    if work == "train":
+        make_step(model.train(), 1, length, torch.optim.SGD, bf16=False)()
+    else:
+        with torch.no_grad():
+            model.eval().get_encoder()(source, torch.ones_like(source))
+    return {"seconds": time.process_time() - start}
 
 
 def make_decoder(name: str, quick: bool, weights: str = "float32") -> PreTrainedModel:
@@ -220,7 +233,7 @@ def load(folder: str, **_) -> dict:
 
 
 if __name__ == "__main__":
-    tasks = (train, decode, decode_compiled, decode_long, load, train_gpu, decode_gpu, loss_gpu)
+    tasks = (train, read_long, decode, decode_compiled, decode_long, load, train_gpu, decode_gpu, loss_gpu)
     options = json.loads(sys.argv[1])
     figures = {task.__name__: task for task in tasks}[options.pop("task")](**options)
     figures["peak_gb"] = peak_memory() / 1e9

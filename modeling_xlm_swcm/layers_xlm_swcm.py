@@ -370,6 +370,16 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
         return self.ffn(attend_to_source(attend_to_target(hidden_states)))
 
 
+def check_padding_masks(*masks: torch.Tensor | None):
+    """Raise a `ValueError` if a mask has not two dimensions."""
+    for mask in masks:
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(
+                f"A prefix decoder needs masks of shape (batch_size, length) (got {tuple(mask.shape)}). Pass a mask "
+                "that is 1 for tokens and 0 for padding."
+            )
+
+
 def make_prefix_mask(
     source_mask: torch.Tensor | None,
     target_mask: torch.Tensor | None,
@@ -383,27 +393,35 @@ def make_prefix_mask(
 
     With a `window`, a token reads only this many tokens of the target before it.
     """
-    for mask in (source_mask, target_mask):
-        if mask is not None and mask.ndim != 2:
-            raise ValueError(
-                f"A prefix decoder needs masks of shape (batch_size, length) (got {tuple(mask.shape)}). Pass a mask "
-                "that is 1 for tokens and 0 for padding."
-            )
-    (batch, length, _), device = hidden_states.shape, hidden_states.device
+    check_padding_masks(source_mask, target_mask)
+    length, device = hidden_states.shape[1], hidden_states.device
     past_length = cache.get_seq_length() if cache is not None else 0
     num_keys = cached_length(cache, past_length + length)
+    if target_mask is not None:
+        target_mask = nn.functional.pad(target_mask, (0, num_keys - target_mask.shape[1]))
+    if source_mask is None:
+        source_mask = torch.ones(source_states.shape[:2], device=device)
     queries = past_length + torch.arange(length, device=device)
-    distance = queries[:, None] - torch.arange(num_keys, device=device)  # (target_len, key_len)
+    return join_masks(source_mask, target_mask, queries, torch.arange(num_keys, device=device), window)
+
+
+def join_masks(
+    source_mask: torch.Tensor,
+    target_mask: torch.Tensor | None,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the mask of a prefix decoder for queries and keys at these places of the target."""
+    distance = queries[:, None] - keys  # (target_len, key_len)
     target = distance >= 0
     if window is not None:
         target = target & (distance <= window)
     if target_mask is not None:
-        padded = nn.functional.pad(target_mask.bool(), (0, num_keys - target_mask.shape[1]))
-        target = target & padded[:, None, None]
-    if source_mask is None:
-        source_mask = torch.ones(source_states.shape[:2], device=device)
+        target = target & target_mask.bool()[:, None, None]
     source = source_mask.bool()[:, None, None]
-    return torch.cat([part.expand(batch, 1, length, -1) for part in (source, target)], dim=-1)
+    shape = (source_mask.shape[0], 1, len(queries), -1)
+    return torch.cat([part.expand(shape) for part in (source, target)], dim=-1)
 
 
 class XLMSWCMPrefixDecoderLayer(XLMSWCMDecoderLayer):

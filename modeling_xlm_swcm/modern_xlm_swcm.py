@@ -25,8 +25,16 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compat_xlm_swcm import checked_forward, output_recorder
 from .decoder_xlm_swcm import XLMSWCMDecoder, XLMSWCMPreTrainedModel
-from .layers_xlm_swcm import XLMSWCMAttention, attend_to_prefix, make_prefix_mask
+from .layers_xlm_swcm import XLMSWCMAttention, attend_to_prefix, check_padding_masks, make_prefix_mask
 from .linear_xlm_swcm import fast_linear
+from .long_attention_xlm_swcm import (
+    DECODER_PART,
+    PaddingMasks,
+    Part,
+    XLMSWCMModernLocalAttention,
+    attend_in_parts,
+    split_near,
+)
 from .loss_xlm_swcm import SharedEmbedding
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel
 from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
@@ -36,7 +44,7 @@ from .positions_xlm_swcm import position_ids_from_mask
 # Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
 Rotation = tuple[torch.Tensor, torch.Tensor]
 # Mask, rotation of the target, and rotation of the source if its keys are not cached.
-Context = tuple[torch.Tensor, Rotation, Rotation | None]
+Context = tuple[torch.Tensor | PaddingMasks, Rotation, Rotation | None]
 
 
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -67,6 +75,13 @@ class XLMSWCMModernPreTrainedModel(XLMSWCMPreTrainedModel, ModernBertPreTrainedM
 
 class XLMSWCMModernEncoder(ModernBertModel):
     """Transformers' ModernBERT, which also returns the input of every layer."""
+
+    def __init__(self, config: XLMSWCMModernConfig):
+        super().__init__(config)
+        for layer in self.layers:
+            if layer.attention_type == "sliding_attention":
+                layer.attn = XLMSWCMModernLocalAttention(config, layer.layer_idx)
+        self.post_init()
 
     def get_layers(self) -> list[nn.Module]:
         """Return the layers."""
@@ -106,11 +121,7 @@ class XLMSWCMModernEncoder(ModernBertModel):
         hidden_states = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
         if position_ids is None:
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
-        mask_inputs = {"config": self.config, "inputs_embeds": hidden_states, "attention_mask": attention_mask}
-        masks = {
-            "full_attention": create_bidirectional_mask(**mask_inputs),
-            "sliding_attention": create_bidirectional_sliding_window_mask(**mask_inputs),
-        }
+        masks = self._make_masks(hidden_states, attention_mask)
         rotations = {kind: self.rotary_emb(hidden_states, position_ids, kind) for kind in set(self.config.layer_types)}
         layer_inputs = []
         for layer in self.layers:
@@ -124,6 +135,22 @@ class XLMSWCMModernEncoder(ModernBertModel):
         hidden_states = self.final_norm(hidden_states)
         return BaseModelOutput(last_hidden_state=hidden_states, hidden_states=(*layer_inputs, hidden_states))
 
+    def _make_masks(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor | list[Part] | None]:
+        """Return the mask for each kind of layer. With SDPA, no mask has a value for each pair of tokens."""
+        is_padding_mask = attention_mask is None or attention_mask.ndim == 2
+        if self.config._attn_implementation == "sdpa" and is_padding_mask:
+            return {
+                "full_attention": None if attention_mask is None else attention_mask[:, None, None].bool(),
+                "sliding_attention": split_near(attention_mask, hidden_states, self.config.sliding_window),
+            }
+        inputs = {"config": self.config, "inputs_embeds": hidden_states, "attention_mask": attention_mask}
+        return {
+            "full_attention": create_bidirectional_mask(**inputs),
+            "sliding_attention": create_bidirectional_sliding_window_mask(**inputs),
+        }
+
 
 class XLMSWCMModernPrefixAttention(XLMSWCMAttention):
     """
@@ -134,6 +161,8 @@ class XLMSWCMModernPrefixAttention(XLMSWCMAttention):
 
     def __init__(self, config: XLMSWCMModernConfig, layer_idx: int):
         super().__init__(config, layer_idx, is_causal=False, has_weights=False)
+        is_local = config.layer_types[layer_idx] == "sliding_attention"
+        self.window = config.sliding_window if is_local else None
 
     def forward(
         self,
@@ -151,9 +180,13 @@ class XLMSWCMModernPrefixAttention(XLMSWCMAttention):
             source = self._cache_source(rotate(key, source_rotation), value, cache)
         query, key, value = self._project(layer, hidden_states)
         target = self._cache_target(rotate(key, rotation), value, cache)
-        attended, target_weights, source_weights = attend_to_prefix(
-            self, rotate(query, rotation), source, target, attention_mask, **kwargs
-        )
+        query, target_weights, source_weights = rotate(query, rotation), None, None
+        if isinstance(attention_mask, tuple):
+            attended = attend_in_parts(self, query, source, target, attention_mask, self.window, **kwargs)
+        else:
+            attended, target_weights, source_weights = attend_to_prefix(
+                self, query, source, target, attention_mask, **kwargs
+            )
         attended = layer.attn.out_drop(fast_linear(layer.attn.Wo, attended.flatten(2)))
         return attended, target_weights, source_weights
 
@@ -261,12 +294,18 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         positions of the target start at 0, so that the whole source is near. A local layer reads only the last tokens
         of the target.
         """
-        masks = [
-            make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache, window)
-            for window in (None, self.config.sliding_window)
-        ]
         if encoder_attention_mask is None:
             encoder_attention_mask = torch.ones(source_states.shape[:2], dtype=torch.long, device=hidden_states.device)
+        masks: list[torch.Tensor | PaddingMasks]
+        is_static = cache is not None and cache.is_compileable
+        if self.config._attn_implementation == "eager" or hidden_states.shape[1] <= DECODER_PART or is_static:
+            masks = [
+                make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache, window)
+                for window in (None, self.config.sliding_window)
+            ]
+        else:
+            check_padding_masks(encoder_attention_mask, attention_mask)
+            masks = 2 * [(encoder_attention_mask, attention_mask)]
         source_positions = position_ids_from_mask(encoder_attention_mask, self.config.padding_position)
         source_length = encoder_attention_mask.ne(0).sum(-1, keepdim=True)
         kinds = {

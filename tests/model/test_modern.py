@@ -6,7 +6,8 @@ from support.encoders import SENTENCES, gemma_tokenizer, make_encoder
 from support.models import CHECKPOINTING, Batch, assert_close, logits_of, random_tokens, tiny_modern_model
 from transformers import AutoModelForSeq2SeqLM, ModernBertForMaskedLM, ModernBertModel
 
-from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration
+from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration, long_attention_xlm_swcm, modern_xlm_swcm
+from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 from modeling_xlm_swcm.conversion import ConversionError, from_encoder
 
 
@@ -127,6 +128,30 @@ class TestTraining:
         assert_close(
             logits_of(loaded, **source, decoder_input_ids=target), logits_of(model, **source, decoder_input_ids=target)
         )
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_attention_in_parts_changes_no_logits_and_gradients(model, source, target, is_padded, monkeypatch):
+    batch = source | {"decoder_input_ids": target, "decoder_attention_mask": torch.ones_like(target)}
+    batch["decoder_attention_mask"][0, :3] = 0
+    if not is_padded:
+        batch = {name: batch[name] for name in ("input_ids", "decoder_input_ids")}
+    labels = random_tokens(3, 11, seed=9)
+
+    def run() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        first = model(source["input_ids"], decoder_input_ids=target[:, :2], use_cache=True)
+        more = model(source["input_ids"], decoder_input_ids=target[:, 2:], cache=getattr(first, CACHE))
+        return [logits_of(model, **batch), more.logits.detach(), *gradients]
+
+    expected = run()
+    monkeypatch.setattr(long_attention_xlm_swcm, "ENCODER_PART", 3)
+    for module in (long_attention_xlm_swcm, modern_xlm_swcm):
+        monkeypatch.setattr(module, "DECODER_PART", 4)
+    for actual, tensor in zip(run(), expected, strict=True):
+        assert_close(actual, tensor)
 
 
 def test_a_source_of_2048_tokens_is_read_in_training_and_generation():
