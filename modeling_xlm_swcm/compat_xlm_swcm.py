@@ -35,7 +35,8 @@ from transformers.utils import TransformersKwargs  # noqa: E402
 from transformers.utils.output_capturing import OutputRecorder  # noqa: E402
 
 
-# Transformers 5.24 renamed the cache of every forward, mask helper and model output. Goes with 5.23.
+# Transformers 5.24 renamed the cache of every forward, mask helper and model output. Remove this when 5.23 is no
+# longer supported.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 OLD_CACHE = "past_key_values"
 # Decorators of Transformers read `return_dict`. The loss of XLM-SWCM reads `label_smoothing`.
@@ -95,14 +96,16 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
 
 
 def output_recorder(target_class: type, num_hidden_layers_key: str) -> OutputRecorder:
-    """Return a recorder of hidden states. `num_hidden_layers_key` came with 5.23. Goes with 5.22."""
+    """Return a recorder of hidden states."""
+    # 5.23 added `num_hidden_layers_key`. Remove this when 5.22 is no longer supported.
     if "num_hidden_layers_key" in inspect.signature(OutputRecorder).parameters:
         return OutputRecorder(target_class, num_hidden_layers_key=num_hidden_layers_key)
     return OutputRecorder(target_class)
 
 
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Return the positions of `hidden_states` that the output projection needs. Came with 5.21. Goes with 5.20."""
+    """Return the positions of `hidden_states` that the output projection needs."""
+    # 5.21 added this function. Remove it here when 5.20 is no longer supported.
     if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.ndim == 2:
         if logits_to_keep.dtype == torch.bool:
             return hidden_states[logits_to_keep]

@@ -100,6 +100,11 @@ class DecoderConfigMixin:
                 f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}). Use the id of the "
                 "pad token."
             )
+        if self.decoder_start_token_id is not None and self.decoder_start_token_id == self.padding_position:
+            raise ValueError(
+                f"decoder_start_token_id must not be pad_token_id (got {self.pad_token_id}), because padding has no "
+                "position. Use the id of another token, for example bos_token_id."
+            )
         if self.longest_input < 1:
             raise ValueError(
                 f"max_position_embeddings must be at least {self.padding_position + 2} (got "
@@ -108,6 +113,8 @@ class DecoderConfigMixin:
             )
 
     def _validate_decoder(self):
+        if getattr(self, "is_decoder", False) or getattr(self, "add_cross_attention", False):
+            raise ValueError("is_decoder and add_cross_attention must be False. Leave them out.")
         if self.has_prefix_decoder:
             if self.decoder_blocks != [self.prefix_block] * self.num_hidden_layers:
                 raise ValueError(
@@ -136,10 +143,18 @@ class DecoderConfigMixin:
             )
 
     def _validate_block_types(self):
+        if not self.block_types:
+            raise ValueError(
+                f'decoder_blocks must be {self.num_hidden_layers} times "{self.prefix_block}" '
+                f"(got {self.decoder_blocks}). Leave out decoder_blocks."
+            )
         unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
         if unknown or not self.decoder_blocks:
             known = '" and "'.join(self.block_types)
-            raise ValueError(f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}).')
+            raise ValueError(
+                f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}). Correct '
+                "decoder_blocks."
+            )
 
 
 @strict

@@ -31,7 +31,7 @@ from .layers_xlm_swcm import (
 )
 from .loss_xlm_swcm import SharedEmbedding
 from .peft_xlm_swcm import XLMSWCMPeftMixin, check_cache_layers
-from .positions_xlm_swcm import check_length, check_mask, position_ids_from_mask
+from .positions_xlm_swcm import check_length, check_mask, position_ids_from_mask, select_positions
 
 
 # Tensor-parallel style of each linear layer in a decoder layer.
@@ -61,7 +61,7 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel)
         "XLMSWCMNormalDecoderLayer",
         "XLMSWCMPrefixDecoderLayer",
     ]
-    _skip_keys_device_placement = ["cache", OLD_CACHE]
+    _skip_keys_device_placement = ["cache", OLD_CACHE, "tied_modules"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -171,6 +171,8 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         check_cache_layers(cache, len(self.layers))
         past_length = cache.get_seq_length() if cache is not None else 0
         is_prefix = self.config.has_prefix_decoder
+        if is_prefix and self.config.weight_sharing == "tied" and tied_modules is None:
+            raise ValueError("A tied prefix decoder has no weights of its own. Call the whole model.")
         source_states = encoder_hidden_states[0] if is_prefix else encoder_hidden_states
         check_mask("source", encoder_attention_mask, source_states.shape[1])
         # The mask of a static cache also has columns for tokens that are not generated yet.
@@ -264,7 +266,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         padding_idx = self.embeddings.padding_idx
         if attention_mask is not None and attention_mask.ndim == 2:
             length = (input_ids if input_ids is not None else inputs_embeds).shape[1]
-            return position_ids_from_mask(attention_mask, padding_idx)[:, -length:]
+            return select_positions(position_ids_from_mask(attention_mask, padding_idx), past_length, length)
         if input_ids is not None:
             return self.embeddings.create_position_ids_from_input_ids(input_ids, padding_idx, past_length)
         return self.embeddings.create_position_ids_from_inputs_embeds(inputs_embeds, padding_idx) + past_length

@@ -51,22 +51,29 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         longest = self.config.longest_input + 1
         if generation_config.max_length > longest:
             logger.warning_once(
-                f"The model can generate at most {longest - 1} tokens. max_new_tokens is reduced to {longest - 1}."
+                f"The target can have at most {longest} tokens, prompt included. max_length is reduced to {longest}."
             )
             generation_config.max_length = longest
         return generation_config
 
     def _prepare_decoder_input_ids_for_generation(
-        self, batch_size: int, model_input_name: str, model_kwargs: dict, *args, **kwargs
+        self,
+        batch_size: int,
+        model_input_name: str,
+        model_kwargs: dict,
+        decoder_start_token_id: torch.Tensor,
+        device: torch.device | None = None,
     ) -> tuple[torch.LongTensor, dict]:
         # Transformers looks for the start token in the first column, which is padding in left-padded prompts.
         prompts, mask = model_kwargs.get("decoder_input_ids"), model_kwargs.get("decoder_attention_mask")
         if prompts is not None and mask is not None:
             first = mask.ne(0).int().argmax(dim=1, keepdim=True)
-            if (prompts.gather(1, first) == self.config.decoder_start_token_id).all():
+            # The start tokens have the shape () or (batch,).
+            starts = decoder_start_token_id.to(prompts.device).reshape(-1, 1)
+            if (prompts.gather(1, first) == starts).all():
                 return model_kwargs.pop("decoder_input_ids"), model_kwargs
         input_ids, model_kwargs = super()._prepare_decoder_input_ids_for_generation(
-            batch_size, model_input_name, model_kwargs, *args, **kwargs
+            batch_size, model_input_name, model_kwargs, decoder_start_token_id, device
         )
         if mask is None and model_kwargs.get(CACHE) is not None:
             # Without a mask, Transformers would add the tokens in the cache of an earlier call again.

@@ -225,6 +225,10 @@ class XLMSWCMPrefixAttention(XLMSWCMAttention):
         """Return the output, and the attention weights of target and source or `None`."""
         modules = self if tied_modules is None else tied_modules
         query = self._split_heads(fast_linear(modules.q_proj, hidden_states))
+        # A tied layer computes on the device of its encoder layer.
+        hidden_states, attention_mask, source_states = (
+            part.to(query.device) for part in (hidden_states, attention_mask, source_states)
+        )
         source = self._keys_and_values(hidden_states, source_states, cache, modules)
         target = self._keys_and_values(hidden_states, None, cache, modules)
         attended, target_weights, source_weights = attend_to_prefix(

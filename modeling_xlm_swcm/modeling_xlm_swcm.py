@@ -192,6 +192,9 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         source = input_ids if input_ids is not None else inputs_embeds
         if source is not None:
             check_length("source", source.shape[1], self.config)
+        if self.config.has_prefix_decoder and kwargs.get("output_hidden_states"):
+            # Transformers drops the states that a list leaves out, but the decoder reads all of them.
+            kwargs["output_hidden_states"] = True
         return self.encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -253,8 +256,9 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
             count the tokens in `decoder_attention_mask`, or else the tokens that are not padding.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Token ids `<tgt> ... </s>`, padded on the right. The label -100 is ignored. By default `decoder_input_ids`
-            are the labels shifted right. In training mode `logits` is None, unless `config.logits_in_training` is
-            True. The keyword `label_smoothing=0.1` spreads a tenth of each label over the whole vocabulary.
+            are the labels shifted right. In training mode `logits` is None, and a tuple has no logits. Set
+            `config.logits_in_training` to get logits. The keyword `label_smoothing=0.1` spreads a tenth of each label
+            over the whole vocabulary.
         """
         check_adapters(self)
         if labels is not None:

@@ -38,7 +38,7 @@ from .long_attention_xlm_swcm import (
 from .loss_xlm_swcm import SharedEmbedding
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel
 from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
-from .positions_xlm_swcm import position_ids_from_mask
+from .positions_xlm_swcm import position_ids_from_mask, select_positions
 
 
 # Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
@@ -51,6 +51,12 @@ def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Rotate queries or keys of shape `(batch, heads, length, head_dim)` by their positions, as in ModernBERT."""
     cos, sin = (part.unsqueeze(1) for part in rotation)
     return ((states.float() * cos) + (rotate_half(states.float()) * sin)).to(states.dtype)
+
+
+def move(context: Context, device: torch.device) -> Context:
+    """Return a mask and rotations on `device`."""
+    mask, *rotations = context
+    return mask.to(device), *(rotation and tuple(part.to(device) for part in rotation) for rotation in rotations)
 
 
 class XLMSWCMModernPreTrainedModel(XLMSWCMPreTrainedModel, ModernBertPreTrainedModel):
@@ -174,11 +180,12 @@ class XLMSWCMModernPrefixAttention(XLMSWCMAttention):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Return the output, and the attention weights of target and source or `None`."""
-        attention_mask, rotation, source_rotation = context
-        if (source := self._cached_source(cache)) is None:
-            _, key, value = self._project(layer, source_states)
-            source = self._cache_source(rotate(key, source_rotation), value, cache)
         query, key, value = self._project(layer, hidden_states)
+        # A tied layer computes on the device of its encoder layer.
+        attention_mask, rotation, source_rotation = move(context, query.device)
+        if (source := self._cached_source(cache)) is None:
+            _, source_key, source_value = self._project(layer, source_states)
+            source = self._cache_source(rotate(source_key, source_rotation), source_value, cache)
         target = self._cache_target(rotate(key, rotation), value, cache)
         query, target_weights, source_weights = rotate(query, rotation), None, None
         if isinstance(attention_mask, tuple):
@@ -226,7 +233,7 @@ class XLMSWCMModernPrefixDecoderLayer(ModernBertEncoderLayer):
         layer = self if tied_modules is None else tied_modules
         context = attention_mask[self.attention_type]
         attended, *_ = self.self_attn(hidden_states, context, encoder_hidden_states, cache, layer, **kwargs)
-        hidden_states = hidden_states + attended
+        hidden_states = hidden_states.to(attended.device) + attended
         return hidden_states + layer.mlp(layer.mlp_norm(hidden_states))
 
 
@@ -275,7 +282,8 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         target = input_ids if input_ids is not None else inputs_embeds
         length, device = target.shape[1], target.device
         if attention_mask is not None and attention_mask.ndim == 2:
-            return position_ids_from_mask(attention_mask, self.config.padding_position)[:, -length:]
+            positions = position_ids_from_mask(attention_mask, self.config.padding_position)
+            return select_positions(positions, past_length, length)
         return past_length + torch.arange(length, device=device)[None]
 
     def _make_masks(

@@ -129,7 +129,10 @@ def check_cache_layers(cache: EncoderDecoderCache | None, num_layers: int):
     if cache is None:
         return
     if not isinstance(cache, EncoderDecoderCache):
-        raise ValueError(f"The cache is a {type(cache).__name__}, not an EncoderDecoderCache. {NO_PREFIX_TUNING}")
+        raise ValueError(
+            f"The cache must be an EncoderDecoderCache (got {type(cache).__name__}). Pass "
+            f"EncoderDecoderCache(DynamicCache(), DynamicCache()). {NO_PREFIX_TUNING}"
+        )
     if 0 < (found := len(cache.self_attention_cache.layers)) < num_layers:
         raise ValueError(f"The cache has {found} layers, but the decoder has {num_layers}. {NO_PREFIX_TUNING}")
     # The length of a static cache is a tensor, which cannot be compared without synchronization.

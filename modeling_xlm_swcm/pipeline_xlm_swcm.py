@@ -28,7 +28,8 @@ class XLMSWCMPipeline(Pipeline):
     Pipeline for translation, summarization and question answering.
 
     Load it with `pipeline(task, model=..., trust_remote_code=True)`. If this package is imported, you can use
-    `pipeline(task, model=..., pipeline_class=XLMSWCMPipeline)` instead.
+    `pipeline(task, model="folder or Hub id", pipeline_class=XLMSWCMPipeline)` instead. For a loaded model, use
+    `XLMSWCMPipeline(model=model, tokenizer=tokenizer, task=task)`.
 
     The input is a text or a list of texts. For `"question-answering"` it is a dict with `question` and `context`, or a
     list of such dicts. You can also pass `question=` and `context=`, each a text or each a list. The source is the
@@ -176,7 +177,11 @@ class XLMSWCMPipeline(Pipeline):
         target = {"src_lang": src_lang, "tgt_lang": tgt_lang, "terms": terms} | generate_kwargs
         # An argument that a call leaves out must not replace the argument of the pipeline.
         parts = (source, target, {"cut_lengths": cut_lengths})
-        return tuple({name: value for name, value in part.items() if value is not None} for part in parts)
+        source, target, cut = ({name: value for name, value in part.items() if value is not None} for part in parts)
+        if tgt_lang is None and "forced_bos_token_id" in target:
+            # The tag of a call replaces the `tgt_lang` of the pipeline.
+            target["tgt_lang"] = None
+        return source, target, cut
 
     def preprocess(self, inputs, src_lang=None, split=None, truncation=False, terms=None):
         """Tokenize one input."""

@@ -15,7 +15,7 @@ def check_length(name: str, length: int, config: XLMSWCMConfig):
 
 
 def check_mask(name: str, mask: torch.Tensor | None, length: int):
-    """Raise a `ValueError` if a 2D mask has not one column for each token. Transformers would hide some tokens."""
+    """Raise a `ValueError` if a 2D mask does not have one column per token. Transformers would hide some tokens."""
     if mask is not None and mask.ndim == 2 and mask.shape[1] != length:
         raise ValueError(
             f"The attention mask of the {name} has {mask.shape[1]} columns, but the {name} has {length} tokens. Pass "
@@ -27,6 +27,11 @@ def position_ids_from_mask(attention_mask: torch.Tensor, padding_idx: int) -> to
     """Return the positions for a mask of shape `(batch_size, length)` that is 1 for tokens and 0 for padding."""
     is_token = attention_mask.ne(0).long()
     return is_token.cumsum(-1) * is_token + padding_idx
+
+
+def select_positions(position_ids: torch.LongTensor, past_length: int | torch.Tensor, length: int) -> torch.LongTensor:
+    """Return the positions of the new tokens. The mask of a static cache can also have columns for later tokens."""
+    return position_ids.index_select(1, past_length + torch.arange(length, device=position_ids.device))
 
 
 def cached_length(cache: EncoderDecoderCache | None, length: int) -> int:

@@ -224,6 +224,9 @@ def test_a_forced_tag_stands_before_languages_that_are_not_asked_for(load, write
         assert translate(TEXTS[0], **forced) == [{"translation_text": expected}]
         assert summarize(TEXTS[0], **forced) == [{"summary_text": expected}]
     in_chinese = write(TEXTS[0], src="zh", tgt="zh")[0]
+    to_chinese = load("translation", src_lang="zh", tgt_lang="zh", **OPTIONS)
+    assert to_chinese(TEXTS[0], forced_bos_token_id=tag) == [{"translation_text": expected}]
+    assert to_chinese(TEXTS[0]) == [{"translation_text": in_chinese}]
     assert translate(TEXTS[0], tgt_lang="zh", forced_bos_token_id=tag) == [{"translation_text": in_chinese}]
 
 
