@@ -13,15 +13,16 @@ from typer.models import OptionInfo
 from modeling_xlm_swcm.app.command import try_command
 from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
+from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config, read_tasks
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
-from modeling_xlm_swcm.command import LIST_ADVICE, Command, Group, make_console, report_errors, split_codes
+from modeling_xlm_swcm.command import LIST_ADVICE, Command, Group, make_console, refuse, report_errors, split_codes
 from modeling_xlm_swcm.conversion.from_encoder import convert
 from modeling_xlm_swcm.conversion.options import UNSET, Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
 from modeling_xlm_swcm.evaluation.command import evaluate_command
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
+from modeling_xlm_swcm.hub.space import check_space, collect_space, find_model
 from modeling_xlm_swcm.hub.upload import upload
 from modeling_xlm_swcm.serving.command import serve_command
 from modeling_xlm_swcm.vocabulary.extend import MAX_SEED, Init, extend
@@ -234,20 +235,27 @@ def convert_released_command(
 def list_files(console: Console, folder: Path, repo_id: str, license: str | None) -> dict[str, Path | bytes]:
     """Check a model and print the files that a push sends. Return the files by name."""
     files = collect_files(folder, repo_id, license)
-    table = Table("file", "size", title=f"{folder} → {repo_id}", title_justify="left", box=None)
+    print_files(console, files, f"{folder} → {repo_id}")
+    return files
+
+
+def print_files(console: Console, files: dict[str, Path | bytes], title: str):
+    """Print the names and sizes of files."""
+    table = Table("file", "size", title=title, title_justify="left", box=None)
     for name, content in files.items():
         table.add_row(name, decimal(len(content) if isinstance(content, bytes) else content.stat().st_size))
     console.print(table)
-    return files
 
 
 @main.command("push", cls=Command)
 def push_command(
-    folder: ModelFolder,
-    repo_id: Annotated[
-        str,
-        typer.Argument(metavar="REPO", help="Hub repository, as owner/name. A missing repository is created."),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with model and tokenizer. With `--space` and without REPO: a Hub id.")
     ],
+    repo_id: Annotated[
+        str | None,
+        typer.Argument(metavar="REPO", help="Hub repository, as owner/name. A missing repository is created."),
+    ] = None,
     license: PushLicense = None,
     private: Private = False,
     revision: Annotated[
@@ -256,17 +264,60 @@ def push_command(
     ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     commit_message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Upload XLM-SWCM model",
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACE",
+            help="Space to create or replace, as owner/name. It shows the model. Without REPO, only the Space is "
+            "pushed, and FOLDER is the Hub id of a model. Default: no Space.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, dry_run_option("Check the model and list the files, but upload nothing.")] = False,
     debug: Debug = False,
 ):
     """Check a model and upload it to the Hub in one commit, with a model card."""
+    if repo_id is None and space is None:
+        refuse("REPO is missing. Write xlm-swcm push FOLDER REPO, then the options.")
     with report_errors(debug, "Push again. The next push skips files that are already on the Hub."):
+        if space is not None and create_pr:
+            raise ConversionError("--space cannot show a pull request. Leave out --create-pr or --space.")
         console = make_console()
-        files = list_files(console, folder, repo_id, license)
+        if space is not None and not dry_run:
+            check_space(space)
+        if repo_id is not None:
+            files = list_files(console, folder, repo_id, license)
+            if not dry_run:
+                console.print(f"Pushed: {upload(files, repo_id, private, revision, create_pr, commit_message)}")
+        if space is not None:
+            push_space(console, space, repo_id, folder, private, revision, commit_message, dry_run)
         if dry_run:
             console.print("Nothing was sent (--dry-run).")
-        else:
-            console.print(f"Pushed: {upload(files, repo_id, private, revision, create_pr, commit_message)}")
+
+
+def push_space(
+    console: Console,
+    space: str,
+    repo_id: str | None,
+    folder: Path,
+    private: bool,
+    revision: str | None,
+    commit_message: str,
+    dry_run: bool,
+):
+    """Push a Space that shows the model in a repository. In a dry run, the model can still be only in `folder`."""
+    if repo_id is not None:
+        needs_token, tasks = private if dry_run else find_model(repo_id, revision), read_tasks(str(folder))
+    else:
+        repo_id = str(folder)
+        needs_token, tasks = find_model(repo_id, revision), None
+    files = collect_space(space, repo_id, revision, tasks, needs_token)
+    print_files(console, files, f"Space for {repo_id} → {space}")
+    if not dry_run:
+        console.print(f"Pushed: {upload(files, space, private, None, False, commit_message, 'space')}")
+        if needs_token:
+            console.print(
+                f"{repo_id} is private or gated. Add a secret HF_TOKEN in the settings of the Space {space}."
+            )
 
 
 @main.command("inspect", cls=Command)

@@ -26,6 +26,7 @@ STYLE = """
 .middle { align-self: center; }
 .xlm p { margin: 0.25rem 0; color: var(--body-text-color); }
 .xlm th, .xlm td { border: 1px solid var(--border-color-primary); padding: 0.3rem 0.6rem; text-align: start; }
+.xlm td { line-height: 1.7; }
 .xlm th { font-weight: 600; color: var(--body-text-color); }
 .xlm .map { overflow-x: auto; }
 .xlm .map th, .xlm .map td { padding: 0.15rem 0.4rem; white-space: nowrap; }

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError
@@ -33,6 +34,7 @@ def upload(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str = "Upload XLM-SWCM model",
+    repo_type: str = "model",
 ) -> str:
     """
     Upload files in one commit, which also removes weight files of older pushes.
@@ -50,6 +52,8 @@ def upload(
             Open a pull request instead of changing the branch.
         commit_message (`str`, *optional*, defaults to `"Upload XLM-SWCM model"`):
             First line of the commit message.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"`, or `"space"` for a Space with Gradio.
 
     Returns:
         `str`: URL of the commit or pull request.
@@ -60,12 +64,14 @@ def upload(
     check_token()
     api = HfApi(library_name="xlm-swcm")
     with translate_hub_errors(repo_id):
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        if private and not api.repo_info(repo_id).private:
+        kind: dict[str, Any] = {"repo_type": repo_type}
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=private or None, exist_ok=True, space_sdk=sdk, **kind)
+        if private and not api.repo_info(repo_id, **kind).private:
             raise ConversionError(f"{repo_id} exists and is public. Make it private on the Hub first.")
         if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        before = api.model_info(repo_id, revision=revision)
+            api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
+        before: Any = api.repo_info(repo_id, revision=revision, **kind)
         stale = {file.rfilename for file in before.siblings or []} - files.keys()
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -77,6 +83,7 @@ def upload(
             revision=revision,
             create_pr=create_pr,
             parent_commit=before.sha,
+            **kind,
         )
     return commit.pr_url or commit.commit_url
 

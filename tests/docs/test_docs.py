@@ -385,15 +385,20 @@ def test_the_guides_to_generation_and_export_run(client, tmp_path):
     assert answer["translations"] == texts and len(answer["scores"]) == 2
 
 
-def test_the_guide_to_the_page_runs(encoder_folder, tmp_path, monkeypatch):
+def test_the_guide_to_the_page_runs(client, hub, tmp_path, monkeypatch):
     """The model is untrained."""
     monkeypatch.chdir(tmp_path)
-    convert(encoder_folder, "zh-bo", languages=["zh", "bo"])
+    convert("encoder", "zh-bo", languages=["zh", "bo"], license="mit")
     export("zh-bo", "zh-bo-int8", quantize="int8")
     models = [words[2] for words in commands("docs/guides/try.md") if words[:2] == ["xlm-swcm", "try"]]
     assert models == ["zh-bo", "zh-bo-int8"]
     for model in models:
         assert f"Try {model}" in TestClient(make_app(model)).get("/").text
+    for words in commands("docs/guides/try.md"):
+        if words[:2] == ["xlm-swcm", "push"]:
+            outcome = client.command(*words[1:])
+            assert outcome.exit_code == 0, outcome.output
+    assert {"app.py", "README.md"} <= hub.repositories["spaces/your-name/try-zh-bo"].files.keys()
     assert count_words(PAGES["docs/guides/try.md"]) < 500
 
 

@@ -1,7 +1,7 @@
 """A Hub on 127.0.0.1: the part of the HTTP interface that huggingface_hub and Transformers use, in memory.
 
-Models only, without Xet: a client sets HF_ENDPOINT and HF_HUB_DISABLE_XET before it imports huggingface_hub. Weights
-are uploaded as LFS objects (whole or in parts), and a commit is one step, as on the real Hub.
+Models and Spaces, without Xet: a client sets HF_ENDPOINT and HF_HUB_DISABLE_XET before it imports huggingface_hub.
+Weights are uploaded as LFS objects (whole or in parts), and a commit is one step, as on the real Hub.
 """
 
 import base64
@@ -82,7 +82,7 @@ class Hub(ThreadingHTTPServer):
     """
     Attributes:
         user: Owner of the repositories that a client may write, and of new repositories.
-        repositories: Repositories by id.
+        repositories: Repositories by id. The id of a Space starts with spaces/.
         objects: Uploaded LFS objects by sha256. They are not always committed.
         part_size: Larger objects are uploaded in parts of this size.
         quota: Maximum size of all LFS objects in bytes.
@@ -175,6 +175,8 @@ class Handler(BaseHTTPRequestHandler):
                 match = re.fullmatch(pattern, f"{self.command.replace('HEAD', 'GET')} {url.path}")
                 if match:
                     arguments = {name: unquote(value) for name, value in match.groupdict().items() if value}
+                    if arguments.pop("space", None):
+                        arguments["repo"] = f"spaces/{arguments['repo']}"
                     return getattr(self, name)(body=body, query=query, **arguments)
             raise Refusal(404, f"Not found: {request}")
         except Refusal as refusal:
@@ -223,7 +225,7 @@ class Handler(BaseHTTPRequestHandler):
     def require_write(self, repo: str):
         if self.token() is None:
             raise Refusal(401, "Invalid username or password.")
-        if self.token() == READ or not repo.startswith(f"{self.server.user}/"):
+        if self.token() == READ or not repo.removeprefix("spaces/").startswith(f"{self.server.user}/"):
             raise Refusal(403, f"You don't have the rights to write to {repo}.")
 
     def commit_of(self, repo: str, revision: str) -> Commit:
@@ -242,6 +244,10 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, body, **_):
         request = json.loads(body)
         repo = f"{request.get('organization') or self.server.user}/{request['name']}"
+        if request.get("type") == "space":
+            if request.get("sdk") != "gradio":
+                raise Refusal(400, "The sdk of a Space is missing")
+            repo = f"spaces/{repo}"
         self.require_write(repo)
         with self.server.lock:
             known = repo in self.server.repositories
@@ -423,18 +429,19 @@ class Handler(BaseHTTPRequestHandler):
 
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+KIND = r"(models|datasets|(?P<space>spaces))"
 REVISION = r"(?P<revision>[^/]+)"
 OID = r"(?P<oid>[0-9a-f]{64})"
 ROUTES = [
     (r"GET /api/whoami-v2", "whoami"),
     (r"POST /api/validate-yaml", "validate"),
     (r"POST /api/repos/create", "create"),
-    (rf"GET /api/(models|datasets)/{REPO}(/revision/{REVISION})?", "info"),
+    (rf"GET /api/{KIND}/{REPO}(/revision/{REVISION})?", "info"),
     (rf"GET /api/models/{REPO}/refs", "references"),
-    (rf"GET /api/(models|datasets)/{REPO}/tree/{REVISION}(/(?P<path>.+))?", "tree"),
+    (rf"GET /api/{KIND}/{REPO}/tree/{REVISION}(/(?P<path>.+))?", "tree"),
     (rf"POST /api/models/{REPO}/branch/{REVISION}", "create_branch"),
-    (rf"POST /api/models/{REPO}/preupload/{REVISION}", "preupload"),
-    (rf"POST /api/models/{REPO}/commit/{REVISION}", "commit"),
+    (rf"POST /api/{KIND}/{REPO}/preupload/{REVISION}", "preupload"),
+    (rf"POST /api/{KIND}/{REPO}/commit/{REVISION}", "commit"),
     (rf"GET (/datasets)?/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     (rf"POST /{REPO}\.git/info/lfs/objects/verify", "verify"),
