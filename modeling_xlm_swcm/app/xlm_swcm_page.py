@@ -167,7 +167,7 @@ def add_file(model: PageModel, choices: Choices):
             yield tables.show_problem(explain(error)), None
 
     run = button.click(generate, [source, unit, *choices.inputs], [messages, output], show_progress_on=output, **CALL)
-    stop.click(lambda: tables.show_messages(["Stopped."]), None, messages, cancels=[run], **UPDATE)
+    stop.click(None, cancels=[run], **UPDATE)
 
 
 def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
