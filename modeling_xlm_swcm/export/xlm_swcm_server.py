@@ -55,16 +55,21 @@ class TranslationRequest(BaseModel):
     tgt_lang: str | None = Field(None, description="Language to generate.")
     split: bool | None = Field(None, description="Whether to split the texts. Default: true if the languages differ.")
     num_beams: int | None = Field(None, ge=1, description="Number of beams. 1 means greedy decoding.")
+    num_return_sequences: int | None = Field(None, ge=1, description="Number of translations of a text, best first.")
     max_new_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of a sentence.")
     length_penalty: float | None = Field(None, description="Exponent of the length. Large values favour long texts.")
     return_scores: bool = Field(False, description="Whether to return the mean log probability of each translation.")
 
 
 class TranslationResponse(BaseModel):
-    """The translations and, on request, their scores, in the order of the texts."""
+    """
+    The translations and, on request, their scores, in the order of the texts.
 
-    translations: list[str]
-    scores: list[float | None] | None = None
+    With several translations of a text, an item is a list.
+    """
+
+    translations: list[str] | list[list[str]]
+    scores: list[float | None] | list[list[float | None]] | None = None
 
 
 class OverloadError(Exception):
@@ -192,7 +197,9 @@ async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Ca
         raise fastapi.HTTPException(500, str(error)) from error
     if not body.return_scores:
         return TranslationResponse(translations=answers)
-    return TranslationResponse(translations=[text for text, _ in answers], scores=[score for _, score in answers])
+    # Several translations of a text are a list of pairs.
+    pairs = [tuple(map(list, zip(*pair, strict=True))) if isinstance(pair, list) else pair for pair in answers]
+    return TranslationResponse(translations=[text for text, _ in pairs], scores=[score for _, score in pairs])
 
 
 class RequestLimits:

@@ -59,6 +59,16 @@ def test_scores_are_those_of_the_runtime(client, exported):
 
 
 @with_learner
+def test_several_translations_are_those_of_the_runtime(client, exported):
+    options = {"num_beams": 3, "num_return_sequences": 2}
+    expected = ExportedModel(exported, threads=1)(TEXTS, "zh", "bo", return_scores=True, **options)
+    answer = translate(client, TEXTS, return_scores=True, **options).json()
+    assert answer["translations"] == [[text for text, _ in candidates] for candidates in expected]
+    assert answer["scores"] == [pytest.approx([score for _, score in candidates], rel=1e-5) for candidates in expected]
+    assert translate(client, TEXTS, **options).json() == {"translations": answer["translations"]}
+
+
+@with_learner
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -67,6 +77,7 @@ def test_scores_are_those_of_the_runtime(client, exported):
         ({"texts": ["\ud800"]}, 400, "Text 1 is not valid Unicode. Remove its lone surrogates."),
         ({"texts": ["no wind " * 60], "split": False}, 400, "Text 1 has .* tokens, but the model reads at most"),
         ({"num_beams": 5}, 400, r"num_beams must be at most 4 \(got 5\)."),
+        ({"num_beams": 2, "num_return_sequences": 3}, 400, "num_return_sequences must be at most num_beams"),
         ({"max_new_tokens": 10**6}, 400, "max_new_tokens must be a whole number from 1 to"),
         ({"texts": ["a"] * 21}, 413, r"A request has at most 20 texts \(got 21\)."),
         ({"texts": ["a" * 2000]}, 413, "The body has more than 2000 bytes. Send fewer or shorter texts."),
