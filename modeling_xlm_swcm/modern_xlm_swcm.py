@@ -53,10 +53,11 @@ def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     return ((states.float() * cos) + (rotate_half(states.float()) * sin)).to(states.dtype)
 
 
-def move(context: Context, device: torch.device) -> Context:
-    """Return a mask and rotations on `device`."""
-    mask, *rotations = context
-    return mask.to(device), *(rotation and tuple(part.to(device) for part in rotation) for rotation in rotations)
+def move(context, device: torch.device):
+    """Return nested tuples of tensors and `None` on `device`."""
+    if isinstance(context, tuple):
+        return tuple(move(part, device) for part in context)
+    return None if context is None else context.to(device)
 
 
 class XLMSWCMModernPreTrainedModel(XLMSWCMPreTrainedModel, ModernBertPreTrainedModel):
