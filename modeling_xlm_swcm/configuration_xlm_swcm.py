@@ -100,11 +100,6 @@ class DecoderConfigMixin:
                 f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}). Use the id of the "
                 "pad token."
             )
-        if self.decoder_start_token_id is not None and self.decoder_start_token_id == self.padding_position:
-            raise ValueError(
-                f"decoder_start_token_id must not be pad_token_id (got {self.pad_token_id}), because padding has no "
-                "position. Use the id of another token, for example bos_token_id."
-            )
         if self.longest_input < 1:
             raise ValueError(
                 f"max_position_embeddings must be at least {self.padding_position + 2} (got "

@@ -130,7 +130,6 @@ def test_a_cache_without_a_part_for_the_source(model, source, target):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"decoder_start_token_id": 1}, r"decoder_start_token_id must not be pad_token_id \(got 1\)"),
         ({"is_decoder": True}, "is_decoder and add_cross_attention must be False"),
         ({"decoder_blocks": ["other"]}, r"must be a list of \"custom\" and .*Correct decoder_blocks"),
     ],
