@@ -4,7 +4,8 @@ import contextlib
 import inspect
 import itertools
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -178,6 +179,15 @@ def check_words(words: list[str]):
             word.encode()
         except UnicodeEncodeError as error:
             raise ConversionError(f"{word} is not valid UTF-8. Rename the file, for example with convmv.") from error
+
+
+def check_packages(user: str, packages: Iterable[str], extra: str):
+    """Raise a `ConversionError` if a package of an extra is not installed. `user` begins the sentence."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ConversionError(
+            f"{user} needs {', '.join(missing)}. Install xlm-swcm with the extra {extra}, for example with pip "
+            f"install '.[{extra}]' in a clone."
+        )
 
 
 def make_console(**options) -> Console:

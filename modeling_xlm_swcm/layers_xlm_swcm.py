@@ -375,7 +375,7 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
 
 
 def check_padding_masks(*masks: torch.Tensor | None):
-    """Raise a `ValueError` if a mask has not two dimensions."""
+    """Raise a `ValueError` if a mask does not have two dimensions."""
     for mask in masks:
         if mask is not None and mask.ndim != 2:
             raise ValueError(

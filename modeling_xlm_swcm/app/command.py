@@ -11,7 +11,8 @@ import typer
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config, read_optional, read_tasks
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
-from modeling_xlm_swcm.command import make_console, report_errors
+from modeling_xlm_swcm.command import check_packages, make_console, report_errors
+from modeling_xlm_swcm.export.export import EXPORTED_TYPE
 from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
 from modeling_xlm_swcm.serving.command import Debug, Host, Port, listen
 
@@ -26,11 +27,7 @@ def try_command(model: Model, host: Host = "127.0.0.1", port: Port = 7860, debug
     """Show a page in the browser to try a model."""
     with tempfile.TemporaryDirectory() as folder:
         with report_errors(debug):
-            if find_spec("gradio") is None:
-                raise ConversionError(
-                    "The page needs gradio. Install xlm-swcm with the extra app, for example with pip install "
-                    "'.[app]' in a clone."
-                )
+            check_packages("The page", ["gradio"], "app")
             import uvicorn
 
             listener = listen(host, port)
@@ -85,10 +82,10 @@ def load_page_model(source: str):
     Raises:
         ConversionError: if the model cannot be loaded.
     """
-    if Path(source).is_dir() and (read_optional(source, "config.json", None) or {}).get("model_type") == (
-        "xlm_swcm_exported"
-    ):
-        return load_exported(Path(source))
+    if Path(source).is_dir():
+        fields = read_optional(source, "config.json", None) or {}
+        if fields.get("model_type") == EXPORTED_TYPE:
+            return load_exported(Path(source))
     from .xlm_swcm_models import EAGER, TransformersModel
 
     config = read_model_config(source)

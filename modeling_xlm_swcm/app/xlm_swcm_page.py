@@ -158,7 +158,7 @@ def add_file(model: PageModel, choices: Choices):
         warnings: list[str] = []
         try:
             if path is None:
-                raise ValueError("There is no file. Choose a text file.")
+                raise ValueError("No file is chosen. Choose a text file.")
             steps = generate_file(model, Path(path), UNIT[unit], make_options(*values), warnings.append)
             for done, total, written in steps:
                 progress = f"{done} of {total} passages are finished."

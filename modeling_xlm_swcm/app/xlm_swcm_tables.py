@@ -18,7 +18,8 @@ else:
 
 HERE = Path(__file__).parent
 NAMES_FILE = "language_names.json"
-NAMES = next(path for place in (HERE, HERE.parent / "checkpoints") if (path := place / NAMES_FILE).is_file())
+NAMES_PATH = next(path for place in (HERE, HERE.parent / "checkpoints") if (path := place / NAMES_FILE).is_file())
+NAMES: dict[str, str] = json.loads(NAMES_PATH.read_text(encoding="utf-8"))
 RIGHT_TO_LEFT_SCRIPTS = {"adlm", "arab", "hebr", "mand", "nkoo", "rohg", "syrc", "thaa"}
 
 STYLE = """
@@ -47,8 +48,7 @@ def name_language(code: str) -> str:
 
 def find_name(code: str) -> str | None:
     """Return the name of a language in the language itself, or `None` if the list of names lacks it."""
-    names = json.loads(NAMES.read_text(encoding="utf-8"))
-    return names.get(code.lower().replace("_", "-"))
+    return NAMES.get(code.lower().replace("_", "-"))
 
 
 def is_right_to_left(code: str | None) -> bool:

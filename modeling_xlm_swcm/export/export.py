@@ -24,6 +24,7 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import TEXT_MODELS, UNREACHABLE, hi
 from .xlm_swcm_checks import DEFAULTS, check_config, check_range
 
 
+EXPORTED_TYPE = "xlm_swcm_exported"  # model type in config.json
 RUNTIME = [
     *sorted(Path(__file__).parent.glob("xlm_swcm_*.py")),
     Path(punctuation_xlm_swcm.__file__),
@@ -155,7 +156,7 @@ def make_runtime_config(
         new_tokens = (settings.max_length if isinstance(settings.max_length, int) else 21) - 1
     start, ends = settings.decoder_start_token_id, settings.eos_token_id
     config = {
-        "model_type": "xlm_swcm_exported",
+        "model_type": EXPORTED_TYPE,
         "quantize": quantize,
         "vocab_size": model.config.vocab_size,
         "longest_input": longest,

@@ -116,7 +116,7 @@ def check_space(space_id: str):
     Check that a Space can be created or replaced.
 
     Raises:
-        ConversionError: if there is no token, or the Space holds another app.
+        ConversionError: if no token is stored, or if the Space holds another app.
     """
     check_repo_id(space_id)
     check_token()

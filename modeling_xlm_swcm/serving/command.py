@@ -1,14 +1,13 @@
 """The command `xlm-swcm serve`: parse options, load an exported model, run the server."""
 
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.command import make_console, report_errors
+from modeling_xlm_swcm.command import check_packages, make_console, report_errors
 
 
 REQUIREMENTS = ("openvino", "fastapi", "uvicorn", "prometheus_client")
@@ -52,11 +51,7 @@ def serve_command(
 ):
     """Serve an exported model over HTTP."""
     with report_errors(debug):
-        if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
-            raise ConversionError(
-                f"The server needs {', '.join(missing)}. Install xlm-swcm with the extra serve, for example with pip "
-                "install '.[serve]' in a clone."
-            )
+        check_packages("The server", REQUIREMENTS, "serve")
         import uvicorn
 
         from modeling_xlm_swcm.export.xlm_swcm_server import Limits, create_app

@@ -188,5 +188,5 @@ def test_the_page_asks_no_other_host(prefix_folder):
 
 
 def test_a_missing_extra_is_named(monkeypatch, converted):
-    monkeypatch.setattr("modeling_xlm_swcm.app.command.find_spec", lambda name: None)
+    monkeypatch.setattr("modeling_xlm_swcm.command.find_spec", lambda name: None)
     assert_refused(CliRunner().invoke(main, ["try", str(converted)]), "needs gradio", "extra app")
