@@ -19,13 +19,15 @@ from modeling_xlm_swcm import (
 
 
 WORDS = 250002
+# tokens of a vocabulary that is trimmed to a few languages
+TRIMMED = 30000
 PREFIX = "prefix-"
 # batch size and beams
 DECODING = {"batch 1": (1, 1), "batch 8": (8, 1), "beam 5": (1, 5)}
 GPU_BATCHES = {"batch 1": 1, "batch 8": 8, "batch 64": 64}
 
 
-def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> PreTrainedModel:
+def make_model(name: str, quick: bool, decoder_layers: int | None = None, words: int = WORDS) -> PreTrainedModel:
     """
     Make a model without dropout of attention weights, as in MBart's default.
 
@@ -39,9 +41,11 @@ def make_model(name: str, quick: bool, decoder_layers: int | None = None) -> Pre
             Whether to make a small model.
         decoder_layers (`int`, *optional*):
             Decoder layers of MBart. Defaults to the number of encoder layers.
+        words (`int`, *optional*, defaults to 250002):
+            Size of the vocabulary. A small model has 5,000 tokens.
     """
     torch.manual_seed(0)
-    layers, words = (2, 5000) if quick else (12, WORDS)
+    layers, words = (2, 5000) if quick else (12, words)
     ids = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=0)
     if name == "MBart":
         sizes = dict(d_model=768, encoder_layers=layers, decoder_layers=decoder_layers or layers)

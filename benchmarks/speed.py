@@ -21,7 +21,7 @@ import torch
 import transformers
 from matplotlib.axes import Axes
 from measuring import describe_machine, summarise
-from peers import DECODING, GPU_BATCHES, make_model
+from peers import DECODING, GPU_BATCHES, TRIMMED, make_model
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import is_liger_kernel_available
@@ -56,6 +56,7 @@ DECODERS = {
     "init, int8 (PyTorch)": dict(model="init", weights="int8, PyTorch"),
 }
 BOTH = {"MBart": dict(model="MBart"), "init": dict(model="init")}
+SMALL_VOCABULARY = {name: options | dict(words=TRIMMED) for name, options in (BOTH | PREFIX).items()}
 TORCHAO = {"init, int8 (torchao)": dict(model="init", weights="int8, torchao", new=4)}
 STATIC = {name: options | dict(cache_implementation="static") for name, options in BOTH.items()}
 GPU_MODELS = BOTH | {"EncoderDecoder": dict(model="EncoderDecoder")}
@@ -76,6 +77,8 @@ COMPILED = {"batch 1": "batch 1", "compiling": "seconds to compile"}
 PARTS = {
     "training": ("train", TRAINING, None, TIME_AND_MEMORY),
     "decoding": ("decode", DECODERS, None, SETTINGS),
+    "training-trimmed": ("train", SMALL_VOCABULARY, None, TIME_AND_MEMORY),
+    "decoding-trimmed": ("decode", SMALL_VOCABULARY, None, SETTINGS),
     "loading": ("load", BOTH | PREFIX, None, TIME_AND_MEMORY | SIZE),
     "lengths": ("decode_long", BOTH, 1, {}),
     "long": ("read_long", LONG, None, {"seconds": "CPU seconds", "peak_gb": "peak GB"}),

@@ -63,9 +63,9 @@ def make_step(model: PreTrainedModel, batch: int, length: int, optimizer: Callab
     return step
 
 
-def train(model: str, quick: bool, checkpointing: bool = False, bf16: bool = False) -> dict:
+def train(model: str, quick: bool, checkpointing: bool = False, bf16: bool = False, words: int = WORDS) -> dict:
     """Measure the seconds of a training step with SGD, in float32 or with autocast to bfloat16."""
-    model = make_model(model, quick).train()
+    model = make_model(model, quick, words=words).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     batch, length = (2, 16) if quick else (8, 128)
@@ -85,9 +85,9 @@ def read_long(work: str, length: int, quick: bool) -> dict:
     return {"seconds": time.process_time() - start}
 
 
-def make_decoder(name: str, quick: bool, weights: str = "float32") -> PreTrainedModel:
+def make_decoder(name: str, quick: bool, weights: str = "float32", words: int = WORDS) -> PreTrainedModel:
     """Return a model in evaluation mode with weights in float32, bfloat16 or int8."""
-    model = make_model(name, quick).eval()
+    model = make_model(name, quick, words=words).eval()
     if weights == "bfloat16":
         return model.bfloat16()
     if weights == "int8, PyTorch":

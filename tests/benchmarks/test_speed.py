@@ -33,6 +33,11 @@ def test_models_have_the_decoders_and_sizes_of_the_docs(scripts):
     assert millions == {"init": 476, "prefix-init": 363, "prefix-tied": 278}
     assert models["prefix-tied"].config.decoder_blocks == 12 * ["prefix"]
     assert models["init"].config.decoder_blocks.count("custom") == 12
+    for part in ("training-trimmed", "decoding-trimmed"):
+        options = scripts("speed").choose_runs(part, ["prefix-tied"])["prefix-tied"]
+        with torch.device("meta"):
+            trimmed = scripts("peers").make_model("prefix-tied", quick=False, words=options["words"])
+        assert models["prefix-tied"].num_parameters() - trimmed.num_parameters() == (250002 - 30000) * 769
     assert all(model.config.attention_probs_dropout_prob == 0 for model in models.values())
 
 
