@@ -111,8 +111,8 @@ NormalLayerInterval = Annotated[
 LayerMapOption = Annotated[
     LayerMap,
     typer.Option(
-        help="Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: two layers. The decoder "
-        "then has half as many custom layers."
+        help="Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: two layers, so the "
+        "decoder has half the number of custom layers."
     ),
 ]
 DecoderInitOption = Annotated[
@@ -154,7 +154,7 @@ main.add_typer(vocab, name="vocab")
 
 
 def describe_output(output: Path, dry_run: bool) -> str:
-    """Return whether the output exists, for the message of an interrupted command."""
+    """Return a sentence about the output, for the message after Ctrl-C."""
     return "Nothing was written." if dry_run else f"{output} is written."
 
 
@@ -304,7 +304,7 @@ def push_space(
     commit_message: str,
     dry_run: bool,
 ):
-    """Push a Space that shows the model in a repository. In a dry run, the model can still be only in `folder`."""
+    """Push a Space that shows the model in a repository. In a dry run, the model may not be on the Hub yet."""
     if repo_id is not None:
         needs_token, tasks = private if dry_run else find_model(repo_id, revision), read_tasks(str(folder))
     else:
@@ -422,8 +422,8 @@ def trim_command(
         int | None,
         typer.Option(
             metavar="N",
-            help="Maximum number of tokens to keep. A BPE tokenizer also keeps the tokens that these are merged from. "
-            "Default: not used.",
+            help="Maximum number of tokens to keep. A BPE tokenizer also keeps the tokens that merge into kept "
+            "tokens. Default: not used.",
         ),
     ] = None,
     coverage: Annotated[

@@ -25,14 +25,14 @@ LIST_ADVICE = "Put this option last or before another option."
 
 
 class Command(TyperCommand):
-    """A command that tidies up after killed runs. List options accept several words: `--languages bo ug kk`."""
+    """A command that cleans up after killed runs. List options accept several words: `--languages bo ug kk`."""
 
     options = ("--languages", "--corpus", "--eval", "--target", "--codes")
-    # `parse_args` refuses these words in Typer's place.
+    # Typer must accept extra words, because `parse_args` refuses them with a better message.
     allow_extra_args = True
 
     def invoke(self, ctx):
-        """Tidy up after killed runs that wrote to a path on the command line, then run the command."""
+        """Clean up after killed runs that wrote to a path on the command line, then run the command."""
         for value in ctx.params.values():
             if isinstance(value, str | Path):
                 recover(Path(value))
@@ -87,7 +87,7 @@ def refuse(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def report_usage_errors(ctx: typer.Context, words: list[str]) -> Iterator[None]:
-    """Say in plain English what Typer does not accept in the words of a command."""
+    """Print a usage error of Typer in plain English, and exit."""
     try:
         yield
     except UsageError as error:
@@ -120,7 +120,7 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
 
 
 def check_values(ctx: typer.Context, words: list[str]):
-    """Refuse an option without a value, in front of another option."""
+    """Refuse an option whose value is missing because another option follows."""
     options = {name: each for each in ctx.command.get_params(ctx) for name in each.opts if name.startswith("--")}
     for word, following in itertools.pairwise(words):
         if word in options and following in options and not getattr(options[word], "is_flag", False):
@@ -168,7 +168,7 @@ def describe_values(ctx: typer.Context, parameter) -> str:
 
 
 def check_words(words: list[str]):
-    """Refuse words that no option can use."""
+    """Refuse empty words, and words that are not valid UTF-8."""
     if "" in words:
         before = words[words.index("") - 1]
         raise ConversionError(

@@ -17,7 +17,7 @@ from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
 from modeling_xlm_swcm.serving.command import Debug, Host, Port, listen
 
 
-# The browser asks no other host, also if a version of Gradio names one.
+# The browser loads nothing from other hosts, even if a version of Gradio links to them.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 Model = Annotated[str, typer.Argument(help="XLM-SWCM model or exported model: folder, or Hub id of a model.")]

@@ -24,7 +24,7 @@ class RuntimeModel(PageModel):
         super().__init__(list(self.model.config["languages"]), ["translation"], self.model.config["longest_input"])
 
     def is_split(self, options: Options) -> bool:
-        """Return True if texts are generated sentence by sentence, which the runtime does between two languages."""
+        """Return True if the languages differ. Texts are then generated sentence by sentence."""
         return options.tgt_lang not in (None, options.src_lang)
 
     def generate(self, texts: list[str], options: Options, warn: Warn) -> list[list[Output]]:

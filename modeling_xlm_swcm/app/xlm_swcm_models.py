@@ -1,4 +1,4 @@
-"""What the page asks a model, and the answers of a model that runs in Transformers. This file travels with a Space."""
+"""The interface between page and model, and a model that runs in Transformers. This file travels with a Space."""
 
 import contextlib
 import logging
@@ -102,7 +102,7 @@ class PageModel:
                 known = ", ".join(self.languages)
                 raise ValueError(f'The {name} language "{code or ""}" is unknown. Choose one of: {known}.')
         check_count("Beams", options.num_beams, MAX_BEAMS)
-        check_count("Candidates", options.num_candidates, options.num_beams, " (the number of beams)")
+        check_count("Candidates", options.num_candidates, options.num_beams, ", the number of beams")
         if options.task == "question-answering" and not options.question.strip():
             raise ValueError("The question is empty. Write a question.")
         for text in texts:
@@ -110,7 +110,9 @@ class PageModel:
                 raise ValueError("The text is empty. Write or paste a text.")
             length = 0 if self.is_split(options) else sum(self._count_tokens(join_question(text, options)))
             if length > self.limit:
-                raise ValueError(f"The text has {length} tokens, but the model reads {self.limit}. Shorten the text.")
+                raise ValueError(
+                    f"The text has {length} tokens, but the model reads at most {self.limit}. Shorten the text."
+                )
 
     def _count_tokens(self, texts: list[str]) -> list[int]:
         # The start, the language tag and the end are tokens too.
@@ -130,7 +132,9 @@ def mark_unknown(tokens: list[str], ids: list[int], unknown_id: int) -> list[Tok
 def check_count(name: str, value: Any, maximum: int, reason: str = ""):
     """Refuse a value that is not a whole number from 1 to `maximum`."""
     if not isinstance(value, int) or not 1 <= value <= maximum:
-        raise ValueError(f"{name} must be a whole number from 1 to {maximum}{reason}, but it is {value}. Change it.")
+        raise ValueError(
+            f"{name} must be a whole number from 1 to {maximum}{reason} (got {value}). Use another number."
+        )
 
 
 class TransformersModel(PageModel):
@@ -180,7 +184,7 @@ class TransformersModel(PageModel):
         ids = self.model.generate(**source, num_beams=options.num_beams, forced_bos_token_id=tag)
         output = self.model(**source, decoder_input_ids=ids[:, :-1], output_attentions=True, use_cache=False)
         weights = torch.stack(output.cross_attentions).float().mean((0, 2))[0]  # (target_len, source_len)
-        # The language tag is forced, so its row says nothing.
+        # The language tag is forced, so the map leaves out its row.
         start = int(tag is not None)
         target = self.tokenizer.convert_ids_to_tokens(ids[0, 1 + start :].tolist())
         is_joint = self.model.config.has_prefix_decoder

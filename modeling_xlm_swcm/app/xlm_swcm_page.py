@@ -18,11 +18,11 @@ import gradio as gr  # noqa: E402
 if __package__ == "modeling_xlm_swcm.app":
     from . import xlm_swcm_tables as tables
     from .xlm_swcm_files import generate_file
-    from .xlm_swcm_models import Options, PageModel
+    from .xlm_swcm_models import Options, PageModel, check_count
 else:
     import xlm_swcm_tables as tables  # type: ignore[no-redef]
     from xlm_swcm_files import generate_file  # type: ignore[no-redef]
-    from xlm_swcm_models import Options, PageModel  # type: ignore[no-redef]
+    from xlm_swcm_models import Options, PageModel, check_count  # type: ignore[no-redef]
 
 
 FONTS = ("system-ui", "sans-serif")
@@ -105,7 +105,7 @@ def make_choices(model: PageModel) -> Choices:
     question = gr.Textbox(label="Question", visible=is_answering, rtl=tables.is_right_to_left(first))
     with gr.Row():
         beams = gr.Number(4, label="Beams", info="1 is greedy decoding.", precision=0)
-        candidates = gr.Number(1, label="Candidates", info="Number of texts, at most the beams.", precision=0)
+        candidates = gr.Number(1, label="Candidates", info="At most the number of beams.", precision=0)
     return Choices(task, source, target, swap, question, beams, candidates)
 
 
@@ -192,8 +192,7 @@ def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
 
     def show_attention(text: str, number: int, *values) -> tuple:
         sentences, options = split(text, *values)
-        if not isinstance(number, int) or not 1 <= number <= len(sentences):
-            raise ValueError(f"The text has {len(sentences)} sentences. Choose a sentence by its number.")
+        check_count("Sentence", number, len(sentences), ", the number of sentences")
         return tables.show_attention(model.attend(sentences[number - 1], options)), ""
 
     inputs = [text, number, *choices.inputs]

@@ -83,7 +83,7 @@ def show_candidates(candidates: list[Output]) -> str:
         for rank, (text, score, _) in enumerate(candidates, 1)
     )
     return wrap(
-        "<p>Score: mean log probability of the tokens. The model is surer of a text with a larger score.</p>"
+        "<p>Score: mean log probability of the tokens. A larger score means that the model is more certain.</p>"
         '<table aria-label="Candidates"><thead><tr><th scope="col">Rank</th><th scope="col">Candidate</th>'
         '<th scope="col">Score</th></tr>'
         f"</thead><tbody>{rows}</tbody></table>"
@@ -108,7 +108,7 @@ def show_attention(attention: Attention) -> str:
     source, target, weights, is_joint = attention
     note = "Attention of each generated token to the source tokens in percent, as a mean over all layers and heads."
     if is_joint:
-        note += " Source and target so far share the attention. The map shows the part of the source."
+        note += " A token also attends to the tokens that are already generated. The map shows only the source tokens."
     head = "".join(f'<th scope="col" dir="auto">{escape(token)}</th>' for token in source)
     rows = []
     for token, row in zip(target, weights, strict=True):

@@ -25,8 +25,8 @@ class Benchmark:
             Regular expression for the end of a file's path, with the language as the group `code`. SUBSET stands for
             the subset.
         columns (`dict[str, tuple[str, ...]]`):
-            Columns of each subset, the default subset first. One column: each language has its own file of parallel
-            texts. Two columns: source and target. No column: the columns are language codes.
+            Columns of each subset, the default subset first. One column: each language has a file of parallel texts.
+            Two columns: source and target. No column: the columns are language codes.
         codes (`dict[str, str]`, *optional*):
             BCP-47 codes of languages that the files name differently.
     """

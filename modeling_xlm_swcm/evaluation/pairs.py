@@ -117,7 +117,7 @@ def describe(is_summarization: bool) -> str:
 @dataclass
 class PairReader:
     """
-    Make pairs of rows.
+    Make pairs of sources and references from rows.
 
     Args:
         source (`str`, *optional*):
@@ -205,7 +205,7 @@ class PairReader:
             yield name + place.removeprefix(path), row
 
     def read_file_of_pairs(self, files: Files, target: str) -> Iterator[Pair]:
-        """Yield the pairs of a file whose columns are language codes. It is the file of the target or the source."""
+        """Yield the pairs of the file of the target or the source language. Its columns are language codes."""
         place = files.benchmark.name
         codes = [
             name

@@ -155,7 +155,7 @@ class Evaluation:
 
 
 def find_recordable(sources: dict[str, str]) -> list[str]:
-    """Return the names of the models in a local folder that has a card of this package."""
+    """Return the names of the models that are local folders with a conversion report."""
     return [name for name, source in sources.items() if Path(source, REPORT).is_file()]
 
 
@@ -177,7 +177,7 @@ def format_p(result: ModelResult) -> str:
 
 
 def make_table(title: str, headings: list[str]) -> Table:
-    """Return a table with a row for each direction and model. Each word of a heading has its own line."""
+    """Return a table with a row for each direction and model. Each word of a heading has a separate line."""
     table = Table("", "model", title=title, title_justify="left", box=None)
     for heading in headings:
         table.add_column(heading.replace("_", "\n"), justify="right", no_wrap=True)

@@ -25,7 +25,7 @@ from modeling_xlm_swcm.training.rows import AS_TEXT
 from .languages import match_code
 
 
-# Length of sources for models that do not name a limit.
+# Maximum length of a source in tokens, for models whose config has no limit.
 DEFAULT_LIMIT = 512
 
 
@@ -135,7 +135,7 @@ class System:
             num_beams (`int`):
                 Number of beams.
             max_length (`int`):
-                Maximum number of generated tokens. If the limit of the model is smaller, it applies.
+                Maximum number of generated tokens. The limit of the model applies if it is smaller.
             batch_tokens (`int`):
                 Maximum size of a batch in tokens, with padding.
 
@@ -252,7 +252,7 @@ def open_system(source: str, spellings: dict[str, list[str]]) -> System:
         [`System`]: the model, without its weights.
 
     Raises:
-        ConversionError: if it cannot be read, or is not a sequence-to-sequence model.
+        ConversionError: if the model cannot be read, or is not a sequence-to-sequence model.
     """
     kind = OwnSystem if read_config(source).get("model_type") in CONFIG_CLASSES else PeerSystem
     return kind(source, spellings)

@@ -97,7 +97,7 @@ class GraphBuilder:
         int8 (`bool`): Store matrices as int8 with a scale for each row.
     """
 
-    # Fields of the config with keys of ACTIVATIONS.
+    # Config fields whose values must be keys of ACTIVATIONS.
     activation_fields: tuple[str, ...] = ("hidden_act",)
 
     def __init__(self, model: XLMSWCMForConditionalGeneration, int8: bool):
@@ -128,7 +128,7 @@ class GraphBuilder:
         return results, inputs
 
     def encoder_context(self, mask: Node) -> Any:
-        """Return what all encoder layers read: the mask."""
+        """Return the mask that all encoder layers read."""
         return make_additive_mask(mask)
 
     def encoder_layer(self, index: int, x: Node, context: Any) -> Node:
@@ -182,7 +182,7 @@ class GraphBuilder:
         return [named_result(name, node) for name, node in outputs.items()], self.states, inputs
 
     def decoder_context(self, source_mask: Node) -> Any:
-        """Return what all decoder layers read: the mask of the source."""
+        """Return the mask of the source that all decoder layers read."""
         return make_additive_mask(source_mask)
 
     def decoder_layer(self, index: int, x: Node, source: tuple[Node, Node], context: Any) -> Node:
@@ -216,7 +216,7 @@ class GraphBuilder:
         return cached
 
     def rest_of_layer(self, x: Node, layer: Any, source: tuple[Node, Node], mask: Node) -> Node:
-        """Add what follows the self-attention of a decoder layer of the paper."""
+        """Apply the sublayers after the self-attention, in a decoder layer of the paper."""
         if hasattr(layer, "ffn1"):
             x = self.feed_forward(x, layer.ffn1)
         module = layer.cross_attn

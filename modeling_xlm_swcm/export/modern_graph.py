@@ -43,8 +43,8 @@ class ModernGraphBuilder(GraphBuilder):
         is_far = op.convert(op.greater(distance, np.int64(self.config.sliding_window)), np.float32)
         full = make_additive_mask(mask)
         masks = {"full_attention": full, "sliding_attention": op.add(full, op.multiply(is_far, np.float32(-1e30)))}
-        # Scores depend on differences of positions. The target starts at 0. In global layers it continues after the
-        # source, so there the last token of the source has position -1.
+        # Scores depend on differences of positions. The target starts at 0. In global layers the target follows the
+        # source, so the last token of the source has position -1.
         places = op.subtract(op.cum_sum(mask, np.int64(1)), np.int64(1))
         sources = {
             "full_attention": op.subtract(places, op.reduce_sum(mask, np.int64(1), True)),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 
-# The logits of all beams of a batch are in memory at a time.
+# The logits of all beams are in memory at the same time.
 MAX_BEAMS = 1000
 
 # With larger exponents, float32 cannot hold the scores of long texts.
@@ -44,7 +44,7 @@ def check_number(name: str, value: Any, low: float, high: float):
 
 
 def check_options(options: dict, config: dict):
-    """Refuse options of `generate` that the model cannot follow."""
+    """Refuse options of `generate` that the model cannot use."""
     # Enough continuations must be left if all end tokens are among the best.
     continuations = max(2, 1 + len(config["end_token_ids"]))
     check_range("max_new_tokens", options["max_new_tokens"], 1, config["longest_input"])
@@ -64,7 +64,7 @@ def check_options(options: dict, config: dict):
     if not isinstance(do_sample, bool):
         raise ValueError(f"do_sample must be True or False (got {do_sample!r}). Use one of them.")
     if do_sample and beams > 1:
-        raise ValueError(f"do_sample works without beams (got num_beams={beams}). Set num_beams=1.")
+        raise ValueError(f"do_sample needs num_beams=1 (got num_beams={beams}). Set num_beams=1.")
     if sequences > beams and not do_sample:
         raise ValueError(
             f"num_return_sequences must be at most num_beams (got {sequences} with {beams} beams). Use more beams, or "
@@ -91,7 +91,7 @@ def make_array(name: str, values: Any) -> np.ndarray:
     """Return integers as an array of int64."""
     try:
         array = np.asarray(values)
-    # Rows of different lengths.
+    # The rows have different lengths.
     except ValueError:
         array = np.empty(0)
     if not np.issubdtype(array.dtype, np.integer) and array.dtype != bool:

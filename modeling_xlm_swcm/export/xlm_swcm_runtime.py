@@ -51,7 +51,7 @@ class ExportedModel:
     """
     An exported model.
 
-    Threads can share one object. It runs one call at a time, and other calls wait. Each process must load its own
+    Threads can share one object. It runs one call at a time, and other calls wait. Each process must load a separate
     object, after the process has started.
 
     Args:
@@ -82,7 +82,7 @@ class ExportedModel:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             ExportedModel._process = os.getpid()
             self._searches = Search(folder / "model.xml", self.config, int(threads))
-        # Other versions raise many kinds of exceptions.
+        # Other versions of OpenVINO and tokenizers raise many kinds of exceptions.
         except Exception as error:
             raise ValueError(
                 f"Cannot load the exported model in {folder}. OpenVINO {ov.__version__.partition('-')[0]} or "
@@ -93,7 +93,7 @@ class ExportedModel:
         self.tokenizer.encode_special_tokens = True
         added = self.tokenizer.get_added_tokens_decoder().items()
         self._control_ids = {token_id for token_id, token in added if token.special} - {self.config["unk_token_id"]}
-        # Two searches cannot run at a time.
+        # Two searches cannot run at the same time.
         self._lock = threading.Lock()
 
     def _check_process(self):

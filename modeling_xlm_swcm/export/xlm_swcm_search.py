@@ -27,7 +27,7 @@ class Search:
     """
     Greedy decoding, sampling and beam search.
 
-    The cache of the decoder is a state of this object, so two searches cannot run at a time.
+    The cache of the decoder is a state of this object, so two searches cannot run at the same time.
 
     Args:
         path (`Path`): The file `model.xml`.

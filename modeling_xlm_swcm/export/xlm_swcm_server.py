@@ -50,10 +50,12 @@ class TranslationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: list[str] = Field(min_length=1, description="The source texts. Each is split into sentences.")
+    texts: list[str] = Field(min_length=1, description="The source texts.")
     src_lang: str | None = Field(None, description="Language of the sources.")
     tgt_lang: str | None = Field(None, description="Language to generate.")
-    split: bool | None = Field(None, description="Whether to split the texts. Default: true if the languages differ.")
+    split: bool | None = Field(
+        None, description="Whether to split the texts into sentences. Default: true if the languages differ."
+    )
     num_beams: int | None = Field(None, ge=1, description="Number of beams. 1 means greedy decoding.")
     num_return_sequences: int | None = Field(None, ge=1, description="Number of translations of a text, best first.")
     max_new_tokens: int | None = Field(None, ge=1, description="Maximum number of tokens of a sentence.")
@@ -179,7 +181,9 @@ async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Ca
     """Return the translations of a request, or raise the error with its status code."""
     limits = batcher.limits
     if body.num_beams is not None and body.num_beams > limits.beams:
-        raise fastapi.HTTPException(400, f"num_beams must be at most {limits.beams} (got {body.num_beams}).")
+        raise fastapi.HTTPException(
+            400, f"num_beams must be at most {limits.beams} (got {body.num_beams}). Use fewer beams."
+        )
     if len(body.texts) > limits.waiting_texts:
         raise fastapi.HTTPException(
             413, f"A request has at most {limits.waiting_texts} texts (got {len(body.texts)}). Send fewer texts."

@@ -1,4 +1,4 @@
-"""Which files of a folder belong to its model, and which of them hold nothing private."""
+"""Find the files of a model in a folder, and check that they hold nothing private."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -47,7 +47,7 @@ def find_model_files(folder: Path, names: Iterable[str] = (*MODEL_FILES, *REPORT
             Names of the files besides the weights.
 
     Returns:
-        `dict[str, Path]`: files by name: weights, or the weight index with its shards, and the files in `names`.
+        `dict[str, Path]`: the files in `names` and the weights, by name. Sharded weights come with their index.
 
     Raises:
         ConversionError: if one of the files is not a regular file, or is a link out of the folder.
@@ -70,7 +70,7 @@ def report_left_out(folder: Path, sent: Collection[str]):
 
 
 def read_public(path: Path) -> Path | bytes:
-    """Return a file, or its content if a local path in it had to be shortened. A token for the Hub is refused."""
+    """Return the path of a file, or its content without local paths. A token for the Hub is refused."""
     check_text(path)
     content = make_public(path)
     return path if content is None else content

@@ -102,7 +102,7 @@ def find_model(model_id: str, revision: str | None = None) -> bool:
     """
     if Path(model_id).exists():
         raise ConversionError(
-            f"{model_id} is a folder. A Space needs a Hub id. Write REPO after the folder to push it."
+            f"{model_id} is a folder. A Space needs a model on the Hub. Write REPO after FOLDER to push the model too."
         )
     check_repo_id(model_id)
     with translate_hub_errors(model_id):

@@ -32,7 +32,7 @@ _MODULES = {
 
 
 def __getattr__(name: str):
-    """Import a public name at its first use, so that other names can need other optional packages."""
+    """Import a public name at its first use, because some names need optional packages."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

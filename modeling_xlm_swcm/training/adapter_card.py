@@ -33,7 +33,7 @@ model = PeftModel.from_pretrained(base, "{name}").eval()
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
-{finding}`model.merge_and_unload()` returns a whole model.
+{finding}`model.merge_and_unload()` returns the model with merged adapters.
 
 ## How they were trained
 
@@ -71,8 +71,8 @@ def write_adapter_card(folder: Path, base: str, metrics: dict, license: str | No
         tags=["lora", "xlm-swcm", *([] if is_local else [f"base_model:adapter:{base}"])],
     )
     finding = (
-        "The base model is a local folder. `adapter_config.json` names its path as `base_model_name_or_path`. "
-        "If the folder moves, pass its new path.\n\n"
+        "The base model is a local folder. In the code, replace its name by its path. `adapter_config.json` has the "
+        "path as `base_model_name_or_path`. If you move the folder, use the new path.\n\n"
     )
     text = TEMPLATE.format(
         finding=finding if is_local else "",

@@ -208,10 +208,10 @@ def check_numbers(args: transformers.TrainingArguments):
 
 def check_evaluation_strategy(args: transformers.TrainingArguments):
     """
-    Check that options that need an evaluation during the training have one.
+    Check that the training evaluates the model if an option needs it.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the training does not evaluate the model.
     """
     if args.eval_strategy != IntervalStrategy.NO:
         return
@@ -279,7 +279,7 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
 
 def parse_options(options: type, argv: list[str] | None = None) -> Any:
     """
-    Parse the command line of a script without a training into one object.
+    Parse the command line of a script that does not train into one object.
 
     Args:
         options (`type`):
@@ -320,10 +320,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def check_options(parser: ScriptParser, argv: list[str]):
     """
-    Check that each word of a command line is an option of `parser` or the value of one.
+    Check that each word of a command line is an option of `parser` or a value of an option.
 
     Raises:
-        ValueError: if a word is not an option and not a value.
+        ValueError: if a word is neither an option nor a value.
     """
     options = parser._option_string_actions
     for word in argv:
@@ -343,7 +343,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def read_settings(parser: ScriptParser, path: str) -> list[str]:
     """
-    Read a file of settings as words of a command line, so that both are checked in the same way.
+    Convert a file of settings to words of a command line, so that one parser checks both.
 
     Raises:
         ValueError: if the file cannot be read or has an unknown setting.
@@ -363,7 +363,7 @@ def read_settings(parser: ScriptParser, path: str) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key that is given twice."""
+    """A safe YAML loader that refuses repeated keys."""
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
@@ -377,7 +377,7 @@ def read_yaml(path: str) -> Any:
     Read a YAML or JSON file.
 
     Raises:
-        ValueError: if the file cannot be read or gives a key twice.
+        ValueError: if the file cannot be read or repeats a key.
     """
     check_regular(path, allow_stdin=True)
     try:

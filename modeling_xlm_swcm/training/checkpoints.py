@@ -95,7 +95,7 @@ class ResumableTrainer(TokenLossTrainer):
     def __init__(self, *args, **kwargs):
         with explain_start():
             super().__init__(*args, **kwargs)
-        # Accelerate would train in float32 without a word.
+        # Accelerate would train in float32 without a warning.
         if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
             raise TrainingError("--fp16 needs a GPU. Pass --bf16 instead, or remove --fp16 to train in float32.")
 
@@ -324,7 +324,8 @@ class ResumableTrainer(TokenLossTrainer):
         state_dict = convert_tensors(model.state_dict() if state_dict is None else state_dict, self.saved_dtype)
         if name := find_not_finite(state_dict):
             raise TrainingError(
-                f"The weight {name} is too large for {dtype_name(self.saved_dtype)}. Save in float32 instead."
+                f"The weight {name} has a value that is too large for {dtype_name(self.saved_dtype)}. Save "
+                "the model in float32, for example with --save_dtype float32."
             )
         super()._save(str(folder), state_dict)
         trained_dtype, model.config.dtype = model.config.dtype, dtype_name(self.saved_dtype)
@@ -408,7 +409,7 @@ def check_best_metric(trainer: Trainer):
     Check that an evaluation during the training computes the metric that selects the best model.
 
     Raises:
-        TrainingError: if it does not.
+        TrainingError: if the evaluation does not compute this metric.
     """
     name, metrics = trainer.args.metric_for_best_model, trainer.compute_metrics
     names = getattr(metrics, "metric_names", None) if metrics else []

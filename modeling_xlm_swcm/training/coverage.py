@@ -15,7 +15,7 @@ from .rows import DataError
 logger = logging.get_logger(__name__)
 
 MAX_UNK_SHARE = 0.1
-# Texts of a corpus with a given number of examples that are read before training.
+# If a corpus names its number of examples, only this number of examples is checked before training.
 SAMPLED_EXAMPLES = 1000
 # Number of characters that a message names, and maximum length of its example.
 NAMED_CHARACTERS = 5
@@ -41,7 +41,7 @@ class TextCount:
 
 class Coverage:
     """
-    Count what the tokenizer cannot keep of the texts of each language.
+    Count the unknown tokens and rewritten characters in the texts of each language.
 
     Args:
         tokenizer ([`XLMSWCMTokenizer`]):
@@ -88,7 +88,7 @@ class Coverage:
 
     def report(self):
         """
-        Log what the tokenizer does not keep.
+        Log unknown tokens, rewritten characters and texts without tokens.
 
         Raises:
             DataError: if a language has a larger share of `<unk>` than `max_unk_share`.
@@ -107,13 +107,13 @@ class Coverage:
         return {f"unk_share ({texts})": round(count.unk_share, 6) for texts, count in sorted(self.counts.items())}
 
     def log(self):
-        """Log what the tokenizer does not keep, in one process of many."""
+        """Log unknown tokens, rewritten characters and texts without tokens, only in the first process."""
         if os.environ.get("RANK", "0") == "0":
             for message in self.messages():
                 logger.warning(message)
 
     def messages(self) -> Iterator[str]:
-        """Yield a sentence for each kind of loss in the texts of a language."""
+        """Yield a sentence for each problem in the texts of a language."""
         for texts, count in self.counts.items():
             if count.unknown:
                 share = f"{count.unk_share:.2%}" if count.unk_share >= 0.0001 else "Less than 0.01%"

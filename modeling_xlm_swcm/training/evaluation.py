@@ -9,11 +9,11 @@ class TokenLossTrainer(Trainer):
     r"""
     A [`~transformers.Trainer`] whose evaluation loss is the mean over all labels.
 
-    Transformers averages the mean losses of the batches. Its value depends on the size of the batches, because a label
-    in a batch with short targets counts more.
+    Transformers averages the mean losses of the batches. This average depends on the size of the batches, because a
+    label in a batch with short targets counts more.
 
-    With several processes, repeated rows fill up the last batches. They are left out, and each other row of these
-    batches counts as the mean of its batch. So the value is then only nearly the mean.
+    With several processes, repeated rows fill up the last batches. The trainer leaves out the repeated rows. Each
+    other row of these batches counts with the mean loss of its batch, so the result is only close to the mean.
     """
 
     # sum of the loss and number of labels, of shape (rows, 2), for each batch of the current evaluation
@@ -39,8 +39,8 @@ class TokenLossTrainer(Trainer):
             self._row_losses = None
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        # With the labels of all processes, Transformers would divide the loss of a batch by them. During an evaluation
-        # the loss of a batch is the mean over its labels.
+        # Transformers would divide the loss of a batch by the number of labels of all processes. During an evaluation
+        # the loss of a batch is the mean over the labels of the batch.
         return None if self._row_losses is not None else super()._get_num_items_in_batch(batch_samples, device)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):

@@ -62,7 +62,7 @@ def encode_pairs(
         max_target_length (`int`):
             Maximum length of a target in tokens, special tokens included.
         bad_rows ([`BadRows`]):
-            Collects the pairs that are longer, that have no token or that are in an unknown language.
+            Collects the pairs that are too long, have no token or have an unknown language.
         coverage ([`Coverage`], *optional*):
             Counts the unknown tokens of the remaining pairs.
 
@@ -132,7 +132,11 @@ def encode_texts(
 
 
 def split_ids(ids: np.ndarray, limit: int, tables: TokenTables) -> Iterator[np.ndarray]:
-    """Split token ids into parts of at most `limit`, before the last sentence of the second half or else a word."""
+    """
+    Split token ids into parts of at most `limit` ids.
+
+    A part ends where the last sentence in its second half starts, or else where the last word starts.
+    """
     while len(ids) > limit:
         words = tables.word_starts(ids[: limit + 1])
         sentences = words[tables.sentence_starts(ids[: limit + 1], words)]

@@ -13,12 +13,12 @@ from .segmentation import words
 
 FAULTS = ("unk", "empty", "repeated", "cut", "wrong_script", "copied")
 
-# A text is repetitive if a phrase of up to `MAX_PHRASE` words stands `COPIES` times in a row.
+# A text is repetitive if a phrase of up to `MAX_PHRASE` words occurs `COPIES` times in a row.
 MAX_PHRASE, COPIES = 16, 4
 # Some loops repeat a part of a word.
 REPEATED_LETTERS = regex.compile(r"([\p{L}\p{M}]{1,8}?)\1{5}")
 
-# A text is a copy if it shares at least this part of its words with the source, in the same order.
+# A text is a copy if it shares at least this share of its words with the source, in the same order.
 COPY_RATIO = 0.8
 
 
@@ -103,7 +103,7 @@ def find_faults(
 
 
 def is_repetitive(text: str) -> bool:
-    """Return True if a phrase stands several times in a row."""
+    """Return True if a phrase occurs several times in a row."""
     parts = words(text)
     for length in range(1, MAX_PHRASE + 1):
         run = 0

@@ -273,7 +273,7 @@ def check_steps(args: TrainingArguments):
     Check that there are training steps.
 
     Raises:
-        DataError: if there is no training pair.
+        DataError: if the options ask for no step.
     """
     if args.max_steps <= 0 and args.num_train_epochs == 0:
         raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
@@ -281,10 +281,10 @@ def check_steps(args: TrainingArguments):
 
 def check_evaluation(args: TrainingArguments):
     """
-    Check for options that fine-tuning sets itself, or that keep the metrics from the texts of a whole split.
+    Refuse options that fine-tuning sets itself, and options that hide generated texts from the metrics.
 
     Raises:
-        DataError: if there is such an option.
+        DataError: if such an option is set.
     """
     for name, ours in {"generation_num_beams": "num_beams", "generation_max_length": "max_target_length"}.items():
         if getattr(args, name) is not None:

@@ -281,8 +281,8 @@ def encode_for_evaluation(pairs: list[Pair], encoder: PairEncoder) -> tuple[list
     """
     Encode pairs for evaluation, and make the metrics that score the generated texts.
 
-    Generated texts are compared with the targets as they were read, of any length. For the loss, targets are truncated
-    to `max_target_length` tokens.
+    The metrics compare generated texts with whole targets. For the loss, targets are truncated to `max_target_length`
+    tokens.
 
     Args:
         pairs (`list[Pair]`):

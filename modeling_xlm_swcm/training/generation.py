@@ -140,7 +140,7 @@ def check_output(args: GenerateArguments):
     Check that the output can be written and is not the input.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the output cannot be written or is the input.
     """
     folder = Path(args.output).absolute().parent
     if args.output != "-" and not folder.is_dir():
@@ -178,7 +178,7 @@ def check_languages(args: GenerateArguments, tokenizer: XLMSWCMTokenizer):
     Check that the model has a tag for both languages.
 
     Raises:
-        DataError: if it has not.
+        DataError: if a tag is missing.
     """
     for option, code in {"--source_lang": args.source_lang, "--target_lang": args.target_lang}.items():
         if code not in tokenizer.languages:

@@ -40,8 +40,7 @@ def adapt_model(model: PreTrainedModel, args: ModelArguments, tokenizer: XLMSWCM
         `torch.nn.Module`: the model, wrapped by PEFT if it has adapters.
 
     Raises:
-        TrainingError: if encoder and decoder share their layers, if adapters meet FSDP, or if the embeddings cannot be
-            trained.
+        TrainingError: if the options do not work together, with this model or with FSDP.
     """
     check_combination(model, args)
     if args.freeze_encoder:
@@ -174,7 +173,7 @@ def check_trained_tokens(model: nn.Module, checkpoint: str | PathLike):
             Folder of the checkpoint to resume from.
 
     Raises:
-        TrainingError: if they do not.
+        TrainingError: if the tokens differ.
     """
     path = Path(checkpoint, ADAPTER_CONFIG)
     if not isinstance(getattr(model, "peft_config", None), dict) or not path.is_file():
@@ -191,7 +190,7 @@ def check_trained_tokens(model: nn.Module, checkpoint: str | PathLike):
 
 
 def as_tokens(tokens: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:
-    """Return the trained tokens of an adapter by the name of the layer, which is empty for the word embeddings."""
+    """Return the trained tokens of an adapter by layer name. The word embeddings have an empty name."""
     return tokens if isinstance(tokens, dict) else {} if tokens is None else {"": tokens}
 
 
@@ -213,7 +212,7 @@ def save_trained(trainer: Trainer, args: ModelArguments):
     """
     Save model and tokenizer, with merged adapters, or only adapters and tokenizer if `lora_merge` is false.
 
-    Call it before the evaluation, which scores the model that was saved.
+    Call it before the evaluation, so that the evaluation scores the saved model.
     """
     if not args.lora_merge:
         trainer.save_model()

@@ -129,7 +129,7 @@ class GenerationMetrics:
         groups (`Sequence[str]`, *optional*):
             Name of a group for each text, for example its language.
         names (`Sequence[str]`, *optional*):
-            Metrics to return for all texts, besides `cut_outputs`. The first one is also returned per group as
+            Metrics to return for all texts, besides `cut_outputs`. The first metric is also returned per group as
             `<group>_<name>`. By default all numeric metrics are returned, for all texts only.
 
     Attributes:

@@ -46,7 +46,7 @@ class CorpusConfig:
         column (`str`, *optional*, defaults to "text"):
             Column of monolingual text.
         columns (`list[str]`, *optional*, defaults to `languages`):
-            Two columns of parallel text. Columns inside "translation" are found.
+            Two columns of parallel text. They can be inside the column "translation".
         name (`str`, *optional*):
             Configuration of a Hub dataset.
         split (`str`, *optional*, defaults to "train"):
@@ -159,7 +159,7 @@ class CorpusConfig:
     def _both_directions(
         self, tokenizer: XLMSWCMTokenizer, max_length: int, bad_rows: BadRows, coverage: Coverage | None
     ) -> Iterator[dict]:
-        # A source is `<s>` and a target, so the reverse pair needs no second tokenization.
+        # A source is `<s>` plus a target, so the reverse pair needs no second tokenization.
         for pair in encode_pairs(self._pairs(bad_rows), tokenizer, max_length, max_length - 1, bad_rows, coverage):
             yield pair
             yield {"input_ids": [tokenizer.bos_token_id, *pair["labels"]], "labels": pair["input_ids"][1:]}
@@ -273,12 +273,13 @@ class Mixture(torch.utils.data.IterableDataset):
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
             Whether to skip rows that cannot be used, with a warning.
         max_unk_share (`float`, *optional*, defaults to 0.1):
-            Maximum share of `<unk>` among the tokens of a language. Corpora without a number of examples are counted
-            whole, the others at their beginning.
+            Maximum share of `<unk>` among the tokens of a language. If a corpus has a number of examples, only its
+            first 1,000 examples are counted.
 
     Raises:
         DataError: if a corpus has rows that cannot be used, or no usable row, or if a language has too many unknown
-            tokens. Corpora without a number of examples are checked before training, the others while they are read.
+            tokens. A corpus without a number of examples is checked before training. Other corpora are checked while
+            they are read.
     """
 
     batches_sorted_together = 50
@@ -343,7 +344,7 @@ class Mixture(torch.utils.data.IterableDataset):
                 yield next(streams[number])
 
     def _repeated(self, number: int) -> Iterator[dict]:
-        """Stream the examples of a corpus, shuffled through a buffer, in reading after reading."""
+        """Read a corpus again and again. Stream its examples, shuffled through a buffer."""
         for epoch in itertools.count():
             rng = np.random.default_rng([self.seed, 2, number, epoch])
             bad_rows = BadRows(self.skip_bad_rows)

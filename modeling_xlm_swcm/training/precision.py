@@ -62,7 +62,7 @@ def convert_tensors(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dic
 
 def find_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
     """Return the name of the first tensor with a value that is infinite or NaN, if any."""
-    # Quantized weights of one byte have no such value.
+    # Quantized weights of one byte cannot be infinite or NaN.
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.itemsize > 1}
     return next((name for name, tensor in floats.items() if not tensor.detach().isfinite().all()), None)
 

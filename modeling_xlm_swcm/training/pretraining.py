@@ -118,7 +118,7 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
 
     Raises:
         DataError: if a number is out of range.
-        TrainingError: if the trainer would push.
+        TrainingError: if `push_to_hub` is set.
     """
     check_unk_share(args.max_unk_share)
     if args.shuffle_buffer < 1:
@@ -145,7 +145,7 @@ def check_without_evaluation(training: TrainingArguments):
     Check that no option needs validation corpora.
 
     Raises:
-        DataError: if an option does.
+        DataError: if an option needs them.
     """
     needs = {
         "--load_best_model_at_end": training.load_best_model_at_end,
@@ -182,7 +182,7 @@ def make_mixture(
 
 
 def read_validation(args: PretrainDataArguments, corpora: list[CorpusConfig], mixture: Mixture) -> list[dict]:
-    """Read the examples of the validation corpora. Each corpus must have some."""
+    """Read the examples of the validation corpora. Each corpus must have examples."""
     bad_rows = BadRows(args.skip_bad_rows)
     held_out = []
     for corpus in corpora:

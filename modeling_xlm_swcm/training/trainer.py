@@ -149,7 +149,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         return torch.where(replaced, predicted, clean)
 
     def _get_eval_sampler(self, eval_dataset):
-        # Generated texts must stay in the order of their rows, however training batches are grouped.
+        # Generated texts must stay in the order of their rows, also if training batches are grouped by length.
         return SequentialSampler(eval_dataset)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
@@ -217,7 +217,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
 
         Args:
             license (`str`, *optional*):
-                Licence of the base model, if the conversion report has none.
+                Licence of the base model. Default: the licence in the conversion report.
             tasks (`str`, *optional*):
                 "translation", "summarization" or "question-answering". Ignored if there is a `metrics.json`.
             dataset (`str`, *optional*):

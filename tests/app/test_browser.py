@@ -81,7 +81,8 @@ def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_pat
     WebDriverWait(browser, 10).until(lambda _: field(browser, "Source text").get_attribute("dir") == "rtl")
     write(field(browser, "Beams"), "50")
     find(browser, "button", "Generate").click()
-    assert find(browser, "[role=alert]").text == "Beams must be a whole number from 1 to 16, but it is 50. Change it."
+    message = "Beams must be a whole number from 1 to 16 (got 50). Use another number."
+    assert find(browser, "[role=alert]").text == message
     write(field(browser, "Beams"), "1")
     find(browser, "[role=tab]", "Tokens and attention").click()
     find(browser, "button", "Show attention").click()

@@ -376,7 +376,7 @@ def test_options_are_checked(learner, runtime, options):
     ("options", "words"),
     [
         ({"do_sample": "yes"}, "do_sample must be True or False .got 'yes'."),
-        ({"do_sample": True, "num_beams": 2}, "do_sample works without beams .got num_beams=2.. Set num_beams=1."),
+        ({"do_sample": True, "num_beams": 2}, "do_sample needs num_beams=1 .got num_beams=2.. Set num_beams=1."),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences must be at most num_beams .got 3 with 2"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_dry_run_sends_nothing(hub, client, converted):
     ("arguments", "message"),
     [
         (["someone/none", "--space", "someone/page"], "The Hub has no repository someone/none"),
-        (["{folder}", "--space", "someone/page"], "is a folder. A Space needs a Hub id."),
+        (["{folder}", "--space", "someone/page"], "is a folder. A Space needs a model on the Hub."),
         (["someone/none", "--space", "page"], '"page" is not a repository id'),
         (
             ["{folder}", "someone/model", "--space", "someone/page", "--create-pr"],
