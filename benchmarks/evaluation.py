@@ -2,9 +2,9 @@
 
     python benchmarks/evaluation.py ntrex.tsv sentencepiece.bpe.model
 
-The first file has columns bo, ug, kk, mn, zh and en, one sentence per line. The second one is XLM-R's SentencePiece
-model. The script normalises the Chinese sentences as XLM-R does, restores the punctuation, and scores both. Then it
-counts faults of all sentences as if they were outputs. It prints tables in Markdown.
+The first file has columns bo, ug, kk, mn, zh and en, one sentence per line. The second file is the SentencePiece
+model of XLM-R. The script normalises the Chinese sentences as XLM-R does, restores the punctuation, and scores both.
+Then it counts faults of all sentences as if they were outputs. It prints tables in Markdown.
 """
 
 import argparse
@@ -45,9 +45,11 @@ def measure_punctuation(texts: list[str], model: Path):
     aligned = [pair for pair in zip(restored, texts, strict=True) if len(pair[0]) == len(pair[1])]
     pairs = [(new, old) for output, text in aligned for new, old in zip(output, text, strict=True) if old in marks]
     right = sum(new == old for new, old in pairs)
-    print(f"\n{right} of {len(pairs)} marks are as in the original sentences.\n")
+    print(f"\n{right} of {len(pairs)} marks are equal to the marks in the original sentences.\n")
     if [normalize(text) for text in restored] != normalized:
-        raise SystemExit("error: Restored sentences have another normal form.")
+        raise SystemExit(
+            "error: The normalisation of a restored sentence differs from the normalised sentence. Report this bug."
+        )
 
 
 def measure_faults(columns: dict[str, list[str]]):

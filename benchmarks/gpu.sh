@@ -5,15 +5,15 @@
 #
 # DATA has software.tsv, ENCODER is the encoder of benchmarks/ablation/real_gpu.yaml. --quick runs the same parts with
 # tiny settings, also on a CPU. PYTHON selects the Python. PARTS selects the parts. JOBS is the number of runs of the
-# ablation at a time, ENTRIES selects entries of its plan, and LIMIT is its time in seconds: the report has the runs that
-# have ended by then.
+# ablation at a time. ENTRIES selects entries of the plan. LIMIT is the time of the ablation in seconds. The report has
+# the runs that end within this time.
 set -euo pipefail
 data=$1 encoder=$2 output=$3 quick=${4:-}
 python=${PYTHON:-python3} here=$(dirname "$0") parts=" ${PARTS:-speed tests ablation} "
 mkdir -p "$output"
 plan=$here/ablation/real_gpu.yaml
 
-part() { # part NAME SECONDS COMMAND...: run a command, of which an H200 takes SECONDS by estimate
+part() { # part NAME SECONDS COMMAND...: run a command. SECONDS is the estimated time on an H200.
     local name=$1 seconds=$2
     shift 2
     [[ $parts == *" $name "* ]] || return 0

@@ -54,7 +54,7 @@ SYSTEMS = {
     "MBart, CTranslate2, float32": "ctranslate2-float32",
     "MBart, CTranslate2, int8": "ctranslate2-int8",
 }
-# systems that other systems are compared with
+# baselines of the ratios
 BASELINES = {"MBart, CTranslate2, int8": "MBart int8", "XLM-SWCM, exported, int8": "our int8"}
 LINES, BATCH = 200, 8
 
@@ -184,7 +184,7 @@ def print_memory(systems: dict[str, str], folder: Path, calls: int):
 
 
 def compare_outputs(checkpoint: str, folder: str, data: str, languages: list[str]) -> dict:
-    """Count the greedy lines of an export that equal PyTorch's, and the next tokens that equal after equal tokens."""
+    """Compare an export with PyTorch: count equal greedy lines, and equal next tokens after the same tokens."""
     model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).float().eval()
     source, target = languages
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, src_lang=source)

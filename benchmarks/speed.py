@@ -34,7 +34,7 @@ from modeling_xlm_swcm.training.files import write_json
 FOLDER = Path("outputs/benchmarks")
 WIDTH = 150
 PEERS = ("MBart", "EncoderDecoder")
-# rows that other rows are compared with
+# baselines of the ratios
 BASELINES = ("MBart", "init")
 PREFIX = {name: dict(model=name) for name in ("prefix-init", "prefix-tied")}
 TRAINING = {
@@ -233,7 +233,7 @@ def main():
         "--only", nargs="+", choices=PARTS, default=ALWAYS, help=f"Parts to measure. Default: {' '.join(ALWAYS)}."
     )
     parser.add_argument(
-        "--rows", nargs="+", metavar="ROW", help="Rows to measure, for example: MBart init prefix-tied."
+        "--rows", nargs="+", metavar="ROW", help="Rows to measure, for example: MBart init prefix-tied. Default: all."
     )
     parser.add_argument("--rounds", type=int, default=3, help="Number of rounds. Default: 3.")
     parser.add_argument("--quick", action="store_true", help="Use small models and one round.")

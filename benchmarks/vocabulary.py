@@ -46,7 +46,7 @@ model.generate(source, **options | dict(min_new_tokens=4, max_new_tokens=4))
 start = time.perf_counter()
 model.generate(source, **options)
 seconds = time.perf_counter() - start
-# getrusage would return the peak of the parent process if that is higher.
+# getrusage would return the peak of the parent process if this peak is higher.
 status = open("/proc/self/status").read()
 peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 print(json.dumps([{BATCH_SIZE * NEW_TOKENS} / seconds, peak]))

@@ -166,10 +166,10 @@ def find_gpu(quick: bool) -> str:
 
 def train_gpu(model: str, quick: bool) -> dict:
     """
-    Measure source and target tokens per second, with AdamW and autocast to bfloat16, and the utilisation of the GPU.
+    Measure tokens per second and the utilisation of the GPU, with AdamW and autocast to bfloat16.
 
-    Utilisation is the rate of operations in the matrix products of a step, as PyTorch counts them, divided by the rate
-    of one large product.
+    Tokens are source and target tokens. Utilisation is the rate of operations in the matrix products of a step,
+    divided by the rate of one large product. PyTorch counts the operations.
     """
     device = find_gpu(quick)
     with torch.device(device):

@@ -60,7 +60,7 @@ def main():
     # On a CPU, both decoders train at the same time, each with half of the threads.
     at_once = not torch.cuda.is_available() and (os.cpu_count() or 1) > 1
     threads = max(1, (os.cpu_count() or 1) // (1 + at_once))
-    # Threads that wait must not spin: on two cores that makes a step ten times slower.
+    # A waiting thread must not spin. On two cores, spinning makes a step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ProcessPoolExecutor(max_workers=1, max_tasks_per_child=1, mp_context=get_context("spawn")) as pool:
         encoder = pool.submit(make_encoder, args, train).result()

@@ -2,7 +2,7 @@
 
 The package (MIT) contains intfloat/multilingual-e5-small (MIT) with 4-bit weights. Only its weight file is read. The
 code in the package does not run. The encoder has 12 layers of size 384, the vocabulary of XLM-R, and no masked-LM
-head. The 4-bit weights are close to the original weights, and not equal to them.
+head. The 4-bit weights are close to the original weights, but not equal.
 """
 
 import io
@@ -132,7 +132,7 @@ def read_characters(reader: Reader) -> dict[str, str]:
 
 
 def compile_normalisation(characters: dict[str, str]) -> bytes:
-    """Return the rules for characters, and for sequences that Unicode composes to one, in SentencePiece's format."""
+    """Return normalisation rules for characters and for sequences that Unicode composes, in SentencePiece's format."""
     rules = dict(characters)
     for code in range(sys.maxunicode + 1):
         character = chr(code)

@@ -30,7 +30,7 @@ COUNTRIES = ["CN", "KZ", "MN", "RU", "IN", "US", "JP", "FR", "DE", "TR", "KR", "
 
 @dataclass(frozen=True)
 class Content:
-    """What a phrase says, in no language. Contents of one `group` are together in training or together in the test."""
+    """The content of a phrase, for every language. All contents of a `group` are in the same split."""
 
     kind: str
     group: tuple

@@ -56,7 +56,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, max_length: int) -> XLMRo
         TrainingError: if the vocabulary is too small for the characters of the text.
     """
     tokenizer = Tokenizer(models.Unigram())
-    # An XLM-R tokenizer would be saved without a normaliser.
+    # The XLM-R tokenizer below has no normaliser, so the vocabulary is learned without one.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size,

@@ -1,4 +1,4 @@
-"""Models that a decoder of XLM-SWCM is compared with: each has the vocabulary of the encoder and the language tags.
+"""Models to compare with decoders of XLM-SWCM. Each has the vocabulary of the encoder and the language tags.
 
 Sources: Transformers' EncoderDecoderModel (Rothe et al., 2020), MBart (Liu et al., 2020), the code of Su et al., 2025.
 """
@@ -15,7 +15,7 @@ from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig, ReleasedX
 
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-# LayerNorm of a released custom layer -> sublayer that follows it. A sublayer of a custom layer has its own LayerNorm.
+# LayerNorm of a released custom layer -> sublayer that follows. In a custom layer, the sublayer has the LayerNorm.
 RELEASED_NORMS = {"norm1": "self_attn", "norm2": "ffn1", "norm3": "cross_attn", "norm4": "ffn2"}
 
 
@@ -95,7 +95,7 @@ def from_scratch(model: XLMSWCMForConditionalGeneration, encoder: str) -> PreTra
 
 
 def released_layers(model: XLMSWCMForConditionalGeneration, encoder: str) -> PreTrainedModel:
-    """Copy the encoder into the authors' released layers. Normal layers and the output matrix are random, as there."""
+    """Copy the encoder into the authors' released layers. Normal layers and the output matrix are random."""
     fields = model.config.to_dict() | {"tie_word_embeddings": False}
     fields["decoder_blocks"] = [f"released_{block}" for block in model.config.decoder_blocks]
     released = ReleasedXLMSWCMForConditionalGeneration(ReleasedXLMSWCMConfig.from_dict(fields))

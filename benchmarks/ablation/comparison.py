@@ -35,7 +35,7 @@ def read_runs(output: Path) -> list[dict]:
     if len(budgets := {str([run["settings"][key] for key in BUDGET]) for run in runs}) > 1:
         raise DataError(
             f"{output / 'runs'} has runs of several plans: {', '.join(BUDGET)} are {' and '.join(sorted(budgets))}. "
-            "Use a folder for each plan."
+            "Use a separate --output_dir for each plan."
         )
     return runs
 
@@ -72,7 +72,7 @@ def choose_runs(runs: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
 
 
 def random_baseline(variants: dict[str, T], default: T) -> T:
-    """Return the value of the random decoder that the others are compared with."""
+    """Return the value of the random baseline: the first of `RANDOM_DECODERS` that takes part."""
     return next((variants[name] for name in RANDOM_DECODERS if name in variants), default)
 
 
@@ -116,16 +116,16 @@ def compare(own: dict[int, dict], baseline: dict[int, dict]) -> dict | None:
     """
     Compare runs with the runs of a baseline, seed by seed.
 
-    The 95 % interval of chrF++ comes from a paired bootstrap that also samples the seeds. With n seeds, samples of
-    seeds vary by (n - 1) / n of the variance of the seeds, which is corrected.
+    The 95 % interval of chrF++ comes from a paired bootstrap that also samples the seeds. With n seeds, the variance
+    over sampled seeds is too small by the factor (n - 1) / n. The function corrects it.
 
     Args:
         own (`dict[int, dict]`), baseline (`dict[int, dict]`):
             Runs by seed.
 
     Returns:
-        `dict` or `None`: how far the loss is below the baseline for each seed, how far chrF++ is above it on average,
-        and the interval. `None` if no seed is in both.
+        `dict` or `None`: difference of the losses for each seed, mean difference of chrF++, and its interval. A
+        positive difference is better than the baseline. `None` if no seed is in both.
     """
     if not (seeds := sorted(own.keys() & baseline.keys())):
         return None

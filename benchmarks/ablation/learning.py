@@ -137,7 +137,7 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
 
 
 def learn(start: Start, settings: dict, data: Path, scratch: Path, result: dict):
-    """Train and score on the test sentences. `result` gets everything that is known, even if training fails."""
+    """Train and score on the test sentences. Write all findings into `result`, even if training fails."""
     task, limit = TASKS[settings["task"]], settings["max_length"]
     pairs, dev = task.read_train(data, settings["pairs"]), task.read_held_out(data, "dev", settings["dev_lines"])
     examples, _ = encode_short_pairs(pairs, start.tokenizer, limit, task.truncate_sources)

@@ -1,4 +1,4 @@
-"""The plan of an ablation: which decoders are trained from which encoder, on which task, with which budget."""
+"""The plan of an ablation: decoders, encoders, tasks and budget."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -35,10 +35,11 @@ class Plan:
         seeds (`list[int]`):
             Random seeds.
         experiments (`list[dict[str, list]]`):
-            Entries with lists of `variants`, `stages`, `tasks`, `pairs` and `settings`. Each entry stands for their
-            product. `pairs` counts the pairs of each target language, or the Kazakh titles beside all Chinese titles.
-            The setting "direct" trains on the task only, "pretrained" trains on denoising and translation first. An
-            entry may have its own `learning_rates` and fewer `seeds`, with the first seed of the plan.
+            Entries with lists of `variants`, `stages`, `tasks`, `pairs` and `settings`. Each entry stands for all
+            combinations of their items. `pairs` counts the pairs of each target language, or the Kazakh titles beside
+            all Chinese titles. The setting "direct" trains on the task only. The setting "pretrained" trains on
+            denoising and translation first. An entry can have other `learning_rates` and fewer `seeds`. Its seeds
+            must contain the first seed of the plan.
         pretraining (`dict`, *optional*):
             Options of examples/pretrain.py.
         dropout (`float`, *optional*):
@@ -94,7 +95,9 @@ class Plan:
     def keep_entries(self, numbers: list[int]):
         """Keep the entries with these numbers, in this order. Raise a [`DataError`] if an entry does not exist."""
         if unknown := set(numbers) - set(range(1, len(self.experiments) + 1)):
-            raise DataError(f"--entries must be between 1 and {len(self.experiments)} (got {min(unknown)}).")
+            raise DataError(
+                f"--entries must be between 1 and {len(self.experiments)} (got {min(unknown)}). Use other numbers."
+            )
         self.experiments = [self.experiments[number - 1] for number in numbers]
 
     def check_experiment(self, experiment: Experiment, path: Path):

@@ -1,4 +1,4 @@
-"""Compare decoders that are built from an encoder: when do they pay, and how should they start?
+"""Compare decoders that are built from an encoder, and their initialisations.
 
     python benchmarks/ablation/run.py benchmarks/ablation/cpu.yaml --data DATA --encoder FOLDER
 
@@ -9,8 +9,8 @@ rate with the lowest development loss. A plan names its tasks:
   columns split, zh, bo, ug, kk and mn.
 - parallel: interface strings, Chinese to Kazakh, Uyghur and Mongolian in one model. DATA has `software.tsv` with the
   columns split, zh, kk, ug and mn. Rows with an empty cell are left out.
-- software: the same, and each language has all of its rows. software-kk and software-dz have one target language, and
-  software-transfer has all Kazakh pairs and some of the others. Dzongkha needs the column dz.
+- software: the same, with all rows of each language. software-kk and software-dz have one target language.
+  software-transfer has all Kazakh pairs and some pairs of the other languages. Dzongkha needs the column dz.
 - titles: Kazakh titles with the help of Chinese titles. DATA has `titles/` as in examples/recipes/titles.py.
 
 Runs after pretraining also read `mono/LANGUAGE.*.txt`. FOLDER has the stages of the encoder, as
@@ -228,7 +228,7 @@ def main():
     args = parser.parse_args()
     try:
         if torch.cuda.device_count() > 1:
-            raise DataError("A run uses one GPU. Choose it with CUDA_VISIBLE_DEVICES.")
+            raise DataError("A run uses one GPU, but there are several. Choose one with CUDA_VISIBLE_DEVICES.")
         run_plan(args)
     except (ConversionError, DataError) as error:
         sys.exit(f"error: {error}")

@@ -127,15 +127,15 @@ def make_pair_task(title: str, name: str, targets: list[str], complete_only: boo
 
 def make_software_task(title: str, targets: list[str], helpers: list[str] | None = None) -> Task:
     """
-    Return a task of interface strings from Chinese, in which each language has its own rows.
+    Return a task of interface strings from Chinese. Each language has separate rows.
 
     Args:
         title (`str`):
             Title with a place for the number of pairs.
         targets (`list[str]`):
-            Languages of the targets. A language with fewer pairs than asked for takes part with all of its pairs.
+            Languages of the targets. A language with too few pairs takes part with all pairs.
         helpers (`list[str]`, *optional*):
-            Other target languages. Training has all of their pairs, and they are not scored.
+            Other target languages. Training uses all their pairs. They are not scored.
     """
     helpers = helpers or []
 
