@@ -247,18 +247,8 @@ class StoredTensor:
 
     path: Path
     name: str
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the tensor."""
-        with safe_open(self.path, "pt") as file:
-            return torch.Size(file.get_slice(self.name).get_shape())
-
-    @property
-    def kind(self) -> str:
-        """Name of the dtype in the header of the file, for example `F32`."""
-        with safe_open(self.path, "pt") as file:
-            return file.get_slice(self.name).get_dtype()
+    shape: torch.Size
+    kind: str  # dtype in the header of the file, for example F32
 
     @property
     def dtype(self) -> torch.dtype:
@@ -410,7 +400,11 @@ def load_file(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {name: StoredTensor(path, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                return {
+                    name: StoredTensor(path, name, torch.Size(part.get_shape()), part.get_dtype())
+                    for name, part in parts.items()
+                }
         # A file from before torch 1.6 is not a zip archive, so it cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     # A damaged pickle can raise any error.
