@@ -28,5 +28,6 @@ def __getattr__(name: str):
     if name not in MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = f"modeling_xlm_swcm.{MOVED[name]}"
-    warnings.warn(f"Import {name} from {module}. {__name__} will drop it in 0.3.0.", FutureWarning, stacklevel=2)
+    message = f"Importing {name} from {__name__} stops working in 0.3.0. Import it from {module}."
+    warnings.warn(message, FutureWarning, stacklevel=2)
     return getattr(import_module(module), name)

@@ -1,4 +1,4 @@
-"""Convert an XLM-R encoder to XLM-SWCM, and compare every copied tensor with its source."""
+"""Convert an encoder to XLM-SWCM, and compare every copied tensor with its source."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -143,7 +143,7 @@ def write_conversion(
 
 
 def build_model(plan: ConversionPlan) -> XLMSWCMForConditionalGeneration:
-    """Return the planned model, after a comparison of its copies with their source."""
+    """Build the planned model, and compare its copies with their source."""
     check_memory(plan.source.name, plan.parameters[plan.config.weight_sharing] * plan.dtype.itemsize)
     state_dict = copy_tensors(plan)
     initialise_tags(plan, state_dict)

@@ -72,14 +72,15 @@ class ConversionOptions:
             FFN2 from encoder layer 2k + 1. The decoder has half as many custom layers.
         decoder_init (`str`, *optional*):
             How to initialise the decoder. `"silent"`: copied weights, and cross-attention, second FFNs and normal
-            layers start with an output of zero. The untrained decoder then computes the output of the encoder. If the
-            encoder has a masked-LM head, the model computes the output of the masked LM. `"shared"`: copied weights in
-            all sublayers, as in the paper. `"random"`: no copied weights, as in the paper's ablation. Default:
-            `"shared"` for the prefix decoder, and `"silent"` for the paper's decoder if the other options allow it.
+            layers start with an output of zero. The untrained decoder then computes the output of the encoder with a
+            causal mask. If the encoder has a masked-LM head, the model computes the output of the masked LM.
+            `"shared"`: copied weights in all sublayers, as in the paper. `"random"`: no copied weights, as in the
+            paper's ablation. Default: `"shared"` for the prefix decoder, and `"silent"` for the paper's decoder if
+            the other options allow it.
         normal_layers (`str`, *optional*):
             Layers that are inserted into the paper's decoder. `"random"`: normal layers with new weights. `"copy"`:
-            copies of the custom layer before (BASE-B in the paper). `"none"`: no layers (BASE-A). Default:
-            `"random"`.
+            copies of the previous custom layer (BASE-B in the paper). `"none"`: no layers (BASE-A). Default:
+            `"random"` for the paper's decoder.
         weight_sharing (`str`, *optional*, defaults to `"init"`):
             `"init"` or `"tied"`, see [`XLMSWCMConfig`].
         dtype (`torch.dtype` or `str`, *optional*):

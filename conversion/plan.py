@@ -72,7 +72,7 @@ class ConversionPlan:
         not_finite (`list[str]`):
             Tensors of the source that hold NaN or infinity. They are found during the copy.
         notes (`list[str]`):
-            What the tokenizer of the source loses.
+            Sentences about information that the tokenizer of the source loses.
     """
 
     source: Encoder

@@ -47,7 +47,7 @@ class ConversionReport:
         family (`str`):
             Family of the encoder, for example `"XLM-R"` or `"BERT"`.
         notes (`list[str]`):
-            What the tokenizer of the encoder loses, so that the model cannot generate it.
+            Sentences about information that the tokenizer of the encoder loses. The model cannot generate it.
         tokenizer ([`XLMSWCMTokenizer`] or `None`):
             Tokenizer of the encoder with the language tags. It is not in the JSON.
     """

@@ -36,7 +36,7 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         if prepared.prefill_chunk_size is not None:
             # Transformers would apply the chunks of the target to the mask of the source.
             raise ValueError("prefill_chunk_size does not work with an encoder-decoder. Remove it.")
-        # The limit of a call replaces the limit that is stored with the model, under each of the two names.
+        # The limit of a call replaces the stored limit, also if one is max_length and the other is max_new_tokens.
         for settings in (kwargs, {} if generation_config is None else generation_config.to_dict()):
             given = {name for name in LIMITS if settings.get(name) is not None}
             for name in LIMITS - given if given else ():

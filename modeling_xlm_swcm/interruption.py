@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 EXIT_CODE = 130
 
-# Native code that takes longer to return to Python is not waited for.
+# A command waits at most this long for native code to return to Python.
 PATIENCE_SECONDS = 1.5
 
 

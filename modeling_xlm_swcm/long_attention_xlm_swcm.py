@@ -35,7 +35,7 @@ def split_near(attention_mask: torch.Tensor | None, hidden_states: torch.Tensor,
 
 
 class XLMSWCMModernLocalAttention(ModernBertAttention):
-    """Attention of ModernBERT to near tokens. With a list of parts for a mask, it leaves out tokens that are far."""
+    """Attention of ModernBERT to near tokens. If the mask is a list of parts, it skips distant tokens."""
 
     def forward(
         self,
@@ -69,7 +69,7 @@ def attend_in_parts(
     **kwargs: Unpack[TransformersKwargs],
 ) -> torch.Tensor:
     """
-    Attend to source and target as [`attend_to_prefix`], without the weights.
+    Attend to source and target as [`attend_to_prefix`] does, but do not return the weights.
 
     The backward pass computes each part again, so no mask is kept.
     """

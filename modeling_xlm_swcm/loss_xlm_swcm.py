@@ -287,14 +287,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # An earlier backward freed the gradients, or `SharedEmbedding` added to them.
             raise RuntimeError(
                 "backward can run only once for the loss in chunks. Remove retain_graph, or set "
-                "config.logits_in_training."
+                "config.logits_in_training=True."
             ) from error
         is_one = False
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 raise RuntimeError(
                     "The loss in chunks has no second derivative. Remove create_graph, or set "
-                    "config.logits_in_training."
+                    "config.logits_in_training=True."
                 )
             # Avoid a copy of the gradients. Other devices would have to synchronize to compare.
             is_one = d_loss.device.type == "cpu" and bool(d_loss == 1)

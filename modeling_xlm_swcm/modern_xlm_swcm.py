@@ -321,7 +321,7 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
             "full_attention": (masks[0], position_ids + source_length),
             "sliding_attention": (masks[1], position_ids),
         }
-        # The cached keys of a source are rotated.
+        # The cached keys of a source are already rotated.
         is_cached = cache is not None and cache.is_updated.get(0)
         contexts = {}
         for kind in set(self.config.layer_types):

@@ -127,7 +127,7 @@ class XLMSWCMPipeline(Pipeline):
         return answers if isinstance(inputs, list) else answers[0]
 
     def _translate_stream(self, texts: Iterator, *args, **kwargs) -> Iterator[list[dict]]:
-        """Translate as many texts at a time as a batch has inputs."""
+        """Translate a stream of texts in groups of `batch_size` texts."""
         batch_size = kwargs.get("batch_size") or self._batch_size or 1
         while batch := list(itertools.islice(texts, batch_size)):
             yield from self._translate_texts(batch, *args, **kwargs)

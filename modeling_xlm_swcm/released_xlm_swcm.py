@@ -1,9 +1,9 @@
 """The decoder layers of the checkpoint that the paper's authors released (KEVVVV/xlm-swcm).
 
 They differ from the layers of XLM-SWCM. LayerNorms come before sublayers, the self-attention of a custom layer has no
-residual, and a normal layer uses its first LayerNorm twice. The released code embeds its input again in every layer,
-which cannot run, and its masks are inconsistent. Here the input is embedded once, padding is masked in all attentions,
-and self-attention is causal.
+residual, and a normal layer uses its first LayerNorm twice. The released code cannot run, because it embeds its input
+again in every layer. Its masks are inconsistent. Here the input is embedded once, padding is masked in all
+attentions, and self-attention is causal.
 """
 
 import torch

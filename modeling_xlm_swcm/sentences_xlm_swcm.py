@@ -1,6 +1,6 @@
 """Split texts into sentences that fit a model, and join the outputs in the same way.
 
-The rules read marks and not words, as far as possible, so they need no language. This file travels with models and
+The rules need no language, because they read mostly marks and few words. This file travels with models and
 with exported models, so it imports only the standard library.
 """
 
@@ -231,7 +231,7 @@ def find_sentences(line: str) -> Iterator[tuple[int, int]]:
 
 
 def find_ends(line: str, start: int, last: int) -> Iterator[int]:
-    """Yield the places before `last` where a sentence ends, behind its marks."""
+    """Yield the places before `last` where a sentence ends, after its marks."""
     is_quoted = False
     for end in END.finditer(line, start):
         place = end.end()

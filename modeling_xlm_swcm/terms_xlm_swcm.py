@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 
 
 DEFAULT_STRENGTH = 2.0
-# Lower-case letters of Latin, Greek, Cyrillic and Armenian. Their words begin behind a space or a mark.
+# Lower-case letters of Latin, Greek, Cyrillic and Armenian. Their words begin after a space or a mark.
 CASED = "[a-zß-ɏͰ-֏Ḁ-῿]"
 TSHEG = "་"
 # Contexts of a term that can change its tokens: the start of a text, a space before it, and a mark before it.
@@ -182,7 +182,7 @@ def read_terms(terms: Mapping[str, str] | str | PathLike) -> Iterator[tuple[str,
 
 def make_term(place: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Term:
     """Return a target term with its tokens in several contexts."""
-    # In Tibetan, the last token of a word usually has the tsheg behind the word.
+    # In Tibetan, the last token of a word usually has the tsheg after the word.
     endings = ("", TSHEG) if re.search(r"[ཀ-ྼ]$", target) else ("",)
     contexts = [context for context in CONTEXTS for _ in endings]
     texts = [context + target + ending for context in CONTEXTS for ending in endings]

@@ -47,7 +47,7 @@ def hide_special_tokens(model: dict, special_ids: set[int]):
         ValueError: if the model is of another type than Unigram or WordPiece.
     """
     if model["type"] == "Unigram":
-        # A Unigram vocabulary has the special tokens with the best score.
+        # In a Unigram vocabulary, the special tokens have the best score.
         for token_id in special_ids & set(range(len(model["vocab"]))):
             model["vocab"][token_id][0] = UNREACHABLE + model["vocab"][token_id][0]
     elif model["type"] == "WordPiece":
@@ -82,7 +82,7 @@ class XLMSWCMTokenizer(TokenizersBackend):
 
     It supports the Unigram model of XLM-R and CamemBERT, the byte-level BPE of RoBERTa and the WordPiece model of
     BERT. A source is `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`. The model shifts the target
-    right behind its start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in
+    right, after its start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in
     generation. Without `languages`, a source is `<s> ... </s>` and a target is `... </s>`. BERT writes `[CLS]` for
     `<s>` and `[SEP]` for `</s>`.
 
@@ -176,16 +176,19 @@ class XLMSWCMTokenizer(TokenizersBackend):
             ValueError: if the language is not in `languages`.
         """
         if code is None:
-            raise ValueError(f"The language is None. Choose one of: {self._known_languages()}.")
+            raise ValueError(f"The language is None. {self._list_languages()}")
         return self.convert_tokens_to_ids(language_tag(self._check_language(code)))
 
     def _check_language(self, code: str | None) -> str | None:
         if code is not None and code not in self._languages:
-            raise ValueError(f'Unknown language "{code}". Choose one of: {self._known_languages()}.')
+            raise ValueError(f'Unknown language "{code}". {self._list_languages()}')
         return code
 
-    def _known_languages(self) -> str:
-        return ", ".join(self._languages) or "none (use --languages to add languages when you convert)"
+    def _list_languages(self) -> str:
+        """Return a sentence that lists the languages, or says how to add languages."""
+        if not self._languages:
+            return "The tokenizer has no languages. Pass --languages to xlm-swcm convert."
+        return f"Choose one of: {', '.join(self._languages)}."
 
     def __call__(
         self,
@@ -279,7 +282,7 @@ class XLMSWCMTokenizer(TokenizersBackend):
         return text if tags.isdisjoint(ids) else restore_marks(text, normalizer.normalize_str)
 
     def _make_prefix(self, src_lang, tgt_lang, is_target: bool, needs_tag: bool) -> list[str]:
-        """Return the tokens in front of a source or target."""
+        """Return the tokens before a source or target."""
         languages = {
             "src_lang": self._check_language(src_lang) or self._src_lang,
             "tgt_lang": self._check_language(tgt_lang) or self._tgt_lang,
@@ -287,8 +290,8 @@ class XLMSWCMTokenizer(TokenizersBackend):
         name = "tgt_lang" if is_target else "src_lang"
         if self._languages and languages[name] is None and needs_tag:
             raise ValueError(
-                f"{name} is not set, but a text needs a language tag. Pass {name}= or set tokenizer.{name}. Known "
-                f"languages: {self._known_languages()}."
+                f"{name} is not set, but a text needs a language tag. Pass {name}= or set tokenizer.{name}. "
+                f"{self._list_languages()}"
             )
         tags = [] if languages[name] is None else [language_tag(languages[name])]
         return tags if is_target else [self.bos_token, *tags]

@@ -126,10 +126,16 @@ BAD_SOURCES = {
     "a config that is a list": (write("config.json", "[1, 2]"), ["config.json"]),
     "a config without a type": (config(model_type=None), ["model type"]),
     "a config without a size": (config(num_hidden_layers=None), ["num_hidden_layers", "config"]),
-    "a config with a wrong size": (config(num_attention_heads=5), ["num_attention_heads"]),
+    "a config with a wrong size": (
+        config(num_attention_heads=5),
+        ["is invalid: num_attention_heads must divide hidden_size 32 (got 5). Change one of them.\n"],
+    ),
     "a config with an unknown activation": (config(hidden_act="step"), ["hidden_act", "step"]),
     "a config with several activations": (config(hidden_act=["gelu"]), ["hidden_act", "gelu"]),
-    "a config with a size that is text": (config(hidden_size="32"), ["config", "hidden_size", "expected int"]),
+    "a config with a size that is text": (
+        config(hidden_size="32"),
+        ["is invalid: Field 'hidden_size' expected int, got str (value: '32'). Correct the config.\n"],
+    ),
     "no weights": (remove("model.safetensors"), ["no weights", "pytorch_model.bin"]),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), ["tokenizer"]),
     "a tokenizer's settings only": (remove("tokenizer.json"), ["tokenizer"]),

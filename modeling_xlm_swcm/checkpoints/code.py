@@ -62,7 +62,7 @@ def read_code_version(source: str, revision: str | None = None) -> str | None:
 
 
 def find_changed_code(source: str, config: XLMSWCMConfig, revision: str | None = None) -> list[str]:
-    """Return the names of the code files of this package that a folder or Hub repository lacks or holds changed."""
+    """Return the names of code files that a folder or Hub repository lacks, or that differ from this package."""
     changed = []
     for name, path in package_code(config).items():
         saved = find_file(source, name, revision, follow_links=True)

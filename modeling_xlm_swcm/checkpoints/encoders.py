@@ -31,7 +31,7 @@ from .sentence_transformers import find_encoder_folder
 # Names in checkpoints that were made from TensorFlow.
 LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
-# Model types that are often asked for -> what the model lacks for them, and what to do.
+# Unsupported model types that users try -> why the encoder cannot be converted, and what to use.
 UNSUPPORTED_TYPES = {
     "xlm_swcm": "it is already an XLM-SWCM checkpoint. Pass its encoder",
     **dict.fromkeys(
@@ -151,7 +151,7 @@ def shift_positions(source: Encoder):
 
 
 def select_token_types(source: Encoder):
-    """Split the token types that the family does not keep from the first ones."""
+    """Keep the first token types, and move the token types that the family does not keep to a separate tensor."""
     name, kept = "embeddings.token_type_embeddings.weight", source.family.token_types
     types = source.config.get("type_vocab_size")
     # A table of another length is reported when the shapes are checked.

@@ -5,6 +5,7 @@ import os
 import re
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 
 # Exit code for a wrong command line, as in argparse.
@@ -81,5 +82,10 @@ def describe_cause(error: BaseException, template: str) -> str:
 
 
 def make_config_error(name: str, error: Exception) -> ConversionError:
-    """Return the error for a config that its class rejects, with the several lines of the cause on one line."""
-    return ConversionError(f"The config of {name} is invalid: {' '.join(str(error).split())}")
+    """Return the error for a config that its class rejects, on one line."""
+    # The message of a StrictDataclassError names a validator. Its cause has the message of this validator.
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ is not None else error
+    # The errors of each allowed type of a field only repeat the first sentence.
+    reason = " ".join(str(cause).split()).partition(" Errors: ")[0]
+    advice = "" if type(cause) is ValueError and reason.endswith(".") else " Correct the config."
+    return ConversionError(f"The config of {name} is invalid: {reason.rstrip('.')}.{advice}")

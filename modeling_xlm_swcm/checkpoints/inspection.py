@@ -136,7 +136,7 @@ class Inspection:
             files = " and ".join(self.without_auto_map)
             return f"not used, because {files} {'lack' if ' and ' in files else 'lacks'} auto_map\n{remedy}"
         differing = ", ".join(self.changed_code)
-        return f"named xlm-swcm {self.code}, but not equal to the installed code: {differing}\n{remedy}"
+        return f"xlm-swcm {self.code}, but these files are missing or changed: {differing}\n{remedy}"
 
 
 def describe_output_matrix(config: XLMSWCMConfig) -> str:
@@ -243,10 +243,10 @@ def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig
     config_class = CONFIG_CLASSES.get(fields.get("model_type", ""))
     if config_class is None:
         family = MODEL_TYPES.get(fields.get("model_type", ""))
-        kind = "a model" if family is None else f"an encoder of the family {family.name}, a model"
+        kind = "a model" if family is None else f"an encoder ({family.name})"
+        advice = "Pass an XLM-SWCM model." if family is None else "Convert it with xlm-swcm convert."
         raise ConversionError(
-            f'{source} holds {kind} of type "{fields.get("model_type")}", not an XLM-SWCM model. Convert it '
-            "with xlm-swcm convert."
+            f'{source} holds {kind} of type "{fields.get("model_type")}", not an XLM-SWCM model. {advice}'
         )
     try:
         return config_class.from_dict(fields)

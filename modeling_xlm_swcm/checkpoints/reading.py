@@ -44,7 +44,7 @@ TOKENIZER_FILE_FIELDS = (
     "fast_tokenizer_files",
 )
 
-# Plain floating-point dtypes, in the words of PyTorch and of safetensors.
+# Plain floating-point dtypes: name in safetensors -> dtype of PyTorch.
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Integer tensors that Transformers 4 saved with an encoder.

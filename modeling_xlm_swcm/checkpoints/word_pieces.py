@@ -13,13 +13,13 @@ UNSPACED = r"[\p{Han}\x{3001}-\x{303F}\x{FF01}-\x{FF65}\x{0F0B}]"
 # Decoding puts a space between all words. These patterns match the spaces that most texts do not have.
 EXTRA_SPACES = (
     rf"(?<={UNSPACED}) +| +(?={UNSPACED})",
-    # before closing punctuation, behind opening punctuation
+    # before closing punctuation, after opening punctuation
     r" +(?=[\p{Pe}\p{Pf}.,!?;:%…،؛؟।॥།༎᠂᠃።፣፤])",
     r"(?<=[\p{Ps}\p{Pi}¿¡]) +",
     # around an apostrophe or hyphen inside a word
     r"(?<=[\p{L}\p{M}\p{N}]) +(?=['’-] [\p{L}\p{N}])",
     r"(?<=[\p{L}\p{M}\p{N}]['’-]) +(?=[\p{L}\p{N}])",
-    # behind an opening quote, which has an odd number of quotes behind it, and before a closing quote
+    # after an opening quote, which has an odd number of quotes after it, and before a closing quote
     r"""(?<=") +(?=[^"]*"(?:[^"]*"[^"]*")*[^"]*$)""",
     r""" +(?="(?:[^"]*"[^"]*")*[^"]*$)""",
     # inside a number
@@ -41,7 +41,7 @@ def is_word_piece(tokenizer: Tokenizer) -> bool:
 
 
 def make_backend(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer, or for WordPiece a copy that decodes without the spaces that most texts do not have."""
+    """Return a tokenizer. For WordPiece, return a copy that decodes without `EXTRA_SPACES`."""
     if not is_word_piece(tokenizer):
         return tokenizer
     backend, prefix = Tokenizer.from_str(tokenizer.to_str()), tokenizer.model.continuing_subword_prefix
@@ -58,7 +58,7 @@ def make_backend(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def find_losses(tokenizer: Tokenizer) -> list[str]:
-    """Return a sentence for each kind of information that a tokenizer loses, so that a model cannot generate it."""
+    """Return a sentence for each kind of information that a tokenizer loses. A model cannot generate it."""
 
     def normalize(text: str) -> str:
         return text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)

@@ -16,10 +16,10 @@ from pathlib import Path
 from .errors import ConversionError
 
 
-# Of renameat2 in Linux.
+# Constants of renameat2 in Linux.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
-# Answers of systems and file systems that cannot exchange two folders.
+# Error numbers of systems and file systems that cannot exchange two folders.
 NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -51,7 +51,7 @@ def recover(output: Path):
     """
     output, prefix = output.absolute(), partial_prefix(output.absolute())
     folders: list[Path] = []
-    # A folder without access has nothing to tidy up. A check of the output names it.
+    # Without access to the folder, there is nothing to tidy up. A check of the output reports the folder.
     with contextlib.suppress(OSError):
         folders += output.parent.glob(f"{glob.escape(prefix)}*")
     for folder in folders:
@@ -81,7 +81,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def replace_folder(partial: Path, output: Path):
-    """Give a complete folder the name of the output. At no time is there a part of a folder with this name."""
+    """Give a complete folder the name of the output. An incomplete folder never has this name."""
     if not output.exists():
         partial.rename(output)
         return
@@ -107,7 +107,7 @@ def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
     """
     recover(output)
     check_output(output, overwrite)
-    # The links on the way to the output stay.
+    # Keep the links in the path of the output.
     output = output.resolve()
     partial = output.parent / f"{partial_prefix(output)}{os.getpid()}"
     try:
@@ -256,7 +256,7 @@ def check_replaceable(output: Path):
 
 
 def find_mounts() -> list[Path]:
-    """Return the mount points of the system, or nothing where it does not list them."""
+    """Return the mount points of the system, or an empty list if the system does not list them."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:

@@ -39,7 +39,7 @@ class BadRows:
         skip_option (`str`, *optional*, defaults to "--skip_bad_rows"):
             Option of the command that skips such rows, or an empty string if it has none.
         allow_empty (`bool`, *optional*, defaults to `False`):
-            Whether rows without text are not counted.
+            Whether to ignore rows without text.
     """
 
     skip: bool = False

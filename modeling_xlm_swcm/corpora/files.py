@@ -95,7 +95,7 @@ def check_format(path: str):
     Check that files with the ending of `path` can be read.
 
     Raises:
-        DataError: if they cannot.
+        DataError: if the ending is not supported.
     """
     for remedy, suffixes in REFUSED.items():
         if (suffix := suffix_of(path)) in suffixes:
@@ -113,7 +113,7 @@ def check_regular(path: str, allow_stdin: bool = False):
             Accept /dev/stdin and other streams that the shell has opened, for example `<(zcat bo.gz)`.
 
     Raises:
-        DataError: if it does.
+        DataError: if the path exists and is not a regular file.
     """
     is_open = allow_stdin and path.startswith(OPEN_STREAMS)
     if not is_open and os.path.exists(path) and not os.path.isfile(path):

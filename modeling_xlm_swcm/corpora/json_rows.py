@@ -91,7 +91,7 @@ def read_array(path: str, file: io.BufferedReader) -> Iterator[tuple[int, Any]]:
     Stream the line number and value of each item of a JSON array.
 
     Raises:
-        DataError: if the file is not UTF-8, or not one array.
+        DataError: if the file is not UTF-8, or is not one JSON array.
     """
     reader = ArrayReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n"))
     try:

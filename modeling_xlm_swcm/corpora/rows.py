@@ -110,7 +110,8 @@ def read_dataset(path: str, name: str | None, split: str) -> Iterator[tuple[str,
         yield from ((f"{path}, row {number} of {split},", row) for number, row in enumerate(rows, 1))
     except Exception as error:  # The Hub client and the format readers raise errors of many types.
         failure = f"{path} is not a file, and no such Hub dataset can be loaded"
-        raise DataError(f"{failure}: {' '.join(str(error).split())}") from error
+        cause = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{failure}: {cause}. Check the path or the id of the dataset.") from error
 
 
 def read_parquet(path: str) -> Iterator[tuple[str, dict]]:

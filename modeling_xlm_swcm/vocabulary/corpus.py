@@ -93,7 +93,7 @@ class Corpus:
         Yield each text, with its size in bytes. Rows without text are left out.
 
         Raises:
-            ConversionError: if there are rows that are not text.
+            ConversionError: if a row is not text.
         """
         bad_rows = BadRows(skip_option="", allow_empty=True)
         for place, text in stream_texts(str(self.path), self.language, bad_rows):

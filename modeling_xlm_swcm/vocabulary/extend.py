@@ -42,22 +42,29 @@ def extend(
     Add tokens that are learned from text. Old token ids and the segmentation of text in other scripts do not change.
 
     Args:
-        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece
-            tokenizer.
-        output (`str` or `PathLike`): The folder to write.
+        checkpoint (`str` or `PathLike`):
+            Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece tokenizer.
+        output (`str` or `PathLike`):
+            The folder to write.
         corpus (`list[str]`):
             Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
             .json, .csv, .tsv and .parquet files is in the column with the name of the language, or else in `text`.
-        size (`int`): Size of the Unigram vocabulary to learn. Only tokens that the checkpoint lacks are added.
+        size (`int`):
+            Size of the Unigram vocabulary to learn. Only tokens that the checkpoint lacks are added.
         init (`str`, *optional*, defaults to `"mean-of-pieces"`):
             How to initialise the embeddings of new tokens. `"mean-of-pieces"`: the mean of the embeddings of the old
             tokens. If an old token was `<unk>`, the mean over its script is used instead, with noise. `"random"`:
             random embeddings and the mean output bias.
-        evaluate (`list[str]`, *optional*): Text files to measure on. By default, the corpus is used.
-        revision (`str`, *optional*): Revision of the checkpoint on the Hub.
-        seed (`int`, *optional*, defaults to 0): Random seed for the sample of lines and for new weights.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace `output` if it exists.
-        dry_run (`bool`, *optional*, defaults to `False`): Do everything except writing.
+        evaluate (`list[str]`, *optional*):
+            Text files to measure on. By default, the corpus is used.
+        revision (`str`, *optional*):
+            Revision of the checkpoint on the Hub.
+        seed (`int`, *optional*, defaults to 0):
+            Random seed for the sample of lines and for new weights.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace `output` if it holds a model.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Do everything except writing.
 
     Returns:
         `VocabularyReport`: What changed, and how the text was segmented before and after.

@@ -103,7 +103,7 @@ class Vocabulary:
         raise NotImplementedError
 
     def split(self, piece: str) -> list[tuple[str, str]]:
-        """Return the pieces of one character that a piece can be replaced with, each with its character."""
+        """Return each character of a piece as a piece and as a character."""
         raise NotImplementedError
 
     def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:

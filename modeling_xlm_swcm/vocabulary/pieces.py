@@ -123,7 +123,8 @@ def read_learnt_pieces(tokenizer: Tokenizer, special_tokens: Collection[str]) ->
     Return the pieces of a trained Unigram model in an order that depends only on the text.
 
     The library sums scores in the order in which its threads end, so scores are rounded. It also gives the rarest
-    characters scores in random order, 0.0001 apart, from the lowest score on. So they all get the lowest score.
+    characters scores in random order, 0.0001 apart, from the lowest score on. So this
+    function gives all of them the lowest score.
 
     Args:
         tokenizer (`Tokenizer`): The trained tokenizer.
@@ -176,7 +177,7 @@ def count_tokens(vocabulary: Vocabulary, corpora: list[Corpus]) -> TokenCounts:
 
 def find_required_tokens(vocabulary: Vocabulary, counts: TokenCounts) -> np.ndarray:
     """
-    Return a mask of the tokens without which some text of the counted languages could not be segmented.
+    Return a mask of the tokens to keep, so that all text of the counted languages can still be segmented.
 
     Required tokens are:
     - special tokens and language tags,

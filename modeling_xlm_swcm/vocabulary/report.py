@@ -26,16 +26,26 @@ class VocabularyReport:
     The result of `extend` or `trim`.
 
     Attributes:
-        action (`str`): `"extend"` or `"trim"`.
-        source (`str`): Folder or Hub id of the checkpoint.
-        revision (`str`, *optional*): Revision of the checkpoint on the Hub.
-        options (`dict`): Options of the action.
-        tokens (`dict[str, int]`): Number of tokens of the tokenizer `"before"` and `"after"`.
-        rows (`dict[str, int]`): Number of rows of the embedding matrix, including rows without a token.
-        parameters (`dict[str, int]`): Number of stored weights.
-        changed (`list[str]`): Names of the tensors with a row per token.
-        kept (`list[str]`): Names of the tensors that are bit-equal to the source.
-        languages (`dict[str, SegmentationComparison]`): Segmentation of each language before and after.
+        action (`str`):
+            `"extend"` or `"trim"`.
+        source (`str`):
+            Folder or Hub id of the checkpoint.
+        revision (`str`, *optional*):
+            Revision of the checkpoint on the Hub.
+        options (`dict`):
+            Options of the action.
+        tokens (`dict[str, int]`):
+            Number of tokens of the tokenizer `"before"` and `"after"`.
+        rows (`dict[str, int]`):
+            Number of rows of the embedding matrix, including rows without a token.
+        parameters (`dict[str, int]`):
+            Number of stored weights.
+        changed (`list[str]`):
+            Names of the tensors with a row per token.
+        kept (`list[str]`):
+            Names of the tensors that are bit-equal to the source.
+        languages (`dict[str, SegmentationComparison]`):
+            Segmentation of each language before and after.
     """
 
     action: str

@@ -169,14 +169,14 @@ def drop_tied_tensors(tensors: dict[str, torch.Tensor | StoredTensor]):
 def find_model_class(name: str, config: dict) -> type[PreTrainedModel]:
     """Return the class that config.json names."""
     architectures = config.get("architectures")
-    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "None"
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     model_class: Any = getattr(modeling_xlm_swcm, architecture, None) or getattr(transformers, architecture, None)
     model_type = config["model_type"]
     if not hasattr(model_class, "_from_config") or model_class.config_class.model_type != model_type:
         example = MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(model_type, "XLMSWCMForConditionalGeneration")
         raise ConversionError(
-            f"The architecture {architecture} in config.json of {name} is not a Transformers class for {model_type}. "
-            f'Set the class of the weights, for example "architectures": ["{example}"].'
+            f"architectures in config.json of {name} must name a Transformers class for {model_type} (got "
+            f'{json.dumps(architectures)}). Set the class of the weights, for example "architectures": ["{example}"].'
         )
     return model_class
 
@@ -194,14 +194,17 @@ def has_row_per_token(tensor: str) -> bool:
 def find_token_ids(config: dict) -> set[int]:
     """Return the token ids in a config, for example `eos_token_id` and `suppress_tokens`."""
 
-    def flatten(value) -> set[int]:
+    def flatten(name: str, value) -> set[int]:
         if isinstance(value, list):
-            return set().union(*map(flatten, value))
+            return {token_id for item in value for token_id in flatten(name, item)}
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ConversionError(f"A token id in config.json or generation_config.json is {value!r}. Use a number.")
+            raise ConversionError(
+                f"{name} in config.json or generation_config.json has the token id {value!r}. Use a whole number."
+            )
         return {value}
 
-    return flatten([value for name, value in config.items() if TOKEN_ID_FIELDS.fullmatch(name) and value is not None])
+    fields = [name for name, value in config.items() if TOKEN_ID_FIELDS.fullmatch(name) and value is not None]
+    return {token_id for name in fields for token_id in flatten(name, config[name])}
 
 
 def renumber_config(config: dict, old_ids: list[int]) -> dict:
@@ -271,7 +274,7 @@ def write_checkpoint(
         old_ids (`list[int]`): For each new row, its old row, or -1 for a new row.
         change (`Callable`): Function that returns the new version of a vocabulary tensor.
         report (`VocabularyReport`): The report to complete and write.
-        overwrite (`bool`): Replace `output` if it exists.
+        overwrite (`bool`): Replace `output` if it holds a model.
         dry_run (`bool`): Complete the report and write nothing.
 
     Returns:

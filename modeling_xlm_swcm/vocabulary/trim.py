@@ -47,29 +47,38 @@ def trim(
     dry_run: bool = False,
 ) -> VocabularyReport:
     """
-    Keep the tokens that some languages need. `id_map.json` in `output` maps the old ids of kept tokens to new ids.
+    Keep the tokens that the languages of a corpus need.
 
-    Special tokens, language tags and all characters of the languages are always kept.
+    `id_map.json` in `output` maps the old ids of kept tokens to new ids. Special tokens, language
+    tags and all characters of the languages are always kept.
 
     Args:
-        checkpoint (`str` or `PathLike`): Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece
-            tokenizer, or a BPE tokenizer with byte fallback.
-        output (`str` or `PathLike`): The folder to write.
+        checkpoint (`str` or `PathLike`):
+            Hub id or folder of an encoder or XLM-SWCM model with a Unigram or WordPiece tokenizer, or a BPE tokenizer
+            with byte fallback.
+        output (`str` or `PathLike`):
+            The folder to write.
         corpus (`list[str]`):
             Files with text, as `language=path` or as files whose name starts with the language. The text of .jsonl,
             .json, .csv, .tsv and .parquet files is in the column with the name of the language, or else in `text`.
-        min_count (`int`, *optional*): Keep tokens that occur at least N times in the corpus.
+        min_count (`int`, *optional*):
+            Keep tokens that occur at least N times in the corpus.
         size (`int`, *optional*):
             Number of tokens to keep, by their mean share over the languages. A BPE tokenizer also keeps the tokens
             from which these tokens are merged.
         coverage (`float`, *optional*):
-            Keep the most frequent tokens that make up this share of each language. If `min_count`, `size` and
+            Keep the most frequent tokens that make up this share of each language's text. If `min_count`, `size` and
             `coverage` are not set, the coverage is 0.9999.
-        pad_to_multiple_of (`int`, *optional*, defaults to 1): Add unused rows up to a multiple of this number.
-        evaluate (`list[str]`, *optional*): Text files to measure on. By default, the corpus is used.
-        revision (`str`, *optional*): Revision of the checkpoint on the Hub.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace `output` if it exists.
-        dry_run (`bool`, *optional*, defaults to `False`): Do everything except writing.
+        pad_to_multiple_of (`int`, *optional*, defaults to 1):
+            Add unused rows up to a multiple of this number.
+        evaluate (`list[str]`, *optional*):
+            Text files to measure on. By default, the corpus is used.
+        revision (`str`, *optional*):
+            Revision of the checkpoint on the Hub.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace `output` if it holds a model.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Do everything except writing.
 
     Returns:
         `VocabularyReport`: What changed, and how the text was segmented before and after.

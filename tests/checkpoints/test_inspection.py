@@ -113,7 +113,14 @@ CASES = {
     ),
     "a config that is no JSON": (lambda folder: cut_short(folder / "config.json"), ["config.json is not valid JSON."]),
     "a config with a wrong kind": (lambda folder: edit_config(folder, hidden_size="32"), ["config of", "hidden_size"]),
-    "a config of another model": (lambda folder: edit_config(folder, model_type="bert"), ['of type "bert"']),
+    "a config of an encoder": (
+        lambda folder: edit_config(folder, model_type="bert"),
+        ['an encoder (BERT) of type "bert"', "Convert it with xlm-swcm convert."],
+    ),
+    "a config of another model": (
+        lambda folder: edit_config(folder, model_type="gpt2"),
+        ['a model of type "gpt2"', "Pass an XLM-SWCM model."],
+    ),
     "languages of a wrong kind": (
         edit_json("tokenizer_config.json", languages="bo"),
         ["languages in tokenizer_config.json of", "is not a list of codes."],
@@ -171,7 +178,7 @@ class TestCode:
         assert inspect(str(folder)).changed_code == ["loss_xlm_swcm.py", "modeling_xlm_swcm.py"]
         printed = " ".join(run("inspect", folder).stdout.split())
         assert (
-            f"named xlm-swcm {VERSION}, but not equal to the installed code: loss_xlm_swcm.py, modeling_xlm_swcm.py "
+            f"xlm-swcm {VERSION}, but these files are missing or changed: loss_xlm_swcm.py, modeling_xlm_swcm.py "
             f"Replace it: xlm-swcm refresh {folder}" in printed
         )
         assert run("refresh", folder).exit_code == 0

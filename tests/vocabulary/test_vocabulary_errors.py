@@ -237,13 +237,21 @@ BAD_SOURCES = {
         lambda folder: edit_config(folder, eos_token_id=9999),
         ["config.json", "has the token id 9999", "148 tokens. Correct the id."],
     ),
+    "a token id that is text": (
+        lambda folder: edit_config(folder, forced_eos_token_id="2"),
+        ["forced_eos_token_id in config.json", "has the token id '2'. Use a whole number."],
+    ),
+    "no architecture": (
+        lambda folder: edit_config(folder, architectures=None),
+        ["architectures in config.json", "(got null). Set the class", "XLMRobertaForMaskedLM"],
+    ),
     "an architecture of another type": (
         lambda folder: edit_config(folder, architectures=["BertForMaskedLM"]),
-        ["BertForMaskedLM in config.json", "is not a Transformers class for xlm-roberta"],
+        ["architectures in config.json", 'class for xlm-roberta (got ["BertForMaskedLM"])'],
     ),
     "an architecture of nobody": (
         lambda folder: edit_config(folder, architectures=["XLMRobertaForEverything"]),
-        ["XLMRobertaForEverything in config.json", "Set the class", "XLMRobertaForMaskedLM"],
+        ['(got ["XLMRobertaForEverything"]). Set the class', "XLMRobertaForMaskedLM"],
     ),
 }
 
