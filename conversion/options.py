@@ -69,7 +69,7 @@ class ConversionOptions:
         layer_map (`str`, *optional*, defaults to `"same"`):
             Encoder layers of a custom layer. `"same"`: custom layer k is copied from encoder layer k. `"interleaved"`
             (DeltaLM): self-attention and FFN1 of custom layer k are copied from encoder layer 2k, cross-attention and
-            FFN2 from encoder layer 2k + 1. The decoder has half as many custom layers.
+            FFN2 from encoder layer 2k + 1. The decoder has one custom layer for every two encoder layers.
         decoder_init (`str`, *optional*):
             How to initialise the decoder. `"silent"`: copied weights, and cross-attention, second FFNs and normal
             layers start with an output of zero. The untrained decoder then computes the output of the encoder with a

@@ -186,7 +186,7 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
 
 
 def warn_of_unreadable_languages(name: str, tokenizer: XLMSWCMTokenizer, languages: Sequence[str]):
-    """Warn of languages whose own name has characters that the tokenizer of an encoder does not know."""
+    """Warn of languages whose native name has characters that the tokenizer of an encoder does not know."""
     for code, language in find_unreadable_names(tokenizer, languages).items():
         logger.warning(
             f'The tokenizer of {name} reads "{language}", the name of the language {code}, as {tokenizer.unk_token}. '

@@ -172,7 +172,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         past_length = cache.get_seq_length() if cache is not None else 0
         is_prefix = self.config.has_prefix_decoder
         if is_prefix and self.config.weight_sharing == "tied" and tied_modules is None:
-            raise ValueError("A tied prefix decoder has no weights of its own. Call the whole model.")
+            raise ValueError("A tied prefix decoder has no weights. Call the whole model.")
         source_states = encoder_hidden_states[0] if is_prefix else encoder_hidden_states
         check_mask("source", encoder_attention_mask, source_states.shape[1])
         # The mask of a static cache also has columns for tokens that are not generated yet.

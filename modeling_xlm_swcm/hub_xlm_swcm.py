@@ -181,7 +181,10 @@ def read_report(path: str | PathLike) -> dict | None:
     try:
         return without_paths(parse_report(path))
     except ValueError as error:
-        logger.warning(f"{path} is not a conversion report: {error}. The model is loaded without a report.")
+        logger.warning(
+            f"{path} is not a conversion report: {error}. The model is loaded without a report. Copy the report again "
+            "from the folder that xlm-swcm convert wrote."
+        )
         return None
 
 

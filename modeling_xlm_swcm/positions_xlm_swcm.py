@@ -10,7 +10,8 @@ def check_length(name: str, length: int, config: XLMSWCMConfig):
     """Raise a `ValueError` if a source or target has more tokens than the model has positions."""
     if length > config.longest_input:
         raise ValueError(
-            f"The {name} has {length} tokens, but the model has only {config.longest_input} positions. Truncate it."
+            f"The {name} has {length} tokens, but the model has only {config.longest_input} positions. "
+            f"Truncate the {name}."
         )
 
 

@@ -116,13 +116,13 @@ def check_backend(name: str, tokenizer: PreTrainedTokenizerBase, file: str, kind
 
 @cache
 def read_language_names() -> dict[str, str]:
-    """Return the name of each language in the language itself, by code. Source: Unicode CLDR 47."""
+    """Return the native name of each language, by code. Source: Unicode CLDR 47."""
     file = files("modeling_xlm_swcm.checkpoints") / "language_names.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def find_unreadable_names(tokenizer: TokenizersBackend, languages: Iterable[str]) -> dict[str, str]:
-    """Return each language whose own name has characters that a tokenizer does not know, with this name."""
+    """Return the native names of languages that have characters that a tokenizer does not know, by code."""
     unreadable = {}
     for code in languages:
         language, *subtags = code.casefold().split("-")

@@ -338,7 +338,7 @@ def save_weights(
         raise make_config_error(source.name, error) from error
     try:
         model.save_pretrained(folder, state_dict=tensors)
-    # Saving checks the fields once more, now with the implementation of attention.
+    # Saving checks the fields again, together with the implementation of attention.
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise make_config_error(source.name, error) from error
 
