@@ -48,9 +48,9 @@ def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:
     Decorate the `forward` of a module that takes its cache as `cache` and passes `**kwargs` on.
 
     The cache is accepted as `cache` and as `past_key_values`. The signature has the name that the installed version
-    of Transformers uses, because `generate` reads it there. A keyword raises an error if `forward` and
-    Transformers' attention and loss functions do not know it. Without this check, a keyword that Transformers renames
-    would be ignored.
+    of Transformers uses, because `generate` reads it there. A keyword raises an error if `forward` and Transformers'
+    attention and loss functions do not know it. Without this check, a keyword that Transformers renames would be
+    ignored.
 
     Args:
         forward (`Callable`):

@@ -123,8 +123,8 @@ def read_learnt_pieces(tokenizer: Tokenizer, special_tokens: Collection[str]) ->
     Return the pieces of a trained Unigram model in an order that depends only on the text.
 
     The library sums scores in the order in which its threads end, so scores are rounded. It also gives the rarest
-    characters scores in random order, 0.0001 apart, from the lowest score on. So this
-    function gives all of them the lowest score.
+    characters scores in random order, 0.0001 apart, from the lowest score on. So this function
+    gives all of them the lowest score.
 
     Args:
         tokenizer (`Tokenizer`): The trained tokenizer.

@@ -49,8 +49,8 @@ def trim(
     """
     Keep the tokens that the languages of a corpus need.
 
-    `id_map.json` in `output` maps the old ids of kept tokens to new ids. Special tokens, language
-    tags and all characters of the languages are always kept.
+    `id_map.json` in `output` maps the old ids of kept tokens to new ids. Special tokens, language tags
+    and all characters of the languages are always kept.
 
     Args:
         checkpoint (`str` or `PathLike`):

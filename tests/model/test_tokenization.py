@@ -160,7 +160,9 @@ class TestLanguages:
             tokenizer.get_lang_id(None)
 
     def test_without_languages_every_language_is_unknown(self, encoder_tokenizer):
-        with pytest.raises(ValueError, match="none"):
+        with pytest.raises(
+            ValueError, match='Unknown language "bo". The tokenizer has no languages. Pass --languages'
+        ):
             with_tags(encoder_tokenizer, [], src_lang="bo")
 
     def test_text_of_an_unset_language_is_refused_with_what_to_set(self, unset):
