@@ -140,8 +140,11 @@ class XLMSWCMPipeline(Pipeline):
             encoded = self.tokenizer(sentences, src_lang=src_lang, split_special_tokens=True, verbose=False)
             return [len(ids) for ids in encoded["input_ids"]]
 
+        def warn(index: int, message: str):
+            logger.warning(message)
+
         limit, key = self.tokenizer.model_max_length, TASKS[self.task]
-        documents = split_texts(map(read_text, texts), count_tokens, limit, logger.warning)
+        documents = split_texts(map(read_text, texts), count_tokens, limit, warn)
         sentences = list_sentences(documents)
         order = sorted(range(len(sentences)), key=lambda number: -len(sentences[number]))
         answers = self._generate([sentences[number] for number in order], *args, **kwargs) if order else []

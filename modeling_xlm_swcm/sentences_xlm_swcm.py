@@ -81,7 +81,7 @@ def split_texts(
     texts: Iterable[str],
     count_tokens: Callable[[list[str]], list[int]],
     limit: int,
-    warn: Callable[[str], object],
+    warn: Callable[[int, str], object],
 ) -> list[list[str]]:
     """
     Split each text into sentences of at most `limit` tokens.
@@ -97,7 +97,7 @@ def split_texts(
         limit (`int`):
             Maximum number of tokens of a sentence.
         warn (`Callable`):
-            Function that gets a message for each sentence that is cut.
+            Function that gets the index of the text and a message for each sentence that is cut.
 
     Returns:
         `list[list[str]]`: the parts of each text. Sentences have odd indices. The spaces, line breaks and list markers
@@ -107,12 +107,12 @@ def split_texts(
     sentences = list_sentences(documents)
     lengths = iter(count_tokens(sentences) if sentences else [])
     return [
-        cut_long_sentences(number, parts, list(itertools.islice(lengths, len(parts) // 2)), count_tokens, limit, warn)
-        for number, parts in enumerate(documents, 1)
+        cut_long_sentences(index, parts, list(itertools.islice(lengths, len(parts) // 2)), count_tokens, limit, warn)
+        for index, parts in enumerate(documents)
     ]
 
 
-def cut_long_sentences(number: int, parts: list[str], lengths: list[int], count_tokens, limit: int, warn) -> list[str]:
+def cut_long_sentences(index: int, parts: list[str], lengths: list[int], count_tokens, limit: int, warn) -> list[str]:
     """Return the parts of a text with all sentences cut to `limit` tokens."""
     fitting = parts[:1]
     for sentence, length, gap in zip(parts[1::2], lengths, parts[2::2], strict=True):
@@ -120,8 +120,9 @@ def cut_long_sentences(number: int, parts: list[str], lengths: list[int], count_
         if length > limit:
             pieces = cut(sentence, lambda piece: count_tokens([piece])[0] <= limit)
             warn(
-                f"A sentence of text {number} has {length} tokens, but the maximum is {limit}. It is cut into "
-                f"{len(pieces[::2])} parts. Shorten it, or add full stops. It starts with: {sentence[:60]}"
+                index,
+                f"A sentence has {length} tokens, but the maximum is {limit}. It is cut into {len(pieces[::2])} "
+                f"parts. Shorten it, or add full stops. It starts with: {sentence[:60]}",
             )
         fitting += [*pieces, gap]
     return fitting

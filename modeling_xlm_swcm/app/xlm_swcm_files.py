@@ -40,7 +40,11 @@ def generate_file(
     outputs: list[str] = []
     for start in range(0, len(passages), CHUNK):
         yield start, len(passages), None
-        outputs += generate_passages(model, passages[start : start + CHUNK], options, warn)
+        chunk = passages[start : start + CHUNK]
+        messages: list[str] = []
+        outputs += generate_passages(model, chunk, options, messages.append)
+        for message in messages:
+            warn(f"Passages {start + 1} to {start + len(chunk)}: {message}")
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
     output = folder / f"{path.stem}.{options.tgt_lang or 'output'}.txt"
     output.write_bytes("".join(f"{text}\n" for text in outputs).encode())

@@ -88,7 +88,7 @@ class PageModel:
         """Return the sentences of a text, or the text itself if it is not split."""
         if not self.is_split(options):
             return [text.strip()]
-        return list_sentences(split_texts([text], self._count_tokens, self.limit, lambda warning: None))
+        return list_sentences(split_texts([text], self._count_tokens, self.limit, lambda index, message: None))
 
     def check(self, texts: list[str], options: Options):
         """

@@ -3,13 +3,12 @@
 Requirements: Python 3.11 or later, pip install openvino tokenizers numpy
 """
 
-import functools
 import os
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -45,6 +44,14 @@ else:
 MAX_THREADS = 1024
 
 MAX_BATCH_TOKENS = 2**31 - 1
+
+
+class Answer(NamedTuple):
+    """The generated texts of a source text, best first, and what can be wrong with them."""
+
+    outputs: list[Output]
+    long_sentences: list[str]  # a message for each sentence that was cut
+    cut_lengths: list[int]  # in tokens, of generated texts that reach the maximum length
 
 
 class ExportedModel:
@@ -146,6 +153,32 @@ class ExportedModel:
             TypeError: if `texts` is not a list of strings.
             ValueError: if a language is unknown or missing, or a text is too long or not valid Unicode.
         """
+        answers = self.generate_texts(
+            texts, src_lang, tgt_lang, split=split, batch_tokens=batch_tokens, return_scores=return_scores, **options
+        )
+        for message in self.list_warnings(answers):
+            if warn is None:
+                warnings.warn(message, stacklevel=2)
+            else:
+                warn(message)
+        candidates = [
+            [(text, score) if return_scores else text for text, score, _ in answer.outputs] for answer in answers
+        ]
+        is_single = self._complete(options)["num_return_sequences"] == 1
+        return [texts[0] for texts in candidates] if is_single else candidates
+
+    def generate_texts(
+        self,
+        texts: list[str],
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        *,
+        split: bool | None = None,
+        batch_tokens: int = 4096,
+        return_scores: bool = False,
+        **options,
+    ) -> list[Answer]:
+        """Return an answer for each source text. The arguments are those of a call."""
         check_texts(texts)
         check_range("batch_tokens", batch_tokens, 1, MAX_BATCH_TOKENS)
         options = self._complete(options)
@@ -155,24 +188,38 @@ class ExportedModel:
         # All batches draw from one generator.
         options["seed"] = np.random.default_rng(options["seed"])
         split = tgt_lang not in (None, src_lang) if split is None else split
-        documents = self._split(texts, src_lang, warn) if split else [["", text, ""] for text in texts]
+        long_sentences: list[list[str]] = [[] for _ in texts]
+        cut_lengths: list[list[int]] = [[] for _ in texts]
+        documents = [["", text, ""] for text in texts]
+        if split:
+            documents = self._split(texts, src_lang, lambda text, message: long_sentences[text].append(message))
+        text_of = [index for index, parts in enumerate(documents) for _ in parts[1::2]]
         rows = dict(enumerate(self._encode(list_sentences(documents), src_lang)))
-        cut: list[int] = []
         generated: dict[int, list[Output]] = {}
         ends, size = self.config["end_token_ids"], options["num_return_sequences"]
         for batch in batches_by_length(rows, batch_tokens):
             ids, scores = self._generate_rows([rows[number] for number in batch], options, return_scores)
-            cut += [ids.shape[1] - 1] * int((~np.isin(ids[:, 1:], ends).any(1)).sum()) if ends else []
+            is_cut = ~np.isin(ids[:, 1:], ends).any(1)
+            for place in np.flatnonzero(is_cut) if ends else ():
+                cut_lengths[text_of[batch[place // size]]].append(ids.shape[1] - 1)
             counts = count_tokens(ids, ends, options["forced_bos_token_id"] is not None)
             written = [text.strip() if split else text for text in self._decode(ids)]
             outputs = [Output(*output) for output in zip(written, scores.tolist(), counts.tolist(), strict=True)]
             generated |= {number: outputs[size * place :][:size] for place, number in enumerate(batch)}
-        self._warn_of_cut(cut, warn)
-        answers = []
-        for place in range(size):
-            joined = join_outputs(documents, [generated[number][place] for number in rows])
-            answers.append([(text, score) if return_scores else text for text, score, _ in joined])
-        return answers[0] if size == 1 else [list(candidates) for candidates in zip(*answers, strict=True)]
+        joined = [join_outputs(documents, [generated[number][place] for number in rows]) for place in range(size)]
+        candidates = [list(outputs) for outputs in zip(*joined, strict=True)]
+        return [Answer(*answer) for answer in zip(candidates, long_sentences, cut_lengths, strict=True)]
+
+    def list_warnings(self, answers: list[Answer]) -> list[str]:
+        """Return the warnings about answers: a message for each cut sentence, and one for all incomplete texts."""
+        messages = [message for answer in answers for message in answer.long_sentences]
+        lengths = [length for answer in answers for length in answer.cut_lengths]
+        if lengths:
+            # The default limit counts the start token.
+            is_last = max(lengths) >= self.config["longest_input"] - 1
+            advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
+            messages.append(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
+        return messages
 
     def _complete(self, options: dict) -> dict:
         """Return options of `generate` with the values of the checkpoint for options that are not set."""
@@ -191,7 +238,7 @@ class ExportedModel:
             for text, row in zip(texts, ids.tolist(), strict=True)
         ]
 
-    def _split(self, texts: list[str], src_lang: str | None, warn: Callable | None) -> list[list[str]]:
+    def _split(self, texts: list[str], src_lang: str | None, warn: Callable[[int, str], object]) -> list[list[str]]:
         """Split each text into sentences that the model can read."""
         frame = len(self._frame([], src_lang))
 
@@ -200,8 +247,6 @@ class ExportedModel:
 
         # An error names the number of the text.
         self._tokenize(texts)
-        # By default, the warning is shown at the line that calls the model.
-        warn = warn or functools.partial(warnings.warn, stacklevel=6)
         return split_texts(texts, count_tokens, self.config["longest_input"], warn)
 
     def _generate_rows(
@@ -214,15 +259,6 @@ class ExportedModel:
             input_ids[number, : len(ids)], mask[number, : len(ids)] = ids, 1
         generated = self.generate(input_ids, mask, return_scores=return_scores, **options)
         return generated if return_scores else (generated, np.zeros(len(generated)))
-
-    def _warn_of_cut(self, lengths: list[int], warn: Callable | None):
-        """Warn if texts end at the maximum length."""
-        if lengths:
-            # The default limit counts the start token.
-            is_last = max(lengths) >= self.config["longest_input"] - 1
-            advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
-            message = f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
-            (warn or functools.partial(warnings.warn, stacklevel=3))(message)
 
     def _encode(self, texts: list[str], src_lang: str | None) -> list[list[int]]:
         """Return the token ids of each source, with its language tag."""

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # The export puts the runtime beside this file.
 if __package__ == "modeling_xlm_swcm.export":
-    from .xlm_swcm_runtime import ExportedModel
+    from .xlm_swcm_runtime import Answer, ExportedModel
 else:
-    from xlm_swcm_runtime import ExportedModel  # type: ignore[no-redef]
+    from xlm_swcm_runtime import Answer, ExportedModel  # type: ignore[no-redef]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,15 @@ class TranslationRequest(BaseModel):
 
 class TranslationResponse(BaseModel):
     """
-    The translations and, on request, their scores, in the order of the texts.
+    The translations, their warnings and, on request, their scores, in the order of the texts.
 
-    With several translations of a text, an item is a list.
+    With several translations of a text, an item of `translations` and `scores` is a list.
     """
 
     translations: list[str] | list[list[str]]
+    warnings: list[list[str]] = Field(
+        description="The warnings about each text, for example that its translation is incomplete."
+    )
     scores: list[float | None] | list[list[float | None]] | None = None
 
 
@@ -110,8 +113,8 @@ class Batcher:
         """Return the number of texts that wait."""
         return sum(len(job.texts) for job in self.waiting)
 
-    async def translate(self, texts: list[str], options: dict, is_gone: Callable[[], Awaitable[bool]]) -> list:
-        """Return the translations of texts. Raise an [`OverloadError`] if too many texts wait already."""
+    async def translate(self, texts: list[str], options: dict, is_gone: Callable[[], Awaitable[bool]]) -> list[Answer]:
+        """Return an answer for each text. Raise an [`OverloadError`] if too many texts wait already."""
         if self.count_waiting() + len(texts) > self.limits.waiting_texts:
             raise OverloadError
         answer = asyncio.get_running_loop().create_future()
@@ -150,11 +153,11 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: list[Job]):
-        """Translate the texts of a batch and give each job its own translations."""
+        """Translate the texts of a batch and give each job the answers for its texts."""
         texts = [text for job in batch for text in job.texts]
         self.sizes.observe(len(texts))
         try:
-            translations = iter(await asyncio.to_thread(self.model, texts, **batch[0].options))
+            answers = iter(await asyncio.to_thread(self.model.generate_texts, texts, **batch[0].options))
         except Exception as error:
             if len(batch) == 1:
                 resolve(batch[0], error)
@@ -164,10 +167,10 @@ class Batcher:
                 await self._answer([job])
             return
         for job in batch:
-            resolve(job, [next(translations) for _ in job.texts])
+            resolve(job, [next(answers) for _ in job.texts])
 
 
-def resolve(job: Job, answer: list | Exception):
+def resolve(job: Job, answer: list[Answer] | Exception):
     """Answer a request, unless it has reached its time limit."""
     if job.answer.done():
         return
@@ -199,11 +202,18 @@ async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Ca
         raise fastapi.HTTPException(400, str(error)) from error
     except RuntimeError as error:
         raise fastapi.HTTPException(500, str(error)) from error
-    if not body.return_scores:
-        return TranslationResponse(translations=answers)
-    # Several translations of a text are a list of pairs.
-    pairs = [tuple(map(list, zip(*pair, strict=True))) if isinstance(pair, list) else pair for pair in answers]
-    return TranslationResponse(translations=[text for text, _ in pairs], scores=[score for _, score in pairs])
+    warnings = [batcher.model.list_warnings([answer]) for answer in answers]
+    outputs = [answer.outputs for answer in answers]
+    translations = [[output.text for output in candidates] for candidates in outputs]
+    response = TranslationResponse(translations=choose(translations), warnings=warnings)
+    if body.return_scores:
+        response.scores = choose([[output.score for output in candidates] for candidates in outputs])
+    return response
+
+
+def choose(rows: list[list]) -> list:
+    """Return the candidates of each text, or only its candidate if there is one."""
+    return [row[0] for row in rows] if all(len(row) == 1 for row in rows) else rows
 
 
 class RequestLimits:

@@ -195,9 +195,12 @@ def make_documents(
         encoded = (tokenizer(list(batch), src_lang=args.source_lang, **AS_TEXT)["input_ids"] for batch in batches)
         return [len(ids) for rows in encoded for ids in rows]
 
+    def warn(index: int, message: str):
+        logger.warning(f"Line {index + 1}: {message}")
+
     is_split = args.source_lang != args.target_lang if args.split is None else args.split
     if is_split:
-        return split_texts(texts, count_tokens, limit, logger.warning)
+        return split_texts(texts, count_tokens, limit, warn)
     return [["", text.strip(), ""] if text.strip() else [""] for text in texts]
 
 

@@ -58,6 +58,20 @@ def test_candidates_are_those_of_the_pipeline_with_warnings(model):
     assert warnings[-1].startswith("Incomplete outputs")
 
 
+def test_a_long_sentence_is_a_warning(model, exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    text = "One boat. " + "two herons, one boat, " * 8
+    (tmp_path / "in.txt").write_text(f"no wind\n{text}\n")
+    options = Options(src_lang="zh", tgt_lang="bo", num_beams=1)
+    for one in (model, exported):
+        warnings = []
+        one.generate([text], options, warnings.append)
+        list(generate_file(one, tmp_path / "in.txt", False, options, warnings.append))
+        of_text, of_file = (warning for warning in warnings if "It is cut into" in warning)
+        assert re.match("A sentence has .* tokens, but the maximum is .* It is cut into", of_text)
+        assert of_file == f"Passages 1 to 2: {of_text}"
+
+
 def test_a_summary_and_an_answer_read_the_whole_text(model):
     for task in ("summarization", "question-answering"):
         options = Options(task=task, question="wind?", src_lang="zh", tgt_lang="bo", num_beams=1)

@@ -78,7 +78,7 @@ def test_a_translation_keeps_spaces_and_list_markers(folder, tmp_path, caplog):
     assert written[0] == f"  1. {write('我们。')} {write('早上去河边')}"
     assert written[1:4] == ["", f"- {write('河边没有风  我们')}", "***"]
     assert written[4].startswith("- ")
-    assert "A sentence of text 5 has 64 tokens, but the maximum is 38. It is cut into 2 parts." in caplog.text
+    assert "Line 5: A sentence has 64 tokens, but the maximum is 38. It is cut into 2 parts." in caplog.text
 
 
 def test_scores_and_several_texts_of_a_line(folder, tmp_path):

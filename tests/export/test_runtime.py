@@ -112,7 +112,7 @@ def test_a_document_is_translated_as_by_the_pipeline(learner, runtime, recwarn):
     for batch_tokens in (1, 60, 4096):
         options = {"src_lang": "zh", "tgt_lang": "bo", "batch_tokens": batch_tokens}
         assert runtime(["no wind", document], **options) == expected
-    message = "A sentence of text 2 has .* tokens, but the maximum is 38. It is cut into 4 parts."
+    message = "A sentence has .* tokens, but the maximum is 38. It is cut into 4 parts."
     with pytest.warns(UserWarning, match=message) as warned:
         runtime(["no wind", document], src_lang="zh", tgt_lang="bo")
     assert {warning.filename for warning in warned} == {__file__}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -17,8 +16,9 @@ import pytest
 from fastapi.testclient import TestClient
 from support.learners import TEXTS
 
-from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.export.xlm_swcm_runtime import Answer, ExportedModel
 from modeling_xlm_swcm.export.xlm_swcm_server import Batcher, Limits, OverloadError, create_app
+from modeling_xlm_swcm.sentences_xlm_swcm import Output
 
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_translations_are_those_of_the_runtime(client, exported, options):
     response = translate(client, TEXTS, **options)
     assert response.status_code == 200
     expected = ExportedModel(exported, threads=1)(TEXTS, **({"src_lang": "zh", "tgt_lang": "bo"} | options))
-    assert response.json() == {"translations": expected}
+    assert response.json() == {"translations": expected, "warnings": [[]] * len(TEXTS)}
 
 
 @with_learner
@@ -65,7 +65,26 @@ def test_several_translations_are_those_of_the_runtime(client, exported):
     answer = translate(client, TEXTS, return_scores=True, **options).json()
     assert answer["translations"] == [[text for text, _ in candidates] for candidates in expected]
     assert answer["scores"] == [pytest.approx([score for _, score in candidates], rel=1e-5) for candidates in expected]
-    assert translate(client, TEXTS, **options).json() == {"translations": answer["translations"]}
+    del answer["scores"]
+    assert translate(client, TEXTS, **options).json() == answer
+
+
+@with_learner
+def test_each_text_has_its_warnings(client, exported):
+    texts = ["no wind", "- One boat.\n- " + "two herons, one boat, " * 6, "***"]
+    answer = translate(client, texts).json()
+    assert [len(warnings) for warnings in answer["warnings"]] == [0, 1, 0]
+    assert re.match(
+        "A sentence has .* It is cut into 4 parts. .* It starts with: two herons", answer["warnings"][1][0]
+    )
+    short = translate(client, texts, max_new_tokens=2, num_beams=2, num_return_sequences=2).json()
+    incomplete = "Incomplete outputs: {}. The maximum is 2 tokens. Pass a larger max_new_tokens, or split the texts."
+    # One sentence, one sentence and four parts, each with two translations.
+    assert short["warnings"] == [[incomplete.format(2)], [*answer["warnings"][1], incomplete.format(10)], []]
+    runtime = ExportedModel(exported, threads=1)
+    with pytest.warns(UserWarning) as warned:
+        runtime(texts, "zh", "bo", max_new_tokens=2, num_beams=2, num_return_sequences=2)
+    assert [str(warning.message) for warning in warned] == [*answer["warnings"][1], incomplete.format(12)]
 
 
 @with_learner
@@ -130,16 +149,20 @@ class SlowModel:
     def __init__(self):
         self.go, self.batches = threading.Event(), []
 
-    def __call__(self, texts: list[str], **options) -> list[str]:
+    def generate_texts(self, texts: list[str], **options) -> list[Answer]:
         self.go.wait(10)
         self.batches.append(texts)
         if "bad" in texts:
             raise ValueError("bad text")
-        return [f"{text} {options['tgt_lang']}" for text in texts]
+        return [Answer([Output(f"{text} {options['tgt_lang']}")], [], []) for text in texts]
 
 
-def run_batcher(model: Callable, requests: list[tuple], **limits) -> list:
-    """Send requests of texts, language and whether the client is gone, while the model is busy with the first one."""
+def run_batcher(model: SlowModel, requests: list[tuple], **limits) -> list:
+    """
+    Send requests of texts, language and whether the client is gone, while the model is busy with the first one.
+
+    Return the translations of each request, or its error.
+    """
 
     async def run() -> list:
         batcher = Batcher(model, Limits(**limits), prometheus_client.CollectorRegistry())
@@ -159,7 +182,8 @@ def run_batcher(model: Callable, requests: list[tuple], **limits) -> list:
             return gone
 
         async with asyncio.timeout(limits.get("seconds", 10)):
-            return await batcher.translate(texts, {"tgt_lang": language}, is_gone)
+            answers = await batcher.translate(texts, {"tgt_lang": language}, is_gone)
+            return [answer.outputs[0].text for answer in answers]
 
     return asyncio.run(run())
 
@@ -194,12 +218,14 @@ class TestBatches:
 def test_a_request_has_a_time_limit(exported, monkeypatch):
     model = SlowModel()
     with TestClient(create_app(exported, Limits(seconds=0.1), threads=1)) as client:
-        monkeypatch.setattr(ExportedModel, "__call__", lambda self, texts, **options: model(texts, **options))
+        monkeypatch.setattr(
+            ExportedModel, "generate_texts", lambda self, *args, **options: model.generate_texts(*args, **options)
+        )
         response = translate(client, ["no wind"])
         assert response.status_code == 504
         assert response.json()["detail"] == "The request took more than 0.1 seconds. Send fewer or shorter texts."
         model.go.set()
-        assert translate(client, ["no wind"]).json() == {"translations": ["no wind bo"]}
+        assert translate(client, ["no wind"]).json()["translations"] == ["no wind bo"]
 
 
 def read_address(server: subprocess.Popen) -> str:
