@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from huggingface_hub import SpaceCard
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -13,7 +14,7 @@ from typer.models import OptionInfo
 from modeling_xlm_swcm.app.command import try_command
 from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config, read_tasks
+from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
 from modeling_xlm_swcm.command import LIST_ADVICE, Command, Group, make_console, refuse, report_errors, split_codes
 from modeling_xlm_swcm.conversion.from_encoder import convert
@@ -22,7 +23,7 @@ from modeling_xlm_swcm.conversion.released import convert_released
 from modeling_xlm_swcm.evaluation.command import evaluate_command
 from modeling_xlm_swcm.export.export import Quantization, export
 from modeling_xlm_swcm.hub.push import check_destination, collect_files
-from modeling_xlm_swcm.hub.space import check_space, collect_space, find_model
+from modeling_xlm_swcm.hub.space import check_space, collect_space, find_model, list_models
 from modeling_xlm_swcm.hub.upload import upload
 from modeling_xlm_swcm.serving.command import serve_command
 from modeling_xlm_swcm.vocabulary.extend import MAX_SEED, Init, extend
@@ -282,14 +283,13 @@ def push_command(
         if space is not None and create_pr:
             raise ConversionError("--space cannot show a pull request. Leave out --create-pr or --space.")
         console = make_console()
-        if space is not None and not dry_run:
-            check_space(space)
+        before = check_space(space) if space is not None and not dry_run else None
         if repo_id is not None:
             files = list_files(console, folder, repo_id, license)
             if not dry_run:
                 console.print(f"Pushed: {upload(files, repo_id, private, revision, create_pr, commit_message)}")
         if space is not None:
-            push_space(console, space, repo_id, folder, private, revision, commit_message, dry_run)
+            push_space(console, space, before, repo_id, folder, private, revision, commit_message, dry_run)
         if dry_run:
             console.print("Nothing was sent (--dry-run).")
 
@@ -297,6 +297,7 @@ def push_command(
 def push_space(
     console: Console,
     space: str,
+    before: SpaceCard | None,
     repo_id: str | None,
     folder: Path,
     private: bool,
@@ -305,12 +306,12 @@ def push_space(
     dry_run: bool,
 ):
     """Push a Space that shows the model in a repository. In a dry run, the model may not be on the Hub yet."""
-    if repo_id is not None:
-        needs_token, tasks = private if dry_run else find_model(repo_id, revision), read_tasks(str(folder))
-    else:
-        repo_id = str(folder)
-        needs_token, tasks = find_model(repo_id, revision), None
-    files = collect_space(space, repo_id, revision, tasks, needs_token)
+    is_future = dry_run and repo_id is not None
+    repo_id = repo_id or str(folder)
+    commit, needs_token = (None, private) if is_future else find_model(repo_id, revision)
+    files = collect_space(space, repo_id, revision, commit=commit, needs_token=needs_token, before=before)
+    if others := [model for model in list_models(before) if model != repo_id]:
+        console.print(f"The Space {space} shows {', '.join(others)} now. This push replaces the model by {repo_id}.")
     print_files(console, files, f"Space for {repo_id} → {space}")
     if not dry_run:
         console.print(f"Pushed: {upload(files, space, private, None, False, commit_message, 'space')}")

@@ -1,13 +1,17 @@
 """The interface between page and model, and a model that runs in Transformers. This file travels with a Space."""
 
 import contextlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import Pipeline, pipeline
 
 
@@ -209,8 +213,18 @@ def pass_warnings(warn: Warn) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def load_from_hub(repo_id: str, revision: str | None, tasks: list[str]) -> TransformersModel:
-    """Load a model from the Hub with the code in its repository."""
-    task: Any = tasks[0]  # a task that only remote code knows
+def load_from_hub(source: str) -> TransformersModel:
+    """Load a model, as `owner/name` or `owner/name@branch`, from the Hub with the code in its repository."""
+    repo_id, _, branch = source.partition("@")
+    revision = branch or None
+    task: Any = "translation"  # a task that only remote code knows
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": True, "model_kwargs": EAGER}
-    return TransformersModel(pipeline(task, model=repo_id, **options), tasks)
+    pipe = pipeline(task, model=repo_id, **options)
+    tasks = list(pipe.model.config.custom_pipelines)
+    try:
+        path = hf_hub_download(repo_id, "metrics.json", revision=revision)
+        task = json.loads(Path(path).read_text(encoding="utf-8"))["task"]
+    # Without a result of fine-tuning, the model can have any task.
+    except (EntryNotFoundError, ValueError, KeyError, TypeError):
+        return TransformersModel(pipe, tasks)
+    return TransformersModel(pipe, [task] if task in tasks else tasks)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 from support.commands import assert_refused
+from support.loopback_hub import Commit, Repository
 
 from modeling_xlm_swcm.hub.space import GRADIO_VERSION, PAGE_FILES
 
@@ -36,6 +37,8 @@ def test_a_push_makes_a_space_for_the_model_in_one_commit(hub, client, converted
 
 def test_the_page_of_a_space_runs_without_this_package(hub, client, converted, tmp_path):
     client.command("push", converted, "someone/model", "--space", "someone/page")
+    report = {"metrics.json": json.dumps({"task": "translation"}).encode()}
+    hub.repositories["someone/other"] = Repository({"trial": Commit(hub.repositories["someone/model"].files | report)})
     folder = tmp_path / "space"
     folder.mkdir()
     for name, content in hub.repositories["spaces/someone/page"].files.items():
@@ -49,6 +52,10 @@ exec(open("app.py").read())
 from xlm_swcm_models import Options
 options = Options(src_lang="zh", tgt_lang="bo", num_candidates=2)
 print(len(model.generate(["no wind"], options, print)[0]), model.attend("no wind", options).is_joint)
+print(model.tasks)
+os.environ["MODEL"] = "someone/other@trial"
+exec(open("app.py").read())
+print(model.tasks)
 """
     environment = hub.environment | {"HF_HOME": str(tmp_path / "home"), "PATH": "", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -56,7 +63,9 @@ print(len(model.generate(["no wind"], options, print)[0]), model.attend("no wind
     )
     assert run.returncode == 0, run.stderr
     assert "launched Try someone/model ['css', 'footer_links'" in run.stdout
-    assert run.stdout.endswith("2 True\n")
+    first, second = run.stdout.split("launched Try someone/other@trial")
+    assert first.endswith("2 True\n['translation', 'summarization', 'question-answering']\n")
+    assert second.endswith("\n['translation']\n")
 
 
 def test_a_private_model_needs_a_secret(hub, client, converted):
@@ -66,27 +75,52 @@ def test_a_private_model_needs_a_secret(hub, client, converted):
     space = hub.repositories["spaces/someone/page"]
     assert space.private and "a secret with the name `HF_TOKEN`" in space.files["README.md"].decode()
     assert "Add a secret HF_TOKEN in the settings of the Space someone/page." in outcome.stdout
-    assert 'load_from_hub("someone/model", revision="trial"' in space.files["app.py"].decode()
+    assert 'os.environ.get("MODEL", "someone/model@trial")' in space.files["app.py"].decode()
     assert hub.repositories["someone/model"].files == {}
 
 
-def test_the_space_offers_the_task_in_metrics_json(hub, client, folder):
-    (folder / "metrics.json").write_text(json.dumps({"task": "summarization"}))
-    client.command("push", folder, "someone/model")
-    client.command("push", "someone/model", "--space", "someone/page")
-    assert 'tasks=["summarization"]' in hub.repositories["spaces/someone/page"].files["app.py"].decode()
-
-
-def test_a_space_is_replaced_but_not_another_app(hub, client, converted, tmp_path):
+def test_a_space_starts_again_if_its_model_has_a_new_commit(hub, client, converted):
     client.command("push", converted, "someone/model")
     for _ in range(2):
-        assert client.command("push", "someone/model", "--space", "someone/page").exit_code == 0
-    assert len(hub.repositories["spaces/someone/page"].commits) == 2
-    (tmp_path / "app.py").write_text("print('another app')")
-    hub.add("spaces/someone/other", tmp_path)
-    outcome = client.command("push", "someone/model", "--space", "someone/other")
-    assert_refused(outcome, "someone/other holds another app", "Choose another name")
-    assert len(hub.repositories["spaces/someone/other"].files) == 1
+        outcome = client.command("push", "someone/model", "--space", "someone/page")
+        assert outcome.exit_code == 0 and "replaces" not in outcome.stdout
+    space = hub.repositories["spaces/someone/page"]
+    assert len(space.commits) == 2
+    model = hub.repositories["someone/model"]
+    model.move("main", Commit(model.files, "new weights"))
+    client.command("push", "someone/model", "--space", "someone/page")
+    assert len(space.commits) == 3 and f"commit {model.refs['main'].oid} of" in space.files["app.py"].decode()
+
+
+def test_a_push_of_another_model_says_so_and_keeps_the_card_of_the_owner(hub, client, converted):
+    client.command("push", converted, "someone/model", "--space", "someone/page")
+    space = hub.repositories["spaces/someone/page"]
+    card = space.files["README.md"].decode().replace("title: page", "title: བོད་ཡིག\nsuggested_hardware: t4-small")
+    for text, kept in ((None, "Try the model [someone/other]"), ("# Our model\n", "# Our model\n")):
+        changed = card if text is None else f"{card.partition('Try')[0]}{text}"
+        space.move("main", Commit(space.files | {"README.md": changed.encode()}))
+        outcome = client.command("push", converted, "someone/other", "--space", "someone/page")
+        assert "shows someone/model now. This push replaces the model by someone/other." in outcome.stdout
+        after = SpaceCard(space.files["README.md"].decode())
+        assert after.data.title == "བོད་ཡིག" and after.data["suggested_hardware"] == "t4-small"
+        assert after.data.models == ["someone/other"] and after.text.strip().startswith(kept.strip())
+
+
+@pytest.mark.parametrize("name", ["app.py", "index.html", "Dockerfile"])
+def test_another_app_is_not_replaced(hub, client, converted, tmp_path, name):
+    (tmp_path / name).write_text("another app")
+    hub.add("spaces/someone/page", tmp_path)
+    outcome = client.command("push", converted, "someone/model", "--space", "someone/page")
+    assert_refused(outcome, "someone/page holds another app", "Choose another name")
+    assert hub.repositories["spaces/someone/page"].files.keys() == {name} and "someone/model" not in hub.repositories
+
+
+@pytest.mark.parametrize("card", [b"---\ntitle: [\n---\n", b"---\n- a\n---\n", b"\xff\xfe"])
+def test_a_damaged_card_is_refused(hub, client, converted, tmp_path, card):
+    (tmp_path / "README.md").write_bytes(card)
+    hub.add("spaces/someone/page", tmp_path)
+    outcome = client.command("push", converted, "someone/model", "--space", "someone/page")
+    assert_refused(outcome, "README.md of the Space someone/page cannot be read. Correct it, or delete it.")
 
 
 def test_a_dry_run_sends_nothing(hub, client, converted):

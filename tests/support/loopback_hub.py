@@ -442,7 +442,7 @@ ROUTES = [
     (rf"POST /api/models/{REPO}/branch/{REVISION}", "create_branch"),
     (rf"POST /api/{KIND}/{REPO}/preupload/{REVISION}", "preupload"),
     (rf"POST /api/{KIND}/{REPO}/commit/{REVISION}", "commit"),
-    (rf"GET (/datasets)?/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
+    (rf"GET (/datasets|(?P<space>/spaces))?/{REPO}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
     (rf"POST /{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     (rf"POST /{REPO}\.git/info/lfs/objects/verify", "verify"),
     (rf"GET /lfs/{OID}", "download"),
