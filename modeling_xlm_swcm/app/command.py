@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.inspection import read_model_config, read_optional, read_tasks
+from modeling_xlm_swcm.checkpoints.inspection import EXPORTED_TYPE, read_model_config, read_optional, read_tasks
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.command import check_packages, make_console, report_errors
-from modeling_xlm_swcm.export.export import EXPORTED_TYPE
 from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
 from modeling_xlm_swcm.serving.command import Debug, Host, Port, listen
 

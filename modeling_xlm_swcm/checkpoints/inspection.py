@@ -29,6 +29,9 @@ CONFIG_CLASSES: dict[str, Any] = {
     config.model_type: config for config in (XLMSWCMConfig, XLMSWCMModernConfig, ReleasedXLMSWCMConfig)
 }
 
+# Model type in the config.json that `xlm-swcm export` writes.
+EXPORTED_TYPE = "xlm_swcm_exported"
+
 # Prefix of a tensor's name -> part of the model.
 MODEL_PARTS = {
     "model.encoder.embeddings.": "embeddings",
@@ -241,6 +244,8 @@ def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig
     """Read the config of an XLM-SWCM model, or raise a `ConversionError` for another kind of model."""
     fields = read_config(source, revision)
     config_class = CONFIG_CLASSES.get(fields.get("model_type", ""))
+    if fields.get("model_type") == EXPORTED_TYPE:
+        raise ConversionError(f"{source} is an exported model, not a checkpoint. Pass the folder that you exported.")
     if config_class is None:
         family = MODEL_TYPES.get(fields.get("model_type", ""))
         kind = "a model" if family is None else f"an encoder ({family.name})"

@@ -84,8 +84,11 @@ class BadRows:
         if not self.skip:
             is_encoding = any("UTF-8" in reason or "NUL" in reason for reason in self.reasons)
             how = f" (convert text with {TO_UTF8})" if is_encoding else ""
+            longer = ", pass a larger maximum length" if any("tokens" in reason for reason in self.reasons) else ""
             skip = f", or pass {self.skip_option}" if self.skip_option else ""
-            raise DataError(f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data{how}{skip}.")
+            raise DataError(
+                f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data{how}{longer}{skip}."
+            )
         self.reported = self.count
         worker = torch.utils.data.get_worker_info()
         # Only one process and one worker reports.

@@ -82,7 +82,7 @@ def read_data(
     files = find_benchmark(data, subset)
     if files is None:
         if subset is not None and find_files(data):
-            raise DataError(f"--subset {subset} has no effect on the file {data}. Remove it.")
+            raise DataError(f"--subset {subset} has no effect on the file {data}. Remove --subset.")
         found = EvaluationData(Path(data).name if Path(data).exists() else data, reader.task)
         for target in targets:
             rows = read_rows(data, bad_rows, subset, "test")
@@ -163,10 +163,9 @@ class PairReader:
         for columns in TITLE_COLUMNS:
             if {*columns} <= {*names}:
                 return columns
-        known = " or ".join(" and ".join(pair) for pair in TITLE_COLUMNS)
         raise DataError(
-            f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them {known}, or pass "
-            "--source for a translation."
+            f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them text and "
+            "summary, or pass --source for a translation."
         )
 
     def find(self, code: str, names: list[str], place: str) -> str:

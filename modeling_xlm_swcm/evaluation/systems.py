@@ -12,7 +12,7 @@ from rich.progress import track
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_model_config
+from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, EXPORTED_TYPE, read_model_config
 from modeling_xlm_swcm.checkpoints.loading import check_files, load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.reading import load_pretrained, read_config
 from modeling_xlm_swcm.corpora.bad_rows import DataError
@@ -200,8 +200,8 @@ class PeerSystem(System):
         config = load_pretrained(AutoConfig, self.source)
         if not config.is_encoder_decoder:
             raise DataError(
-                f"{self.source} is a {config.model_type} model, not an encoder-decoder. Pass a sequence-to-sequence "
-                "model."
+                f"{self.source} has the model type {config.model_type}, which is not an encoder-decoder. Pass a "
+                "sequence-to-sequence model."
             )
         tokenizer = load_pretrained(AutoTokenizer, self.source)
         return tokenizer, min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", DEFAULT_LIMIT))
@@ -254,5 +254,6 @@ def open_system(source: str, spellings: dict[str, list[str]]) -> System:
     Raises:
         ConversionError: if the model cannot be read, or is not a sequence-to-sequence model.
     """
-    kind = OwnSystem if read_config(source).get("model_type") in CONFIG_CLASSES else PeerSystem
+    is_own = read_config(source).get("model_type") in (*CONFIG_CLASSES, EXPORTED_TYPE)
+    kind = OwnSystem if is_own else PeerSystem
     return kind(source, spellings)

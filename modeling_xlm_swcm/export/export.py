@@ -16,7 +16,7 @@ from modeling_xlm_swcm import (
     sentences_xlm_swcm,
 )
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.inspection import read_folder_config
+from modeling_xlm_swcm.checkpoints.inspection import EXPORTED_TYPE, read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
 from modeling_xlm_swcm.tokenization_xlm_swcm import TEXT_MODELS, UNREACHABLE, hide_special_tokens
@@ -24,7 +24,6 @@ from modeling_xlm_swcm.tokenization_xlm_swcm import TEXT_MODELS, UNREACHABLE, hi
 from .xlm_swcm_checks import DEFAULTS, check_config, check_range
 
 
-EXPORTED_TYPE = "xlm_swcm_exported"  # model type in config.json
 RUNTIME = [
     *sorted(Path(__file__).parent.glob("xlm_swcm_*.py")),
     Path(punctuation_xlm_swcm.__file__),

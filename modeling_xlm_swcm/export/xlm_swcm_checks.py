@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError("config.json is damaged") from error
     if not isinstance(config, dict) or config.get("model_type") != "xlm_swcm_exported":
-        raise ValueError("config.json belongs to another kind of model")
+        raise ValueError("config.json belongs to a model that is not exported")
     try:
         check_config(config)
     except ValueError as error:

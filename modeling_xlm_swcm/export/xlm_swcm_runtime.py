@@ -83,7 +83,8 @@ class ExportedModel:
             check_files(folder, self.config["sha256"])
         except ValueError as error:
             raise ValueError(
-                f"Cannot load the exported model in {folder}. {str(error).rstrip('.')}. Run xlm-swcm export again."
+                f"Cannot load the exported model in {folder}. {str(error).rstrip('.')}. Export the model with "
+                "xlm-swcm export."
             ) from error
         try:
             self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

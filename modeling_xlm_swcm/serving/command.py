@@ -51,6 +51,8 @@ def serve_command(
 ):
     """Serve an exported model over HTTP."""
     with report_errors(debug):
+        if not folder.is_dir():
+            raise ConversionError(f"The folder {folder} does not exist. Pass the folder that xlm-swcm export wrote.")
         check_packages("The server", REQUIREMENTS, "serve")
         import uvicorn
 

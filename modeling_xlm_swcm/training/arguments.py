@@ -135,6 +135,7 @@ class CheckedOptions:
             raise ValueError("--output_dir is empty. Name a folder.")
         check_counts(self, *(name for name in COUNTS if hasattr(self, name)))
         check_numbers(self)
+        check_combinations(self)
         if self.auto_find_batch_size:
             raise ValueError(
                 "--auto_find_batch_size is not supported. If memory is short, it starts again with weights that are "
@@ -221,6 +222,23 @@ def check_evaluation_strategy(args: transformers.TrainingArguments):
             raise ValueError(f"{option} needs an evaluation during the training. Pass --eval_strategy steps or epoch.")
 
 
+def check_combinations(args: transformers.TrainingArguments):
+    """
+    Check options against each other.
+
+    Raises:
+        ValueError: if options do not work together.
+    """
+    if args.fp16 and args.bf16:
+        raise ValueError("--fp16 and --bf16 do not work together. Pass only one of them.")
+    save, evaluate = SaveStrategy(args.save_strategy).value, IntervalStrategy(args.eval_strategy).value
+    if args.load_best_model_at_end and save not in (evaluate, SaveStrategy.BEST.value):
+        raise ValueError(
+            f"--load_best_model_at_end needs the same --save_strategy and --eval_strategy (got {save} and "
+            f"{evaluate}). Change one of them."
+        )
+
+
 def check_counts(arguments: Any, *names: str):
     """
     Check that integer options are at least 1. `None` is allowed.
@@ -272,6 +290,8 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         parser.set_defaults(use_cpu=not torch.cuda.is_available())
         parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
         return parser.parse_args_into_dataclasses(argv)
+    except json.JSONDecodeError as error:
+        sys.exit(f"error: {error.doc} is not valid JSON: {error.msg}. Correct this value.")
     # Transformers raises errors of many classes for values that it cannot use.
     except Exception as error:
         sys.exit(f"error: {' '.join(str(error).split()) or type(error).__name__}")
@@ -382,8 +402,10 @@ def read_yaml(path: str) -> Any:
     check_regular(path, allow_stdin=True)
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist. Check the path.") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct the file.") from error
 
 
 def as_words(name: str, value: Any) -> list[str]:

@@ -13,7 +13,7 @@ SEE_HELP = "Run with --help to list the options."
 # Message of argparse or Transformers -> our message.
 MESSAGES = (
     (r"invalid int value: '(.*)'", "{option} cannot be {0}. Use a whole number."),
-    (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number, for example 0.5."),
+    (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number, for example 0.001."),
     (r"invalid choice: '(.*)' \(choose from (.*)\)", "{option} cannot be {0}. Use one of: {1}."),
     (r"Truthy value expected: got (.*) but expected .*", "{option} cannot be {0}. Use true or false."),
     (r"expected (?:one|at least one) argument", "{option} needs a value. Write it after {option}."),
@@ -32,8 +32,9 @@ class ScriptParser(HfArgumentParser):
 def describe_usage_error(message: str) -> str:
     """Return the message of argparse in the words of this project."""
     if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
-        names = " and ".join(name.split("/")[0] for name in missing[1].split(", "))
-        return f"{names} {'are' if ' and ' in names else 'is'} missing. {SEE_HELP}"
+        *others, last = (name.split("/")[0] for name in missing[1].split(", "))
+        names = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        return f"{names} missing. {SEE_HELP}"
     if about := re.fullmatch(r"argument ([^/:]+)[^:]*: (.*)", message, re.DOTALL):
         for pattern, template in MESSAGES:
             if found := re.fullmatch(pattern, about[2], re.DOTALL):

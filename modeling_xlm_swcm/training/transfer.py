@@ -123,7 +123,10 @@ def choose_pairs(pairs: list[Pair], task: str, high_resource: str, samples: int,
     for pair in pairs:
         groups[group_of(pair, task)].append(pair)
     if high_resource not in groups:
-        raise DataError(f"The training data has no examples in {high_resource}. It has {', '.join(sorted(groups))}.")
+        raise DataError(
+            f"The training data has no examples in {high_resource}. Set --high_resource to one of: "
+            f"{', '.join(sorted(groups))}."
+        )
     chosen = groups.pop(high_resource)
     for language, others in sorted(groups.items()):
         if len(others) < samples:

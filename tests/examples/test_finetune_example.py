@@ -363,7 +363,10 @@ class TestTransfer:
         ("options", "message"),
         [
             ({"samples": [0, -1]}, "--samples must not be negative (got -1)."),
-            ({"high_resource": "ug"}, "The training data has no examples in ug. It has bo, kk, zh."),
+            (
+                {"high_resource": "ug"},
+                "The training data has no examples in ug. Set --high_resource to one of: bo, kk, zh.",
+            ),
             ({"samples": [0, 9]}, "The training data has 3 examples in bo, fewer than --samples 9."),
             ({"metric": "bleu"}, "--metric must be one of rougeL_f, rouge1_f, rouge2_f, chrf++ (got bleu)."),
             ({"push_to_hub": True}, "xlm-swcm push"),

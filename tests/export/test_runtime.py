@@ -241,7 +241,7 @@ def test_a_call_after_an_interrupted_call_is_right(learner, runtime, monkeypatch
     assert runtime(TEXTS, src_lang="zh", tgt_lang="bo") == expected
 
 
-LOAD_ERROR = "^Cannot load the exported model in {}. {}. Run xlm-swcm export again.$"
+LOAD_ERROR = "^Cannot load the exported model in {}. {}. Export the model with xlm-swcm export.$"
 
 
 @pytest.mark.parametrize("file", ["model.bin", "model.xml", "tokenizer.json", "config.json"])
@@ -284,7 +284,7 @@ def test_a_file_of_another_export_is_named(learner, exported, tmp_path, file):
         ({"generation": {}}, "max_new_tokens must be a whole number"),
         ({"generation": [1]}, "generation must be a dict"),
         ({"sha256": None}, "sha256 must be a dict"),
-        ({"model_type": "xlm-roberta"}, "belongs to another kind of model"),
+        ({"model_type": "xlm-roberta"}, "belongs to a model that is not exported"),
     ],
     ids=str,
 )

@@ -88,7 +88,7 @@ def test_a_queue_is_no_file_of_settings(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read: "),
+        (None, "does not exist. Check the path."),
         ("[", "cannot be read: "),
         ("3", "must contain one setting per line (example: learning_rate: 0.0001)."),
         ("rate: 3", "has the unknown setting rate. Run with --help to list the options."),
@@ -200,9 +200,14 @@ def test_the_number_of_beams_has_a_limit(num_beams, is_allowed):
         (["--generation_num_beams", 1025], "--generation_num_beams must be at most 1024 (got 1025)."),
         (["--per_device_eval_batch_size", 10**12], "--per_device_eval_batch_size must be at most 1048576"),
         (["--save_strategy", "best"], "--save_strategy best needs an evaluation during the training."),
+        (
+            ["--load_best_model_at_end", "--eval_strategy", "epoch"],
+            "--load_best_model_at_end needs the same --save_strategy and --eval_strategy (got steps and epoch).",
+        ),
         (["--auto_find_batch_size"], "Set --per_device_train_batch_size and --gradient_accumulation_steps instead."),
         (["--eval_on_start"], "--eval_on_start needs an evaluation during the training."),
-        (["--lr_scheduler_kwargs", "{bad"], "Expecting property name"),
+        (["--lr_scheduler_kwargs", "{bad"], "error: {bad is not valid JSON: Expecting property name"),
+        (["--fp16", "--bf16"], "--fp16 and --bf16 do not work together. Pass only one of them."),
         (["--accelerator_config", '{"a": 1}'], "unexpected keyword argument 'a'"),
         (["--fsdp", "nonsense"], "nonsense"),
         (["--report_to", "nobodys"], "--report_to nobodys needs the package nobodys. Install it first."),

@@ -239,7 +239,7 @@ class TestCorporaFile:
             self.load(tmp_path, content)
 
     def test_no_such_file(self, tmp_path):
-        with pytest.raises(DataError, match="nowhere.yaml cannot be read"):
+        with pytest.raises(DataError, match="nowhere.yaml does not exist. Check the path."):
             load_corpora(str(tmp_path / "nowhere.yaml"))
         with pytest.raises(DataError, match="nowhere.txt does not exist. Check the path."):
             list(read_rows("nowhere.txt", BadRows()))

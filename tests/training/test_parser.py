@@ -12,20 +12,22 @@ from modeling_xlm_swcm.training.parser import ScriptParser
 class Arguments:
     task: Literal["translation", "summarization"] = field(metadata={"help": "Task."})
     source_lang: str = field(metadata={"help": "Language."})
+    target_lang: str = field(metadata={"help": "Language."})
     seed: int = field(default=0, metadata={"help": "Seed."})
     learning_rate: float = field(default=0.1, metadata={"help": "Learning rate."})
     do_train: bool = field(default=False, metadata={"help": "Train."})
     files: list[str] = field(default_factory=list, metadata={"help": "Files."})
 
 
-REQUIRED = "--task translation --source_lang zh"
+REQUIRED = "--task translation --source_lang zh --target_lang bo"
 USAGE_ERRORS = {
-    "": "--task and --source_lang are missing. Run with --help to list the options.",
-    "--source_lang zh": "--task is missing. Run with --help to list the options.",
+    "": "--task, --source_lang and --target_lang are missing. Run with --help to list the options.",
+    "--source_lang zh": "--task and --target_lang are missing. Run with --help to list the options.",
+    "--source_lang zh --target_lang bo": "--task is missing. Run with --help to list the options.",
     "--task copy": "--task cannot be copy. Use one of: translation, summarization.",
     f"{REQUIRED} --seed x": "--seed cannot be x. Use a whole number.",
     f"{REQUIRED} --seed 1:2": "--seed cannot be 1:2. Use a whole number.",
-    f"{REQUIRED} --learning-rate=a/b": "--learning_rate cannot be a/b. Use a number, for example 0.5.",
+    f"{REQUIRED} --learning-rate=a/b": "--learning_rate cannot be a/b. Use a number, for example 0.001.",
     f"{REQUIRED} --do_train maybe": "--do_train cannot be maybe. Use true or false.",
     f"{REQUIRED} --seed": "--seed needs a value. Write it after --seed.",
     # A message without a translation stays as it is.
