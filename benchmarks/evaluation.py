@@ -53,7 +53,7 @@ def measure_punctuation(texts: list[str], model: Path):
 
 
 def measure_faults(columns: dict[str, list[str]]):
-    """Print the faults of sentences in their own and in another language."""
+    """Print the faults of sentences in the language of the references and in another language."""
     print("| outputs | references | repeated | wrong_script | copied |\n|---|---|---|---|---|")
     pairs = [(language, language) for language in LANGUAGES] + [("zh", "bo"), ("kk", "ug"), ("en", "mn")]
     for outputs, references in pairs:

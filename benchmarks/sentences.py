@@ -2,7 +2,7 @@
 
     python benchmarks/sentences.py DATA/ntrex.tsv [--split dev test] [--library sentencex] [--show 20]
 
-The lines of a document are joined with a space, or with nothing in Chinese. Headings stand on lines of their own. A
+The lines of a document are joined with a space, or with nothing in Chinese. Headings stand on separate lines. A
 line is a heading if the English line has no mark at its end. --library needs `pip install sentencex`.
 """
 

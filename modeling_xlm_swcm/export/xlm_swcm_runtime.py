@@ -47,7 +47,7 @@ MAX_BATCH_TOKENS = 2**31 - 1
 
 
 class Answer(NamedTuple):
-    """The generated texts of a source text, best first, and what can be wrong with them."""
+    """The generated texts of a source text, best first, and the data for its warnings."""
 
     outputs: list[Output]
     long_sentences: list[str]  # a message for each sentence that was cut
@@ -179,7 +179,7 @@ class ExportedModel:
         return_scores: bool = False,
         **options,
     ) -> list[Answer]:
-        """Return an answer for each source text. The arguments are those of a call."""
+        """Return an answer for each source text. [`~ExportedModel.__call__`] describes the arguments."""
         check_texts(texts)
         check_range("batch_tokens", batch_tokens, 1, MAX_BATCH_TOKENS)
         options = self._complete(options)

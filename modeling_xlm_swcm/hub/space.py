@@ -96,7 +96,7 @@ def collect_space(
 
 
 def write_card(space_id: str, model_id: str, needs_token: bool, before: SpaceCard | None) -> str:
-    """Return the card of a Space. It keeps what the owner changed in the card before."""
+    """Return the card of a Space. It keeps the owner's changes in the old card."""
     fields: dict[str, Any] = dict(title=space_id.partition("/")[2], emoji="🌐", colorFrom="green", colorTo="blue")
     fields |= {} if before is None else before.data.to_dict()
     fields |= dict(sdk="gradio", sdk_version=GRADIO_VERSION, python_version="3.11", app_file=APP)
