@@ -15,7 +15,7 @@ K = TypeVar("K")
 
 LINE = re.compile("[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 WORD = re.compile(r"[^\W_]")
-LETTER = re.compile(r"\s*(?:[-–—]+\s*)?([^\W\d_])")
+LETTER = re.compile(r"\s*(?:[-–—]+\s*)?[\"“«‘„(]?([^\W\d_])")
 
 # Marks of lists, headings and quotations at the start of a line.
 MARKER = re.compile(
@@ -27,6 +27,8 @@ CLOSINGS = f"[{re.escape(CLOSING)}]*"
 # A straight quotation mark can also open the next sentence.
 CURVED = f"[{re.escape(CLOSING[2:])}]*"
 QUOTE = re.compile('["“”]')
+# A mark that is left of a quotation: the next mark closes the quotation.
+OPENING_QUOTE = re.compile(r'["“](?:[^"“”]*”|[^"“”]*["“]\s)')
 SHAD = "[།༎༏༐༑༔]"
 # The lookbehinds start a match at the first of several marks, so the search takes linear time.
 END = re.compile(
@@ -36,14 +38,15 @@ END = re.compile(
     rf"|(?<![!?])[!?]+{CURVED}(?=[\"“]?[぀-ヿ㐀-鿿])"
     rf"|[。！？｡।॥።፧፨။។៕᠃᠉᱾᱿꫰꫱꯫]+{CURVED}"
     rf"|(?<!{SHAD}){SHAD}(?:\s*{SHAD})*{CLOSINGS}(?=\s)"
-    # Tibetan has no shad after the letter ga.
+    # Tibetan has no shad after the letter ga. Some writers leave it out after the particle of a question.
     rf"|(?<=ག){CLOSINGS}(?=\s)"
+    rf"|(?<=ག་གམ|ང་ངམ|ད་དམ|ན་ནམ|བ་བམ|མ་མམ|ར་རམ|ས་སམ)་?{CLOSINGS}(?=\s)"
 )
 
 # What follows a mark inside a sentence: another mark, or a verb of speech after a quotation.
 QUOTED = re.compile('["“”’»」』]$')
-SAME_SENTENCE = re.compile(r"\s*(?:[,;:.!?…，。、；：！？،؛؟)\]）」』]|[”»](?=[\s,;:.!?…،؛؟]))")
-SPEECH = re.compile(r"\s*(?:دې|دەپ|ཞེས|ཅེས|[^，。：！？]{0,15}?(?:说|道|称|问|表示|补充)[，。：])")
+SAME_SENTENCE = re.compile(r"\s*(?:[,;:.!?…，。、；：！？،؛؟)\]）」』]|[”»](?=[\s,;:.!?…،؛؟])|(?:ཅེས|ཞེས)(?![ཀ-ྼ]))")
+SPEECH = re.compile(r"\s*(?:دې|دەپ|ཞེས|ཅེས|[^，。：！？]{0,15}?(?:[说道问]，|(?:[说道问称]|表示|补充)。))")
 
 # Words before a full stop that do not end a sentence, and words that do not end a sentence if a number follows.
 START = r"(?<![^\s(\[\"'“‘«„/–—、，་-])"
@@ -239,7 +242,7 @@ def find_ends(line: str, start: int, last: int) -> Iterator[int]:
         for quote in QUOTE.findall(line, start, place):
             # Some writers close a quotation with an opening mark.
             is_quoted = not is_quoted and quote != "”"
-        if is_quoted and QUOTE.match(line, place):
+        if is_quoted and QUOTE.match(line, place) and not OPENING_QUOTE.match(line, place):
             place, is_quoted = place + 1, False
         start = place
         if place < last and is_end(line, end.start(), place):
