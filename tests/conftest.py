@@ -27,8 +27,12 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    """Exempt all imported modules from garbage collection. It would take a quarter of the time of all tests."""
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_without_garbage_collection():
+    """Exempt all imported modules from garbage collection. It would take a quarter of the time of all tests."""
     gc.collect()
     gc.freeze()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.folders import contents
+from support.processes import Script
 from support.vocabularies import TEXTS
 from typer.testing import CliRunner
 
@@ -22,10 +23,8 @@ SAID = "error: Interrupted. Nothing was written."
 
 # Converts as the console script does, and stays for half a minute in the middle.
 STAYS = """
-import hashlib, importlib, sys, time
+import hashlib, importlib, time
 from pathlib import Path
-
-sys.argv[0] = "xlm-swcm"
 from modeling_xlm_swcm.cli import main
 
 def stay(*arguments, **options):
@@ -39,21 +38,16 @@ main()
 """
 
 
-def interrupt(command: list, wait: float | str, times: int = 1) -> tuple[int, str, float]:
-    """Send SIGINT after a time or after a line of output. Return exit code, stderr and seconds until the end."""
+def interrupt(command: list, wait: float) -> tuple[int, str, float]:
+    """Send SIGINT after `wait` seconds. Return exit code, stderr and seconds until the end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     # A background process can ignore SIGINT.
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(list(map(str, command)), env=environment, **pipes, **restore) as process:
-        if isinstance(wait, str):
-            assert wait in map(str.strip, process.stdout), process.stderr.read()
-        else:
-            time.sleep(wait)
+        time.sleep(wait)
         start = time.monotonic()
-        for _ in range(times):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr, time.monotonic() - start
 
@@ -121,11 +115,11 @@ def test_an_interruption_ends_every_command(
 
 
 @pytest.mark.parametrize(("native", "times"), [(True, 1), (False, 5)], ids=["native code", "several times in Python"])
-def test_the_process_ends_soon_and_tidies_up(encoder_folder, output, native, times):
-    script = STAYS.format(native=native, folder=str(output.parent))
-    code, stderr, seconds = interrupt(
-        [sys.executable, "-c", script, "convert", encoder_folder, output], "ready", times
-    )
+def test_the_process_ends_soon_and_tidies_up(encoder_folder, output, tmp_path, native, times):
+    (tmp_path / "xlm-swcm").write_text(STAYS.format(native=native, folder=str(output.parent)))
+    with Script.start(tmp_path / "xlm-swcm", "convert", encoder_folder, output) as script:
+        assert script.outputs[0].readline() == "ready\n", script.outputs[1].read()
+        code, stderr, seconds = script.interrupt(times)
     assert (code, stderr.splitlines()[-1]) == (130, SAID)
     # The native code alone takes longer.
     assert seconds < 10 and "Traceback" not in stderr

@@ -7,11 +7,14 @@ import runpy
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.encoders import make_encoder, save_encoder, xlm_roberta_tokenizer
 from support.hub_client import Client
+from support.processes import FORKSERVER, write_to
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, XLMRobertaForMaskedLM
 from typer.testing import CliRunner
 
@@ -57,11 +60,14 @@ def test_its_sections_stand_in_order():
 
 def test_the_demo_goes_the_whole_way_and_its_model_writes_every_language(encoder, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    # One process trains both models.
+    # One process trains both models. It starts with the imports done.
     monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: FORKSERVER)
+    pool = partial(ProcessPoolExecutor, initializer=write_to, initargs=[tmp_path / "printed"])
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", pool)
     options = ["--base", str(encoder), "--phrases", "200", "--steps", "5", "--batch_size", "64"]
     run_script(ROOT / "examples" / "demo.py", *options)
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().out + (tmp_path / "printed").read_text()
     outputs = tmp_path / "outputs" / "demo"
     results = json.loads((outputs / "results.json").read_text(encoding="utf-8"))
     assert [*results["scores"]] == [

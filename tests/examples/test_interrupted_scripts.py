@@ -9,6 +9,7 @@ from pathlib import Path
 
 import generate
 import pytest
+from support.processes import Script
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -19,28 +20,18 @@ STARTING = "error: Interrupted. Nothing was written."
 TRAINING = "--max_steps 100000 --save_steps 5 --report_to none --bf16 false --use_cpu --dataloader_num_workers 2"
 
 
-def interrupt(command: list, ready, is_terminal: bool = True) -> tuple[int, str, float]:
-    """Send SIGINT when `ready()`, to all processes as a terminal does. Return exit code, stderr and seconds."""
+def interrupt(command: list, wait: float) -> tuple[int, str, float]:
+    """Send SIGINT after `wait` seconds. Return exit code, stderr and seconds until the end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     # A background process can ignore SIGINT.
     restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, *map(str, command)], env=environment, **pipes, **restore) as process:
-        try:
-            while not ready() and process.poll() is None:
-                time.sleep(0.05)
-            start = time.monotonic()
-            (os.killpg if is_terminal else os.kill)(process.pid, signal.SIGINT)
-            # The pipes stay open until the last worker has ended.
-            _, stderr = process.communicate(timeout=60)
-            return process.returncode, stderr, time.monotonic() - start
-        finally:
-            process.kill()
-
-
-def after(seconds: float):
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end
+        time.sleep(wait)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr, time.monotonic() - start
 
 
 @pytest.fixture
@@ -96,7 +87,10 @@ def commands(learner_folder, tmp_path) -> dict[str, list]:
 )
 def test_a_training_with_workers_ends_at_once_and_keeps_whole_checkpoints(commands, tmp_path, script, is_terminal):
     output = tmp_path / "output"
-    code, stderr, seconds = interrupt(commands[script], lambda: any(output.rglob("checkpoint-*")), is_terminal)
+    with Script.start(*commands[script]) as running:
+        while not any(output.rglob("checkpoint-*")) and running.process.is_alive():
+            time.sleep(0.05)
+        code, stderr, seconds = running.interrupt(all_processes=is_terminal)
     said = CONTINUE if script != "transfer" else "error: Interrupted. The finished models are in their folders."
     assert (code, stderr.splitlines()[-1]) == (130, said)
     assert seconds < 2.5 and "Traceback" not in stderr
@@ -107,7 +101,7 @@ def test_a_training_with_workers_ends_at_once_and_keeps_whole_checkpoints(comman
 
 @pytest.mark.parametrize("script", ["finetune", "pretrain", "transfer", "train_encoder", "generate"])
 def test_a_script_that_starts_ends_at_once(commands, tmp_path, script):
-    code, stderr, seconds = interrupt(commands[script], after(0.7))
+    code, stderr, seconds = interrupt(commands[script], 0.7)
     assert (code, stderr.splitlines()[-1]) == (130, STARTING)
     assert seconds < 2 and "Traceback" not in stderr and not (tmp_path / "output").exists()
 

@@ -15,7 +15,9 @@ import prometheus_client
 import pytest
 from fastapi.testclient import TestClient
 from support.learners import TEXTS
+from typer.testing import CliRunner
 
+from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.export.xlm_swcm_runtime import Answer, ExportedModel
 from modeling_xlm_swcm.export.xlm_swcm_server import Batcher, Limits, OverloadError, create_app
 from modeling_xlm_swcm.sentences_xlm_swcm import Output
@@ -255,8 +257,8 @@ def test_the_command_serves_until_an_interruption(exported):
         address = read_address(server)
         with urlopen(f"{address}/health") as health:
             assert json.load(health)["status"] == "ok"
-        taken = subprocess.run([*command[:-1], address.rpartition(":")[2]], capture_output=True, text=True)
-        assert taken.returncode == 1 and "Address already in use). Choose another --host or --port." in taken.stderr
+        taken = CliRunner().invoke(main, [*map(str, command[1:-1]), address.rpartition(":")[2]])
+        assert taken.exit_code == 1 and "Address already in use). Choose another --host or --port." in taken.stderr
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 0
         assert server.stderr.read() == ""

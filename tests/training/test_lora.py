@@ -235,7 +235,8 @@ class TestEmbeddings:
         config = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(base)
         assert (
-            "The base model is a local folder. `adapter_config.json` names" in Path("adapters/README.md").read_text()
+            "The base model is a local folder. In the code, replace its name by its path."
+            in Path("adapters/README.md").read_text()
         )
         monkeypatch.chdir("/")
         allowed = {"import_allowlist": ["modeling_xlm_swcm"]} if ASKS_FOR_IMPORTS else {}
