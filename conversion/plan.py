@@ -23,13 +23,6 @@ from .options import CHOICES, ConversionOptions, DecoderPlan
 
 logger = logging.get_logger(__name__)
 
-# Sublayers that an encoder layer does not have, in the order in which they run -> module that makes their output. A
-# silent start sets these modules to zero.
-SILENT_SUBLAYERS = {
-    "custom": {"cross_attn": "out_proj", "ffn2": "fc2"},
-    "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
-}
-
 OUTPUT_BIAS = "lm_head.bias"
 # Initial values of the transform for an encoder that has none.
 NEW_TRANSFORM = {
@@ -110,7 +103,6 @@ def plan_encoder_conversion(
     """Plan the conversion of an encoder, and check everything that needs no memory for weights."""
     source = load_encoder(encoder, revision, tokenizer)
     tokenizer = add_language_tags(source, options.languages)
-    check_decoder(source, options)
     layers = options.plan_decoder(source.config["num_hidden_layers"])
     config = make_model_config(
         source,
@@ -121,6 +113,7 @@ def plan_encoder_conversion(
         weight_sharing=options.weight_sharing,
         lm_head_transform=uses_transform(options),
         dtype=options.resolve_dtype(source.word_embeddings.dtype),
+        **(source.family.decoder_fields(source.config, layers) if options.decoder == "paper" else {}),
     )
     plan = ConversionPlan(source, config, options.to_dict(), tokenizer, revision)
     if tokenizer is not None:
@@ -133,7 +126,7 @@ def plan_encoder_conversion(
     expected = describe_tensors(config)
     plan.copied = plan_encoder_copies(source, config, layers if options.decoder_init != "random" else [], expected)
     if options.decoder_init == "silent":
-        plan_silent_start(plan)
+        plan_silent_start(plan, expected)
     if OUTPUT_BIAS not in plan.copied:
         plan.new[OUTPUT_BIAS] = "zero"
     if config.lm_head_transform and plan.copied.keys().isdisjoint(NEW_TRANSFORM):
@@ -142,17 +135,6 @@ def plan_encoder_conversion(
     claim_encoder_tensors(plan)
     check_shapes(plan, expected)
     return plan
-
-
-def check_decoder(source: Encoder, options: ConversionOptions):
-    """Check that the family supports the decoder of the options."""
-    kinds = {"paper" if block == "custom" else block for block in source.family.decoder_modules}
-    if options.decoder not in kinds:
-        raise ConversionError(
-            f'decoder "{options.decoder}" is not available for {source.family.name}. Use decoder '
-            f'"{" or ".join(kinds)}". Leave out normal_layer_interval, normal_layers, layer_map "interleaved" and '
-            'decoder_init "silent".'
-        )
 
 
 def decoder_blocks(options: ConversionOptions, layers: DecoderPlan) -> list[str]:
@@ -270,21 +252,25 @@ def plan_encoder_copies(
                 chosen = [(layer, layer) for layer in range(config.num_hidden_layers)]
             copies |= {target.format(index): name.format(layer) for index, layer in chosen}
     # Layers can lack tensors of the map, for example biases.
-    return {target: name for target, name in copies.items() if target in expected}
+    substitutes = source.family.substitutes
+    return {target: substitutes.get(name, name) for target, name in copies.items() if target in expected}
 
 
-def plan_silent_start(plan: ConversionPlan):
+def plan_silent_start(plan: ConversionPlan, expected: dict[str, torch.Tensor]):
     """Change a plan so that the untrained decoder computes the output of the encoder."""
-    copied, previous = plan.copied, None
+    copied, previous, family = plan.copied, None, plan.source.family
     for index, block in enumerate(plan.config.decoder_blocks or []):
         layer = f"model.decoder.layers.{index}"
         if block == "custom":
             previous = f"{layer}.ffn1"
-        for sublayer, output in SILENT_SUBLAYERS[block].items():
+        for sublayer, output in family.silent_sublayers[block].items():
             for parameter in ("weight", "bias"):
                 zero = f"{layer}.{sublayer}.{output}.{parameter}"
-                copied.pop(zero, None)
-                plan.new[zero] = "zero"
+                if zero in expected:
+                    copied.pop(zero, None)
+                    plan.new[zero] = "zero"
+                if not family.has_norms_after:
+                    continue
                 # A second LayerNorm undoes the scale of the first, so only the last LayerNorm gets the copied scale.
                 copied[f"{layer}.{sublayer}.layer_norm.{parameter}"] = copied.pop(f"{previous}.layer_norm.{parameter}")
             previous = f"{layer}.{sublayer}"

@@ -140,7 +140,7 @@ class ConversionReport:
             layer = re.match(r"model\.(decoder\.layers\.\d+)", target)
             if layer is None:
                 groups[how].append(target.removeprefix("model."))
-            elif f"{layer[0]}.ffn.fc1.weight" in self.new:
+            elif not self.new.keys().isdisjoint(f"{layer[0]}.ffn.{name}.weight" for name in ("fc1", "Wi")):
                 groups[how].append(layer[1])
             else:
                 groups[how].append(_shorten(target))

@@ -138,11 +138,6 @@ class DecoderConfigMixin:
             )
 
     def _validate_block_types(self):
-        if not self.block_types:
-            raise ValueError(
-                f'decoder_blocks must be {self.num_hidden_layers} times "{self.prefix_block}" '
-                f"(got {self.decoder_blocks}). Leave out decoder_blocks."
-            )
         unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
         if unknown or not self.decoder_blocks:
             known = '" and "'.join(self.block_types)

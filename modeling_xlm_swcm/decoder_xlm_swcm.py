@@ -1,6 +1,7 @@
 """The decoder, and the base class of all XLM-SWCM models."""
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -217,12 +218,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         """Return the masks of self-attention and cross-attention. A prefix decoder has one mask for both."""
         if self.config.has_prefix_decoder:
             return make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache), None
-        self_attention_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            **{CACHE: cache.self_attention_cache if cache is not None else None},
-        )
+        self_attention_mask = self._make_causal_mask(attention_mask, hidden_states, cache)
         cross_attention_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -230,6 +226,22 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
             encoder_hidden_states=source_states,
         )
         return self_attention_mask, cross_attention_mask
+
+    def _make_causal_mask(
+        self,
+        attention_mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        cache: EncoderDecoderCache | None,
+        and_mask_function: Callable | None = None,
+    ) -> torch.Tensor | None:
+        """Return the mask of self-attention, which `and_mask_function` can restrict."""
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            and_mask_function=and_mask_function,
+            **{CACHE: cache.self_attention_cache if cache is not None else None},
+        )
 
     def _embed(
         self,

@@ -19,6 +19,9 @@ LIMITS = {"max_length", "max_new_tokens"}
 class XLMSWCMGenerationMixin(GenerationMixin):
     """Adapt `generate` to the positions and limits of the model."""
 
+    # Whether the decoder makes the masks of a static cache. By default, `generate` makes them for the paper's decoder.
+    makes_all_masks = False
+
     def _reorder_cache(self, cache: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
         # Beams of one source share its cross-attention cache, so only the self-attention cache is reordered.
         cache.self_attention_cache.reorder_cache(beam_idx)
@@ -92,11 +95,11 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, decoder_attention_mask=decoder_attention_mask, **kwargs
         )
-        if self.config.has_prefix_decoder:
-            inputs["decoder_attention_mask"] = self._prefix_target_mask(decoder_attention_mask, inputs.get(CACHE))
+        if self.makes_all_masks or self.config.has_prefix_decoder:
+            inputs["decoder_attention_mask"] = self._target_mask(decoder_attention_mask, inputs.get(CACHE))
         return inputs
 
-    def _prefix_target_mask(self, mask: torch.Tensor | None, cache: EncoderDecoderCache | None) -> torch.Tensor | None:
+    def _target_mask(self, mask: torch.Tensor | None, cache: EncoderDecoderCache | None) -> torch.Tensor | None:
         """Return the 2D mask of the target, with the length of a static cache, so that its shape stays the same."""
         if mask is None or cache is None or not cache.is_compileable:
             return mask

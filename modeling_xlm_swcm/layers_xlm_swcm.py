@@ -105,10 +105,23 @@ class XLMSWCMAttention(nn.Module):
         """Return the output of shape `(batch, target_len, hidden_size)`, and the attention weights or `None`."""
         query = self._split_heads(fast_linear(self.q_proj, hidden_states))
         key, value = self._keys_and_values(hidden_states, key_value_states, cache, self)
+        is_cross_attention = key_value_states is not None
+        attended, weights = self._attend(query, key, value, attention_mask, is_cross_attention, **kwargs)
+        return self._add_and_norm(hidden_states, fast_linear(self.out_proj, attended)), weights
 
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        is_cross_attention: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the attended values of shape `(batch, target_len, hidden_size)`, and the weights or `None`."""
         implementation = self.config._attn_implementation
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        if key_value_states is not None and is_padding_mask:
+        if is_cross_attention and is_padding_mask:
             # Flash attention would apply the padding mask of the source to the target.
             implementation, attention_mask = "sdpa", attention_mask[:, None, None, :].bool()
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -122,8 +135,7 @@ class XLMSWCMAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        attended = fast_linear(self.out_proj, attended.flatten(2))  # (batch, target_len, hidden_size)
-        return self._add_and_norm(hidden_states, attended), weights
+        return attended.flatten(2), weights
 
     def _add_and_norm(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         return self.layer_norm(hidden_states + byte_mask_dropout(self.dropout, attended))
@@ -318,6 +330,7 @@ class XLMSWCMDecoderLayer(GradientCheckpointingLayer):
     """Base of the decoder layers: self-attention and cross-attention. The subclass orders them and adds FFNs."""
 
     attention_class = XLMSWCMAttention
+    ffn_class: type[nn.Module] = XLMSWCMFeedForward
 
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
         super().__init__()
@@ -350,8 +363,8 @@ class XLMSWCMCustomDecoderLayer(XLMSWCMDecoderLayer):
 
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.ffn1 = XLMSWCMFeedForward(config)
-        self.ffn2 = XLMSWCMFeedForward(config)
+        self.ffn1 = self.ffn_class(config)
+        self.ffn2 = self.ffn_class(config)
 
     def apply_sublayers(
         self, hidden_states: torch.Tensor, attend_to_target: Attend, attend_to_source: Attend
@@ -365,7 +378,7 @@ class XLMSWCMNormalDecoderLayer(XLMSWCMDecoderLayer):
 
     def __init__(self, config: XLMSWCMConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.ffn = XLMSWCMFeedForward(config)
+        self.ffn = self.ffn_class(config)
 
     def apply_sublayers(
         self, hidden_states: torch.Tensor, attend_to_target: Attend, attend_to_source: Attend

@@ -52,6 +52,9 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
 
     encoder_class: type[PreTrainedModel] = XLMSWCMEncoder
     decoder_class = XLMSWCMDecoder
+    # Name of the encoder layers, and the modules of them that a custom layer copies.
+    encoder_layers = "encoder.encoder.layer"
+    layer_sources = CUSTOM_LAYER_SOURCES
     _keys_to_ignore_on_load_unexpected = [r"^lm_head(_transform)?\."]
 
     def __init__(self, config: XLMSWCMConfig):
@@ -73,12 +76,14 @@ class XLMSWCMModel(XLMSWCMPreTrainedModel):
         if self.config.weight_sharing == "tied":
             # A tied prefix decoder calls the modules of the encoder, so its layers have no weights to tie.
             custom = [index for index, block in enumerate(self.config.decoder_blocks) if block == "custom"]
+            # Layers of ModernBERT can lack norms and biases.
+            names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
             for encoder_index, decoder_index in enumerate(custom):
-                for target, source in CUSTOM_LAYER_SOURCES.items():
+                for target, source in self.layer_sources.items():
                     for parameter in ("weight", "bias"):
-                        keys[f"decoder.layers.{decoder_index}.{target}.{parameter}"] = (
-                            f"encoder.encoder.layer.{encoder_index}.{source}.{parameter}"
-                        )
+                        name = f"{self.encoder_layers}.{encoder_index}.{source}.{parameter}"
+                        if name in names:
+                            keys[f"decoder.layers.{decoder_index}.{target}.{parameter}"] = name
         return keys
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:

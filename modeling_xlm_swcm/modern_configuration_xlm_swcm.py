@@ -5,6 +5,8 @@ from .compat_xlm_swcm import check_transformers  # noqa: F401
 
 
 # isort: split
+from itertools import cycle
+
 from huggingface_hub.dataclasses import strict
 from transformers import ModernBertConfig, PreTrainedConfig
 
@@ -21,14 +23,21 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
 
     Args:
         decoder_blocks (`list[str]`, *optional*):
-            Type of each decoder layer. By default one `"prefix"` layer for each encoder layer. There are no other
-            types.
+            Type of each decoder layer. By default one `"prefix"` layer for each encoder layer. The paper's decoder has
+            `"custom"` and `"normal"` layers.
+        normal_layer_interval (`int`, *optional*):
+            Insert a normal layer after this many custom layers, see [`XLMSWCMConfig`]. If it is set, `decoder_blocks`
+            defaults to the layers of the paper's decoder.
+        decoder_layer_types (`list[str]`, *optional*):
+            Type of the self-attention in each layer of the paper's decoder, as in `layer_types`. By default custom
+            layer `k` has the type of encoder layer `k`, and normal layers have the type of the first encoder layer. A
+            prefix decoder ignores it.
         decoder_layers (`int`, *optional*):
             Number of decoder layers, which Transformers reads to size caches. By default the length of
             `decoder_blocks`.
         weight_sharing (`str`, *optional*, defaults to `"init"`):
-            How decoder layers share weights with the encoder. `"init"`: they start as copies of encoder layers, and
-            train independently. `"tied"`: a decoder layer calls its encoder layer.
+            How prefix and custom layers share weights with the encoder. `"init"`: they start as copies of encoder
+            layers, and train independently. `"tied"`: a decoder layer uses the weights of its encoder layer.
         lm_head_transform (`bool`, *optional*, defaults to `True`):
             Whether to apply a dense layer, an activation function and LayerNorm before the output projection, as in
             the masked-LM head of ModernBERT.
@@ -52,7 +61,6 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
     """
 
     model_type = "xlm_swcm_modern"
-    block_types = ()
     auto_classes = {
         "AutoConfig": "modern_configuration_xlm_swcm.XLMSWCMModernConfig",
         "AutoModel": "modern_xlm_swcm.XLMSWCMModernModel",
@@ -71,6 +79,7 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
     sep_token_id: int | None = None
     normal_layer_interval: int | None = None
     decoder_blocks: list[str] | None = None
+    decoder_layer_types: list[str] | None = None
     decoder_layers: int | None = None
     weight_sharing: str = "init"
     lm_head_transform: bool = True
@@ -79,9 +88,12 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs):
-        if self.decoder_blocks is None:
+        if self.decoder_blocks is None and self.normal_layer_interval is None:
             self.decoder_blocks = [self.prefix_block] * self.num_hidden_layers
         super().__post_init__(**kwargs)
+        if self.decoder_layer_types is None and not self.has_prefix_decoder:
+            kinds, first = cycle(self.layer_types), self.layer_types[0]
+            self.decoder_layer_types = [first if block == "normal" else next(kinds) for block in self.decoder_blocks]
 
     @property
     def padding_position(self) -> int:
@@ -95,6 +107,17 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
         if changing := sorted(types & {"dynamic", "longrope"}):
             return f"has rotary positions of type {changing[0]}, which cannot be exported. Use it with Transformers."
         return None
+
+    def _validate_decoder(self):
+        super()._validate_decoder()
+        if self.has_prefix_decoder:
+            return
+        kinds = self.decoder_layer_types or []
+        if len(kinds) != len(self.decoder_blocks) or not {*kinds} <= {*self.layer_types}:
+            raise ValueError(
+                f"decoder_layer_types must have {len(self.decoder_blocks)} types of layer_types, one for each decoder "
+                f"layer (got {kinds}). Leave out decoder_layer_types."
+            )
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the config of a part. The decoder caches all keys, because its masks hide keys that are too far."""

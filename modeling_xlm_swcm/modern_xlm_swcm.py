@@ -1,23 +1,29 @@
 """XLM-SWCM with the layers of ModernBERT: pre-norm, rotary positions, and local attention in most layers.
 
-The decoder is a prefix decoder. Decoder layer `k` is encoder layer `k`, which also reads the source.
+In a prefix decoder, layer `k` is encoder layer `k`, which also reads the source. `modern_layers_xlm_swcm.py` has the
+layers of the paper's decoder.
 """
 
+import math
 from functools import partial
 
 import torch
 from torch import nn
 from transformers import ModernBertModel, ModernBertPreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    sliding_window_overlay,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.modernbert.modeling_modernbert import (
     ModernBertEmbeddings,
     ModernBertEncoderLayer,
     ModernBertRotaryEmbedding,
-    rotate_half,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -38,19 +44,21 @@ from .long_attention_xlm_swcm import (
 from .loss_xlm_swcm import SharedEmbedding
 from .modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMModel
 from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
+from .modern_layers_xlm_swcm import (
+    MODERN_CUSTOM_LAYER_SOURCES,
+    Rotation,
+    TargetContext,
+    XLMSWCMModernAttention,
+    XLMSWCMModernCustomDecoderLayer,
+    XLMSWCMModernNormalDecoderLayer,
+    make_norm,
+    rotate,
+)
 from .positions_xlm_swcm import position_ids_from_mask, select_positions
 
 
-# Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
-Rotation = tuple[torch.Tensor, torch.Tensor]
 # Mask, rotation of the target, and rotation of the source if its keys are not cached.
 Context = tuple[torch.Tensor | PaddingMasks, Rotation, Rotation | None]
-
-
-def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Rotate queries or keys of shape `(batch, heads, length, head_dim)` by their positions, as in ModernBERT."""
-    cos, sin = (part.unsqueeze(1) for part in rotation)
-    return ((states.float() * cos) + (rotate_half(states.float()) * sin)).to(states.dtype)
 
 
 def move(context, device: torch.device):
@@ -71,13 +79,27 @@ class XLMSWCMModernPreTrainedModel(XLMSWCMPreTrainedModel, ModernBertPreTrainedM
 
     config: XLMSWCMModernConfig
     embedding_name = "tok_embeddings"
-    _no_split_modules = ["ModernBertEmbeddings", "ModernBertEncoderLayer", "XLMSWCMModernPrefixDecoderLayer"]
+    _no_split_modules = [
+        "ModernBertEmbeddings",
+        "ModernBertEncoderLayer",
+        "XLMSWCMModernCustomDecoderLayer",
+        "XLMSWCMModernNormalDecoderLayer",
+        "XLMSWCMModernPrefixDecoderLayer",
+    ]
     _can_record_outputs = {}
     # Encoder and decoder layers have the same names, so the pattern names the part.
     lora_targets = {
-        sharing: rf".*\.{layers}\.\d+\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))"
+        sharing: rf".*\.{layers}\.\d+\.\w+\.(Wqkv|Wi|Wo)"
         for sharing, layers in (("init", r"decoder\.layers"), ("tied", r"encoder\.layers"))
     }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, XLMSWCMModernAttention):
+            # The range of ModernBERT for output matrices.
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.Wo.weight, std=std)
 
 
 class XLMSWCMModernEncoder(ModernBertModel):
@@ -140,7 +162,10 @@ class XLMSWCMModernEncoder(ModernBertModel):
                 **kwargs,
             )
         hidden_states = self.final_norm(hidden_states)
-        return BaseModelOutput(last_hidden_state=hidden_states, hidden_states=(*layer_inputs, hidden_states))
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=(*layer_inputs, hidden_states) if self.config.has_prefix_decoder else None,
+        )
 
     def _make_masks(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
@@ -239,22 +264,30 @@ class XLMSWCMModernPrefixDecoderLayer(ModernBertEncoderLayer):
 
 
 class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
-    """Prefix decoder with the layers of ModernBERT. In [`XLMSWCMModernModel`] it shares the encoder's embeddings."""
+    """Decoder with the layers of ModernBERT. In [`XLMSWCMModernModel`] it shares the encoder's embeddings."""
 
     embeddings_class = ModernBertEmbeddings
-    layer_classes = {"prefix": XLMSWCMModernPrefixDecoderLayer}
+    layer_classes = {
+        "custom": XLMSWCMModernCustomDecoderLayer,
+        "normal": XLMSWCMModernNormalDecoderLayer,
+        "prefix": XLMSWCMModernPrefixDecoderLayer,
+    }
     _can_record_outputs = {
-        "hidden_states": output_recorder(XLMSWCMModernPrefixDecoderLayer, num_hidden_layers_key="decoder_layers"),
-        "attentions": OutputRecorder(XLMSWCMModernPrefixAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": OutputRecorder(XLMSWCMModernPrefixAttention, index=2, layer_name="self_attn"),
+        # The base class of all layers.
+        "hidden_states": output_recorder(GradientCheckpointingLayer, num_hidden_layers_key="decoder_layers"),
+        "attentions": OutputRecorder(XLMSWCMAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": [
+            OutputRecorder(XLMSWCMAttention, index=1, layer_name="cross_attn"),
+            OutputRecorder(XLMSWCMModernPrefixAttention, index=2, layer_name="self_attn"),
+        ],
     }
 
     def __init__(self, config: XLMSWCMModernConfig):
         super().__init__(config)
         self.rotary_emb = ModernBertRotaryEmbedding(config=config)
-        is_copied = config.weight_sharing == "init"
-        norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias) if is_copied else None
-        self.final_norm = norm
+        # A tied prefix decoder calls the final norm of the encoder.
+        is_tied_prefix = config.has_prefix_decoder and config.weight_sharing == "tied"
+        self.final_norm = None if is_tied_prefix else make_norm(config)
         self.post_init()
 
     def _make_tp_plan(self) -> dict[str, str]:
@@ -295,9 +328,37 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         source_states: torch.Tensor,
         cache: EncoderDecoderCache | None,
         position_ids: torch.LongTensor,
-    ) -> tuple[dict[str, Context], None]:
+    ) -> tuple[dict[str, Context | TargetContext], torch.Tensor | None]:
+        """Return mask and rotations for each kind of layer, and the mask of cross-attention."""
+        if self.config.has_prefix_decoder:
+            contexts = self._make_prefix_contexts(
+                attention_mask, encoder_attention_mask, hidden_states, source_states, cache, position_ids
+            )
+            return contexts, None
+        mask, cross_attention_mask = super()._make_masks(
+            attention_mask, encoder_attention_mask, hidden_states, source_states, cache, position_ids
+        )
+        # The token itself, and as many tokens before it as in the encoder.
+        near = sliding_window_overlay(self.config.sliding_window + 1)
+        masks = {
+            "full_attention": mask,
+            "sliding_attention": self._make_causal_mask(attention_mask, hidden_states, cache, near),
+        }
+        kinds = set(self.config.decoder_layer_types)
+        rotations = {kind: self.rotary_emb(hidden_states, position_ids, kind) for kind in kinds}
+        return {kind: (masks[kind], rotation) for kind, rotation in rotations.items()}, cross_attention_mask
+
+    def _make_prefix_contexts(
+        self,
+        attention_mask: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        source_states: torch.Tensor,
+        cache: EncoderDecoderCache | None,
+        position_ids: torch.LongTensor,
+    ) -> dict[str, Context]:
         """
-        Return the mask, and the rotations of target and source, for each kind of layer.
+        Return the mask, and the rotations of target and source, for each kind of layer of a prefix decoder.
 
         In global layers, the positions of the target continue after the source, as in one text. In local layers, the
         positions of the target start at 0, so that the whole source is near. A local layer reads only the last tokens
@@ -328,7 +389,7 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
             mask, positions = kinds[kind]
             source_rotation = None if is_cached else self.rotary_emb(hidden_states, source_positions, kind)
             contexts[kind] = (mask, self.rotary_emb(hidden_states, positions, kind), source_rotation)
-        return contexts, None
+        return contexts
 
 
 class XLMSWCMModernHeadTransform(nn.Module):
@@ -347,7 +408,7 @@ class XLMSWCMModernHeadTransform(nn.Module):
 
 class XLMSWCMModernModel(XLMSWCMModernPreTrainedModel, XLMSWCMModel):
     """
-    ModernBERT, and a prefix decoder with its layers, without an output projection.
+    ModernBERT, and a decoder with its layers, without an output projection.
 
     Args:
         config ([`XLMSWCMModernConfig`]):
@@ -356,6 +417,18 @@ class XLMSWCMModernModel(XLMSWCMModernPreTrainedModel, XLMSWCMModel):
 
     encoder_class = XLMSWCMModernEncoder
     decoder_class = XLMSWCMModernDecoder
+    encoder_layers = "encoder.layers"
+    layer_sources = MODERN_CUSTOM_LAYER_SOURCES
+
+    def _shared_keys(self) -> dict[str, str]:
+        """Return the tied keys. A tied decoder of the paper also has norms of the encoder outside of its layers."""
+        keys = super()._shared_keys()
+        if self.config.weight_sharing == "tied" and not self.config.has_prefix_decoder:
+            first = f"layers.{self.config.decoder_blocks.index('custom')}.cross_attn.layer_norm"
+            for target, source in (("final_norm", "final_norm"), (first, "embeddings.norm")):
+                for name, _ in self.encoder.final_norm.named_parameters():
+                    keys[f"decoder.{target}.{name}"] = f"encoder.{source}.{name}"
+        return keys
 
 
 class XLMSWCMModernForConditionalGeneration(XLMSWCMModernPreTrainedModel, XLMSWCMForConditionalGeneration):
@@ -369,6 +442,7 @@ class XLMSWCMModernForConditionalGeneration(XLMSWCMModernPreTrainedModel, XLMSWC
 
     base_class = XLMSWCMModernModel
     transform_class = XLMSWCMModernHeadTransform
+    makes_all_masks = True
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embeddings.tok_embeddings.weight"}
     _tp_plan = {}
 

@@ -32,6 +32,13 @@ DROPPED = {
     r"embeddings\.token_type_embeddings\.weight\[\d+:\]": "marks the second text of a pair, but a source is one text",
 }
 
+# Sublayers that an encoder layer does not have, in the order in which they run -> module that makes their output. A
+# silent start sets these modules to zero.
+SILENT_SUBLAYERS = {
+    "custom": {"cross_attn": "out_proj", "ffn2": "fc2"},
+    "normal": {"self_attn": "out_proj", "cross_attn": "out_proj", "ffn": "fc2"},
+}
+
 # Field of the model's config -> field of the encoder's config.
 CONFIG_FIELDS = {
     name: name
@@ -117,8 +124,16 @@ class EncoderFamily:
         layers (`dict[str, str]`):
             Tensor of encoder layer `{}` -> tensor of the model.
         decoder_modules (`dict[str, dict[str, str]]`):
-            Kind of decoder layer -> module of the decoder layer -> module of an encoder layer of the model. A family
-            without a kind has no decoder of this kind.
+            Kind of decoder layer -> module of the decoder layer -> module of an encoder layer of the model.
+        silent_sublayers (`dict[str, dict[str, str]]`):
+            Kind of decoder layer -> sublayer that an encoder layer does not have -> module of its output matrix.
+        has_norms_after (`bool`, *optional*, defaults to `True`):
+            Whether each sublayer ends in a LayerNorm. By default, a silent start moves LayerNorms.
+        substitutes (`dict[str, str]`):
+            Tensor that an encoder layer lacks -> tensor that decoder layers copy instead.
+        decoder_fields (`Callable[[dict, list], dict]`, *optional*):
+            Function of the content of config.json, and of the encoder layers of each layer of the paper's decoder.
+            Returns further fields of the model's config.
         final_norm (`str`, *optional*):
             Name of the norm after the last layer, in the encoder and in a copied decoder. By default, there is none.
         config_class (`type`, *optional*, defaults to [`XLMSWCMConfig`]):
@@ -152,6 +167,10 @@ class EncoderFamily:
     decoder_modules: dict[str, dict[str, str]] = field(
         default_factory=lambda: {"custom": CUSTOM_LAYER_SOURCES, "prefix": PREFIX_LAYER_SOURCES}
     )
+    silent_sublayers: dict[str, dict[str, str]] = field(default_factory=lambda: SILENT_SUBLAYERS)
+    has_norms_after: bool = True
+    substitutes: dict[str, str] = field(default_factory=dict)
+    decoder_fields: Callable[[dict, list], dict] = lambda config, layers: {}
     final_norm: str | None = None
     config_class: type = XLMSWCMConfig
     config_fields: dict[str, str] = field(default_factory=lambda: CONFIG_FIELDS)

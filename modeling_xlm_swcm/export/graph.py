@@ -107,7 +107,7 @@ class GraphBuilder:
         self.activation = ACTIVATIONS[self.config.hidden_act]
         self.head_activation = ACTIVATIONS["gelu"]
         self.int8 = int8
-        self.stored: dict[int, list[Node]] = {}
+        self.stored: dict[tuple[int, int], list[Node]] = {}
         self.states: list[Node] = []
         self.previous_row = named_parameter("previous_row", [-1], np.int32)
 
@@ -123,8 +123,9 @@ class GraphBuilder:
                 results += self.source_cache(index, *self.prefix_keys_and_values(index, x, context))
             x = self.encoder_layer(index, x, context)
         if not self.config.has_prefix_decoder:
+            x = self.final_norm(x, self.encoder_modules)
             for index, layer in enumerate(self.decoder_modules.layers):
-                results += self.source_cache(index, *self.keys_and_values(x, layer.cross_attn))
+                results += self.source_cache(index, *self.source_keys_and_values(x, layer.cross_attn))
         return results, inputs
 
     def encoder_context(self, mask: Node) -> Any:
@@ -143,6 +144,10 @@ class GraphBuilder:
         """Return keys and values of shape `(batch, heads, length, head_dim)`."""
         key, value = (self.split_heads(self.linear(x, module)) for module in (attention.k_proj, attention.v_proj))
         return key, value
+
+    def source_keys_and_values(self, x: Node, attention: Any) -> tuple[Node, Node]:
+        """Return keys and values of the source for a cross-attention."""
+        return self.keys_and_values(x, attention)
 
     def prefix_keys_and_values(self, index: int, x: Node, context: Any) -> tuple[Node, Node]:
         """Return keys and values of the source for a layer of a prefix decoder."""
@@ -173,7 +178,7 @@ class GraphBuilder:
             )
             inputs += source
             x = self.decoder_layer(index, x, source, context)
-        x, transform = self.final_norm(x), self.model.lm_head_transform
+        x, transform = self.final_norm(x, self.decoder_modules), self.model.lm_head_transform
         if transform is not None:
             x = self.normalise(self.head_activation(self.linear(x, transform.dense)), transform.layer_norm)
         logits = op.squeeze(self.linear(x, self.model.lm_head), [1])
@@ -198,8 +203,8 @@ class GraphBuilder:
         x = self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
         return self.feed_forward(x, ffn) if is_prefix else self.rest_of_layer(x, layer, source, context)
 
-    def final_norm(self, x: Node) -> Node:
-        """Return the normalised output of the last layer. Layers with post-LayerNorm have normalised it already."""
+    def final_norm(self, x: Node, part: Any) -> Node:
+        """Normalise the output of encoder or decoder. Layers with post-LayerNorm have normalised it already."""
         return x
 
     def append_to_cache(self, index: int, key: Node, value: Node) -> list[Node]:
@@ -219,12 +224,19 @@ class GraphBuilder:
         """Apply the sublayers after the self-attention, in a decoder layer of the paper."""
         if hasattr(layer, "ffn1"):
             x = self.feed_forward(x, layer.ffn1)
-        module = layer.cross_attn
-        query = self.rows_to_sources(self.linear(x, module.q_proj), source)
+        query = self.rows_to_sources(self.cross_query(x, layer.cross_attn), source)
         weights = op.softmax(self.source_scores(query, source, mask), -1)
         attended = self.sources_to_rows(op.matmul(weights, source[1], False, False))
-        x = self.add_and_norm(x, self.linear(attended, module.out_proj), module.layer_norm)
+        x = self.add_attended(x, attended, layer.cross_attn)
         return self.feed_forward(x, layer.ffn2 if hasattr(layer, "ffn2") else layer.ffn)
+
+    def cross_query(self, x: Node, attention: Any) -> Node:
+        """Return the queries of a cross-attention, before the heads are split."""
+        return self.linear(x, attention.q_proj)
+
+    def add_attended(self, x: Node, attended: Node, attention: Any) -> Node:
+        """Add the output of an attention."""
+        return self.add_and_norm(x, self.linear(attended, attention.out_proj), attention.layer_norm)
 
     def attend_jointly(self, query: Node, source: tuple[Node, Node], target: list[Node], mask: Node) -> Node:
         """Attend to source and target under one softmax."""
@@ -295,9 +307,10 @@ class GraphBuilder:
         normed = op.mvn(x, np.array([-1]), True, norm.eps, "INSIDE_SQRT")
         return self.add_bias(op.multiply(normed, self.vector(norm.weight)), norm.bias)
 
-    def linear(self, x: Node, module: Any) -> Node:
-        """Apply a linear layer."""
-        return self.add_bias(op.matmul(x, self.matrix(module.weight), False, True), module.bias)
+    def linear(self, x: Node, module: Any, rows: slice = slice(None)) -> Node:
+        """Apply a linear layer, or some rows of it."""
+        bias = None if module.bias is None else module.bias[rows]
+        return self.add_bias(op.matmul(x, self.matrix(module.weight[rows]), False, True), bias)
 
     def add_bias(self, x: Node, bias: torch.Tensor | None) -> Node:
         """Add a bias if the module has one."""
@@ -309,7 +322,8 @@ class GraphBuilder:
 
     def matrix(self, tensor: torch.Tensor) -> Node:
         """Return a weight matrix, as float32 or as int8 with a scale for each row. Tied matrices are stored once."""
-        if tensor.data_ptr() not in self.stored:
+        key = (tensor.data_ptr(), len(tensor))
+        if key not in self.stored:
             weights = tensor.numpy()
             if self.int8:
                 largest = np.maximum(weights.max(axis=1, keepdims=True), -weights.min(axis=1, keepdims=True))
@@ -319,6 +333,6 @@ class GraphBuilder:
                 constants = [op.constant(np.rint(rounded, out=rounded).astype(np.int8)), op.constant(scales)]
             else:
                 constants = [op.constant(weights, shared_memory=True)]
-            self.stored[tensor.data_ptr()] = constants
-        weights, *scales = self.stored[tensor.data_ptr()]
+            self.stored[key] = constants
+        weights, *scales = self.stored[key]
         return op.multiply(op.convert(weights, np.float32), scales[0]) if scales else weights

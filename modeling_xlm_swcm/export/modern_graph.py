@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 from openvino import Node
 from openvino import opset15 as op
+from torch import nn
 from transformers.models.modernbert.modeling_modernbert import ModernBertEncoderLayer
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMModernConfig
+from modeling_xlm_swcm.modern_layers_xlm_swcm import XLMSWCMModernAttention, XLMSWCMModernFeedForward
 
 from .graph import ACTIVATIONS, GraphBuilder, make_additive_mask
 
@@ -64,6 +66,12 @@ class ModernGraphBuilder(GraphBuilder):
         attended = self.merge_heads(op.scaled_dot_product_attention(query, key, value, mask))
         return self.finish_layer(x, layer, attended)
 
+    def source_keys_and_values(self, x: Node, attention: XLMSWCMModernAttention) -> tuple[Node, Node]:
+        """Return keys and values of the source for a cross-attention, which has no positions."""
+        projected = self.linear(x, attention.Wqkv, slice(self.config.hidden_size, None))
+        key, value = op.split(projected, 2, 2).outputs()
+        return self.split_heads(key), self.split_heads(value)
+
     def prefix_keys_and_values(self, index: int, x: Node, context: Any) -> tuple[Node, Node]:
         """Return keys and values of the source for a layer of the decoder."""
         _, key, value = self.project(self.prefix_layer(index), x)
@@ -79,18 +87,44 @@ class ModernGraphBuilder(GraphBuilder):
     def decoder_layer(self, index: int, x: Node, source: tuple[Node, Node], context: Any) -> Node:
         """Apply a decoder layer to the last token of the target."""
         mask, rotations = context
+        if not self.config.has_prefix_decoder:
+            layer = self.decoder_modules.layers[index]
+            x = self.add_attended(x, self.attend_to_target(index, x, rotations), layer.self_attn)
+            return self.rest_of_layer(x, layer, source, mask)
         layer, kind = self.prefix_layer(index), self.kinds[index]
         query, key, value = self.project(layer, x)
         target = self.append_to_cache(index, self.rotate(key, rotations[kind]), value)
-        if kind == "sliding_attention":
-            start, stop = np.array([-self.config.sliding_window - 1]), np.array([np.iinfo(np.int64).max])
-            target = [op.slice(cached, start, stop, np.array([1]), np.array([2])) for cached in target]
+        target = self.drop_far(kind, target)
         attended = self.attend_jointly(self.rotate(query, rotations[kind]), source, target, mask)
         return self.finish_layer(x, layer, attended)
 
-    def final_norm(self, x: Node) -> Node:
+    def attend_to_target(self, index: int, x: Node, rotations: dict[str, Rotation]) -> Node:
+        """Attend to the target in a decoder layer of the paper."""
+        attention = self.decoder_modules.layers[index].self_attn
+        rotation = rotations[attention.attention_type]
+        query, key, value = self.split_projection(self.normalise(x, attention.layer_norm), attention.Wqkv)
+        target = self.append_to_cache(index, self.rotate(key, rotation), value)
+        target = self.drop_far(attention.attention_type, target)
+        return self.merge_heads(op.scaled_dot_product_attention(self.rotate(query, rotation), *target))
+
+    def drop_far(self, kind: str, target: list[Node]) -> list[Node]:
+        """Return the keys and values of the target that a layer reads. A local layer reads the last ones."""
+        if kind != "sliding_attention":
+            return target
+        start, stop = np.array([-self.config.sliding_window - 1]), np.array([np.iinfo(np.int64).max])
+        return [op.slice(cached, start, stop, np.array([1]), np.array([2])) for cached in target]
+
+    def cross_query(self, x: Node, attention: XLMSWCMModernAttention) -> Node:
+        """Return the queries of a cross-attention, before the heads are split."""
+        return self.linear(self.normalise(x, attention.layer_norm), attention.Wqkv, slice(self.config.hidden_size))
+
+    def add_attended(self, x: Node, attended: Node, attention: Any) -> Node:
+        """Add the output of an attention."""
+        return op.add(x, self.linear(attended, attention.Wo))
+
+    def final_norm(self, x: Node, part: Any) -> Node:
         """Apply the final norm. A tied decoder has the final norm of the encoder."""
-        return self.normalise(x, self.decoder_modules.final_norm or self.encoder_modules.final_norm)
+        return self.normalise(x, part.final_norm or self.encoder_modules.final_norm)
 
     def prefix_layer(self, index: int) -> ModernBertEncoderLayer:
         """Return the layer with the weights of a decoder layer."""
@@ -99,16 +133,30 @@ class ModernGraphBuilder(GraphBuilder):
 
     def project(self, layer: ModernBertEncoderLayer, x: Node) -> tuple[Node, Node, Node]:
         """Return queries, keys and values of shape `(batch, heads, length, head_dim)`."""
-        # The first layer has no norm.
-        normed = self.normalise(x, layer.attn_norm) if hasattr(layer.attn_norm, "eps") else x
-        query, key, value = op.split(self.linear(normed, layer.attn.Wqkv), 2, 3).outputs()
+        return self.split_projection(self.normalise(x, layer.attn_norm), layer.attn.Wqkv)
+
+    def split_projection(self, normed: Node, module: Any) -> tuple[Node, Node, Node]:
+        """Return queries, keys and values of shape `(batch, heads, length, head_dim)`."""
+        query, key, value = op.split(self.linear(normed, module), 2, 3).outputs()
         return self.split_heads(query), self.split_heads(key), self.split_heads(value)
+
+    def normalise(self, x: Node, norm: Any) -> Node:
+        """Apply a LayerNorm. The first layer has none."""
+        return x if isinstance(norm, nn.Identity) else super().normalise(x, norm)
 
     def finish_layer(self, x: Node, layer: ModernBertEncoderLayer, attended: Node) -> Node:
         """Add the output of the attention, and a feed-forward network with a gate."""
-        x = op.add(x, self.linear(attended, layer.attn.Wo))
-        inner, gate = op.split(self.linear(self.normalise(x, layer.mlp_norm), layer.mlp.Wi), 2, 2).outputs()
-        return op.add(x, self.linear(op.multiply(self.activation(inner), gate), layer.mlp.Wo))
+        x = self.add_attended(x, attended, layer.attn)
+        return op.add(x, self.apply_gate(self.normalise(x, layer.mlp_norm), layer.mlp))
+
+    def feed_forward(self, x: Node, modules: XLMSWCMModernFeedForward) -> Node:
+        """Add a feed-forward network with a gate, after its norm."""
+        return op.add(x, self.apply_gate(self.normalise(x, modules.layer_norm), modules))
+
+    def apply_gate(self, normed: Node, modules: Any) -> Node:
+        """Return the output of a feed-forward network with a gate."""
+        inner, gate = op.split(self.linear(normed, modules.Wi), 2, 2).outputs()
+        return self.linear(op.multiply(self.activation(inner), gate), modules.Wo)
 
     def make_rotation(self, positions: Node, kind: str) -> Rotation:
         """Return the rotation of positions of shape `(batch, length)`."""

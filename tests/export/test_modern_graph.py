@@ -12,7 +12,13 @@ from modeling_xlm_swcm.export.modern_graph import ModernGraphBuilder
 from modeling_xlm_swcm.export.xlm_swcm_search import Search
 
 
-@pytest.mark.parametrize("options", [{"weight_sharing": "tied"}, {"norm_bias": True, "attention_bias": True}], ids=str)
+PAPER = {"normal_layer_interval": 2}
+BIASES = {"norm_bias": True, "attention_bias": True}
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_sharing": "tied"}, BIASES, PAPER | {"weight_sharing": "tied"}, PAPER | BIASES], ids=str
+)
 def test_logits_are_equal_to_pytorch(tmp_path, options):
     """Compare sources with padding on both sides, and targets longer than the window with padding inside."""
     model = tiny_modern_model(**options)

@@ -6,7 +6,7 @@ import transformers
 from accelerate.hooks import attach_align_device_hook_on_blocks
 from huggingface_hub.errors import StrictDataclassError
 from packaging.version import Version
-from support.models import PREFIX_DECODERS, tiny_config, tiny_model, tiny_modern_config, tiny_modern_model
+from support.models import PREFIX_DECODERS, tiny_config, tiny_model, tiny_modern_model
 from torch.testing import assert_close
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
@@ -20,6 +20,7 @@ MODELS = {
     "prefix-tied": lambda: tiny_model(**PREFIX_DECODERS[1]),
     "modern": tiny_modern_model,
     "modern-tied": lambda: tiny_modern_model(weight_sharing="tied"),
+    "modern-custom": lambda: tiny_modern_model(normal_layer_interval=2),
 }
 
 
@@ -137,8 +138,3 @@ def test_a_cache_without_a_part_for_the_source(model, source, target):
 def test_configs_that_no_decoder_fits(options, error):
     with pytest.raises(StrictDataclassError, match=error):
         tiny_config(**options)
-
-
-def test_blocks_that_modernbert_does_not_have():
-    with pytest.raises(StrictDataclassError, match='decoder_blocks must be 4 times "prefix"'):
-        tiny_modern_config(decoder_blocks=["custom"] * 4)

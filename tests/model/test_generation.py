@@ -18,6 +18,7 @@ DECODERS = {
     "paper": tiny_config(),
     "prefix": tiny_config(**PREFIX_DECODERS[1]),
     "modern": tiny_modern_config(weight_sharing="tied"),
+    "modern paper": tiny_modern_config(normal_layer_interval=2),
 }
 
 
@@ -101,6 +102,7 @@ class TestCache:
             ("paper", "eager", False),
             ("prefix", "eager", True),
             ("modern", "eager", True),
+            ("modern paper", "eager", True),
             pytest.param("paper", "inductor", False, marks=pytest.mark.slow),
             pytest.param("paper", "inductor", True, marks=pytest.mark.slow),
             pytest.param("prefix", "inductor", False, marks=pytest.mark.slow),

@@ -8,16 +8,24 @@ from transformers import AutoModelForSeq2SeqLM, ModernBertForMaskedLM, ModernBer
 
 from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration, long_attention_xlm_swcm, modern_xlm_swcm
 from modeling_xlm_swcm.compat_xlm_swcm import CACHE
-from modeling_xlm_swcm.conversion import ConversionError, from_encoder
+from modeling_xlm_swcm.conversion import from_encoder
 
 
 # Half of the window of local layers in the tiny models.
 NEAR = 4
 
 
+MODELS = {
+    "init": {},
+    "tied": {"weight_sharing": "tied"},
+    "paper": {"normal_layer_interval": 2},
+    "tied paper": {"normal_layer_interval": 2, "weight_sharing": "tied"},
+}
+
+
 @pytest.fixture(params=["init", "tied"])
 def model(request) -> XLMSWCMModernForConditionalGeneration:
-    return tiny_modern_model(weight_sharing=request.param)
+    return tiny_modern_model(**MODELS[request.param])
 
 
 @pytest.fixture
@@ -98,13 +106,10 @@ class TestComputation:
         for own, cross in zip(outputs.decoder_attentions, outputs.cross_attentions, strict=True):
             assert_close(own.sum(-1) + cross.sum(-1), torch.ones(3, 4, 11))
 
-    def test_other_kinds_of_decoders_are_refused(self):
-        with pytest.raises(ConversionError, match='decoder "paper" is not available for ModernBERT. Use decoder "pre'):
-            from_encoder(make_encoder(ModernBertModel, gemma_tokenizer()), normal_layer_interval=2)
-
 
 class TestTraining:
     @pytest.mark.parametrize("use_reentrant", [False, True])
+    @pytest.mark.parametrize("model", MODELS, indirect=True)
     def test_checkpointing_changes_no_gradient(self, model, source, use_reentrant):
         gradients = []
         for checkpointing in (False, True):
@@ -118,8 +123,9 @@ class TestTraining:
             assert_close(actual, expected)
 
     @pytest.mark.parametrize("tie_word_embeddings", [True, False])
-    def test_a_saved_and_resized_model_loads(self, model, source, target, tie_word_embeddings, tmp_path):
-        model = tiny_modern_model(weight_sharing=model.config.weight_sharing, tie_word_embeddings=tie_word_embeddings)
+    @pytest.mark.parametrize("decoder", MODELS.values(), ids=MODELS)
+    def test_a_saved_and_resized_model_loads(self, decoder, source, target, tie_word_embeddings, tmp_path):
+        model = tiny_modern_model(tie_word_embeddings=tie_word_embeddings, **decoder)
         model.resize_token_embeddings(104)
         model.save_pretrained(tmp_path)
         loaded, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)

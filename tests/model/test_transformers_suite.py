@@ -139,6 +139,10 @@ class TiedModernModelTester(ModernModelTester):
     decoder = {"weight_sharing": "tied"}
 
 
+class PaperModernModelTester(ModernModelTester):
+    decoder = {"decoder_blocks": ["custom", "normal"]}
+
+
 class ModernSuiteTest(XLMSWCMSuiteTest):
     all_model_classes = (XLMSWCMModernModel, XLMSWCMModernForConditionalGeneration)
     model_tester_class = ModernModelTester
@@ -151,3 +155,7 @@ class ModernSuiteTest(XLMSWCMSuiteTest):
 
 class TiedModernSuiteTest(ModernSuiteTest):
     model_tester_class = TiedModernModelTester
+
+
+class PaperModernSuiteTest(ModernSuiteTest):
+    model_tester_class = PaperModernModelTester

@@ -14,7 +14,7 @@ KINDS = (
 )
 CODE = {f"{kind}_xlm_swcm.py" for kind in KINDS}
 # Further code of a model with the layers of ModernBERT.
-MODERN_CODE = {f"{kind}_xlm_swcm.py" for kind in ("modern_configuration", "modern", "long_attention")}
+MODERN_CODE = {f"{kind}_xlm_swcm.py" for kind in ("modern_configuration", "modern", "modern_layers", "long_attention")}
 SOURCE, TARGET = "The river rises early in spring.", "我们早上去了河边"
 
 # Load and use a saved folder on a machine that has Transformers without this package.

@@ -4,6 +4,7 @@ from transformers import ModernBertConfig
 
 from modeling_xlm_swcm import XLMSWCMModernConfig
 from modeling_xlm_swcm.checkpoints.family import EncoderFamily, MaskedLMHead
+from modeling_xlm_swcm.modern_layers_xlm_swcm import MODERN_CUSTOM_LAYER_SOURCES
 
 
 # Modules of an encoder layer. A prefix decoder layer has the same modules.
@@ -16,6 +17,12 @@ CONFIG_FIELDS = (
     *("embedding_dropout", "mlp_bias", "mlp_dropout", "classifier_bias", "classifier_activation"),
     *("pad_token_id", "bos_token_id", "eos_token_id"),
 )
+
+
+def decoder_fields(config: dict, layers: list[tuple[int, int] | None]) -> dict:
+    """Give each layer of the paper's decoder the type of the layer that its self-attention copies."""
+    return {"decoder_layer_types": [config["layer_types"][0 if copied is None else copied[0]] for copied in layers]}
+
 
 FAMILY = EncoderFamily(
     name="ModernBERT",
@@ -33,7 +40,17 @@ FAMILY = EncoderFamily(
         for module in MODULES
         for parameter in ("weight", "bias")
     },
-    decoder_modules={"prefix": {module: module for module in MODULES}},
+    decoder_modules={"custom": MODERN_CUSTOM_LAYER_SOURCES, "prefix": {module: module for module in MODULES}},
+    silent_sublayers={
+        "custom": {"cross_attn": "Wo", "ffn2": "Wo"},
+        "normal": {"self_attn": "Wo", "cross_attn": "Wo", "ffn": "Wo"},
+    },
+    has_norms_after=False,
+    # The first layer reads the output of the norm of the embeddings.
+    substitutes={
+        f"layers.0.attn_norm.{parameter}": f"embeddings.norm.{parameter}" for parameter in ("weight", "bias")
+    },
+    decoder_fields=decoder_fields,
     config_class=XLMSWCMModernConfig,
     config_fields={name: name for name in CONFIG_FIELDS},
     activation="hidden_activation",
