@@ -43,10 +43,13 @@ def generate_file(
         chunk = passages[start : start + CHUNK]
         messages: list[str] = []
         outputs += generate_passages(model, chunk, options, messages.append)
+        stop = start + len(chunk)
+        place = f"Passage {stop}" if len(chunk) == 1 else f"Passages {start + 1} to {stop}"
         for message in messages:
-            warn(f"Passages {start + 1} to {start + len(chunk)}: {message}")
+            warn(f"{place}: {message}")
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
-    output = folder / f"{path.stem}.{options.tgt_lang or 'output'}.txt"
+    # A file system allows names of 255 bytes.
+    output = folder / f"{path.stem[:60]}.{options.tgt_lang or 'output'}.txt"
     output.write_bytes("".join(f"{text}\n" for text in outputs).encode())
     yield len(passages), len(passages), output
 
@@ -57,6 +60,9 @@ def read_passages(path: Path, is_whole: bool) -> list[str]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not UTF-8 text. Save it as UTF-8.") from error
+    # The page deletes uploaded files after an hour.
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read any more. Choose the file again.") from error
     if not text.strip():
         raise ValueError(f"{path.name} is empty. Write one passage per line.")
     return [text] if is_whole else text.removesuffix("\n").split("\n")

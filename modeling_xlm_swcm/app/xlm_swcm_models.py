@@ -101,6 +101,8 @@ class PageModel:
         Raises:
             ValueError: if the model cannot use them.
         """
+        if options.task not in self.tasks:
+            raise ValueError(f'The task "{options.task}" is unknown. Choose one of: {", ".join(self.tasks)}.')
         for name, code in (("source", options.src_lang), ("target", options.tgt_lang)):
             if self.languages and code not in self.languages:
                 known = ", ".join(self.languages)
@@ -109,9 +111,11 @@ class PageModel:
         check_count("Candidates", options.num_candidates, options.num_beams, ", the number of beams")
         if options.task == "question-answering" and not options.question.strip():
             raise ValueError("The question is empty. Write a question.")
+        check_unicode(options.question)
         for text in texts:
-            if not text.strip():
+            if not text or not text.strip():
                 raise ValueError("The text is empty. Write or paste a text.")
+            check_unicode(text)
             length = 0 if self.is_split(options) else sum(self._count_tokens(join_question(text, options)))
             if length > self.limit:
                 raise ValueError(
@@ -133,9 +137,17 @@ def mark_unknown(tokens: list[str], ids: list[int], unknown_id: int) -> list[Tok
     return [Token(token, token_id == unknown_id) for token, token_id in zip(tokens, ids, strict=True)]
 
 
+def check_unicode(text: str):
+    """Refuse a text that a tokenizer cannot read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("The text is not valid Unicode: it has half of a character. Write it again.") from error
+
+
 def check_count(name: str, value: Any, maximum: int, reason: str = ""):
     """Refuse a value that is not a whole number from 1 to `maximum`."""
-    if not isinstance(value, int) or not 1 <= value <= maximum:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
         raise ValueError(
             f"{name} must be a whole number from 1 to {maximum}{reason} (got {value}). Use another number."
         )

@@ -47,7 +47,7 @@ def as_row(value: Any) -> dict:
     if isinstance(value, str):
         return {"text": value}
     if not isinstance(value, dict):
-        raise ValueError(f"is not a JSON object (found a {type(value).__name__})")
+        raise ValueError(f"is not a JSON object (found type {type(value).__name__})")
     return value
 
 

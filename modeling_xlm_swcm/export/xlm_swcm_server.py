@@ -48,7 +48,8 @@ class Limits:
 class TranslationRequest(BaseModel):
     """Texts to translate, and options of the exported model."""
 
-    model_config = ConfigDict(extra="forbid")
+    # A number in quotation marks or a truth value is not a number.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     texts: list[str] = Field(min_length=1, description="The source texts.")
     src_lang: str | None = Field(None, description="Language of the sources.")
@@ -199,7 +200,8 @@ async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Ca
             503, "Too many texts wait for the model. Try again later.", headers={"Retry-After": "1"}
         ) from error
     except (TypeError, ValueError) as error:
-        raise fastapi.HTTPException(400, str(error)) from error
+        # A language can be a lone surrogate, which an answer cannot hold.
+        raise fastapi.HTTPException(400, str(error).encode(errors="replace").decode()) from error
     except RuntimeError as error:
         raise fastapi.HTTPException(500, str(error)) from error
     warnings = [batcher.model.list_warnings([answer]) for answer in answers]
@@ -294,6 +296,9 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def refuse(request: fastapi.Request, error: fastapi.exceptions.RequestValidationError):
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            message = "The body must be JSON. Send it with the header Content-Type: application/json."
+            return fastapi.responses.JSONResponse({"detail": message}, 422)
         # The input is left out. It can be bytes, which JSON cannot hold.
         detail = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
         return fastapi.responses.JSONResponse({"detail": detail}, 422)

@@ -116,6 +116,11 @@ def test_an_exported_model_gives_the_candidates_of_the_runtime(exported):
             r"Candidates must be a whole number from 1 to 3, the number of beams \(got 4\)",
         ),
         ({}, " \n", "The text is empty. Write or paste a text."),
+        ({}, None, "The text is empty. Write or paste a text."),
+        ({}, "no \ud800", "The text is not valid Unicode: it has half of a character. Write it again."),
+        ({"task": "question-answering", "question": "\ud800"}, "no wind", "The text is not valid Unicode"),
+        ({"task": "poetry"}, "no wind", 'The task "poetry" is unknown. Choose one of: translation, '),
+        ({"num_beams": True}, "no wind", "Beams must be a whole number"),
         ({"task": "question-answering"}, "no wind", "The question is empty. Write a question."),
         ({"task": "summarization"}, "no wind " * 400, r"The text has \d+ tokens, but the model reads at most \d+. S"),
     ],
@@ -161,6 +166,18 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
     (tmp_path / "in.txt").write_bytes(content)
     with pytest.raises(ValueError, match=f"in.txt {message}"):
         run_file(tmp_path / "in.txt", False, "translation")
+
+
+def test_a_file_with_a_long_name_is_written_and_a_deleted_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    path = tmp_path / f"{'x' * 250}.txt"
+    path.write_text("a\n")
+    options = Options(task="translation", src_lang="zh", tgt_lang="ug")
+    *_, (_, _, output) = generate_file(Echo(), path, False, options, print)
+    assert output.name == f"{'x' * 60}.ug.txt" and output.read_text() == "A\n"
+    path.unlink()
+    with pytest.raises(ValueError, match="cannot be read any more. Choose the file again."):
+        list(generate_file(Echo(), path, False, options, print))
 
 
 def test_directions_and_names_of_languages():

@@ -48,9 +48,9 @@ def test_a_file_without_rows(tmp_path, content):
 
 
 BAD_ITEMS = {
-    "3": "is not a JSON object (found a int)",
-    "null": "is not a JSON object (found a NoneType)",
-    "[1]": "is not a JSON object (found a list)",
+    "3": "is not a JSON object (found type int)",
+    "null": "is not a JSON object (found type NoneType)",
+    "[1]": "is not a JSON object (found type list)",
     '{"text": "a", "b": 1, "text": "c"}': 'has the key "text" twice',
 }
 

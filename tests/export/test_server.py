@@ -96,6 +96,7 @@ def test_each_text_has_its_warnings(client, exported):
         ({"tgt_lang": "xx"}, 400, 'Unknown language "xx" for tgt_lang. Use one of: '),
         ({"tgt_lang": None}, 400, "tgt_lang is not set. Use one of: "),
         ({"texts": ["\ud800"]}, 400, "Text 1 is not valid Unicode. Remove its lone surrogates."),
+        ({"src_lang": "\ud800"}, 400, r'Unknown language "\?" for src_lang. Use one of: '),
         ({"texts": ["no wind " * 60], "split": False}, 400, "Text 1 has .* tokens, but the model reads at most"),
         ({"num_beams": 5}, 400, r"num_beams must be at most 4 \(got 5\)."),
         ({"num_beams": 2, "num_return_sequences": 3}, 400, "num_return_sequences must be at most num_beams"),
@@ -104,6 +105,9 @@ def test_each_text_has_its_warnings(client, exported):
         ({"texts": ["a" * 2000]}, 413, "The body has more than 2000 bytes. Send fewer or shorter texts."),
         ({"texts": []}, 422, "texts"),
         ({"texts": [1]}, 422, "texts"),
+        ({"num_beams": True}, 422, "num_beams"),
+        ({"num_beams": "2"}, 422, "num_beams"),
+        ({"split": "yes"}, 422, "split"),
         ({"beams": 2}, 422, "beams"),
     ],
 )
@@ -122,6 +126,16 @@ def test_rubbish_is_refused(client, content, headers):
         "/translate", content=iter(content) if isinstance(content, list) else content, headers=headers
     )
     assert response.status_code in (400, 413, 422) and response.json()["detail"]
+
+
+@with_learner
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_a_body_without_its_type_is_explained(client, headers):
+    response = client.post("/translate", content=b'{"texts": ["no wind"], "src_lang": "zh"}', headers=headers)
+    assert response.status_code == 422
+    assert (
+        response.json()["detail"] == "The body must be JSON. Send it with the header Content-Type: application/json."
+    )
 
 
 @with_learner
