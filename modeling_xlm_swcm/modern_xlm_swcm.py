@@ -338,13 +338,11 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         mask, cross_attention_mask = super()._make_masks(
             attention_mask, encoder_attention_mask, hidden_states, source_states, cache, position_ids
         )
-        # The token itself, and as many tokens before it as in the encoder.
-        near = sliding_window_overlay(self.config.sliding_window + 1)
-        masks = {
-            "full_attention": mask,
-            "sliding_attention": self._make_causal_mask(attention_mask, hidden_states, cache, near),
-        }
-        kinds = set(self.config.decoder_layer_types)
+        masks, kinds = {"full_attention": mask}, set(self.config.decoder_layer_types)
+        if "sliding_attention" in kinds:
+            # The token itself, and as many tokens before it as in the encoder.
+            near = sliding_window_overlay(self.config.sliding_window + 1)
+            masks["sliding_attention"] = self._make_causal_mask(attention_mask, hidden_states, cache, near)
         rotations = {kind: self.rotary_emb(hidden_states, position_ids, kind) for kind in kinds}
         return {kind: (masks[kind], rotation) for kind, rotation in rotations.items()}, cross_attention_mask
 
