@@ -266,7 +266,10 @@ CARD = "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: translation
 BAD_FOLDERS = {
     "no folder": (shutil.rmtree, ["does not exist"]),
     "no config": (unlink("config.json"), ["config.json"]),
-    "another kind of model": (lambda folder: edit_config(folder, model_type="bart"), ['"bart"', "Pass an XLM-SWCM model."]),
+    "another kind of model": (
+        lambda folder: edit_config(folder, model_type="bart"),
+        ['"bart"', "Pass an XLM-SWCM model."],
+    ),
     "no weights": (unlink("model.safetensors"), ["no weights in safetensors"]),
     "weights cut short": (write("model.safetensors", "half"), ["model.safetensors", "cut short"]),
     "a layer missing": (lambda folder: edit_tensors(folder, drop_layer), ["missing keys", "decoder.layers.3."]),
