@@ -42,7 +42,7 @@ from xlm_swcm_page import LAUNCH, make_page
 
 # The variable MODEL in the settings of the Space replaces the model: owner/name or owner/name@branch.
 # The last push of this Space found the commit {commit} of the model.
-source = os.environ.get("MODEL", {source})
+source = os.environ.get("MODEL") or {source}
 model = load_from_hub(source)
 make_page(model, source).launch(**LAUNCH)
 """
@@ -144,7 +144,7 @@ def check_space(space_id: str) -> SpaceCard | None:
             raise ConversionError(f"The Space {space_id} holds another app. Choose another name for the Space.")
         path = api.hf_hub_download(space_id, CARD, repo_type="space") if CARD in files else None
     try:
-        return None if path is None else SpaceCard(Path(path).read_text(encoding="utf-8"))
+        return None if path is None else SpaceCard(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, YAMLError) as error:
         raise ConversionError(f"{CARD} of the Space {space_id} cannot be read. Correct it, or delete it.") from error
 

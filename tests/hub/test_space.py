@@ -75,7 +75,7 @@ def test_a_private_model_needs_a_secret(hub, client, converted):
     space = hub.repositories["spaces/someone/page"]
     assert space.private and "a secret with the name `HF_TOKEN`" in space.files["README.md"].decode()
     assert "Add a secret HF_TOKEN in the settings of the Space someone/page." in outcome.stdout
-    assert 'os.environ.get("MODEL", "someone/model@trial")' in space.files["app.py"].decode()
+    assert 'os.environ.get("MODEL") or "someone/model@trial"' in space.files["app.py"].decode()
     assert hub.repositories["someone/model"].files == {}
 
 
@@ -97,7 +97,7 @@ def test_a_push_of_another_model_says_so_and_keeps_the_card_of_the_owner(hub, cl
     space = hub.repositories["spaces/someone/page"]
     card = space.files["README.md"].decode().replace("title: page", "title: བོད་ཡིག\nsuggested_hardware: t4-small")
     for text, kept in ((None, "Try the model [someone/other]"), ("# Our model\n", "# Our model\n")):
-        changed = card if text is None else f"{card.partition('Try')[0]}{text}"
+        changed = card if text is None else f"\ufeff{card.partition('Try')[0]}{text}"
         space.move("main", Commit(space.files | {"README.md": changed.encode()}))
         outcome = client.command("push", converted, "someone/other", "--space", "someone/page")
         assert "shows someone/model now. This push replaces the model by someone/other." in outcome.stdout
