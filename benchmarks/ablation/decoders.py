@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from baselines import from_scratch, released_layers, warm_start
+from mask_queries import query_with_masks
 from torch import nn
 from transformers import PreTrainedModel, XLMRobertaForMaskedLM
 
@@ -225,6 +226,9 @@ VARIANTS = {
     "prefix-init": Variant("prefix decoder, copied", PREFIX),
     "prefix-continued": Variant(
         "prefix decoder, tied, positions after the source", PREFIX | {"weight_sharing": "tied"}, continue_positions
+    ),
+    "prefix-masked": Variant(
+        "prefix decoder, tied, mask queries", PREFIX | {"weight_sharing": "tied"}, query_with_masks, pretrainable=False
     ),
     "prefix-random": Variant("prefix decoder, random", FRESH | PREFIX),
 }
