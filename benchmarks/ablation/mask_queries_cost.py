@@ -22,7 +22,7 @@ from modeling_xlm_swcm.training.files import write_json
 
 
 DECODERS = ("prefix-tied", "prefix-masked")
-ROUNDS, LENGTH, NEW_TOKENS = 5, 12, 24
+ROUNDS, LENGTH, NEW_TOKENS = 15, 12, 24
 
 
 def draw_tokens(model: PreTrainedModel, rows: int) -> torch.LongTensor:
