@@ -16,7 +16,8 @@ class MaskQueryDecoder(XLMSWCMDecoder):
     A prefix decoder that runs every token twice: as the token, and as a `<mask>` at the next position.
 
     A token reads the source and the tokens up to itself. A mask reads the same tokens and itself. No token reads a
-    mask. The decoder returns the states of the masks.
+    mask. The decoder returns the states of the masks. A target has at most `config.longest_input - 1` tokens, because
+    the last mask needs a position too.
     """
 
     mask_token_id: int

@@ -239,10 +239,13 @@ def test_a_plan_may_have_a_dropout_that_is_not_the_encoders(encoder_folder, tmp_
             assert found == {expected if dropout is None else dropout}
 
 
-def test_the_loss_is_that_of_each_character_of_the_references(command, encoder_folder, data):
-    output = command(**PLAN | {"learning_rates": [1e-3], "seeds": [0], "experiments": ONE})
-    curve = results(output)["x3_only_translation_6_direct_0.001_0"]["curve"]
-    start = build("x3", str(encoder_folder), ["zh", *TARGETS], 0)
+@pytest.mark.parametrize("variant", ["x3", "prefix-tied", "prefix-masked"])
+def test_the_loss_is_that_of_each_character_of_the_references(command, encoder_folder, data, variant):
+    plan = PLAN | {"learning_rates": [1e-3], "seeds": [0], "experiments": [ONE[0] | {"variants": [variant]}]}
+    # The last mask query needs a position more.
+    output = command(**plan | {"max_length": PLAN["max_length"] - 1})
+    curve = results(output)[f"{variant}_only_translation_6_direct_0.001_0"]["curve"]
+    start = build(variant, str(encoder_folder), ["zh", *TARGETS], 0)
     nats, pairs = 0.0, TASKS["translation"].read_held_out(data, "dev", None)
     for pair in pairs:
         start.tokenizer.src_lang, start.tokenizer.tgt_lang = pair.src_lang, pair.tgt_lang
