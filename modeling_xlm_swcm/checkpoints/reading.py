@@ -95,19 +95,21 @@ def find_file(source: str, name: str, revision: str | None = None, follow_links:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise ConversionError(f"The folder {source} does not exist. Pass a folder or a Hub id.")
     check_token_characters()
+    is_reachable = is_hub_reachable(constants.ENDPOINT)
     try:
         # Without this error, a Hub that cannot be reached looks like a repository without a config.
         found = cached_file(
             source,
             name,
             revision=revision,
-            local_files_only=not is_hub_reachable(constants.ENDPOINT),
+            local_files_only=not is_reachable,
             _raise_exceptions_for_missing_entries=name == "config.json",
         )
     except OSError as error:
+        cause = first_line(error).rstrip(".")
+        advice = "Check the path or the Hub id." if is_reachable else "Check the path, or the connection to the Hub."
         raise ConversionError(
-            f"There is no folder {source}, and the Hub did not return {name}: {first_line(error).rstrip('.')}. "
-            "Check the path or the Hub id."
+            f"There is no folder {source}, and the Hub did not return {name}: {cause}. {advice}"
         ) from error
     return Path(found) if found is not None else None
 

@@ -92,7 +92,7 @@ class VocabularyReport:
             counts = getattr(self, name)
             console.print(f"{name.capitalize()}: {counts['before']:,} → {counts['after']:,}.")
         console.print(
-            f"{len(self.changed)} tensors changed: {', '.join(self.changed)}. {len(self.kept)} tensors did not change."
+            f"Changed tensors: {len(self.changed)} ({', '.join(self.changed)}). Unchanged tensors: {len(self.kept)}."
         )
 
     def plot(self, path: Path):

@@ -55,7 +55,7 @@ def test_the_report_counts_the_changes(reader, texts, output):
     assert tibetan["after"]["fertility"] == pytest.approx(tokens / tibetan["words"])
     assert f"Tokens:{len(old):,}→{len(new):,}." in printed(result)
     assert "languagelinestokens/linetokens/word<unk>resegmented" in printed(result)
-    assert f"2tensorschanged:{','.join(report['changed'])}.72tensorsdidnotchange." in printed(result)
+    assert f"Changedtensors:2({','.join(report['changed'])}).Unchangedtensors:72." in printed(result)
     assert f"{tibetan['before']['unknown']:.2%}→0.00%" in printed(result)
     assert f"Writtento{output}." in printed(result)
 
