@@ -219,9 +219,11 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         if self.config.has_prefix_decoder:
             return make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache), None
         self_attention_mask = self._make_causal_mask(attention_mask, hidden_states, cache)
+        # All target tokens read the same source, so one row is enough. FlexAttention needs a row for each token.
+        has_one_row = self.config._attn_implementation in ("eager", "sdpa")
         cross_attention_mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=hidden_states,
+            inputs_embeds=hidden_states[:, :1] if has_one_row else hidden_states,
             attention_mask=encoder_attention_mask,
             encoder_hidden_states=source_states,
         )

@@ -108,7 +108,8 @@ class XLMSWCMModernFeedForward(ModernBertMLP):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the output, of the shape of `hidden_states`."""
-        return hidden_states + super().forward(self.layer_norm(hidden_states))
+        inner, gate = fast_linear(self.Wi, self.layer_norm(hidden_states)).chunk(2, dim=-1)
+        return hidden_states + fast_linear(self.Wo, self.drop(self.act(inner) * gate))
 
 
 class XLMSWCMModernCustomDecoderLayer(XLMSWCMCustomDecoderLayer):

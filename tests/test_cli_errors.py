@@ -233,8 +233,10 @@ def test_a_file_is_no_source(own_encoder, output):
     assert_refused(run(file, output), str(file), "is a file", "folder")
 
 
-def test_a_converted_checkpoint_is_no_source(encoder_folder, tmp_path, output):
+@pytest.mark.parametrize("model_type", ["xlm_swcm", "xlm_swcm_modern"])
+def test_a_converted_checkpoint_is_no_source(model_type, encoder_folder, tmp_path, output):
     convert(encoder_folder, tmp_path / "converted")
+    edit_config(tmp_path / "converted", model_type=model_type)
     assert_refused(run(tmp_path / "converted", output), str(tmp_path / "converted"), "already an XLM-SWCM checkpoint")
 
 

@@ -33,7 +33,10 @@ LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerN
 
 # Unsupported model types that users try -> why the encoder cannot be converted, and what to use.
 UNSUPPORTED_TYPES = {
-    "xlm_swcm": "it is already an XLM-SWCM checkpoint. Pass its encoder",
+    **dict.fromkeys(
+        ("xlm_swcm", "xlm_swcm_modern"),
+        "it is already an XLM-SWCM checkpoint. Pass its encoder",
+    ),
     **dict.fromkeys(
         ("xlm-roberta-xl", "roberta-prelayernorm"),
         "it has pre-LayerNorm layers. Use an encoder with post-LayerNorm layers",

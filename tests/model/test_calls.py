@@ -6,7 +6,7 @@ import transformers
 from accelerate.hooks import attach_align_device_hook_on_blocks
 from huggingface_hub.errors import StrictDataclassError
 from packaging.version import Version
-from support.models import PREFIX_DECODERS, tiny_config, tiny_model, tiny_modern_model
+from support.models import ATTENTIONS, PREFIX_DECODERS, tiny_config, tiny_model, tiny_modern_model
 from torch.testing import assert_close
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
@@ -113,6 +113,18 @@ def test_a_decoder_layer_may_be_on_another_device_than_its_encoder_layer(model, 
             logits = model(**source, decoder_input_ids=target, use_cache=use_cache).logits
             assert logits.device.type == "cpu"
     assert {parameter.device.type for parameter in model.get_encoder().parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("model", ["custom", "modern-custom"], indirect=True)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@torch.no_grad()
+def test_the_mask_of_the_source_does_not_grow_with_the_target(model, source, target, attention):
+    model.set_attn_implementation(attention)
+    masks = []
+    for layer in model.model.decoder.layers:
+        layer.cross_attn.register_forward_pre_hook(lambda module, inputs: masks.append(inputs[1]))
+    model(**source, decoder_input_ids=target)
+    assert [tuple(mask.shape) for mask in masks] == 5 * [(3, 1, 1, 9)]
 
 
 def test_the_decoder_of_a_tied_prefix_model_cannot_run_alone(source, target):

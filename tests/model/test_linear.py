@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.models import assert_close, tiny_model
+from support.models import assert_close, tiny_model, tiny_modern_model
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,15 +83,24 @@ def test_a_modified_linear_layer_is_called_as_usual(change, products):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("make_model", "count", "adapted_module"),
+    [
+        (tiny_model, 4 * (8 + 4) + 8 + 2 + 1, "q_proj"),
+        # The cross-attention calls a part of `Wqkv` without oneDNN.
+        (lambda: tiny_modern_model(normal_layer_interval=2), 4 * (3 + 4) + 3 + 2 + 2, "Wi"),
+    ],
+    ids=["XLM-R", "ModernBERT"],
+)
 @torch.no_grad()
-def test_a_decoding_model_uses_onednn_and_calls_adapters(source, products):
-    model = tiny_model()
+def test_a_decoding_model_uses_onednn_and_calls_adapters(source, products, make_model, count, adapted_module):
+    model = make_model()
     inputs = source | {"decoder_input_ids": torch.zeros(len(source["input_ids"]), 1, dtype=torch.long)}
     before = model(**inputs).logits
-    assert products.count == 4 * (8 + 4) + 8 + 2 + 1
+    assert products.count == count
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         assert_close(before, model(**inputs).logits)
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    adapted = get_peft_model(model, LoraConfig(target_modules=[adapted_module], init_lora_weights=False)).eval()
     assert (adapted(**inputs).logits - before).abs().max() > 1e-3
 
 
