@@ -138,7 +138,7 @@ def test_the_whole_way_runs_as_printed(hub, client, tmp_path):
     block = next(code for code in code_blocks("bash") if "vocab extend FacebookAI" in code)
     (pipeline,) = [code for code in code_blocks("python") if "pipeline(" in code]
     with client.working_in(tmp_path):
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in re.sub(r"\\\n|^#.*\n", " ", block, flags=re.MULTILINE).splitlines():
             program, *words = shlex.split(line)
             added = next((more for name, more in small.items() if name in line), [])
             words = [re.sub("^examples/", f"{ROOT}/examples/", word) for word in words] + added
