@@ -199,7 +199,8 @@ class XLMSWCMConfig(DecoderConfigMixin, PreTrainedConfig):
             Whether to apply a dense layer, GELU and LayerNorm before the output projection, as in the masked-LM head
             of XLM-R.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
-            Whether the output projection uses the word embedding matrix.
+            Whether the output projection uses the word embedding matrix. `False` gives the output projection its own
+            matrix. If a checkpoint has no such matrix, `from_pretrained` copies the word embeddings to it.
         logits_in_training (`bool`, *optional*, defaults to `False`):
             Whether the model also returns logits in training mode when labels are given. By default it returns only
             the loss, and computes the loss in chunks of tokens to save memory. In evaluation mode and without labels

@@ -236,6 +236,27 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
         self.loss_function = cross_entropy
         self.post_init()
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True):
+        """
+        Tie the weights as in Transformers.
+
+        A separate output projection that a checkpoint lacks gets a copy of the word embeddings.
+        """
+        super().tie_weights(missing_keys, recompute_mapping)
+        source_name = self._tied_weights_keys["lm_head.weight"]
+        # `from_pretrained` passes the names of the tensors that the checkpoint lacks.
+        if missing_keys is None or "lm_head.weight" not in missing_keys or source_name in missing_keys:
+            return
+        weight, source = self.lm_head.weight, self.get_parameter(source_name)
+        if source.is_meta and not weight.is_meta:
+            raise ValueError(
+                "The output projection cannot start as a copy of the word embeddings, because device_map keeps them "
+                "on disk. Put the word embeddings on a device."
+            )
+        with torch.no_grad():
+            weight.copy_(source)
+        missing_keys.discard("lm_head.weight")
+
     @can_return_tuple
     @auto_docstring
     @checked_forward

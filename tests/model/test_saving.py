@@ -15,6 +15,7 @@ from support.models import (
     logits_of,
     random_tokens,
     tiny_model,
+    tiny_modern_model,
 )
 from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM
@@ -91,8 +92,8 @@ class TestSaving:
         by_pointer = itertools.groupby(entries, key=lambda entry: entry[1].data_ptr())
         return {frozenset(name for name, _ in group) for _, group in by_pointer}
 
-    def load(self, auto_class, folder):
-        model, info = auto_class.from_pretrained(folder, output_loading_info=True)
+    def load(self, auto_class, folder, **options):
+        model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), (
             info
         )
@@ -144,9 +145,37 @@ class TestSaving:
     def test_a_head_on_a_saved_base_model_is_reported_as_new(self, model, tmp_path):
         model.model.save_pretrained(tmp_path)
         _, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        assert info["missing_keys"] == {name for name in model.state_dict() if name.startswith("lm_head")} - tied
+        head = {name for name in model.state_dict() if name.startswith("lm_head")}
+        # The output matrix is the word embeddings or a copy of them.
+        assert info["missing_keys"] == head - {"lm_head.weight"}
         assert not info["unexpected_keys"]
+
+    @pytest.mark.parametrize("is_config", [False, True], ids=["keyword", "config"])
+    @pytest.mark.parametrize("make_model", [tiny_model, tiny_modern_model])
+    def test_an_output_matrix_that_a_file_lacks_is_a_copy_of_the_embeddings(
+        self, make_model, is_config, batch, tmp_path
+    ):
+        model = make_model()
+        model.save_pretrained(tmp_path)
+        options = {"tie_word_embeddings": False}
+        if is_config:
+            options = {"config": type(model.config).from_pretrained(tmp_path, **options)}
+        loaded = self.load(AutoModelForSeq2SeqLM, tmp_path, **options)
+        assert loaded.lm_head.weight is not loaded.get_input_embeddings().weight
+        assert torch.equal(logits_of(loaded, **batch), logits_of(model, **batch))
+        # A trained output matrix comes back.
+        loaded.lm_head.weight.data.add_(1)
+        loaded.save_pretrained(tmp_path / "trained")
+        trained = self.load(AutoModelForSeq2SeqLM, tmp_path / "trained")
+        assert torch.equal(trained.lm_head.weight, loaded.lm_head.weight)
+
+    def test_embeddings_on_disk_cannot_be_copied(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        devices = {"model": "disk", "lm_head": "cpu"}
+        with pytest.raises(ValueError, match="word embeddings, because device_map keeps them on disk"):
+            AutoModelForSeq2SeqLM.from_pretrained(
+                tmp_path, tie_word_embeddings=False, device_map=devices, offload_folder=tmp_path / "offloaded"
+            )
 
     @pytest.mark.parametrize("table", ["word_embeddings", "position_embeddings"])
     def test_embeddings_that_a_file_lacks_are_reported(self, model, tmp_path, table):
