@@ -38,11 +38,19 @@ def raise_once(number, frame):
     raise KeyboardInterrupt
 
 
+def hide_broken_connection(kind, error, traceback):
+    """Print an error that nothing catches, except for a connection that the other process has closed."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def leave_to_parent():
     """Ignore Ctrl-C in a forked process, for example a dataloader worker. The command ends such a process."""
     if signal.getsignal(signal.SIGINT) is raise_once:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # At Ctrl-C, the command can close a connection while a worker sends a batch.
+        sys.excepthook = hide_broken_connection
 
 
 def watch_start(command: str):

@@ -1,6 +1,7 @@
 """Ctrl-C in every command: one sentence, exit code 130, within two seconds, and nothing half-written."""
 
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -142,3 +143,17 @@ def test_a_program_that_ignores_the_signal_still_does(set_handler):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def report_errors():
+    for error in (EOFError("closed"), ConnectionResetError("reset"), ValueError("wrong")):
+        sys.excepthook(type(error), error, None)
+
+
+def test_a_worker_reports_its_errors_but_no_connection_that_the_command_has_closed(set_handler, capfd):
+    set_handler(signal.default_int_handler)
+    with interruption.interruptible("", lambda: None):
+        worker = multiprocessing.get_context("fork").Process(target=report_errors)
+        worker.start()
+        worker.join()
+    assert capfd.readouterr().err == "ValueError: wrong\n"
