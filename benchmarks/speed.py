@@ -69,6 +69,7 @@ LONG = {
     for length in (512, 2048, 8192)
 }
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))
+STEPS = SETTINGS | {"batch 8, later steps": "batch 8, later steps"}
 TIME_AND_MEMORY = {"seconds": "seconds", "peak_gb": "peak GB"}
 SIZE = {"file_gb": "file GB", "million_parameters": "million parameters"}
 GPU_DECODING = {name: name for name in GPU_BATCHES} | {"peak_gb": "peak GB"}
@@ -78,7 +79,7 @@ PARTS = {
     "training": ("train", TRAINING, None, TIME_AND_MEMORY),
     "decoding": ("decode", DECODERS, None, SETTINGS),
     "training-trimmed": ("train", SMALL_VOCABULARY, None, TIME_AND_MEMORY),
-    "decoding-trimmed": ("decode", SMALL_VOCABULARY, None, SETTINGS),
+    "decoding-trimmed": ("decode", SMALL_VOCABULARY, None, STEPS),
     "loading": ("load", BOTH | PREFIX, None, TIME_AND_MEMORY | SIZE),
     "lengths": ("decode_long", BOTH, 1, {}),
     "long": ("read_long", LONG, None, {"seconds": "CPU seconds", "peak_gb": "peak GB"}),

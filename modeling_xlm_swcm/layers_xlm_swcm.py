@@ -296,7 +296,7 @@ def joint_attention(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend to source and target under one softmax, and return the weights of both too."""
     scores = torch.cat([torch.matmul(query, key.transpose(2, 3)) for key in keys], dim=-1) * scaling
-    scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    scores = torch.where(attention_mask, scores, torch.finfo(scores.dtype).min)
     weights = nn.functional.dropout(nn.functional.softmax(scores, dim=-1), p=dropout, training=dropout > 0)
     source_weights, target_weights = weights.split([key.shape[2] for key in keys], dim=-1)
     attended = torch.matmul(source_weights, values[0]) + torch.matmul(target_weights, values[1])

@@ -47,7 +47,7 @@ def test_a_prefix_row_of_each_part(scripts, tmp_path):
         assert speed.choose_runs(part, [row]) == {row: {"model": row}}
     assert workloads.train(row, quick=True)["seconds"] > 0
     decoded = workloads.decode(row, quick=True)
-    assert decoded.keys() == speed.SETTINGS.keys() and min(decoded.values()) > 0
+    assert decoded.keys() >= speed.STEPS.keys() and min(decoded.values()) > 0
     speed.save_models([row], tmp_path, quick=True)
     loaded = workloads.load(str(tmp_path / row))
     weights = scripts("peers").make_model(row, quick=True).num_parameters()
