@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
 from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
@@ -30,6 +30,9 @@ from .sentence_transformers import find_encoder_folder
 
 # Names in checkpoints that were made from TensorFlow.
 LEGACY_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+# Licence ids of the Hub are in lower case.
+LICENSE_ID = "[a-z0-9][a-z0-9.-]*"
 
 # Unsupported model types that users try -> why the encoder cannot be converted, and what to use.
 UNSUPPORTED_TYPES = {
@@ -176,7 +179,7 @@ def read_license(name: str, revision: str | None) -> str | None:
     """Return the licence in an encoder's model card, or `None` if there is no readable card."""
     card = find_file(name, "README.md", revision)
     try:
-        return ModelCard.load(card).data.license if card is not None else None
+        return (metadata_load(card) or {}).get("license") if card is not None else None
     except (ValueError, YAMLError):
         return None
 
@@ -264,9 +267,8 @@ def require_license(license: str | None, encoder: str) -> str:
             f"The licence of {encoder} is not known, but the model card must name it. Pass --license, for example "
             "apache-2.0 or mit."
         )
-    if isinstance(license, str) and not re.fullmatch("[a-z0-9][a-z0-9.-]*", license):
-        raise ConversionError(
-            f'"{license}" is not a valid licence id. Pass --license with an id of the Hub, for example apache-2.0, '
-            "cc-by-4.0 or other."
-        )
+    if isinstance(license, str) and not re.fullmatch(LICENSE_ID, license):
+        is_capital = re.fullmatch(LICENSE_ID, license.lower())
+        choice = license.lower() if is_capital else "with an id of the Hub, for example apache-2.0, cc-by-4.0 or other"
+        raise ConversionError(f'"{license}" is not a valid licence id. Pass --license {choice}.')
     return license

@@ -245,7 +245,9 @@ def read_model_config(source: str, revision: str | None = None) -> XLMSWCMConfig
     fields = read_config(source, revision)
     config_class = CONFIG_CLASSES.get(fields.get("model_type", ""))
     if fields.get("model_type") == EXPORTED_TYPE:
-        raise ConversionError(f"{source} is an exported model, not a checkpoint. Pass the folder that you exported.")
+        raise ConversionError(
+            f"{source} is an exported model, not a checkpoint. Pass the folder from which you made the export."
+        )
     if config_class is None:
         family = MODEL_TYPES.get(fields.get("model_type", ""))
         kind = "a model" if family is None else f"an encoder ({family.name})"

@@ -178,7 +178,7 @@ def read_config(source: str, revision: str | None = None) -> dict:
                 "merge the adapters with merge_and_unload, and save the result."
             )
         raise ConversionError(
-            f"{source} is not a Transformers checkpoint: it has no config.json. Pass another folder or Hub id."
+            f"{source} has no config.json, so it is not a Transformers checkpoint. Pass the folder of a model."
         )
     config = read_json(path)
     if not isinstance(config.get("model_type"), str | None):

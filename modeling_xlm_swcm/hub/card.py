@@ -3,8 +3,10 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transformers import AutoTokenizer
 from yaml import YAMLError
 
@@ -53,7 +55,7 @@ def choose_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     if path is None or not is_own_card(path):
         return generate_card(folder, repo_id, license)
     card = read_card(path)
-    check_card(path, card)
+    check_card(path, card, license)
     return card
 
 
@@ -70,20 +72,31 @@ def read_card(path: Path) -> str:
         raise ConversionError(f"{path} is not UTF-8. Save it as UTF-8.") from error
 
 
-def check_card(path: Path, card: str):
-    """Check that the metadata of a card has all required fields."""
+def check_card(path: Path, card: str, license: str | None = None):
+    """Check that the metadata of a card has all required fields, and no other licence than `license`."""
     try:
-        data = ModelCard(card, ignore_metadata_errors=False).data
+        # ModelCard logs a warning if there is no metadata.
+        has_metadata = REGEX_YAML_BLOCK.search(card) is not None
+        data: Any = ModelCard(card, ignore_metadata_errors=False).data if has_metadata else {}
     except (ValueError, YAMLError) as error:
         raise ConversionError(f"The metadata of {path} is not valid YAML. Correct it, or remove the file.") from error
-    required = ["license", "library_name", "pipeline_tag"]
-    if AutoTokenizer.from_pretrained(path.parent).languages:
-        required.append("language")
-    if make_public_report(path.parent)["commit"] is not None:
-        required.append("base_model")
+    report = make_public_report(path.parent)
+    required = {"license": license or report["license"] or "mit", "library_name": "transformers"}
+    required["pipeline_tag"] = "translation"
+    if languages := AutoTokenizer.from_pretrained(path.parent).languages:
+        required["language"] = f"[{', '.join(dict.fromkeys(code.partition('-')[0] for code in languages))}]"
+    if report["commit"] is not None:
+        required["base_model"] = report["source"]
     if missing := [name for name in required if not data.get(name)]:
+        lines = ", ".join(f'"{name}: {required[name]}"' for name in missing)
         raise ConversionError(
-            f"The metadata of {path} lacks {', '.join(missing)}. Add it, or remove the file to get a generated card."
+            f"The metadata of {path} lacks {', '.join(missing)}. Add lines such as {lines} between two lines of three "
+            "hyphens at the top. Or remove the file to get a generated card."
+        )
+    if license is not None and data["license"] != license:
+        raise ConversionError(
+            f'{path} names the licence "{data["license"]}", but --license is {license}. Correct the file, or leave '
+            "out --license."
         )
 
 

@@ -61,8 +61,12 @@ def push(
 
 def collect_files(folder: str | PathLike, repo_id: str, license: str | None = None) -> dict[str, Path | bytes]:
     """Check a model and return the files to push by name. Nothing is sent or written."""
-    check_repo_id(repo_id)
     folder = Path(folder)
+    if not folder.exists() and Path(repo_id).is_dir():
+        raise ConversionError(
+            f"{repo_id} is a folder, and {folder} is not. Write the folder first, then the repository."
+        )
+    check_repo_id(repo_id)
     config = check_model(folder)
     files = {name: read_public(path) for name, path in find_model_files(folder).items()}
     card = choose_card(folder, repo_id, license).encode()

@@ -298,8 +298,14 @@ BAD_FOLDERS = {
         ["metrics.json", '"results"', "must be a JSON object"],
     ),
     "metrics of another task": (write("metrics.json", '{"task": "fill-mask"}'), ["metrics.json", '"fill-mask"']),
-    "a card without a field": (write("README.md", CARD.replace("license: mit\n", "")), ["README.md", "lacks license"]),
-    "a card without metadata": (write("README.md", "# Mine\n"), ["README.md", "lacks license, library_name"]),
+    "a card without a field": (
+        write("README.md", CARD.replace("license: mit\n", "")),
+        ["README.md", 'lacks license. Add lines such as "license: mit" between'],
+    ),
+    "a card without metadata": (
+        write("README.md", "# Mine\n"),
+        ["README.md", "lacks license, library_name", '"language: [zh, kk, bo]"'],
+    ),
     "a card that is not YAML": (write("README.md", "---\na: [\n---\n"), ["README.md", "YAML"]),
 }
 
@@ -323,12 +329,19 @@ def test_a_malformed_repository_id_is_refused_before_anything_is_done(hub, clien
     assert hub.requests == []
 
 
+def test_swapped_arguments_are_named(hub, client, converted):
+    with client.working_in(converted.parent):
+        outcome = client.command("push", "someone/model", converted.name)
+    assert_refused(outcome, f"{converted.name} is a folder, and someone/model is not. Write the folder first")
+
+
 def test_an_unknown_licence_is_asked_for_and_not_guessed(hub, client, encoder_folder, output):
     command = ["convert", encoder_folder, output, "--push-to-hub", "someone/model"]
     assert_refused(client.command(*command), str(encoder_folder), "licence", "--license")
     assert not output.exists()
     convert(encoder_folder, output)
     assert_refused(client.command("push", output, "someone/model"), encoder_folder.name, "licence", "--license")
+    assert_refused(client.command("push", output, "someone/model", "--license", "MIT"), "Pass --license mit.")
     pushed(client.command("push", output, "someone/model", "--license", "cc-by-4.0"))
     assert ModelCard(hub.repositories["someone/model"].files["README.md"].decode()).data.license == "cc-by-4.0"
 
@@ -383,5 +396,7 @@ def test_a_push_that_is_interrupted_says_what_there_is(encoder_folder, converted
 
 def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub, client, folder):
     (folder / "README.md").write_text(CARD)
+    other_license = client.command("push", folder, "someone/model", "--license", "apache-2.0")
+    assert_refused(other_license, 'README.md names the licence "mit", but --license is apache-2.0.')
     pushed(client.command("push", folder, "someone/model"))
     assert hub.repositories["someone/model"].files["README.md"] == CARD.encode()
