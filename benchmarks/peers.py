@@ -67,11 +67,11 @@ def make_model(name: str, quick: bool, decoder_layers: int | None = None, words:
     return XLMSWCMForConditionalGeneration(config)
 
 
-def make_modern_model() -> XLMSWCMModernForConditionalGeneration:
-    """Make a small model with a global and two local layers of ModernBERT."""
+def make_modern_model(**decoder) -> XLMSWCMModernForConditionalGeneration:
+    """Make a small model with a global and two local layers of ModernBERT in encoder and decoder."""
     torch.manual_seed(0)
     sizes = dict(vocab_size=5000, hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=192)
-    return XLMSWCMModernForConditionalGeneration(XLMSWCMModernConfig(**sizes, weight_sharing="tied"))
+    return XLMSWCMModernForConditionalGeneration(XLMSWCMModernConfig(**sizes, **decoder))
 
 
 def random_tokens(*shape: int) -> torch.Tensor:

@@ -65,7 +65,7 @@ LOSSES = {kind: dict(kind=kind) for kind in ("logits", "chunks", *(["Liger"] if 
 LOSSES |= {f"chunks of 2^{power}": dict(kind="chunks", max_logits=2**power) for power in (25, 26, 27, 28, 29)}
 LONG = {
     f"{work}, {length} tokens": dict(work=work, length=length)
-    for work in ("encode", "train")
+    for work in ("encode", "train", "train the paper's decoder")
     for length in (512, 2048, 8192)
 }
 SETTINGS = dict(zip(DECODING, DECODING, strict=True))

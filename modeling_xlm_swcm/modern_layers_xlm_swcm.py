@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs
 
 from .layers_xlm_swcm import XLMSWCMAttention, XLMSWCMCustomDecoderLayer, XLMSWCMNormalDecoderLayer
 from .linear_xlm_swcm import fast_linear, is_unhooked
+from .long_attention_xlm_swcm import PaddingMasks, attend_in_parts
 from .modern_configuration_xlm_swcm import XLMSWCMModernConfig
 
 
@@ -30,7 +31,7 @@ MODERN_CUSTOM_LAYER_SOURCES = {
 # Cosines and sines of positions, each of shape (batch or 1, length, head_dim).
 Rotation = tuple[torch.Tensor, torch.Tensor]
 # Mask and rotation of the target.
-TargetContext = tuple[torch.Tensor | None, Rotation]
+TargetContext = tuple[torch.Tensor | PaddingMasks | None, Rotation]
 
 
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -92,10 +93,15 @@ class XLMSWCMModernAttention(XLMSWCMAttention):
                 key, value = map(self._split_heads, projected.chunk(2, dim=-1))
                 cached = self._cache_source(key, value, cache)
             key, value = cached
-        is_cross_attention = key_value_states is not None
-        attended, weights = self._attend(
-            query, key, value, attention_mask, is_cross_attention, **self.window, **kwargs
-        )
+        if isinstance(attention_mask, tuple):
+            no_source, window = (key[:, :, :0], value[:, :, :0]), self.config.sliding_window
+            attended = attend_in_parts(self, query, no_source, (key, value), attention_mask, window, **kwargs)
+            attended, weights = attended.flatten(2), None
+        else:
+            is_cross_attention = key_value_states is not None
+            attended, weights = self._attend(
+                query, key, value, attention_mask, is_cross_attention, **self.window, **kwargs
+            )
         return hidden_states + self.dropout(fast_linear(self.Wo, attended)), weights
 
 

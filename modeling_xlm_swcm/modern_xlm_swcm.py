@@ -340,11 +340,23 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         )
         masks, kinds = {"full_attention": mask}, set(self.config.decoder_layer_types)
         if "sliding_attention" in kinds:
-            # The token itself, and as many tokens before it as in the encoder.
-            near = sliding_window_overlay(self.config.sliding_window + 1)
-            masks["sliding_attention"] = self._make_causal_mask(attention_mask, hidden_states, cache, near)
+            masks["sliding_attention"] = self._make_local_mask(attention_mask, hidden_states, cache)
         rotations = {kind: self.rotary_emb(hidden_states, position_ids, kind) for kind in kinds}
         return {kind: (masks[kind], rotation) for kind, rotation in rotations.items()}, cross_attention_mask
+
+    def _make_local_mask(
+        self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor, cache: EncoderDecoderCache | None
+    ) -> torch.Tensor | PaddingMasks | None:
+        """Return the mask of a local layer of the paper's decoder. With SDPA, a long target is read in parts."""
+        is_padding_mask = attention_mask is None or attention_mask.ndim == 2
+        is_static = cache is not None and cache.is_compileable
+        is_long = hidden_states.shape[1] > DECODER_PART
+        if self.config._attn_implementation == "sdpa" and is_long and is_padding_mask and not is_static:
+            # Self-attention reads no source.
+            return hidden_states.new_ones(hidden_states.shape[0], 0), attention_mask
+        # The token itself, and as many tokens before it as in the encoder.
+        near = sliding_window_overlay(self.config.sliding_window + 1)
+        return self._make_causal_mask(attention_mask, hidden_states, cache, near)
 
     def _make_prefix_contexts(
         self,

@@ -9,7 +9,8 @@ from support.models import Batch, assert_close, logits_of, random_tokens, tiny_m
 from torch import nn
 from transformers import ModernBertForMaskedLM
 
-from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration
+from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration, long_attention_xlm_swcm, modern_layers_xlm_swcm, modern_xlm_swcm
+from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 from modeling_xlm_swcm.conversion import from_encoder
 from modeling_xlm_swcm.modern_layers_xlm_swcm import MODERN_CUSTOM_LAYER_SOURCES, rotate
 
@@ -86,6 +87,32 @@ def test_logits_and_gradients_are_those_of_the_sublayers_in_their_order(model, s
     model.train()(**source, decoder_input_ids=target, labels=labels).loss.backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_attention_in_parts_changes_no_logits_and_gradients(model, source, target, is_padded, monkeypatch):
+    mask, labels = torch.ones_like(target), random_tokens(3, 11, seed=9)
+    if is_padded:
+        mask[0, :3], labels[0, :3] = 0, -100
+    batch = source | {"decoder_input_ids": target, "decoder_attention_mask": mask if is_padded else None}
+
+    def run() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(**batch, labels=labels).loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        first = model(source["input_ids"], decoder_input_ids=target[:, :2], use_cache=True)
+        more = model(source["input_ids"], decoder_input_ids=target[:, 2:], cache=getattr(first, CACHE))
+        return [logits_of(model, **batch)[mask.bool()], more.logits.detach(), *gradients]
+
+    expected = run()
+    for module in (long_attention_xlm_swcm, modern_xlm_swcm):
+        monkeypatch.setattr(module, "DECODER_PART", 4)
+    calls = []
+    attend = modern_layers_xlm_swcm.attend_in_parts
+    monkeypatch.setattr(modern_layers_xlm_swcm, "attend_in_parts", lambda *a, **k: calls.append(a) or attend(*a, **k))
+    for actual, tensor in zip(run(), expected, strict=True):
+        assert_close(actual, tensor)
+    assert calls
 
 
 @pytest.mark.parametrize("options", [PAPER, {"normal_layers": "none"}], ids=str)
