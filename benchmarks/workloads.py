@@ -112,7 +112,7 @@ def generate_tokens(model: PreTrainedModel, batch: int, length: int, new: int, b
 
 @torch.no_grad()
 def decode(model: str, quick: bool, new: int = 64, **options) -> dict:
-    """Measure generated tokens per second for each setting, with and without the first step, which reads the source."""
+    """Measure generated tokens per second for each setting, with and without the time to read the source."""
     model = make_decoder(model, quick, **options)
     length, new = (16, 4) if quick else (128, new)
     starts, speeds = [], {}

@@ -9,7 +9,12 @@ from support.models import Batch, assert_close, logits_of, random_tokens, tiny_m
 from torch import nn
 from transformers import ModernBertForMaskedLM
 
-from modeling_xlm_swcm import XLMSWCMModernForConditionalGeneration, long_attention_xlm_swcm, modern_layers_xlm_swcm, modern_xlm_swcm
+from modeling_xlm_swcm import (
+    XLMSWCMModernForConditionalGeneration,
+    long_attention_xlm_swcm,
+    modern_layers_xlm_swcm,
+    modern_xlm_swcm,
+)
 from modeling_xlm_swcm.compat_xlm_swcm import CACHE
 from modeling_xlm_swcm.conversion import from_encoder
 from modeling_xlm_swcm.modern_layers_xlm_swcm import MODERN_CUSTOM_LAYER_SOURCES, rotate
