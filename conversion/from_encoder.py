@@ -205,9 +205,8 @@ def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
         if target == plan.source.family.model_embeddings:
             start = start + plan.config.initializer_range * torch.randn(start.shape, generator=generator)
         tensor[plan.new_ids] = start.to(tensor.dtype)
-        plan.new[f"{target} (rows of the language tags)"] = "mean of the other rows" + (
-            " plus noise" if target == plan.source.family.model_embeddings else ""
-        )
+        noise = " plus noise" if target == plan.source.family.model_embeddings else ""
+        plan.new_rows[target] = f"mean of the other rows{noise}"
 
 
 def instantiate_model(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]) -> XLMSWCMForConditionalGeneration:

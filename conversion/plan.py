@@ -60,6 +60,8 @@ class ConversionPlan:
         new (`dict[str, str]`):
             For each new tensor of the model, how it is initialised. Tensors with random weights are added when the
             model is built.
+        new_rows (`dict[str, str]`):
+            For each copied tensor with rows for new language tags, how these rows are initialised.
         dropped (`dict[str, str]`):
             For each tensor of the source that is not copied, the reason.
         not_finite (`list[str]`):
@@ -78,6 +80,7 @@ class ConversionPlan:
     parameters: dict[str, int] = field(default_factory=dict)
     copied: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
+    new_rows: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -31,9 +31,12 @@ class ConversionReport:
         license (`str` or `None`):
             Licence of the encoder.
         copied (`dict[str, str]`):
-            For each copied tensor of the model, the tensor of the source. Both are equal bit by bit.
+            For each copied tensor of the model, the tensor of the source. Both are equal bit by bit, except the new
+            rows.
         new (`dict[str, str]`):
             For each new tensor of the model, how it was initialised.
+        new_rows (`dict[str, str]`):
+            For each copied tensor with rows for new language tags, how these rows were initialised.
         dropped (`dict[str, str]`):
             For each tensor of the source that was not copied, the reason.
         language_ids (`dict[str, int]`):
@@ -59,6 +62,7 @@ class ConversionReport:
     license: str | None = None
     copied: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
+    new_rows: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     language_ids: dict[str, int] = field(default_factory=dict)
     new_ids: list[int] = field(default_factory=list)
@@ -79,6 +83,7 @@ class ConversionReport:
             license or plan.source.license,
             plan.copied,
             plan.new,
+            plan.new_rows,
             plan.dropped,
             plan.language_ids,
             plan.new_ids,
@@ -91,7 +96,7 @@ class ConversionReport:
 
     def to_dict(self) -> dict:
         """Return the content of `conversion_report.json`."""
-        counts = {kind: len(getattr(self, kind)) for kind in ("copied", "new", "dropped")}
+        counts = {kind: len(getattr(self, kind)) for kind in ("copied", "new", "new_rows", "dropped")}
         return {"counts": counts} | {name: value for name, value in vars(self).items() if name != "tokenizer"}
 
     def to_json(self) -> str:
@@ -107,6 +112,8 @@ class ConversionReport:
             source = source.removeprefix("encoder.layer.{}.")
             table.add_row("copied", str(len(targets)), source, ", ".join(dict.fromkeys(targets)))
         table.add_section()
+        for target, how in self.new_rows.items():
+            table.add_row("new rows", "1", how, target.removeprefix("model."))
         for how, targets in self._group_new().items():
             table.add_row("new", str(len(targets)), how, ", ".join(dict.fromkeys(targets)))
         table.add_section()
@@ -119,8 +126,9 @@ class ConversionReport:
             f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == this_model else ""}'
             for sharing, count in self.parameters.items()
         )
+        new_rows = f" {len(self.new_rows)} of them also have new rows." if self.new_rows else ""
         console.print(
-            f"{len(self.copied)} tensors copied, each bit-equal to its source. {len(self.new)} tensors new. "
+            f"{len(self.copied)} tensors copied, each bit-equal to its source.{new_rows} {len(self.new)} tensors new. "
             f"{len(self.dropped)} tensors of the source dropped.\nParameters: {', '.join(parameters)}."
         )
         for note in self.notes:

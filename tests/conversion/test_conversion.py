@@ -369,7 +369,7 @@ def test_the_report_that_is_written_counts_what_it_lists(encoder_folder, tmp_pat
     text = (tmp_path / "model" / "conversion_report.json").read_text(encoding="utf-8")
     written = json.loads(text)
     assert text == report.to_json()
-    assert written["counts"] == {kind: len(written[kind]) for kind in ("copied", "new", "dropped")}
+    assert written["counts"] == {kind: len(written[kind]) for kind in ("copied", "new", "new_rows", "dropped")}
     assert min(written["counts"].values()) > 0
     assert written["source"] == str(encoder_folder)
     assert list(written["language_ids"]) == ["bo", "kk-Arab"]

@@ -329,7 +329,7 @@ def test_inspect_shows_what_a_model_is_without_its_weights(hub, client, reposito
         "61,791 as F32",
         "27,156 in encoder layers",
         "27,156 in decoder layers",
-        "138 tensors copied, 2 new",
+        "138 tensors copied (2 of them also have new rows), 0 new",
         "247.2 kB in model.safetensors",
         "encoder  ■ ■ ■ ■  4 layers\ndecoder  ■ ■ ■ ■  4 prefix\n",
     ):
