@@ -105,8 +105,8 @@ NormalLayerInterval = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Insert a normal layer after every N custom layers, except the last (X in the paper). Default: 3 for the "
-        "paper's decoder.",
+        help="Insert a normal layer after every N custom layers (X in the paper), but none after the last layer. "
+        "Default: 3 for the paper's decoder.",
     ),
 ]
 LayerMapOption = Annotated[

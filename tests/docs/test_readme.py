@@ -209,6 +209,6 @@ def test_the_map_of_copied_weights_is_the_converters():
 
 def test_the_parameter_counts_are_those_of_the_code():
     counts = count_parameters(XLMSWCMConfig(lm_head_transform=True))
-    for sharing in ("init", "tied"):
-        assert f'| `weight_sharing="{sharing}"` | {counts[sharing] / 1e6:.0f} million |' in METHOD
+    for sharing, option in (("init", ""), ("tied", " --weight-sharing tied")):
+        assert f"| `--decoder paper{option}` | {counts[sharing] / 1e6:.0f} million |" in METHOD
         assert f"{counts[sharing] / 1e6:.0f} million" in section("How it works")
