@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
+from modeling_xlm_swcm.training.files import print_output
 from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
 from modeling_xlm_swcm.training.scripts import report_errors
 from modeling_xlm_swcm.training.transfer import TransferArguments, transfer, write_transfer
@@ -31,6 +32,7 @@ def main():
         if args.process_index == 0:
             table = write_transfer(scores, metric, transfer_args.high_resource, args.seed, Path(args.output_dir))
             Console().print(Markdown(table))
+        print_output(args)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ import argparse
 import difflib
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -20,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_xlm_swcm.corpora.files import check_regular
 
+from .option_help import FINETUNE_HELP, HELP, NO_BATCH_SIZE_SEARCH, HelpFormatter, set_help
 from .parser import SEE_HELP, ScriptParser
 
 
@@ -127,7 +127,19 @@ class ModelArguments:
 
 
 class CheckedOptions:
-    """Checks of options for subclasses of [`~transformers.TrainingArguments`]."""
+    """
+    Checks of options for subclasses of [`~transformers.TrainingArguments`].
+
+    Attributes:
+        help_texts (`dict[str, str]`):
+            Help of the scripts in place of Transformers' help. An empty text hides the option.
+        unsupported (`dict[str, str]`):
+            Options that a script hides from its help, each with the error if it is set. An empty error means that the
+            option has no effect. The dataclass of a script's own options adds such options.
+    """
+
+    help_texts: ClassVar[dict[str, str]] = HELP
+    unsupported: ClassVar[dict[str, str]] = {"auto_find_batch_size": NO_BATCH_SIZE_SEARCH}
 
     def __post_init__(self):
         """Check the options before and after Transformers reads them."""
@@ -137,10 +149,7 @@ class CheckedOptions:
         check_numbers(self)
         check_combinations(self)
         if self.auto_find_batch_size:
-            raise ValueError(
-                "--auto_find_batch_size is not supported. If memory is short, it starts again with weights that are "
-                "already trained. Set --per_device_train_batch_size and --gradient_accumulation_steps instead."
-            )
+            raise ValueError(NO_BATCH_SIZE_SEARCH)
         super().__post_init__()
         check_evaluation_strategy(self)
         # Transformers does not list flyte among the available integrations.
@@ -160,6 +169,7 @@ class TrainingArguments(CheckedOptions, Seq2SeqTrainingArguments):
             0 (Mihaylova and Martins, 2019).
     """
 
+    help_texts: ClassVar[dict[str, str]] = HELP | FINETUNE_HELP
     remove_unused_columns: bool = field(
         default=False,
         metadata={
@@ -283,9 +293,9 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     parser = ScriptParser(classes, usage=usage, formatter_class=HelpFormatter)
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")) and not argv[0].startswith("-"):
             argv = read_settings(parser, argv[0]) + argv[1:]
-        check_options(parser, argv)
+        check_options(parser, argv, set_help(parser, classes))
         # Without use_cpu, Transformers checks bf16 against a GPU.
         parser.set_defaults(use_cpu=not torch.cuda.is_available())
         parser.set_defaults(bf16=has_fast_bf16() and not parser.parse_known_args(argv)[0].fp16)
@@ -317,33 +327,12 @@ def parse_options(options: type, argv: list[str] | None = None) -> Any:
     return parsed
 
 
-class HelpFormatter(argparse.HelpFormatter):
+def check_options(parser: ScriptParser, argv: list[str], unsupported: dict[str, str] | None = None):
     """
-    Complete the help of an option with "Required." or the default, unless the help names the default.
-
-    The help of `--no_NAME` says that it means `--NAME false`.
-    """
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help
-        if action.option_strings and action.option_strings[0].startswith("--no_"):
-            return f"The same as --{action.dest} false."
-        if not text or re.search(r"\bDefaults?\b|\(default|\bdefaults? (to|is|value)", text):
-            return text
-        sentence = f"{text.strip().removesuffix('.')}."
-        if action.required:
-            return f"{sentence} Required."
-        if action.default in (None, [], argparse.SUPPRESS):
-            return text
-        return f"{sentence} Default: %(default)s."
-
-
-def check_options(parser: ScriptParser, argv: list[str]):
-    """
-    Check that each word of a command line is an option of `parser` or a value of an option.
+    Check that each word of a command line is a supported option of `parser` or a value of an option.
 
     Raises:
-        ValueError: if a word is neither an option nor a value.
+        ValueError: if a word is neither an option nor a value, or if an option in `unsupported` is set.
     """
     options = parser._option_string_actions
     for word in argv:
@@ -351,8 +340,14 @@ def check_options(parser: ScriptParser, argv: list[str]):
         # argparse accepts the beginning of an option.
         if name.startswith("--") and not any(option.startswith(name) for option in options):
             raise ValueError(f"Unknown option {name}. {suggest(name, options)}")
-    if words := parser.parse_known_args(argv)[1]:
+    # Without defaults, the value of an option is None unless the user sets it.
+    without_defaults = argparse.Namespace(**dict.fromkeys(unsupported or {}))
+    given, words = parser.parse_known_args(argv, without_defaults)
+    if words:
         raise ValueError(f"Unexpected argument {words[0]}. {SEE_HELP}")
+    for name, message in (unsupported or {}).items():
+        if message and getattr(given, name):
+            raise ValueError(message)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

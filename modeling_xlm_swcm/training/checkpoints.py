@@ -461,6 +461,8 @@ def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | 
             f"{args.output_dir} already has checkpoints. Pass --resume_from_checkpoint last to resume from "
             f"{Path(last).name}, or choose another --output_dir."
         )
+    if requested == "last" and last is None and args.process_index == 0:
+        logger.warning(f"{args.output_dir} has no checkpoint. The training starts from the beginning.")
     if (checkpoint := last if requested == "last" else requested) is None:
         if start is not None and Path(start).resolve() == Path(args.output_dir).resolve():
             raise TrainingError(

@@ -19,6 +19,7 @@ from modeling_xlm_swcm import XLMSWCMTokenizer
 
 from .arguments import CheckedOptions, check_counts
 from .checkpoints import ResumableTrainer
+from .files import print_output
 from .plots import plot_history
 from .rows import AS_TEXT
 
@@ -173,6 +174,7 @@ def train_encoder(
     trainer.save_model()
     trainer.save_state()
     plot_history(trainer.state.log_history, Path(training.output_dir) / "training.png")
+    print_output(training)
 
 
 def make_config(args: EncoderArguments, vocab_size: int) -> XLMRobertaConfig:

@@ -1,7 +1,10 @@
-"""Writing of text and JSON files, each complete or not at all."""
+"""Writing of text and JSON files, each complete or not at all, and the line that names the output folder."""
 
 import json
 from pathlib import Path
+
+from rich.console import Console
+from transformers import TrainingArguments
 
 from modeling_xlm_swcm.checkpoints.writing import whole_file
 
@@ -16,3 +19,9 @@ def write_json(path: Path, content: dict | list):
     """Write `content` as JSON with one space of indentation, and create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_output(args: TrainingArguments):
+    """Print where a training script has written its files."""
+    if args.process_index == 0:
+        Console().print(f"Written to {args.output_dir}.", markup=False, highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from modeling_xlm_swcm.hub.upload import check_repo_id, check_token
 from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import check_output_dir, find_checkpoint
 from .examples import Pair
-from .files import write_json, write_whole
+from .files import print_output, write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
 from .lora import adapt_model, save_trained
 from .metrics import CUT, GenerationMetrics
@@ -72,6 +72,7 @@ def finetune(model_args: ModelArguments, data_args: FinetuneDataArguments, args:
         check_push(model_args, args)
     tokenizer = load_tokenizer(model_args, data_args)
     results = finetune_on_pairs(model_args, data_args, args, tokenizer, read_pairs(data_args, splits))
+    print_output(args)
     if push_at_end and args.process_index == 0:
         url = push(
             args.output_dir,
@@ -259,9 +260,7 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
         )
     check_repo_id(args.hub_model_id)
     if args.hub_token is not None:
-        raise DataError(
-            "--hub_token shows the token to other users. Log in with `hf auth login` or set HF_TOKEN instead."
-        )
+        raise DataError(FinetuneDataArguments.unsupported["hub_token"])
     check_token()
     report = find_file(model_args.model_name_or_path, "conversion_report.json")
     known = read_json(report).get("license") if report else None
@@ -286,9 +285,9 @@ def check_evaluation(args: TrainingArguments):
     Raises:
         DataError: if such an option is set.
     """
-    for name, ours in {"generation_num_beams": "num_beams", "generation_max_length": "max_target_length"}.items():
+    for name in ("generation_num_beams", "generation_max_length"):
         if getattr(args, name) is not None:
-            raise DataError(f"--{name} has no effect. Use --{ours} instead.")
+            raise DataError(FinetuneDataArguments.unsupported[name])
     # The scores need the generated texts of a whole split.
     in_parts = {
         "--batch_eval_metrics": args.batch_eval_metrics,

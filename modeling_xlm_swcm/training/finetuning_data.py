@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers.utils import logging
 
@@ -13,6 +14,7 @@ from .arguments import check_beams, check_counts
 from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
 from .examples import SOURCE_FRAME, TARGET_FRAME, Pair, encode_pairs, truncate
 from .metrics import GenerationMetrics
+from .option_help import ONE_UPLOAD
 from .rows import BadRows, DataError, check_columns, get_text, read_rows
 
 
@@ -29,6 +31,15 @@ SCORES = {
 @dataclass
 class FinetuneDataArguments:
     """Options that describe the data of fine-tuning."""
+
+    unsupported: ClassVar[dict[str, str]] = {
+        "generation_num_beams": "--generation_num_beams has no effect. Use --num_beams instead.",
+        "generation_max_length": "--generation_max_length has no effect. Use --max_target_length instead.",
+        "hub_strategy": f"--hub_strategy {ONE_UPLOAD}",
+        "hub_always_push": f"--hub_always_push {ONE_UPLOAD}",
+        "hub_token": "--hub_token shows the token to other users. Log in with `hf auth login` or set HF_TOKEN "
+        "instead.",
+    }
 
     task: str = field(metadata={"help": "Task to fine-tune on.", "choices": list(SCORES)})
     source_lang: str | None = field(default=None, metadata={"help": "Language code of the sources."})

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -17,8 +18,10 @@ from .arguments import ModelArguments, TrainingArguments
 from .checkpoints import TrainingError, find_checkpoint
 from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
 from .denoising import DataCollatorForDenoising
+from .files import print_output
 from .lora import adapt_model, save_trained
 from .mixture import CorpusConfig, Mixture, load_corpora
+from .option_help import HUB_OPTIONS
 from .precision import choose_saved_dtype
 from .results import write_results
 from .rows import BadRows, DataError
@@ -32,6 +35,20 @@ MIN_LENGTH = 8
 @dataclass
 class PretrainDataArguments:
     """Options that describe the data of pretraining."""
+
+    unsupported: ClassVar[dict[str, str]] = (
+        dict.fromkeys(
+            HUB_OPTIONS,
+            "Pretraining does not support --push_to_hub and its options. Push the finished folder with xlm-swcm push "
+            "FOLDER REPO.",
+        )
+        | dict.fromkeys(
+            ("predict_with_generate", "generation_num_beams", "generation_max_length"),
+            "Pretraining computes only the loss of the validation data. Remove --predict_with_generate and its "
+            "options.",
+        )
+        | dict.fromkeys(("do_train", "do_eval", "do_predict"), "")
+    )
 
     data: str = field(metadata={"help": "YAML or JSON file that lists the corpora."})
     max_length: int = field(
@@ -110,6 +127,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
     results = {"loss": round(trainer.evaluate()["eval_loss"], 4)} if held_out else {}
     dataset = ", ".join(dict.fromkeys(corpus.title for corpus in corpora.get("validation", corpora["train"])))
     write_results(trainer, model_args, None, dataset, results, describe_mixture(data_args, mixture))
+    print_output(training)
 
 
 def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, config: XLMSWCMConfig):
@@ -135,9 +153,7 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
             f"{args.max_length}). Use another number."
         )
     if training.push_to_hub:
-        raise TrainingError(
-            "Pretraining does not support --push_to_hub. Push the finished folder with xlm-swcm push FOLDER REPO."
-        )
+        raise TrainingError(args.unsupported["push_to_hub"])
 
 
 def check_without_evaluation(training: TrainingArguments):

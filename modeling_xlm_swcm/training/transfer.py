@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
 
@@ -13,6 +14,7 @@ from .examples import Pair
 from .files import write_json, write_whole
 from .finetuning import finetune_on_pairs, load_tokenizer
 from .finetuning_data import SCORES, FinetuneDataArguments, group_of, read_pairs
+from .option_help import HUB_OPTIONS
 from .rows import DataError
 
 
@@ -23,6 +25,12 @@ TransferScores = dict[int, dict[str, float]]
 @dataclass
 class TransferArguments:
     """Options of a transfer experiment."""
+
+    unsupported: ClassVar[dict[str, str]] = dict.fromkeys(
+        HUB_OPTIONS,
+        "A transfer experiment does not upload, because it trains several models. Remove the options of the upload. "
+        "Push one of the models with xlm-swcm push.",
+    ) | dict.fromkeys(("do_train", "do_predict", "predict_with_generate"), "")
 
     high_resource: str = field(
         metadata={
@@ -72,10 +80,7 @@ def transfer(
     if min(transfer_args.samples) < 0:
         raise DataError(f"--samples must not be negative (got {min(transfer_args.samples)}). Use 0 or larger numbers.")
     if args.push_to_hub:
-        raise DataError(
-            "A transfer experiment does not support --push_to_hub, because it trains several models. Push one of the "
-            "models with xlm-swcm push."
-        )
+        raise DataError(transfer_args.unsupported["push_to_hub"])
     args.do_train = args.do_predict = args.predict_with_generate = True
     splits = ["train", "validation", "test"] if args.do_eval else ["train", "test"]
     tokenizer = load_tokenizer(model_args, data_args)

@@ -17,6 +17,7 @@ from support.commands import run_process
 from support.encoders import edit_config, edit_tensors
 from support.folders import cut_short, load
 from support.processes import run_in_two_processes
+from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.training.examples import Pair
@@ -112,6 +113,7 @@ class TestRuns:
         assert metrics["results"]["chrf++"] == {"all": 100, "zh-kk": 100, "zh-bo": 100}
         assert metrics["training"]["steps"] == 90 and metrics["dataset"] == "test.tsv"
         printed = capsys.readouterr().out
+        assert printed.endswith(f"Written to {output}.\n")
         assert "zh-bo" in printed and "bleu_signature: nrefs:1|case:mixed|eff:yes|tok:uax29-nfkc" in printed
         card = (output / "README.md").read_text()
         assert "zh-bo" in card and "0.003" in card
@@ -175,10 +177,12 @@ class TestRuns:
         flagged, settled = (load(tmp_path / name).state_dict() for name in ("output", "again"))
         assert all(torch.equal(flagged[name], settled[name]) for name in flagged)
 
-    def test_a_run_goes_on_from_its_last_checkpoint(self, main, translation, tmp_path):
+    def test_a_run_goes_on_from_its_last_checkpoint(self, main, translation, tmp_path, caplog):
         saving = translation | {"do_predict": False, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
         whole = saving | {"max_steps": 6, "output_dir": str(tmp_path / "whole")}
-        assert main(finetune, **saving) is None
+        logging.enable_propagation()
+        assert main(finetune, **saving, resume_from_checkpoint="last") is None
+        assert f"{tmp_path / 'output'} has no checkpoint. The training starts from the beginning." in caplog.messages
         assert "resume_from_checkpoint" in main(finetune, **saving)
         assert main(finetune, **saving | {"max_steps": 6, "resume_from_checkpoint": "last"}) is None
         assert main(finetune, **whole) is None
@@ -284,7 +288,7 @@ class TestRuns:
             ({"model_name_or_path": "./nowhere"}, "The folder ./nowhere does not exist"),
             ({"push_to_hub": True}, "--hub_model_id"),
             (
-                {"push_to_hub": True, "hub_model_id": "a/b", "hub_token": "hf_secret"},
+                {"hub_token": "hf_secret"},
                 "--hub_token shows the token to other users.",
             ),
             ({"max_source_length": 4, "skip_bad_rows": True}, "The train data has no usable row."),

@@ -272,7 +272,6 @@ class TestOptions:
                 ["--max_steps", 0, "--num_train_epochs", 0],
                 "There are no training steps. Pass --max_steps or --num_train_epochs.",
             ),
-            (["--push_to_hub", "true"], "Push the finished folder with xlm-swcm push"),
         ],
     )
     def test_what_is_refused(self, model_folder, data, tmp_path, more, message):

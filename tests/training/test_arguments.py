@@ -1,6 +1,7 @@
 """Arguments of the training scripts: settings files, command lines, presets and errors."""
 
 import os
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from modeling_xlm_swcm.training.generation import GenerateArguments
 from modeling_xlm_swcm.training.mixture import load_corpora
 from modeling_xlm_swcm.training.pretraining import PretrainDataArguments
 from modeling_xlm_swcm.training.rows import DataError
+from modeling_xlm_swcm.training.transfer import TransferArguments
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -55,9 +57,42 @@ def test_the_help_names_each_default_once(capsys):
         "Licence for the model card, for example mit. Default: the licence in the conversion report. --",
         "some collators need extra columns, for example `epoch`. Default: False. --",
         "--no_lora_merge, --no-lora-merge The same as --lora_merge false. --",
+        "--lora [true|false] Train",
+        "or, without a GPU, if the CPU does. With --fp16: false. --",
+        "Default: true if there is no CUDA GPU. --",
+        "the scores and the checkpoints. Default: trainer_output. --",
+        "last: the last checkpoint in --output_dir. Default: a new run. --",
+        "Upload the model to the Hub once, at the end. Needs --hub_model_id. Default: False. --",
     ):
         assert sentence in printed
     assert "default: None" not in printed and "Default: None" not in printed
+    assert "--auto_find_batch_size" not in printed and "--local_rank" not in printed
+
+
+@pytest.mark.parametrize("data", [FinetuneDataArguments, PretrainDataArguments, TransferArguments])
+def test_options_that_a_script_does_not_support_are_refused_and_not_in_its_help(data, tmp_path, capsys):
+    required = {"task": "summarization", "source_lang": "zh", "data": "corpora.yaml", "high_resource": "zh"}
+    names = {option.name for option in fields(data)}
+    words = [f"--{name}={value}" for name, value in required.items() if name in names]
+    words += ["--model_name_or_path=m", f"--output_dir={tmp_path}", "--use_cpu"]
+
+    def parse_more(*more):
+        return parse_arguments(ModelArguments, data, TrainingArguments, argv=[*words, *more])
+
+    with pytest.raises(SystemExit, match="0"):
+        parse_more("--help")
+    printed = capsys.readouterr().out
+    types = {option.name: option.type for option in fields(TrainingArguments)}
+    for name, message in data.unsupported.items():
+        assert f"--{name} " not in printed
+        value = {"hub_strategy": "end"}.get(name, "true" if "bool" in str(types[name]) else "1")
+        if message:
+            with pytest.raises(SystemExit) as error:
+                parse_more(f"--{name}", value)
+            assert error.value.code == f"error: {message}"
+        else:
+            parse_more(f"--{name}", value)
+    assert parse_more("--hub_always_push", "false")[-1].hub_strategy == "every_save"
 
 
 @pytest.mark.parametrize("fast", [True, False])
