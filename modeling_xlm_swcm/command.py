@@ -21,6 +21,9 @@ from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 # The base class of Typer's errors about the words of a command. Typer exports only this subclass.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
+# Words after a switch that are meant as its value.
+TRUTH_VALUES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
 LIST_ADVICE = "Put this option last or before another option."
 
 
@@ -30,6 +33,22 @@ class Command(TyperCommand):
     options = ("--languages", "--corpus", "--eval", "--target", "--codes")
     # Typer must accept extra words, because `parse_args` refuses them with a better message.
     allow_extra_args = True
+
+    def get_params(self, ctx) -> list:
+        """Return the parameters. In the help, a switch has no type, and the name of an argument is in capitals."""
+        parameters = super().get_params(ctx)
+        for each in parameters:
+            if getattr(each, "is_flag", False):
+                each.metavar = ""
+            elif each.param_type_name == "argument":
+                each.metavar = name_argument(each)
+        return parameters
+
+    def collect_usage_pieces(self, ctx) -> list[str]:
+        """Return the arguments and then `[OPTIONS]`, because a list option must not stand before an argument."""
+        arguments = [each for each in self.get_params(ctx) if each.param_type_name == "argument"]
+        names = [name_argument(each) if each.required else f"[{name_argument(each)}]" for each in arguments]
+        return [*names, "[OPTIONS]"]
 
     def invoke(self, ctx):
         """Clean up after killed runs that wrote to a path on the command line, then run the command."""
@@ -103,7 +122,7 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
         return f"Unknown option {option}. {advice}"
     if option is not None:
         if any(word.startswith(f"{option}=") for word in words):
-            return f"{option} takes no value (got {find_value(words, [option])}). Write only {option}."
+            return describe_switch(option, find_value(words, [option]) or "")
         (parameter,) = (each for each in ctx.command.params if option in each.opts)
         return describe_missing_value(ctx, parameter)
     if parameter is None:
@@ -120,11 +139,20 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
 
 
 def check_values(ctx: typer.Context, words: list[str]):
-    """Refuse an option whose value is missing because another option follows."""
+    """Refuse an option whose value is missing because another option follows, and a switch with a value."""
     options = {name: each for each in ctx.command.get_params(ctx) for name in each.opts if name.startswith("--")}
     for word, following in itertools.pairwise(words):
-        if word in options and following in options and not getattr(options[word], "is_flag", False):
+        is_switch = getattr(options.get(word), "is_flag", False)
+        if word in options and following in options and not is_switch:
             refuse(describe_missing_value(ctx, options[word]))
+        if is_switch and following.lower() in TRUTH_VALUES:
+            refuse(describe_switch(word, following))
+
+
+def describe_switch(option: str, value: str) -> str:
+    """Return the error message for a switch with a value."""
+    remedy = f"Write only {option}." if TRUTH_VALUES.get(value.lower(), True) else f"Leave out {option}."
+    return f"{option} takes no value (got {value}). {remedy}"
 
 
 def describe_missing_value(ctx: typer.Context, parameter) -> str:

@@ -30,6 +30,8 @@ USAGE_ERRORS = {
     "convert source output --languages": "--languages needs a value. Write it after --languages.",
     "convert source output --dry-run=1": "--dry-run takes no value (got 1). Write only --dry-run.",
     "convert source output --normal-layer-interval 1.5": "--normal-layer-interval cannot be 1.5. Use a whole number.",
+    "convert source output --overwrite true": "--overwrite takes no value (got true). Write only --overwrite.",
+    "push folder owner/name --private=False": "--private takes no value (got False). Leave out --private.",
     "convert source output --langauges bo": "Unknown option --langauges. Did you mean --languages?",
     "convert source output --xyz\u0007": (
         "Unknown option --xyz\\x07. Run xlm-swcm convert --help to list the options."
@@ -59,3 +61,13 @@ def test_wrong_words_are_refused_in_two_sentences_with_exit_code_two(words):
 def test_a_group_without_a_command_prints_its_help(group):
     result = CliRunner().invoke(main, group, prog_name="xlm-swcm")
     assert "Commands" in result.output and "error" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [("convert", "SOURCE OUTPUT [OPTIONS]"), ("push", "FOLDER [REPO] [OPTIONS]"), ("evaluate", "MODEL... [OPTIONS]")],
+)
+def test_the_usage_has_the_options_last_and_a_switch_has_no_type(command, usage):
+    result = CliRunner().invoke(main, [command, "--help"], prog_name="xlm-swcm")
+    assert f"Usage: xlm-swcm {command} {usage} " in result.output
+    assert "bool" not in result.output
