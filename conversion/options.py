@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.languages import check_spellings
+from modeling_xlm_swcm.checkpoints.languages import check_codes
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 
 
@@ -120,7 +120,7 @@ class ConversionOptions:
                 )
             if self.languages.count(code) > 1:
                 raise ConversionError(f'The language "{code}" is given twice. Remove one.')
-        check_spellings(self.languages)
+        check_codes(self.languages)
         interval = self.normal_layer_interval
         if interval is not None and (not isinstance(interval, int) or interval < 1):
             raise ConversionError(

@@ -167,6 +167,8 @@ def read_terms(terms: Mapping[str, str] | str | PathLike) -> Iterator[tuple[str,
         return
     try:
         lines = Path(terms).read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise ValueError(f"The terms file {terms} does not exist. Check the path.") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"The terms file {terms} cannot be read. Pass a UTF-8 text file.") from error
     for number, line in enumerate(lines, 1):

@@ -264,8 +264,8 @@ def require_license(license: str | None, encoder: str) -> str:
     """Return the licence, or raise a `ConversionError` if it is not known or not an id of the Hub."""
     if license is None:
         raise ConversionError(
-            f"The licence of {encoder} is not known, but the model card must name it. Pass --license, for example "
-            "apache-2.0 or mit."
+            f"The licence of the encoder {encoder} is not known, but the model card must name it. Pass --license, for "
+            "example apache-2.0 or mit."
         )
     if isinstance(license, str) and not re.fullmatch(LICENSE_ID, license):
         is_capital = re.fullmatch(LICENSE_ID, license.lower())

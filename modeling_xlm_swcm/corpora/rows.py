@@ -111,7 +111,7 @@ def read_dataset(path: str, name: str | None, split: str) -> Iterator[tuple[str,
     except Exception as error:  # The Hub client and the format readers raise errors of many types.
         failure = f"{path} is not a file, and no such Hub dataset can be loaded"
         cause = " ".join(str(error).split()).rstrip(".")
-        raise DataError(f"{failure}: {cause}. Check the path or the id of the dataset.") from error
+        raise DataError(f"{failure}: {cause}. Check the path, the id of the dataset and the connection.") from error
 
 
 def read_parquet(path: str) -> Iterator[tuple[str, dict]]:
@@ -166,7 +166,9 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
             yield f"{paths[0]}:{number}", texts
 
 
-def stream_texts(path: str, language: str, bad_rows: BadRows) -> Iterator[tuple[str, str | None]]:
+def stream_texts(
+    path: str, language: str, bad_rows: BadRows, advice: str = "Rename the column of the text."
+) -> Iterator[tuple[str, str | None]]:
     """
     Stream the texts of a file in one language: the column with the name of the language, or else "text".
 
@@ -177,6 +179,8 @@ def stream_texts(path: str, language: str, bad_rows: BadRows) -> Iterator[tuple[
             Language code.
         bad_rows ([`BadRows`]):
             Collects the rows without a text.
+        advice (`str`, *optional*):
+            Sentence for the error about missing columns.
 
     Returns:
         `Iterator[tuple[str, str | None]]`: the place and text of each row, `None` for a row without a text.
@@ -200,10 +204,7 @@ def stream_texts(path: str, language: str, bad_rows: BadRows) -> Iterator[tuple[
                 break
         yield place, get_text(place, row, column, bad_rows)
     if names and not is_found:
-        raise DataError(
-            f'{path} has no column "{language}" or "{TEXT}" (columns: {list_columns(names)}). Rename the column of '
-            "the text."
-        )
+        raise DataError(f'{path} has no column "{language}" or "{TEXT}" (columns: {list_columns(names)}). {advice}')
 
 
 def unnest(row: dict) -> dict:
@@ -218,6 +219,13 @@ def list_columns(names: Iterable) -> str:
     return ", ".join(listed[:LISTED_COLUMNS] + ["..."] * (len(listed) > LISTED_COLUMNS))
 
 
+def check_is_table(path: str, columns: Iterable[str]):
+    """Raise a [`DataError`] if a file that must have named columns is plain text."""
+    if any(map(is_plain_text, find_files(path))):
+        names = " and ".join(columns)
+        raise DataError(f"{path} is plain text. Pass a TSV, CSV or JSON Lines file with the columns {names}.")
+
+
 def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> Iterator[tuple]:
     """
     Yield the rows of `path` unchanged, and check that they have the required columns.
@@ -228,7 +236,7 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
         rows (`Iterable[tuple]`):
             Places and fields of its rows.
         columns (`dict[str, str]`):
-            Required columns, each with the option or field that sets its name.
+            Required columns, each with the option or field that sets its name, or with an empty text.
 
     Raises:
         DataError: if the first row lacks a column. In JSON, where rows differ, if all rows lack it.
@@ -244,9 +252,11 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
                 break
         yield place, row
     if missing and names:
+        setting = columns[missing[0]]
+        change = f", or change {setting}" if setting else ""
         raise DataError(
-            f'{path} has no column "{missing[0]}" (columns: {list_columns(names)}). '
-            f"Rename the column, or change {columns[missing[0]]}."
+            f'{path} has no column "{missing[0]}" (columns: {list_columns(names)}). Rename a column to '
+            f'"{missing[0]}"{change}.'
         )
 
 

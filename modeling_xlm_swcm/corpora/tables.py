@@ -20,6 +20,8 @@ OPEN = re.compile(rf'(?:{FIELD}\t)*"[^"]*(?:""[^"]*)*')
 REASONS = re.compile(r'["\t\r\n]|\A\Z')
 EXCEL_REASONS = re.compile(r'["\t\r\n,]|\A\Z')
 
+SEPARATORS = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a vertical bar"}
+
 Line = tuple[int, str]
 Record = tuple[int, list[str]]
 
@@ -59,6 +61,7 @@ def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, st
     for number, fields in records:
         if not header:
             header = check_header(path, fields)
+            check_separator(path, header, "\t" if is_tsv else ",")
         elif len(fields) == len(header):
             yield f"{path}:{number}", dict(zip(header, fields, strict=True))
         elif not any(fields):
@@ -75,6 +78,16 @@ def check_header(path: str, names: list[str]) -> list[str]:
     if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
         raise DataError(f"{path} has two columns named {repeated[0]}. Rename one of them.")
     return names
+
+
+def check_separator(path: str, names: list[str], expected: str):
+    """Raise a [`DataError`] if the only name in a header seems to be several names with another separator."""
+    found = next((mark for mark in SEPARATORS if mark != expected and mark in names[0]), None)
+    if len(names) == 1 and found:
+        raise DataError(
+            f'The separator of {path} seems to be {SEPARATORS[found]} (header: "{names[0]}"). Save the file with '
+            f"{SEPARATORS[expected]} between the columns."
+        )
 
 
 def read_csv(path: str, lines: Iterator[Line], bad_rows: BadRows, delimiter: str) -> Iterator[Record]:

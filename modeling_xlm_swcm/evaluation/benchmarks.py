@@ -1,5 +1,6 @@
 """Files of known benchmarks, in a local folder or on the Hub. No text of a benchmark is part of this package."""
 
+import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -7,8 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.hub_errors import translate_hub_errors
 from modeling_xlm_swcm.corpora.bad_rows import DataError
+from modeling_xlm_swcm.corpora.files import find_files
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ def find_benchmark(data: str, subset: str | None = None) -> Files | None:
         if data.lower() in (benchmark.name, benchmark.repo_id.lower()):
             check_subset(benchmark, subset)
             return find_on_hub(benchmark, subset or next(iter(benchmark.columns)))
+    near = difflib.get_close_matches(data.lower(), [benchmark.name for benchmark in BENCHMARKS], 1)
+    if near and not find_files(data):
+        raise DataError(f"There is no file or benchmark {data}. Did you mean {near[0]}?")
     return None
 
 
@@ -152,8 +158,13 @@ def find_on_hub(benchmark: Benchmark, subset: str) -> Files:
         with translate_hub_errors(place):
             return hf_hub_download(benchmark.repo_id, name, repo_type="dataset")
 
-    with translate_hub_errors(place):
-        names = HfApi().list_repo_files(benchmark.repo_id, repo_type="dataset")
+    try:
+        with translate_hub_errors(place):
+            names = HfApi().list_repo_files(benchmark.repo_id, repo_type="dataset")
+    except ConversionError as error:
+        raise DataError(
+            f"{error} If you have the files of {benchmark.name}, pass their folder instead of {benchmark.name}."
+        ) from error
     paths = benchmark.find_files(names, subset)
     if not paths:
         raise DataError(

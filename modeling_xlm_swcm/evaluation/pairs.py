@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
 from modeling_xlm_swcm.corpora.files import find_files
-from modeling_xlm_swcm.corpora.rows import get_text, list_columns, read_file, read_rows, unnest
+from modeling_xlm_swcm.corpora.rows import check_is_table, get_text, list_columns, read_file, read_rows, unnest
 from modeling_xlm_swcm.training.examples import Pair
 
 from .benchmarks import Files, find_benchmark
@@ -35,11 +35,14 @@ class EvaluationData:
             "translation" or "summarization".
         pairs (`dict[str, list[Pair]]`):
             Sources and references of each direction, for example `zh-bo`, or of each language of a summarization.
+        names (`set[str]`):
+            Names of languages in the data.
     """
 
     name: str
     task: str
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
 
 
 def read_data(
@@ -83,6 +86,7 @@ def read_data(
     if files is None:
         if subset is not None and find_files(data):
             raise DataError(f"--subset {subset} has no effect on the file {data}. Remove --subset.")
+        check_is_table(data, TITLE_COLUMNS[0] if source is None else [source, *targets])
         found = EvaluationData(Path(data).name if Path(data).exists() else data, reader.task)
         for target in targets:
             rows = read_rows(data, bad_rows, subset, "test")
@@ -97,6 +101,7 @@ def read_data(
         for target in targets:
             found.pairs[reader.name_direction(target)] = [*reader.read_benchmark(files, target)]
     bad_rows.report()
+    found.names = reader.names
     for direction, pairs in found.pairs.items():
         if not pairs:
             raise DataError(f"{data} has no row for {direction}. Pass other data or another --target.")
@@ -134,6 +139,7 @@ class PairReader:
     spellings: dict[str, list[str]]
     bad_rows: BadRows
     max_samples: int | None = None
+    names: set[str] = field(default_factory=set, init=False)
 
     @property
     def task(self) -> str:
@@ -170,11 +176,12 @@ class PairReader:
 
     def find(self, code: str, names: list[str], place: str) -> str:
         """Return the name of a language among `names`."""
+        self.names |= {*names}
         name = match_code(code, names, self.spellings.get(code, ()))
         if name is None:
             raise DataError(
-                f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language, or pass one of "
-                f"these names with --codes {code}=NAME."
+                f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language. If {code} is "
+                f"among these under another name, add --codes {code}=NAME."
             )
         return name
 
@@ -213,6 +220,7 @@ class PairReader:
         ]
         if not codes:
             self.find(target, [*files.paths], place)
+        self.names |= {*files.paths}
         renamed = files.benchmark.codes
         rows = (
             (place, {renamed.get(name, name): text for name, text in row.items()})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from modeling_xlm_swcm.checkpoints.languages import check_spaces
 from modeling_xlm_swcm.corpora.bad_rows import DataError
 from modeling_xlm_swcm.training.arguments import MAX_BEAMS
 
@@ -71,6 +72,12 @@ def evaluate(
     settings = {"num_beams": num_beams, "max_length": max_length, "batch_tokens": batch_tokens}
     check_settings(settings | {"max_samples": 1 if max_samples is None else max_samples})
     spellings = split_spellings(codes)
+    check_spaces("--target", targets)
+    if unused := next((code for code in spellings if code not in [source, *targets]), None):
+        raise DataError(
+            f"--codes {unused}={spellings[unused][0]} has no effect. {unused} is neither --source nor --target. "
+            "Correct the code, or remove it."
+        )
     if source in targets:
         raise DataError(f"--target contains the source language {source}. Remove it, or remove --source for titles.")
     systems = open_systems(models, spellings)
@@ -86,6 +93,7 @@ def evaluate(
         max_samples=max_samples,
         skip_bad_rows=skip_bad_rows,
     )
+    check_names(spellings, found.names.union(*(system.languages for system in systems.values())))
     outputs = {name: generate(system, found, settings) for name, system in systems.items()}
     directions = {
         direction: score_direction(pairs, {name: outputs[name][direction] for name in outputs})
@@ -105,7 +113,18 @@ def check_settings(settings: dict[str, int]):
     for name, value in settings.items():
         most = MAX_BEAMS if name == "num_beams" else MAX_COUNT
         if not 1 <= value <= most:
-            raise DataError(f"{name} must be between 1 and {most} (got {value}). Use another number.")
+            option = name.replace("_", "-")
+            raise DataError(f"--{option} must be between 1 and {most} (got {value}). Use another number.")
+
+
+def check_names(spellings: dict[str, list[str]], names: set[str]):
+    """Refuse names in `--codes` that neither the data nor a model has."""
+    for code, given in spellings.items():
+        if missing := [name for name in given if name not in names]:
+            raise DataError(
+                f"--codes {code}={missing[0]} has no effect. Neither the data nor a model has the name {missing[0]}. "
+                "Correct the name, or remove it."
+            )
 
 
 def open_systems(models: list[str], spellings: dict[str, list[str]]) -> dict[str, System]:

@@ -104,8 +104,8 @@ class System:
         if name is None:
             known = self.languages if len(self.languages) < 20 else [*self.languages[:20], "..."]
             raise DataError(
-                f"{self.source} does not know the language {code} (known: {', '.join(known)}). Pass another language, "
-                f"or pass one of these names with --codes {code}=NAME."
+                f"{self.source} does not know the language {code} (known: {', '.join(known)}). Pass another language. "
+                f"If {code} is among these under another name, add --codes {code}=NAME."
             )
         return name
 

@@ -47,8 +47,8 @@ def fill_card(
     license, commit = license or report.get("license"), report.get("commit")
     if license is None:
         logger.warning(
-            f"The licence of {report['source']} is not known. The model card names no licence. Pass the licence with "
-            "xlm-swcm push FOLDER REPO --license, or write it into the card."
+            f"The licence of the encoder {report['source']} is not known. The model card names no licence. "
+            "Pass the licence with xlm-swcm push FOLDER REPO --license, or write it into the card."
         )
     config, languages = AutoConfig.from_pretrained(folder), find_languages(folder, report)
     task, dataset = metrics.get("task", "translation"), metrics.get("dataset", "an unnamed dataset")

@@ -62,6 +62,8 @@ LARGEST = {
     "generation_num_beams": MAX_BEAMS,
 }
 
+# endings of a file of settings
+SETTINGS = (".yaml", ".yml", ".json")
 QUOTE_TEXT = "Without quotes, YAML does not read no, yes, on, off, numbers and dates as text. Put the text in quotes."
 
 
@@ -293,7 +295,7 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     parser = ScriptParser(classes, usage=usage, formatter_class=HelpFormatter)
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv and argv[0].endswith((".yaml", ".yml", ".json")) and not argv[0].startswith("-"):
+        if argv and argv[0].endswith(SETTINGS) and not argv[0].startswith("-"):
             argv = read_settings(parser, argv[0]) + argv[1:]
         check_options(parser, argv, set_help(parser, classes))
         # Without use_cpu, Transformers checks bf16 against a GPU.
@@ -344,10 +346,27 @@ def check_options(parser: ScriptParser, argv: list[str], unsupported: dict[str, 
     without_defaults = argparse.Namespace(**dict.fromkeys(unsupported or {}))
     given, words = parser.parse_known_args(argv, without_defaults)
     if words:
-        raise ValueError(f"Unexpected argument {words[0]}. {SEE_HELP}")
+        raise ValueError(describe_extra_word(words[0], argv))
     for name, message in (unsupported or {}).items():
         if message and getattr(given, name):
             raise ValueError(message)
+
+
+def describe_extra_word(word: str, argv: list[str]) -> str:
+    """Return the error for a word that is not the value of an option."""
+    if word.endswith(SETTINGS):
+        return f"Unexpected argument {word}. Write the file of settings before all options."
+    option, values = None, []
+    for each in argv:
+        if each.startswith("--"):
+            option, values = each, []
+            continue
+        values.append(each)
+        if each == word and option and len(values) > 1:
+            advice = 'Pass one file, or a pattern in quotes, such as "*.tsv".'
+            advice = advice if option.endswith("file") else "Pass one value."
+            return f"{option} takes one value (got {' '.join(values)}). {advice}"
+    return f"Unexpected argument {word}. {SEE_HELP}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

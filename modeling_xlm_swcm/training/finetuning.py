@@ -263,8 +263,9 @@ def check_push(model_args: ModelArguments, args: TrainingArguments):
         raise DataError(FinetuneDataArguments.unsupported["hub_token"])
     check_token()
     report = find_file(model_args.model_name_or_path, "conversion_report.json")
-    known = read_json(report).get("license") if report else None
-    require_license(model_args.license or known, model_args.model_name_or_path)
+    known = read_json(report) if report else {}
+    encoder = known.get("source", model_args.model_name_or_path)
+    require_license(model_args.license or known.get("license"), encoder)
 
 
 def check_steps(args: TrainingArguments):

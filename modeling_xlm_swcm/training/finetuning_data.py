@@ -9,13 +9,14 @@ from typing import ClassVar
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.languages import check_spaces
 
 from .arguments import check_beams, check_counts
 from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
 from .examples import SOURCE_FRAME, TARGET_FRAME, Pair, encode_pairs, truncate
 from .metrics import GenerationMetrics
 from .option_help import ONE_UPLOAD
-from .rows import BadRows, DataError, check_columns, get_text, read_rows
+from .rows import BadRows, DataError, check_columns, check_is_table, get_text, read_rows
 
 
 logger = logging.get_logger(__name__)
@@ -122,6 +123,7 @@ class FinetuneDataArguments:
     def _check_translation(self):
         if not (self.source_lang and self.target_lang):
             raise DataError("Translation needs --source_lang and --target_lang.")
+        check_spaces("--target_lang", self.target_lang)
         if self.source_lang in self.target_lang:
             raise DataError(f"--target_lang contains the source language {self.source_lang}. Remove it.")
         if self.lang_column:
@@ -139,9 +141,9 @@ class FinetuneDataArguments:
             )
 
     def columns(self) -> dict[str, str]:
-        """Return the required columns of a row, each with the option that sets its name."""
+        """Return the required columns of a row, each with the option that sets its name, if there is one."""
         if self.task == "translation":
-            return {self.source_lang: "--source_lang"} | dict.fromkeys(self.target_lang, "--target_lang")
+            return dict.fromkeys([self.source_lang, *self.target_lang], "")
         names = {
             "summarization": ["text_column", "summary_column"],
             "question-answering": ["question_column", "context_column", "answer_column"],
@@ -224,6 +226,7 @@ def read_pairs(args: FinetuneDataArguments, splits: Iterable[str]) -> dict[str, 
         path = args.dataset_name or getattr(args, f"{split}_file")
         if path is None:
             raise DataError(f"There is no {split} data. Pass --{split}_file or --dataset_name.")
+        check_is_table(path, args.columns())
         rows = itertools.islice(read_rows(path, bad_rows, args.dataset_config_name, split), limits[split])
         rows = check_columns(path, rows, args.columns())
         pairs[split] = [pair for place, row in rows for pair in pairs_of_row(place, row, args, bad_rows)]

@@ -43,10 +43,12 @@ class GenerateArguments:
         default="-",
         metadata={
             "help": "File with one text per line. A .jsonl, .json, .csv, .tsv or .parquet file needs a column `text` "
-            "or a column with the code of --source_lang as its name. - reads lines from stdin."
+            "or a column with the code of --source_lang as its name. `-` reads lines from stdin. Default: `-`."
         },
     )
-    output: str = field(default="-", metadata={"help": "File to write, one line per input line. - writes to stdout."})
+    output: str = field(
+        default="-", metadata={"help": "File to write, one line per input line. `-` writes to stdout. Default: `-`."}
+    )
     num_beams: int = field(default=4, metadata={"help": "Number of beams. 1 is greedy decoding."})
     num_return_sequences: int = field(
         default=1,
@@ -58,8 +60,8 @@ class GenerateArguments:
     scores: bool = field(
         default=False,
         metadata={
-            "help": "Write the score of each line and a tab before the line. The score is the mean log probability of "
-            "the tokens of the line. A line without letters and digits has no score."
+            "help": "Begin each output line with its score and a tab. The score is the mean log probability of the "
+            "tokens of the line, 0 at best. A line without letters and digits has no score."
         },
     )
     terms: str | None = field(
@@ -69,7 +71,13 @@ class GenerateArguments:
             "its target term becomes more probable. It is not forced. A warning counts the missing terms."
         },
     )
-    terms_strength: float = field(default=2.0, metadata={"help": "Bias of each token of a target term, in nats."})
+    terms_strength: float = field(
+        default=2.0,
+        metadata={
+            "help": "Number to add to the log probability of each token of a target term. A number from 1 to 4 helps "
+            "where the model is unsure."
+        },
+    )
     max_length: int | None = field(
         default=None,
         metadata={

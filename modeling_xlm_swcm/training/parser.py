@@ -13,7 +13,7 @@ SEE_HELP = "Run with --help to list the options."
 # Message of argparse or Transformers -> our message.
 MESSAGES = (
     (r"invalid int value: '(.*)'", "{option} cannot be {0}. Use a whole number."),
-    (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number, for example 0.001."),
+    (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number."),
     (r"invalid choice: '(.*)' \(choose from (.*)\)", "{option} cannot be {0}. Use one of: {1}."),
     (r"Truthy value expected: got (.*) but expected .*", "{option} cannot be {0}. Use true or false."),
     (r"expected (?:one|at least one) argument", "{option} needs a value. Write it after {option}."),

@@ -3,7 +3,7 @@
 from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
 from modeling_xlm_swcm.corpora.files import is_plain_text
-from modeling_xlm_swcm.corpora.rows import check_columns, get_text, read_aligned, read_rows
+from modeling_xlm_swcm.corpora.rows import check_columns, check_is_table, get_text, read_aligned, read_rows
 
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "BadRows",
     "DataError",
     "check_columns",
+    "check_is_table",
     "get_text",
     "is_plain_text",
     "known_languages",

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.languages import check_spellings
+from modeling_xlm_swcm.checkpoints.languages import check_codes
 from modeling_xlm_swcm.corpora.bad_rows import BadRows
 from modeling_xlm_swcm.corpora.files import check_format, find_files, is_compressed, is_plain_text
 from modeling_xlm_swcm.corpora.rows import stream_texts
@@ -19,6 +19,9 @@ from modeling_xlm_swcm.corpora.rows import stream_texts
 MAX_TEXT_BYTES = 2**20
 
 BATCH_BYTES = 2**20
+
+# A language code at the start of a file name, such as `bo`, `kk-Arab` or `kaz_Cyrl`.
+CODE = regex.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 
 # A word is a Chinese character, a Tibetan syllable or a run of letters and marks.
 # The tsheg between two Tibetan syllables is not a letter, so it ends a run.
@@ -73,8 +76,13 @@ class Corpus:
                 code = language if path != argument else Path(file).name.partition(".")[0]
                 if not code.strip():
                     raise ConversionError(f"The language of {file} is missing. Pass it before the path: bo={file}.")
+                if path == argument and not CODE.fullmatch(code):
+                    raise ConversionError(
+                        f"The name of {file} does not start with a language code. Pass the code before the path, for "
+                        f"example bo={file}."
+                    )
                 corpora.append(cls(Path(file), code.strip()))
-        check_spellings(corpus.language for corpus in corpora)
+        check_codes(corpus.language for corpus in corpora)
         return corpora
 
     def has_same_text(self, other: "Corpus") -> bool:
@@ -96,7 +104,8 @@ class Corpus:
             ConversionError: if a row is not text.
         """
         bad_rows = BadRows(skip_option="", allow_empty=True)
-        for place, text in stream_texts(str(self.path), self.language, bad_rows):
+        advice = f"Pass the language of one of these columns before the path, for example zh={self.path}."
+        for place, text in stream_texts(str(self.path), self.language, bad_rows, advice):
             size = len(text.encode()) + 1 if text else 0
             if size > MAX_TEXT_BYTES:
                 bad_rows.reject(place, "is longer than 1 MiB", ". Write one sentence or paragraph per line")

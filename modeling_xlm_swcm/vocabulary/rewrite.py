@@ -25,7 +25,7 @@ from modeling_xlm_swcm.checkpoints.encoders import check_config
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
 from modeling_xlm_swcm.checkpoints.families import FAMILIES
 from modeling_xlm_swcm.checkpoints.inspection import CONFIG_CLASSES, read_conversion_report, read_optional
-from modeling_xlm_swcm.checkpoints.languages import check_spellings
+from modeling_xlm_swcm.checkpoints.languages import check_codes
 from modeling_xlm_swcm.checkpoints.reading import (
     StoredTensor,
     as_bytes,
@@ -125,7 +125,7 @@ def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> t
         raise ConversionError("The corpus is empty. Pass text files with --corpus.")
     corpora = Corpus.parse_all(corpus)
     evaluation = Corpus.parse_all(list(evaluate)) or corpora
-    check_spellings(text.language for text in (*corpora, *evaluation))
+    check_codes(text.language for text in (*corpora, *evaluation))
     for texts in (corpora, evaluation):
         if repeated := [text.path for text in texts if sum(map(text.has_same_text, texts)) > 1]:
             raise ConversionError(f"{repeated[0]} is given twice. Pass each text file once.")

@@ -13,8 +13,10 @@ from support.encoders import (
 )
 from support.folders import bits, load
 from transformers import AutoTokenizer, XLMRobertaForMaskedLM
+from transformers.utils import logging
 
 from modeling_xlm_swcm.conversion import ConversionError, convert, from_encoder
+from modeling_xlm_swcm.conversion.options import ConversionOptions
 
 
 WORD_EMBEDDINGS = "model.encoder.embeddings.word_embeddings.weight"
@@ -41,6 +43,13 @@ def test_two_tags_do_not_differ_only_in_case(encoder_folder, languages):
         ConversionError, match=f'codes "{languages[0]}" and "{languages[-1]}" differ only in case. Use'
     ):
         from_encoder(encoder_folder, languages=languages)
+
+
+@pytest.mark.parametrize(("code", "is_warned"), [("kz", True), ("cn-Hans", True), ("kk", False), ("dng", False)])
+def test_the_code_of_a_country_gives_a_warning(caplog, monkeypatch, code, is_warned):
+    monkeypatch.setattr(logging.get_logger("modeling_xlm_swcm"), "propagate", True)
+    ConversionOptions(languages=[code])
+    assert [f'"{code}" is not the code of a language' in message for message in caplog.messages] == [True] * is_warned
 
 
 def test_tags_start_near_the_mean_of_all_rows_and_no_two_alike(encoder_folder):

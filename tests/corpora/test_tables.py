@@ -205,3 +205,20 @@ def test_a_field_that_never_ends_takes_no_memory(tmp_path, monkeypatch):
     rows = list(read_table(str(path), bad_rows))
     assert bad_rows.count == 1 and "field larger than field limit (1000)" in bad_rows.named[0]
     assert len(rows) > 700
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("a.csv", "zh;bo", 'seems to be a semicolon (header: "zh;bo"). Save the file with a comma between'),
+        ("a.csv", "zh\tbo", "seems to be a tab "),
+        ("a.tsv", "zh,bo", 'seems to be a comma (header: "zh,bo"). Save the file with a tab between'),
+    ],
+)
+def test_another_separator_is_named(tmp_path, name, header, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        read(tmp_path / name, f"{header}\n")
+
+
+def test_a_column_with_a_semicolon_beside_another_column_is_a_name(tmp_path):
+    assert read(tmp_path / "a.csv", "zh;bo,text\nx,y\n") == [["x", "y"]]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 from support.evaluation import SOURCES, TARGETS, write_files
 
 from modeling_xlm_swcm.corpora.bad_rows import DataError
@@ -121,7 +122,11 @@ class TestTables:
             read_data(str(table), ["bo"], "zh")
         assert len(read_data(str(table), ["bo"], "zh", skip_bad_rows=True).pairs["zh-bo"]) == 4
 
-    def test_a_file_that_is_missing_or_empty_is_named(self, tmp_path):
+    def test_a_file_that_is_missing_or_empty_or_no_table_is_named(self, tmp_path):
+        write_files(tmp_path, {"zh.txt": "书\n"})
+        for source, columns in (("zh", "zh and bo"), (None, "text and summary")):
+            with pytest.raises(DataError, match=f"zh.txt is plain text. .* with the columns {columns}.$"):
+                read_data(str(tmp_path / "zh.txt"), ["bo"], source)
         with pytest.raises(DataError, match="missing.tsv does not exist"):
             read_data(str(tmp_path / "missing.tsv"), ["bo"], "zh")
         write_files(tmp_path, {"empty.tsv": "zh\tbo\n"})
@@ -177,6 +182,8 @@ class TestBenchmarks:
         with pytest.raises(DataError, match="holds no known benchmark"):
             find_benchmark(str(tmp_path), "devtest")
         assert find_benchmark("someone/else") is None
+        with pytest.raises(DataError, match=r"There is no file or benchmark FLORES\. Did you mean flores\+\?$"):
+            find_benchmark("FLORES")
 
     def test_the_files_of_the_hub_are_fetched_one_by_one(self, tmp_path, monkeypatch):
         files = TRANSLATIONS["FLORES+ on the Hub"] | {"devtest/eng_Latn.jsonl": [], "README.md": "x"}
@@ -195,6 +202,15 @@ class TestBenchmarks:
             assert data.name == "openlanguagedata/flores_plus (devtest)"
         assert {(repo, kind) for repo, _, kind in fetched} == {("openlanguagedata/flores_plus", "dataset")}
         assert {name for _, name, _ in fetched} == {"devtest/cmn_Hans.jsonl", "devtest/bod_Tibt.jsonl"}
+
+    def test_without_the_hub_a_folder_is_advised(self, monkeypatch):
+        def fail(self, repo_id, repo_type):
+            raise OfflineModeIsEnabled
+
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+        message = r"cannot be reached.*If you have the files of flores\+, pass their folder instead of flores\+\.$"
+        with pytest.raises(DataError, match=message):
+            find_benchmark("flores+")
 
     def test_a_changed_layout_on_the_hub_is_named(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo_id, repo_type: ["README.md"])

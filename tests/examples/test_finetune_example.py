@@ -177,10 +177,10 @@ class TestRuns:
         flagged, settled = (load(tmp_path / name).state_dict() for name in ("output", "again"))
         assert all(torch.equal(flagged[name], settled[name]) for name in flagged)
 
-    def test_a_run_goes_on_from_its_last_checkpoint(self, main, translation, tmp_path, caplog):
+    def test_a_run_goes_on_from_its_last_checkpoint(self, main, translation, tmp_path, caplog, monkeypatch):
         saving = translation | {"do_predict": False, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
         whole = saving | {"max_steps": 6, "output_dir": str(tmp_path / "whole")}
-        logging.enable_propagation()
+        monkeypatch.setattr(logging.get_logger("modeling_xlm_swcm"), "propagate", True)
         assert main(finetune, **saving, resume_from_checkpoint="last") is None
         assert f"{tmp_path / 'output'} has no checkpoint. The training starts from the beginning." in caplog.messages
         assert "resume_from_checkpoint" in main(finetune, **saving)
@@ -280,7 +280,16 @@ class TestRuns:
                 {"prediction_loss_only": True},
                 "--prediction_loss_only does not work with --predict_with_generate. Remove it.",
             ),
-            ({"task": "summarization", "target_lang": ["kk"]}, "Rename the column, or change --text_column."),
+            ({"task": "summarization", "target_lang": ["kk"]}, 'Rename a column to "text", or change --text_column.'),
+            (
+                {"target_lang": ["kk,bo", "zh"]},
+                "--target_lang cannot be kk,bo. Write the codes with spaces between them: kk bo.",
+            ),
+            (
+                {"train_file": ["a.tsv", "b.tsv"]},
+                "--train_file takes one value (got a.tsv b.tsv). Pass one file, or a pattern in quotes",
+            ),
+            ({"hub_strategy": "end"}, "--hub_strategy has no effect, because the model is uploaded once, at the end."),
             (
                 {"source_lang": "kk", "target_lang": ["bo", "kk"]},
                 "--target_lang contains the source language kk. Remove it.",

@@ -121,7 +121,7 @@ def test_a_text_has_a_term_as_the_tokenizer_decodes_it():
         ("river\tქართული", 'terms.tsv:1: the tokenizer reads the target term "ქართული" as <unk>. Remove the term.'),
         ("\ufeff\n", "terms.tsv has no terms."),
         (b"\xff\xfe", "terms.tsv cannot be read. Pass a UTF-8 text file."),
-        (None, "terms.tsv cannot be read."),
+        (None, "terms.tsv does not exist. Check the path."),
     ],
 )
 def test_bad_lines_of_a_terms_file_are_named(tokenizer, tmp_path, content, message):

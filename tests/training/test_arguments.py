@@ -149,7 +149,9 @@ def test_a_bad_file_is_refused(tmp_path, capsys, content, message):
     [
         (["--max_stepz", 3], "Unknown option --max_stepz. Did you mean --max_steps?"),
         (["--fire"], "Unknown option --fire. Run with --help to list the options."),
-        (["settings.yaml"], "Unexpected argument settings.yaml. Run with --help to list the options."),
+        (["settings.yaml"], "Unexpected argument settings.yaml. Write the file of settings before all options."),
+        (["--license=mit", "more"], "Unexpected argument more. Run with --help to list the options."),
+        (["--license", "mit", "bsd"], "--license takes one value (got mit bsd). Pass one value."),
     ],
 )
 def test_words_that_are_no_options_are_named(tmp_path, words, message):

@@ -120,8 +120,8 @@ class TestEncoding:
 @pytest.mark.parametrize(
     ("task", "row", "option"),
     [
-        ("translation", {"zh": "风", "ug": "شامال"}, "--target_lang"),
-        ("translation", {"en": "wind", "kk": "жел"}, "--source_lang"),
+        ("translation", {"chinese": "风", "kazakh": "жел"}, ""),
+        ("translation", {"zh": "风", "ug": "شامال"}, ""),
         ("summarization", {"text": "风", "title": "风", "lang": "zh"}, "--summary_column"),
         ("summarization", {"text": "风", "summary": "风"}, "--lang_column"),
         ("question-answering", {"question": "风", "context": "风", "lang": "zh"}, "--answer_column"),
@@ -131,9 +131,19 @@ def test_a_column_that_a_file_lacks_comes_with_the_option_that_names_it(tmp_path
     options = {"target_lang": ["kk"]} if task == "translation" else {"lang_column": "lang"}
     file = write_rows(tmp_path / "rows.tsv", [row])
     args = data_arguments(task, train_file=file, skip_bad_rows=True, **options)
+    change = f", or change {option}" if option else ""
     with pytest.raises(
-        DataError, match=rf"has no column .* \(columns: {', '.join(row)}\)\. Rename the column, or change {option}\.$"
+        DataError,
+        match=rf'has no column "(.*)" \(columns: {", ".join(row)}\)\. Rename a column to "\1"{change}\.$',
     ):
+        read_pairs(args, ["train"])
+
+
+def test_plain_text_is_not_a_table_of_pairs(tmp_path):
+    (tmp_path / "zh.txt").write_text("风\n", encoding="utf-8")
+    args = data_arguments("translation", target_lang=["kk"], train_file=str(tmp_path / "zh.txt"))
+    message = r"zh\.txt is plain text\. Pass a TSV, CSV or JSON Lines file with the columns zh and kk\.$"
+    with pytest.raises(DataError, match=message):
         read_pairs(args, ["train"])
 
 

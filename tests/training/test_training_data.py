@@ -180,7 +180,8 @@ class TestBadRows:
             (dict(languages=["zh", "ug"], columns=["zh", "text"]), "columns"),
         ):
             message = (
-                f'{path} has no column "text" (columns: zh, ug). Rename the column, or change the field {column}.'
+                f'{path} has no column "text" (columns: zh, ug). Rename a column to "text", or change the field '
+                f"{column}."
             )
             with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
                 read_all(CorpusConfig(path, **options), tokenizer, tables, BadRows(skip))

@@ -42,7 +42,7 @@ def test_a_file_is_named_by_its_language(tmp_path, name):
 
 
 def test_a_label_names_the_language_of_any_file(tmp_path):
-    write(tmp_path, "news.txt", "a")
+    (tmp_path / "news.txt").write_text("a")
     named = Corpus.parse(f"kk-Arab={tmp_path / 'news.txt'}")
     assert (named.language, named.path) == ("kk-Arab", tmp_path / "news.txt")
 
@@ -57,8 +57,15 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 def test_a_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, "a=b.txt", "a")
-    assert Corpus.parse("a=b.txt").path == Path("a=b.txt")
+    write(tmp_path, "bo.a=b.txt", "a")
+    assert Corpus.parse("bo.a=b.txt").path == Path("bo.a=b.txt")
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "news.txt", "b.txt", "bo2.txt"])
+def test_a_name_without_a_language_code_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("zh,bo\n", encoding="utf-8")
+    with pytest.raises(ConversionError, match=f"does not start with a language code. .* example bo={tmp_path}/{name}"):
+        Corpus.parse(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("label", ["", " "])
@@ -127,13 +134,16 @@ def test_columns_of_pairs_are_texts_of_two_languages(tmp_path):
     corpora = Corpus.parse_all([f"{language}={tmp_path / 'pairs.tsv'}" for language in ("zh", "bo")])
     assert [lines(text) for text in corpora] == [["a"], ["b", "c"]]
     assert not corpora[0].has_same_text(corpora[1]) and corpora[0].has_same_text(corpora[0])
-    with pytest.raises(ConversionError, match=r'no column "pairs" or "text" \(columns: zh, bo\)'):
-        lines(Corpus.parse(str(tmp_path / "pairs.tsv")))
+    message = (
+        r'no column "ug" or "text" \(columns: zh, bo\)\. Pass the language of one .* for example zh=.*pairs\.tsv\.$'
+    )
+    with pytest.raises(ConversionError, match=message):
+        lines(Corpus.parse(f"ug={tmp_path / 'pairs.tsv'}"))
 
 
 def test_a_pattern_names_files_of_one_language(tmp_path):
     for name in ("b.txt", "a.txt"):
-        write(tmp_path, name, name)
+        (tmp_path / name).write_text(name)
     corpora = Corpus.parse_all([f"bo={tmp_path}/*.txt"])
     assert [(text.path.name, text.language) for text in corpora] == [("a.txt", "bo"), ("b.txt", "bo")]
     with pytest.raises(ConversionError, match=r"\*\.txt names 2 files\. Pass one file\."):
