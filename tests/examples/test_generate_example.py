@@ -177,7 +177,7 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     [
         (["--sorce_lang", "zh"], "Unknown option --sorce_lang. Did you mean --source_lang?"),
         (["--fire=1"], "Unknown option --fire. Run with --help to list the options."),
-        (["bo.txt"], "Unexpected argument bo.txt. Run with --help to list the options."),
+        (["bo.txt"], "--source_lang takes one value (got zh bo.txt). Pass one value."),
     ],
 )
 def test_words_that_are_no_options_are_named(monkeypatch, words, message):
