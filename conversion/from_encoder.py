@@ -181,7 +181,7 @@ def copy_tensors(plan: ConversionPlan) -> dict[str, torch.Tensor]:
             if (extremes.isfinite() & ~extremes.to(plan.dtype).isfinite()).any():
                 raise ConversionError(
                     f"{name} of {source.name} has values that are too large for "
-                    f"{str(plan.dtype).removeprefix('torch.')}. Use --dtype bfloat16 or float32."
+                    f'{str(plan.dtype).removeprefix("torch.")}. Use `dtype="bfloat16"` or float32.'
                 )
             for target in targets:
                 state_dict[target][place] = block

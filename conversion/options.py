@@ -1,12 +1,13 @@
 """The options of a conversion and the decoder layers that they describe."""
 
+import json
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.languages import check_codes
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 
@@ -111,8 +112,7 @@ class ConversionOptions:
         if self.decoder_init is None:
             self.decoder_init = "silent" if goes_silent else "shared"
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConversionError(f"{name} must be one of {', '.join(choices)} (got {getattr(self, name)}).")
+            check_choice(name, getattr(self, name), choices)
         for code in self.languages:
             if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
                 raise ConversionError(
@@ -124,15 +124,15 @@ class ConversionOptions:
         interval = self.normal_layer_interval
         if interval is not None and (not isinstance(interval, int) or interval < 1):
             raise ConversionError(
-                f"normal_layer_interval must be at least 1 (got {interval}). Use 3, as in the paper."
+                f"`normal_layer_interval` must be a whole number above 0 (got {interval!r}). Use 3, as in the paper."
             )
         if self.decoder_init == "silent" and not goes_silent:
-            self._require('decoder_init "silent"', FITS_SILENT, 'Use decoder_init "shared".')
+            self._require('`decoder_init="silent"`', FITS_SILENT, 'Use `decoder_init="shared"`.')
         if self.weight_sharing == "tied":
-            self._require('weight_sharing "tied"', FITS_TIED)
+            self._require('`weight_sharing="tied"`', FITS_TIED)
         if self.decoder == "prefix":
             self._require(
-                'decoder "prefix"',
+                '`decoder="prefix"`',
                 FITS_PREFIX,
                 "A prefix decoder has one layer for each encoder layer. Leave out this option.",
             )
@@ -153,9 +153,9 @@ class ConversionOptions:
         """Raise an error if an option has a value that does not fit `option`."""
         for name, values in allowed.items():
             if (value := getattr(self, name)) not in values:
-                choices = " or ".join(f'"{choice}"' for choice in values)
+                choices = " or ".join(f'`{name}="{choice}"`' for choice in values)
                 raise ConversionError(
-                    f'{option} cannot be combined with {name} "{value}". {remedy or f"Use {name} {choices}."}'
+                    f"{option} cannot be combined with `{name}={json.dumps(value)}`. {remedy or f'Use {choices}.'}"
                 )
 
     def to_dict(self) -> dict:
@@ -181,8 +181,8 @@ class ConversionOptions:
             sources = [(index, index + 1) for index in range(0, num_layers, 2)]
         else:
             raise ConversionError(
-                f'layer_map "interleaved" needs an even number of encoder layers (got {num_layers}). Use layer_map '
-                '"same".'
+                f'`layer_map="interleaved"` needs an even number of encoder layers (got {num_layers}). Use '
+                '`layer_map="same"`.'
             )
         interval = None if self.normal_layers == "none" else self.normal_layer_interval
         plan: DecoderPlan = []
@@ -194,7 +194,7 @@ class ConversionOptions:
                 plan.append(plan[-1] if self.normal_layers == "copy" else None)
         if self.normal_layers == "copy" and len(plan) == len(sources):
             raise ConversionError(
-                f'normal_layers "copy" needs at least one normal layer. normal_layer_interval {interval} inserts no '
-                f"normal layer between {len(sources)} custom layers. Use a smaller normal_layer_interval."
+                f'`normal_layers="copy"` needs at least one normal layer. `normal_layer_interval={interval}` inserts '
+                f"no normal layer between {len(sources)} custom layers. Use a smaller `normal_layer_interval`."
             )
         return plan

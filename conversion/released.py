@@ -192,7 +192,7 @@ def check_vocabulary(source: Release, tokenizer: PreTrainedTokenizerBase, encode
         raise ConversionError(
             f"{source.name} has {rows} word embeddings, but the tokenizer of {encoder} has {tokens} tokens with "
             f"{len(languages)} language tags. Pass the encoder of the release. Pass the languages of the release to "
-            "--languages, in the order of their ids."
+            "`languages`, in the order of their ids."
         )
 
 

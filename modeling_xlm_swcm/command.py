@@ -13,7 +13,13 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from modeling_xlm_swcm.checkpoints.errors import USAGE_EXIT_CODE, ConversionError, describe_error, escape_unprintable
+from modeling_xlm_swcm.checkpoints.errors import (
+    USAGE_EXIT_CODE,
+    ConversionError,
+    describe_error,
+    escape_unprintable,
+    list_choices,
+)
 from modeling_xlm_swcm.checkpoints.writing import recover, remove_unfinished
 from modeling_xlm_swcm.interruption import EXIT_CODE, interruptible
 
@@ -135,7 +141,7 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
         return f"{name} is missing. Add {name} {name_argument(parameter).removesuffix('...')}."
     if not value:
         return describe_missing_value(ctx, parameter)
-    return f"{name} cannot be {value}. {describe_values(ctx, parameter)}"
+    return f'{name} cannot be "{value}". {describe_values(ctx, parameter)}'
 
 
 def check_values(ctx: typer.Context, words: list[str]):
@@ -188,7 +194,7 @@ def describe_values(ctx: typer.Context, parameter) -> str:
     kinds = (kind, *get_args(kind))
     choices = [choice for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
     if choices:
-        return f"Use {', '.join(choices[:-1])} or {choices[-1]}."
+        return f"Use {list_choices(choices)}."
     if int in kinds:
         limits = "" if settings.min is None else f" from {settings.min} to {settings.max}"
         return f"Use a whole number{limits}."

@@ -322,5 +322,7 @@ def test_the_current_folder_is_no_output(encoder_folder, output, monkeypatch, pl
 def test_overwrite_does_not_replace_a_folder_that_is_no_model(encoder_folder, output):
     output.mkdir(parents=True)
     (output / "thesis.tex").write_text("years of work")
-    assert_refused(run(encoder_folder, output, "--overwrite"), "contains no model")
+    assert_refused(
+        run(encoder_folder, output, "--overwrite"), "is not empty and holds no model. Choose another folder."
+    )
     assert (output / "thesis.tex").read_text() == "years of work"

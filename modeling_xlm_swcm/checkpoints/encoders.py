@@ -264,11 +264,12 @@ def require_license(license: str | None, encoder: str) -> str:
     """Return the licence, or raise a `ConversionError` if it is not known or not an id of the Hub."""
     if license is None:
         raise ConversionError(
-            f"The licence of the encoder {encoder} is not known, but the model card must name it. Pass --license, for "
+            f"The licence of the encoder {encoder} is not known, but the model card must name it. Pass `license`, for "
             "example apache-2.0 or mit."
         )
     if isinstance(license, str) and not re.fullmatch(LICENSE_ID, license):
         is_capital = re.fullmatch(LICENSE_ID, license.lower())
-        choice = license.lower() if is_capital else "with an id of the Hub, for example apache-2.0, cc-by-4.0 or other"
-        raise ConversionError(f'"{license}" is not a valid licence id. Pass --license {choice}.')
+        known = "with an id of the Hub, for example apache-2.0, cc-by-4.0 or other"
+        choice = f'`license="{license.lower()}"`' if is_capital else f"`license` {known}"
+        raise ConversionError(f'"{license}" is not a valid licence id. Pass {choice}.')
     return license

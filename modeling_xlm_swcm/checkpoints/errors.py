@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Sequence
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -32,7 +33,11 @@ REMEDIES = {
 
 
 class ConversionError(ValueError):
-    """Raised for input that cannot be used. The message names the problem and says what to do."""
+    """
+    Raised for input that cannot be used. The message names the problem and says what to do.
+
+    The message writes arguments in backticks and as in Python, for example `overwrite=True`.
+    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -41,10 +46,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the message of an error on one line, as a command prints it."""
+def name_options(message: str, separator: str) -> str:
+    """Replace Python arguments by options of a command: `dry_run=True` becomes --dry-run with the separator "-"."""
+
+    def option(match: re.Match) -> str:
+        value = re.sub(r'[\[\]",]', "", match[2] or "")
+        return f"--{match[1].replace('_', separator)}" + (f" {value}" if value not in ("", "True") else "")
+
+    return re.sub(r"`([a-z]\w*)(?:=([^`]+))?`", option, message)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]):
+    """Raise a `ConversionError` if an argument is not one of `choices`."""
+    if value not in choices:
+        raise ConversionError(f'`{name}` cannot be "{value}". Use {list_choices(choices)}.')
+
+
+def list_choices(choices: Sequence[str]) -> str:
+    """Return the values of an argument for a sentence: "a", "b" or "c"."""
+    *others, last = (f'"{choice}"' for choice in choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def describe_error(error: BaseException, separator: str = "-") -> str:
+    """Return the message of an error on one line, for a command with this separator in its options."""
     if isinstance(error, ConversionError):
-        return escape_unprintable(str(error))
+        return escape_unprintable(name_options(str(error), separator))
     if isinstance(error, MemoryError):
         return "There is not enough memory. Close other programs, or use a machine with more memory."
     if not isinstance(error, Exception):

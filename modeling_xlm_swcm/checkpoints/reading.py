@@ -83,7 +83,7 @@ def find_file(source: str, name: str, revision: str | None = None, follow_links:
     if Path(source).is_dir():
         if revision is not None:
             raise ConversionError(
-                f"--revision needs a Hub id, but {source} is a folder. Leave out --revision, or pass a Hub id."
+                f"`revision` needs a Hub id, but {source} is a folder. Leave out `revision`, or pass a Hub id."
             )
         path = Path(source) / name
         if not os.path.lexists(path):

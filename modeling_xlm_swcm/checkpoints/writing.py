@@ -205,13 +205,13 @@ def check_output(output: Path, overwrite: bool, *sources: str | os.PathLike):
         ConversionError: if `output` cannot be written, is not empty, or holds one of `sources`.
     """
     check_place(output)
-    is_model = (output / "config.json").is_file()
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ConversionError(
-            f"The folder {output} is not empty. Choose another folder, or pass --overwrite to replace it."
-        )
-    if output.is_dir() and any(output.iterdir()) and not is_model:
-        raise ConversionError(f"{output} contains no model. --overwrite replaces only models. Choose another folder.")
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / "config.json").is_file():
+            raise ConversionError(f"{output} is not empty and holds no model. Choose another folder.")
+        if not overwrite:
+            raise ConversionError(
+                f"{output} already holds a model. Choose another folder, or pass `overwrite=True` to replace it."
+            )
     for source in map(Path, sources):
         if source.exists() and source.resolve().is_relative_to(output.resolve()):
             raise ConversionError(

@@ -36,14 +36,14 @@ class BadRows:
     Args:
         skip (`bool`, *optional*, defaults to `False`):
             Whether to skip such rows with a warning instead of raising a [`DataError`].
-        skip_option (`str`, *optional*, defaults to "--skip_bad_rows"):
-            Option of the command that skips such rows, or an empty string if it has none.
+        can_skip (`bool`, *optional*, defaults to `True`):
+            Whether the caller has the argument `skip_bad_rows`.
         allow_empty (`bool`, *optional*, defaults to `False`):
             Whether to ignore rows without text.
     """
 
     skip: bool = False
-    skip_option: str = "--skip_bad_rows"
+    can_skip: bool = True
     allow_empty: bool = False
     count: int = 0
     reasons: Counter = field(default_factory=Counter)
@@ -85,7 +85,7 @@ class BadRows:
             is_encoding = any("UTF-8" in reason or "NUL" in reason for reason in self.reasons)
             how = f" (convert text with {TO_UTF8})" if is_encoding else ""
             longer = ", pass a larger maximum length" if any("tokens" in reason for reason in self.reasons) else ""
-            skip = f", or pass {self.skip_option}" if self.skip_option else ""
+            skip = ", or pass `skip_bad_rows=True`" if self.can_skip else ""
             raise DataError(
                 f"{rows} cannot be used: {'; '.join(self.named)}{more}. Correct the data{how}{longer}{skip}."
             )

@@ -60,6 +60,6 @@ def split_spellings(words: Iterable[str]) -> dict[str, list[str]]:
     for word in words:
         code, _, name = word.partition("=")
         if not code or not name:
-            raise DataError(f"--codes cannot be {word}. Use CODE=NAME, for example kk-Arab=kk.")
+            raise DataError(f'`codes` cannot be "{word}". Use CODE=NAME, for example kk-Arab=kk.')
         spellings.setdefault(code, []).append(name)
     return spellings

@@ -80,12 +80,12 @@ def read_data(
     Raises:
         DataError: if the data cannot be read, lacks a language, or has rows that cannot be used.
     """
-    bad_rows = BadRows(skip_bad_rows, skip_option="--skip-bad-rows")
+    bad_rows = BadRows(skip_bad_rows)
     reader = PairReader(source, spellings or {}, bad_rows, max_samples)
     files = find_benchmark(data, subset)
     if files is None:
         if subset is not None and find_files(data):
-            raise DataError(f"--subset {subset} has no effect on the file {data}. Remove --subset.")
+            raise DataError(f'`subset="{subset}"` has no effect on the file {data}. Remove `subset`.')
         check_is_table(data, TITLE_COLUMNS[0] if source is None else [source, *targets])
         found = EvaluationData(Path(data).name if Path(data).exists() else data, reader.task)
         for target in targets:
@@ -95,7 +95,7 @@ def read_data(
         benchmark = files.benchmark
         titles = benchmark.is_summarization(files.subset)
         if titles != (source is None):
-            advice = "Remove --source." if titles else "Pass --source."
+            advice = "Remove `source`." if titles else "Pass `source`."
             raise DataError(f"{benchmark.name} {files.subset} is for {describe(titles)}. {advice}")
         found = EvaluationData(f"{benchmark.repo_id} ({files.subset})", reader.task)
         for target in targets:
@@ -104,7 +104,7 @@ def read_data(
     found.names = reader.names
     for direction, pairs in found.pairs.items():
         if not pairs:
-            raise DataError(f"{data} has no row for {direction}. Pass other data or another --target.")
+            raise DataError(f"{data} has no row for {direction}. Pass other data or another `target`.")
     return found
 
 
@@ -171,7 +171,7 @@ class PairReader:
                 return columns
         raise DataError(
             f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them text and "
-            "summary, or pass --source for a translation."
+            "summary, or pass `source` for a translation."
         )
 
     def find(self, code: str, names: list[str], place: str) -> str:
@@ -181,7 +181,7 @@ class PairReader:
         if name is None:
             raise DataError(
                 f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language. If {code} is "
-                f"among these under another name, add --codes {code}=NAME."
+                f'among these under another name, add `codes=["{code}=NAME"]`.'
             )
         return name
 

@@ -72,14 +72,14 @@ def evaluate(
     settings = {"num_beams": num_beams, "max_length": max_length, "batch_tokens": batch_tokens}
     check_settings(settings | {"max_samples": 1 if max_samples is None else max_samples})
     spellings = split_spellings(codes)
-    check_spaces("--target", targets)
+    check_spaces("`target`", targets)
     if unused := next((code for code in spellings if code not in [source, *targets]), None):
         raise DataError(
-            f"--codes {unused}={spellings[unused][0]} has no effect. {unused} is neither --source nor --target. "
+            f'`codes=["{unused}={spellings[unused][0]}"]` has no effect. {unused} is neither `source` nor `target`. '
             "Correct the code, or remove it."
         )
     if source in targets:
-        raise DataError(f"--target contains the source language {source}. Remove it, or remove --source for titles.")
+        raise DataError(f"`target` contains the source language {source}. Remove it, or remove `source` for titles.")
     systems = open_systems(models, spellings)
     for system in systems.values():
         for code in [*targets, *([source] if source else [])]:
@@ -113,16 +113,15 @@ def check_settings(settings: dict[str, int]):
     for name, value in settings.items():
         most = MAX_BEAMS if name == "num_beams" else MAX_COUNT
         if not 1 <= value <= most:
-            option = name.replace("_", "-")
-            raise DataError(f"--{option} must be between 1 and {most} (got {value}). Use another number.")
+            raise DataError(f"`{name}` must be between 1 and {most} (got {value}). Use another number.")
 
 
 def check_names(spellings: dict[str, list[str]], names: set[str]):
-    """Refuse names in `--codes` that neither the data nor a model has."""
+    """Refuse names in `codes` that neither the data nor a model has."""
     for code, given in spellings.items():
         if missing := [name for name in given if name not in names]:
             raise DataError(
-                f"--codes {code}={missing[0]} has no effect. Neither the data nor a model has the name {missing[0]}. "
+                f'`codes=["{code}={missing[0]}"]` has no effect. Neither the data nor a model has the name {missing[0]}. '
                 "Correct the name, or remove it."
             )
 

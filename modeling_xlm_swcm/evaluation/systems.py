@@ -105,7 +105,7 @@ class System:
             known = self.languages if len(self.languages) < 20 else [*self.languages[:20], "..."]
             raise DataError(
                 f"{self.source} does not know the language {code} (known: {', '.join(known)}). Pass another language. "
-                f"If {code} is among these under another name, add --codes {code}=NAME."
+                f'If {code} is among these under another name, add `codes=["{code}=NAME"]`.'
             )
         return name
 

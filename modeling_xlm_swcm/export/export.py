@@ -15,7 +15,7 @@ from modeling_xlm_swcm import (
     punctuation_xlm_swcm,
     sentences_xlm_swcm,
 )
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.inspection import EXPORTED_TYPE, read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
@@ -78,8 +78,7 @@ def export(
     Raises:
         ConversionError: if OpenVINO is not installed, the model cannot be exported or `output` cannot be written.
     """
-    if quantize not in QUANTIZATIONS:
-        raise ConversionError(f'Unknown quantization "{quantize}". Use one of: {", ".join(QUANTIZATIONS)}.')
+    check_choice("quantize", quantize, QUANTIZATIONS)
     if find_spec("openvino") is None:
         raise ConversionError("The export needs OpenVINO. Install it with pip install openvino.")
     # OpenVINO is an optional dependency.

@@ -95,8 +95,8 @@ def check_card(path: Path, card: str, license: str | None = None):
         )
     if license is not None and data["license"] != license:
         raise ConversionError(
-            f'{path} names the licence "{data["license"]}", but --license is {license}. Correct the file, or leave '
-            "out --license."
+            f'{path} names the licence "{data["license"]}", but `license` is "{license}". Correct the file, or leave '
+            "out `license`."
         )
 
 

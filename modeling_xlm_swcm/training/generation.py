@@ -169,7 +169,7 @@ def read_texts(path: str, language: str) -> list[str]:
         DataError: if there are no rows, or a row is not text.
     """
     name = "stdin" if path == "-" else path
-    bad_rows = BadRows(skip_option="", allow_empty=True)
+    bad_rows = BadRows(can_skip=False, allow_empty=True)
     if path == "-":
         rows = read_plain_text(name, split_lines(sys.stdin.buffer), bad_rows)
     else:

@@ -6,16 +6,16 @@ from typing import NoReturn
 
 from transformers import HfArgumentParser
 
-from modeling_xlm_swcm.checkpoints.errors import USAGE_EXIT_CODE
+from modeling_xlm_swcm.checkpoints.errors import USAGE_EXIT_CODE, list_choices
 
 
 SEE_HELP = "Run with --help to list the options."
 # Message of argparse or Transformers -> our message.
 MESSAGES = (
-    (r"invalid int value: '(.*)'", "{option} cannot be {0}. Use a whole number."),
-    (r"invalid float value: '(.*)'", "{option} cannot be {0}. Use a number."),
-    (r"invalid choice: '(.*)' \(choose from (.*)\)", "{option} cannot be {0}. Use one of: {1}."),
-    (r"Truthy value expected: got (.*) but expected .*", "{option} cannot be {0}. Use true or false."),
+    (r"invalid int value: '(.*)'", '{option} cannot be "{0}". Use a whole number.'),
+    (r"invalid float value: '(.*)'", '{option} cannot be "{0}". Use a number.'),
+    (r"invalid choice: '(.*)' \(choose from (.*)\)", '{option} cannot be "{0}". Use {1}.'),
+    (r"Truthy value expected: got (.*) but expected .*", '{option} cannot be "{0}". Use true or false.'),
     (r"expected (?:one|at least one) argument", "{option} needs a value. Write it after {option}."),
 )
 
@@ -38,6 +38,7 @@ def describe_usage_error(message: str) -> str:
     if about := re.fullmatch(r"argument ([^/:]+)[^:]*: (.*)", message, re.DOTALL):
         for pattern, template in MESSAGES:
             if found := re.fullmatch(pattern, about[2], re.DOTALL):
-                words = [text.replace("', '", ", ").strip("'") for text in found.groups()]
-                return template.format(*words, option=about[1])
+                value, *choices = (text.replace("', '", ", ").strip("'") for text in found.groups())
+                known = [list_choices(words.split(", ")) for words in choices]
+                return template.format(value, *known, option=about[1])
     return f"{message.removesuffix('.')}. {SEE_HELP}"

@@ -52,7 +52,7 @@ def report_errors(when_interrupted: str = RESUME) -> Iterator[None]:
             sys.exit(f"error: {NO_MEMORY}")
         if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
             raise
-        sys.exit(f"error: {describe_error(error)}")
+        sys.exit(f"error: {describe_error(error, '_')}")
     except KeyboardInterrupt:
         print(message, file=sys.stderr)
         sys.exit(EXIT_CODE)

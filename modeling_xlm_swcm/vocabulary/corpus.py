@@ -103,7 +103,7 @@ class Corpus:
         Raises:
             ConversionError: if a row is not text.
         """
-        bad_rows = BadRows(skip_option="", allow_empty=True)
+        bad_rows = BadRows(can_skip=False, allow_empty=True)
         advice = f"Pass the language of one of these columns before the path, for example zh={self.path}."
         for place, text in stream_texts(str(self.path), self.language, bad_rows, advice):
             size = len(text.encode()) + 1 if text else 0

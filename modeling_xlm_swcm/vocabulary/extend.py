@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, blocks
 
 from .kinds import SPACE, Vocabulary, read_vocabulary
@@ -78,7 +78,7 @@ def extend(
     new = learn_pieces(vocabulary, corpora, size, seed)
     if not new:
         raise ConversionError(
-            f"{source.name} already has every token of this corpus. Use a larger --size or other text."
+            f"{source.name} already has every token of this corpus. Use a larger `size` or other text."
         )
     old_ids = [*range(len(vocabulary.pieces)), *[-1] * len(new)]
     report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
@@ -93,14 +93,12 @@ def extend(
 
 def check_extend_options(size: int, init: str, seed: int):
     """Refuse options that cannot be used with any checkpoint."""
-    if init not in INITS:
-        raise ConversionError(f'Unknown init "{init}". Use one of: {", ".join(INITS)}.')
+    check_choice("init", init, INITS)
     if not 0 <= seed <= MAX_SEED:
-        raise ConversionError(f"--seed must be from 0 to {MAX_SEED} (got {seed}). Use another seed.")
-    if size < 1:
-        raise ConversionError(f"--size must be from 1 to {MAX_SIZE:,} (got {size}). Use a larger size.")
-    if size > MAX_SIZE:
-        raise ConversionError(f"--size must be from 1 to {MAX_SIZE:,} (got {size}). Use a smaller size.")
+        raise ConversionError(f"`seed` must be from 0 to {MAX_SEED} (got {seed}). Use another seed.")
+    if not 1 <= size <= MAX_SIZE:
+        remedy = "larger" if size < 1 else "smaller"
+        raise ConversionError(f"`size` must be from 1 to {MAX_SIZE:,} (got {size}). Use a {remedy} size.")
 
 
 @dataclass

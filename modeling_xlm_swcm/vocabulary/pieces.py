@@ -109,7 +109,7 @@ def train_unigram(vocabulary: Vocabulary, sample: list[str], size: int) -> list[
     characters = {SPACE, *"".join(sample).replace(" ", SPACE)}
     if len(characters) > size:
         raise ConversionError(
-            f"--size must be at least {len(characters)} for this corpus (got {size}). Use a larger size."
+            f"`size` must be at least {len(characters)} for this corpus (got {size}). Use a larger size."
         )
     tokenizer.train_from_iterator(sample, trainer)
     pieces = read_learnt_pieces(tokenizer, ["<unk>"])
@@ -215,7 +215,7 @@ def select_tokens(
     if size is not None:
         if size < kept.sum():
             raise ConversionError(
-                f"--size must be at least {kept.sum()} to keep all special tokens, tags and characters of these "
+                f"`size` must be at least {kept.sum()} to keep all special tokens, tags and characters of these "
                 f"languages (got {size}). Use a larger size."
             )
         size = min(size, len(kept))

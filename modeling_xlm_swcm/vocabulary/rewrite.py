@@ -122,7 +122,7 @@ def read_source(
 def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> tuple[list[Corpus], list[Corpus]]:
     """Return the corpora and the corpora to measure on, which are the same by default."""
     if not corpus:
-        raise ConversionError("The corpus is empty. Pass text files with --corpus.")
+        raise ConversionError("The corpus is empty. Pass text files as `corpus`.")
     corpora = Corpus.parse_all(corpus)
     evaluation = Corpus.parse_all(list(evaluate)) or corpora
     check_codes(text.language for text in (*corpora, *evaluation))

@@ -104,20 +104,20 @@ def check_trim_options(
 ) -> dict:
     """Refuse options that cannot be used with any checkpoint, and return the options with their defaults."""
     options = {"min_count": min_count, "size": size, "coverage": coverage, "pad_to_multiple_of": pad_to_multiple_of}
-    given = [f"--{name.replace('_', '-')}" for name in ("min_count", "size", "coverage") if options[name] is not None]
+    given = [f"`{name}`" for name in ("min_count", "size", "coverage") if options[name] is not None]
     if len(given) > 1:
         raise ConversionError(
-            f"{' and '.join(given)} cannot be combined. Use only one of --min-count, --size and --coverage."
+            f"{' and '.join(given)} cannot be combined. Use only one of `min_count`, `size` and `coverage`."
         )
     if coverage is not None and not 0 < coverage <= 1:
         raise ConversionError(
-            f"--coverage must be above 0 and at most 1 (got {coverage}). Use a share, for example 0.9999."
+            f"`coverage` must be above 0 and at most 1 (got {coverage}). Use a share, for example 0.9999."
         )
     if min_count is not None and min_count < 1:
-        raise ConversionError(f"--min-count must be at least 1 (got {min_count}). Use a larger number.")
+        raise ConversionError(f"`min_count` must be at least 1 (got {min_count}). Use a larger number.")
     if not 1 <= pad_to_multiple_of <= MAX_MULTIPLE:
         raise ConversionError(
-            f"--pad-to-multiple-of must be from 1 to {MAX_MULTIPLE} (got {pad_to_multiple_of}). Use, for example, 64."
+            f"`pad_to_multiple_of` must be from 1 to {MAX_MULTIPLE} (got {pad_to_multiple_of}). Use, for example, 64."
         )
     return options if given else options | {"coverage": DEFAULT_COVERAGE}
 
@@ -128,7 +128,7 @@ def check_source(source: SourceCheckpoint, pad_to_multiple_of: int):
     if pad_to_multiple_of > 1 and not has_bias:
         raise ConversionError(
             f"{source.name} has no output bias, so the model could generate unused ids. Leave out "
-            "--pad-to-multiple-of, or trim after the conversion."
+            "`pad_to_multiple_of`, or trim after the conversion."
         )
     if mixed := [name for name in MIXED_ID_FIELDS if (source.generation_config or {}).get(name)]:
         raise ConversionError(

@@ -246,7 +246,7 @@ def test_copies_stand_where_normal_layers_would_and_repeat_the_layer_before(half
     plain = plan_decoder(2 * half_as_many, options | {"normal_layers": "random"})
     if None not in plain:
         with pytest.raises(
-            ConversionError, match='"copy" needs at least one normal layer. .* inserts no normal layer'
+            ConversionError, match='"copy"` needs at least one normal layer. .* inserts no normal layer'
         ):
             plan_decoder(2 * half_as_many, options | {"normal_layers": "copy"})
         return
@@ -402,7 +402,7 @@ def test_no_interval_means_no_normal_layers_in_the_config_too(encoder_folder, tm
 
 def test_a_value_that_an_option_does_not_have_is_refused(masked_lm):
     for option in ("decoder", "layer_map", "decoder_init", "normal_layers", "weight_sharing"):
-        with pytest.raises(ConversionError, match=f"{option} must be one of"):
+        with pytest.raises(ConversionError, match=f'`{option}` cannot be "diagonal". Use "'):
             from_encoder(masked_lm, **{option: "diagonal"})
 
 

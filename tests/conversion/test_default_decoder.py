@@ -51,12 +51,12 @@ def test_the_command_line_chooses_as_python_does(options, decoder, output, monke
 
 @pytest.mark.parametrize("option", [{"normal_layers": "random"}, {"normal_layer_interval": 3}])
 def test_a_prefix_decoder_refuses_normal_layers_that_are_asked_for(option):
-    with pytest.raises(ConversionError, match='^decoder "prefix" cannot be combined with normal_layer'):
+    with pytest.raises(ConversionError, match='^`decoder="prefix"` cannot be combined with `normal_layer'):
         ConversionOptions(decoder="prefix", **option)
 
 
 def test_an_interval_that_is_no_number_is_refused():
-    with pytest.raises(ConversionError, match=r"must be at least 1 \(got 3\)"):
+    with pytest.raises(ConversionError, match=r"must be a whole number above 0 \(got '3'\)"):
         ConversionOptions(normal_layer_interval="3")
 
 

@@ -1,5 +1,6 @@
 """The silent start: an untrained decoder computes the output of the encoder and its masked LM."""
 
+import json
 import re
 from collections.abc import Callable
 
@@ -149,32 +150,34 @@ def test_the_papers_decoder_starts_silent_unless_it_is_asked_for_otherwise():
             ((option, value),) = options.items()
             with pytest.raises(ConversionError) as refused:
                 ConversionOptions(decoder_init="silent", **options)
-            wanted = f'decoder_init "silent" cannot be combined with {option} "{value}". Use decoder_init "shared".'
+            wanted = (
+                f'`decoder_init="silent"` cannot be combined with `{option}="{value}"`. Use `decoder_init="shared"`.'
+            )
             assert str(refused.value) == wanted
 
 
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("decoder_init", "random", '"shared"'),
-        ("layer_map", "interleaved", '"same"'),
-        ("normal_layers", "copy", '"random" or "none"'),
+        ("decoder_init", "random", '`decoder_init="shared"`'),
+        ("layer_map", "interleaved", '`layer_map="same"`'),
+        ("normal_layers", "copy", '`normal_layers="random"` or `normal_layers="none"`'),
     ],
 )
 def test_tied_weights_name_the_option_that_does_not_fit(option, value, allowed):
     with pytest.raises(ConversionError) as refused:
         ConversionOptions(weight_sharing="tied", **{option: value})
-    wanted = f'weight_sharing "tied" cannot be combined with {option} "{value}". Use {option} {allowed}.'
+    wanted = f'`weight_sharing="tied"` cannot be combined with `{option}="{value}"`. Use {allowed}.'
     assert str(refused.value) == wanted
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("layer_map", "interleaved"), ("normal_layers", "copy"), ("normal_layer_interval", 2)]
+    ("option", "value"), [("layer_map", '"interleaved"'), ("normal_layers", '"copy"'), ("normal_layer_interval", "2")]
 )
 def test_a_prefix_decoder_names_the_option_that_does_not_fit(option, value):
     with pytest.raises(ConversionError) as refused:
-        ConversionOptions(decoder="prefix", **{option: value})
+        ConversionOptions(decoder="prefix", **{option: json.loads(value)})
     assert str(refused.value) == (
-        f'decoder "prefix" cannot be combined with {option} "{value}". A prefix decoder has one layer for each '
+        f'`decoder="prefix"` cannot be combined with `{option}={value}`. A prefix decoder has one layer for each '
         "encoder layer. Leave out this option."
     )

@@ -144,7 +144,7 @@ class TestParquet:
 
 def test_texts_with_nul_bytes_are_named(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", r'{"text": "a\u0000b"}')
-    bad_rows = BadRows(skip_option="")
+    bad_rows = BadRows(can_skip=False)
     assert list(stream_texts(path, "bo", bad_rows)) == [(f"{path}:1", None)]
     message = r'a\.jsonl:1 contains NUL bytes in the column "text"\. Correct the data \(.*UTF-8\)\.$'
     with pytest.raises(DataError, match=message):

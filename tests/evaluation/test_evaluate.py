@@ -99,7 +99,7 @@ class TestRefusals:
         ("words", "message"),
         [
             (["--target", "ug"], "does not know the language ug (known: zh, kk-Arab, bo)"),
-            (["--target", "bo", "--codes", "bo"], "--codes cannot be bo"),
+            (["--target", "bo", "--codes", "bo"], '--codes cannot be "bo"'),
             (["--target", "bo,ug"], "--target cannot be bo,ug. Write the codes with spaces between them: bo ug."),
             (["--target", "bo", "--codes", "ug=bo"], "--codes ug=bo has no effect. ug is neither --source nor"),
             (["--target", "bo", "--codes", "zh=zho"], "--codes zh=zho has no effect. Neither the data nor a model"),
@@ -145,5 +145,5 @@ def test_one_model_and_one_language_need_no_list(converted, table):
 
 
 def test_the_error_of_the_library_is_an_error_of_the_package(converted, table):
-    with pytest.raises(ConversionError, match="--num-beams must be between 1 and 1024"):
+    with pytest.raises(ConversionError, match="`num_beams` must be between 1 and 1024"):
         evaluate([str(converted)], str(table), ["bo"], "zh", num_beams=2000)

@@ -77,7 +77,7 @@ class TestLanguages:
 
     def test_spellings_have_two_parts(self):
         assert split_spellings(["kk-Arab=kk", "kk-Arab=kaz"]) == {"kk-Arab": ["kk", "kaz"]}
-        with pytest.raises(DataError, match="--codes cannot be kk. Use CODE=NAME"):
+        with pytest.raises(DataError, match='`codes` cannot be "kk". Use CODE=NAME'):
             split_spellings(["kk"])
 
 
@@ -102,14 +102,14 @@ class TestTables:
         assert [texts_of(pairs) for pairs in data.pairs.values()] == [[("zho_Hans",) * 2, ("zh",) * 2], [("kk", "kk")]]
 
     def test_a_subset_of_a_file_is_refused(self, table):
-        with pytest.raises(DataError, match="--subset dev has no effect on the file"):
+        with pytest.raises(DataError, match='`subset="dev"` has no effect on the file'):
             read_data(str(table), ["bo"], "zh", subset="dev")
 
     @pytest.mark.parametrize(
         ("target", "source", "message"),
         [
             ("ug", "zh", r"has no text in ug \(found: zh, bo\).*--codes ug=NAME"),
-            ("bo", None, "has no columns of texts and titles .*pass --source"),
+            ("bo", None, "has no columns of texts and titles .*pass `source`"),
         ],
     )
     def test_a_missing_column_is_named(self, table, target, source, message):
@@ -118,7 +118,7 @@ class TestTables:
 
     def test_bad_rows_stop_or_are_skipped(self, table):
         table.write_text(table.read_text(encoding="utf-8") + "书\t\n", encoding="utf-8")
-        with pytest.raises(DataError, match=r'test.tsv:6 is empty in the column "bo".*pass --skip-bad-rows'):
+        with pytest.raises(DataError, match=r'test.tsv:6 is empty in the column "bo".*pass `skip_bad_rows=True`'):
             read_data(str(table), ["bo"], "zh")
         assert len(read_data(str(table), ["bo"], "zh", skip_bad_rows=True).pairs["zh-bo"]) == 4
 
@@ -156,7 +156,7 @@ class TestBenchmarks:
         assert title == TARGETS[0] and source.startswith(TARGETS[1])
         assert data.task == "summarization"
         assert data.pairs["bo"][0].place.startswith(f"{name}:")
-        with pytest.raises(DataError, match=r"is for summarization.*Remove --source"):
+        with pytest.raises(DataError, match=r"is for summarization.*Remove `source`"):
             read_data(str(tmp_path), ["bo"], "zh")
 
     def test_kazakh_and_mongolian_have_the_scripts_of_the_benchmark(self, tmp_path):

@@ -286,7 +286,7 @@ class TestVocabulary:
 
     @pytest.mark.parametrize("languages", [[], ["bo"], ["bo", "ug", "zh"]])
     def test_languages_that_do_not_fill_the_rows_are_refused(self, with_two_tags, encoder, tmp_path, languages):
-        with pytest.raises(ConversionError, match=f"{len(languages)} language tags.*--languages"):
+        with pytest.raises(ConversionError, match=f"{len(languages)} language tags.*`languages`"):
             convert_released(with_two_tags, encoder, tmp_path / "model", languages=languages)
         assert not (tmp_path / "model").exists()
 

@@ -101,7 +101,7 @@ class TestEncoding:
         assert long["input_ids"] == [*whole[:11], tokenizer.eos_token_id] and len(short["input_ids"]) < 12
         assert encoder.num_truncated == 1
         args.truncate_sources = False
-        advice = "Correct the data, pass a larger maximum length, or pass --skip_bad_rows."
+        advice = "Correct the data, pass a larger maximum length, or pass `skip_bad_rows=True`."
         with pytest.raises(DataError, match=f"x:1 has a source of more than 12 tokens. {advice}"):
             encoder = PairEncoder(tokenizer, args, BadRows())
             assert len(list(encoder(pairs, 20))) == 1

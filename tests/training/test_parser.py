@@ -24,11 +24,11 @@ USAGE_ERRORS = {
     "": "--task, --source_lang and --target_lang are missing. Run with --help to list the options.",
     "--source_lang zh": "--task and --target_lang are missing. Run with --help to list the options.",
     "--source_lang zh --target_lang bo": "--task is missing. Run with --help to list the options.",
-    "--task copy": "--task cannot be copy. Use one of: translation, summarization.",
-    f"{REQUIRED} --seed x": "--seed cannot be x. Use a whole number.",
-    f"{REQUIRED} --seed 1:2": "--seed cannot be 1:2. Use a whole number.",
-    f"{REQUIRED} --learning-rate=a/b": "--learning_rate cannot be a/b. Use a number.",
-    f"{REQUIRED} --do_train maybe": "--do_train cannot be maybe. Use true or false.",
+    "--task copy": '--task cannot be "copy". Use "translation" or "summarization".',
+    f"{REQUIRED} --seed x": '--seed cannot be "x". Use a whole number.',
+    f"{REQUIRED} --seed 1:2": '--seed cannot be "1:2". Use a whole number.',
+    f"{REQUIRED} --learning-rate=a/b": '--learning_rate cannot be "a/b". Use a number.',
+    f"{REQUIRED} --do_train maybe": '--do_train cannot be "maybe". Use true or false.',
     f"{REQUIRED} --seed": "--seed needs a value. Write it after --seed.",
     # A message without a translation stays as it is.
     f"{REQUIRED} --s 1": (

@@ -128,7 +128,7 @@ def test_bad_options(encoder_folder, output, text, arguments, words):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
 def test_a_seed_that_no_generator_takes(encoder_folder, output, text, seed):
-    with pytest.raises(ConversionError, match=rf"--seed must be from 0 to 4294967295 \(got {seed}\). Use another"):
+    with pytest.raises(ConversionError, match=rf"`seed` must be from 0 to 4294967295 \(got {seed}\). Use another"):
         extend(encoder_folder, output, corpus=[text], size=100, seed=seed)
 
 
@@ -274,8 +274,8 @@ def test_an_output_with_content_is_kept(encoder_folder, tmp_path, text, action):
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "thesis.tex").write_text("years of work")
-    assert_refused(run(action, encoder_folder, kept, text), kept, "not empty", "--overwrite")
-    assert_refused(run(action, encoder_folder, kept, text, "--overwrite"), kept, "contains no model")
+    assert_refused(run(action, encoder_folder, kept, text), kept, "is not empty and holds no model")
+    assert_refused(run(action, encoder_folder, kept, text, "--overwrite"), kept, "is not empty and holds no model")
     assert contents(kept) == {"thesis.tex": b"years of work"}
 
 
