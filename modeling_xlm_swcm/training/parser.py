@@ -38,7 +38,7 @@ def describe_usage_error(message: str) -> str:
     if about := re.fullmatch(r"argument ([^/:]+)[^:]*: (.*)", message, re.DOTALL):
         for pattern, template in MESSAGES:
             if found := re.fullmatch(pattern, about[2], re.DOTALL):
-                value, *choices = (text.replace("', '", ", ").strip("'") for text in found.groups())
-                known = [list_choices(words.split(", ")) for words in choices]
-                return template.format(value, *known, option=about[1])
+                words = [text.replace("', '", ", ").strip("'") for text in found.groups()]
+                words[1:] = [list_choices(choices.split(", ")) for choices in words[1:]]
+                return template.format(*words, option=about[1])
     return f"{message.removesuffix('.')}. {SEE_HELP}"
