@@ -118,7 +118,7 @@ class TestRefusals:
         assert_refused(run(converted, converted, *options), "is given twice")
         assert_refused(run(encoder_folder, *options), "not an encoder-decoder")
         (tmp_path / "config.json").write_text('{"model_type": "xlm_swcm_exported"}')
-        assert_refused(run(tmp_path, *options), "is an exported model, not a checkpoint. Pass the folder from which you")
+        assert_refused(run(tmp_path, *options), "is an exported model, not a checkpoint. Pass the folder from")
         assert_refused(run(tmp_path / "missing", *options), "does not exist")
 
     def test_a_package_that_is_missing_is_named(self, converted, table, monkeypatch):

@@ -108,7 +108,7 @@ class TestTables:
     @pytest.mark.parametrize(
         ("target", "source", "message"),
         [
-            ("ug", "zh", r"has no text in ug \(found: zh, bo\).*`codes=\["ug=NAME"\]`"),
+            ("ug", "zh", r'has no text in ug \(found: zh, bo\).*`codes=\["ug=NAME"\]`'),
             ("bo", None, "has no columns of texts and titles .*pass `source`"),
         ],
     )
