@@ -121,8 +121,8 @@ def check_names(spellings: dict[str, list[str]], names: set[str]):
     for code, given in spellings.items():
         if missing := [name for name in given if name not in names]:
             raise DataError(
-                f'`codes=["{code}={missing[0]}"]` has no effect. Neither the data nor a model has the name {missing[0]}. '
-                "Correct the name, or remove it."
+                f'`codes=["{code}={missing[0]}"]` has no effect. Neither the data nor a model has the name '
+                f"{missing[0]}. Correct the name, or remove it."
             )
 
 

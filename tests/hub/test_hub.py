@@ -397,6 +397,6 @@ def test_a_push_that_is_interrupted_says_what_there_is(encoder_folder, converted
 def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub, client, folder):
     (folder / "README.md").write_text(CARD)
     other_license = client.command("push", folder, "someone/model", "--license", "apache-2.0")
-    assert_refused(other_license, 'README.md names the licence "mit", but --license is apache-2.0.')
+    assert_refused(other_license, 'README.md names the licence "mit", but --license is "apache-2.0".')
     pushed(client.command("push", folder, "someone/model"))
     assert hub.repositories["someone/model"].files["README.md"] == CARD.encode()
