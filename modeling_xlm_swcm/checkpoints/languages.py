@@ -25,7 +25,7 @@ def check_spaces(option: str, codes: Iterable[str]):
     for code in codes:
         if "," in code:
             words = " ".join(code.replace(",", " ").split())
-            raise ConversionError(f"{option} cannot be {code}. Write the codes with spaces between them: {words}.")
+            raise ConversionError(f'{option} cannot be "{code}". Write the codes with spaces between them: {words}.')
 
 
 def check_codes(codes: Iterable[str]):

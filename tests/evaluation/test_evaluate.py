@@ -100,7 +100,7 @@ class TestRefusals:
         [
             (["--target", "ug"], "does not know the language ug (known: zh, kk-Arab, bo)"),
             (["--target", "bo", "--codes", "bo"], '--codes cannot be "bo"'),
-            (["--target", "bo,ug"], "--target cannot be bo,ug. Write the codes with spaces between them: bo ug."),
+            (["--target", "bo,ug"], '--target cannot be "bo,ug". Write the codes with spaces between them: bo ug.'),
             (["--target", "bo", "--codes", "ug=bo"], "--codes ug=bo has no effect. ug is neither --source nor"),
             (["--target", "bo", "--codes", "zh=zho"], "--codes zh=zho has no effect. Neither the data nor a model"),
             (["--target", "zh"], "--target contains the source language zh"),

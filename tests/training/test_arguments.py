@@ -172,7 +172,7 @@ def test_a_file_is_read_like_a_command_line(tmp_path, capsys):
     path.write_text("max_steps: 1.5\n")
     with pytest.raises(SystemExit):
         parse(path, "--model_name_or_path", "m")
-    assert capsys.readouterr().err == "error: --max_steps cannot be 1.5. Use a whole number.\n"
+    assert capsys.readouterr().err == 'error: --max_steps cannot be "1.5". Use a whole number.\n'
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"])
