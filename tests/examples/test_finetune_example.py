@@ -283,7 +283,7 @@ class TestRuns:
             ({"task": "summarization", "target_lang": ["kk"]}, 'Rename a column to "text", or change --text_column.'),
             (
                 {"target_lang": ["kk,bo", "zh"]},
-                "--target_lang cannot be kk,bo. Write the codes with spaces between them: kk bo.",
+                '--target_lang cannot be "kk,bo". Write the codes with spaces between them: kk bo.',
             ),
             (
                 {"train_file": ["a.tsv", "b.tsv"]},
