@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
+from modeling_xlm_swcm.checkpoints.arguments import check_path
 from modeling_xlm_swcm.checkpoints.encoders import require_license
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import (
@@ -109,6 +110,8 @@ def convert(
     Raises:
         ConversionError: if the encoder, an option or the output cannot be used.
     """
+    check_path("encoder", encoder)
+    check_path("output", output)
     output = Path(output)
     check_output(output, overwrite, encoder)
     if license is not None:

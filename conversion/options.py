@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from modeling_xlm_swcm.checkpoints.arguments import as_list, check_seed
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.languages import check_codes
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
@@ -104,7 +105,12 @@ class ConversionOptions:
     seed: int = 0
 
     def __post_init__(self):
-        self.languages = list(self.languages)
+        if isinstance(self.languages, str):
+            raise ConversionError(
+                f'`languages` must be a list of codes (got "{self.languages}"). Use `languages=["{self.languages}"]`.'
+            )
+        self.languages = as_list("languages", self.languages)
+        check_seed(self.seed)
         self.dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         self._set_defaults()
         goes_silent = self.decoder == "paper" and (self.layer_map, self.weight_sharing) == ("same", "init")

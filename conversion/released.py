@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.checkpoints.arguments import check_path
 from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_tokenizer, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.encoders import Encoder, check_config
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
@@ -120,6 +121,8 @@ def convert_released(
         ConversionError: if a tensor is missing, unexpected or of another shape. Also if weights, encoder and languages
             do not belong together, or if the output cannot be used.
     """
+    for name, value in (("path", path), ("encoder", encoder), ("output", output)):
+        check_path(name, value)
     path, output = Path(path), Path(output)
     check_output(output, overwrite, path, encoder)
     plan = plan_release_conversion(path, str(encoder), ConversionOptions(languages=languages).languages)

@@ -12,6 +12,7 @@ from rich.table import Table
 from typer.models import OptionInfo
 
 from modeling_xlm_swcm.app.command import try_command
+from modeling_xlm_swcm.checkpoints.arguments import MAX_SEED
 from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
@@ -26,7 +27,7 @@ from modeling_xlm_swcm.hub.push import check_destination, collect_files
 from modeling_xlm_swcm.hub.space import check_space, collect_space, find_model, list_models
 from modeling_xlm_swcm.hub.upload import upload
 from modeling_xlm_swcm.serving.command import serve_command
-from modeling_xlm_swcm.vocabulary.extend import MAX_SEED, Init, extend
+from modeling_xlm_swcm.vocabulary.extend import Init, extend
 from modeling_xlm_swcm.vocabulary.report import VocabularyReport
 from modeling_xlm_swcm.vocabulary.trim import trim
 

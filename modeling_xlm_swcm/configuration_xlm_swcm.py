@@ -51,7 +51,7 @@ class DecoderConfigMixin:
         interval = self.normal_layer_interval
         if interval is not None and interval < 1:
             raise ValueError(
-                f"normal_layer_interval must be at least 1 (got {interval}). Use null for no normal layers."
+                f"normal_layer_interval must be at least 1 (got {interval}). Use None for no normal layers."
             )
         if self.decoder_blocks is None:
             custom, normal = self.block_types
@@ -113,16 +113,16 @@ class DecoderConfigMixin:
         if self.has_prefix_decoder:
             if self.decoder_blocks != [self.prefix_block] * self.num_hidden_layers:
                 raise ValueError(
-                    f'decoder_blocks with "{self.prefix_block}" must be {self.num_hidden_layers} times '
-                    f'"{self.prefix_block}", one for each encoder layer (got {self.decoder_blocks}). Correct '
-                    "decoder_blocks."
+                    f'A prefix decoder has one "{self.prefix_block}" layer for each of the {self.num_hidden_layers} '
+                    f"encoder layers (got {len(self.decoder_blocks)} layers: {self.decoder_blocks}). Use "
+                    f'decoder_blocks={self.num_hidden_layers} * ["{self.prefix_block}"].'
                 )
         else:
             self._validate_block_types()
         if self.decoder_layers != len(self.decoder_blocks):
             raise ValueError(
-                f"decoder_layers must be the length of decoder_blocks, {len(self.decoder_blocks)} "
-                f"(got {self.decoder_layers}). Leave out decoder_layers."
+                f"decoder_layers is {self.decoder_layers}, but decoder_blocks has {len(self.decoder_blocks)} layers. "
+                "Leave out decoder_layers."
             )
         if self.weight_sharing not in ("init", "tied"):
             raise ValueError(f'weight_sharing must be "init" or "tied" (got "{self.weight_sharing}").')
@@ -141,6 +141,7 @@ class DecoderConfigMixin:
         unknown = sorted(set(self.decoder_blocks) - set(self.block_types))
         if unknown or not self.decoder_blocks:
             known = '" and "'.join(self.block_types)
+            known += f'", or only of "{self.prefix_block}' if self.prefix_block else ""
             raise ValueError(
                 f'decoder_blocks must be a list of "{known}" (got {unknown or "an empty list"}). Correct '
                 "decoder_blocks."

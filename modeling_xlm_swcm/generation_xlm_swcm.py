@@ -36,6 +36,9 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         self, generation_config: GenerationConfig | None, **kwargs
     ) -> tuple[GenerationConfig, dict]:
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        beams = prepared.num_beams
+        if beams is not None and (not isinstance(beams, int) or beams < 1):
+            raise ValueError(f"num_beams must be a whole number above 0 (got {beams!r}). Use 1 for greedy decoding.")
         if prepared.prefill_chunk_size is not None:
             # Transformers would apply the chunks of the target to the mask of the source.
             raise ValueError("prefill_chunk_size does not work with an encoder-decoder. Remove it.")
@@ -54,7 +57,8 @@ class XLMSWCMGenerationMixin(GenerationMixin):
         longest = self.config.longest_input + 1
         if generation_config.max_length > longest:
             logger.warning_once(
-                f"The target can have at most {longest} tokens, prompt included. max_length is reduced to {longest}."
+                f"A target has at most {longest - 1} tokens. max_length also counts the start token, so it is reduced "
+                f"to {longest}."
             )
             generation_config.max_length = longest
         return generation_config

@@ -79,6 +79,11 @@ class XLMSWCMPipeline(Pipeline):
         if task not in TASKS:
             raise ValueError(f'Unknown task "{task}". Choose one of: {", ".join(TASKS)}.')
         super().__init__(*args, task=task, **kwargs)
+        if not hasattr(self.tokenizer, "get_lang_id"):
+            raise ValueError(
+                f"tokenizer must be an XLMSWCMTokenizer (got {type(self.tokenizer).__name__}). Load the tokenizer "
+                "of the model."
+            )
 
     def __call__(self, inputs=None, *args, question=None, context=None, **kwargs):
         """Generate a text for each input."""
@@ -161,7 +166,11 @@ class XLMSWCMPipeline(Pipeline):
     def _warn_of_cut(self, lengths: list[int]):
         # The default limit counts the start token.
         is_last = max(lengths) >= self.model.config.longest_input - 1
-        advice = "Split the inputs." if is_last else "Pass a larger max_new_tokens, or split the inputs."
+        advice = (
+            "Split long inputs. If outputs repeat themselves, train the model longer."
+            if is_last
+            else "Pass a larger max_new_tokens, or split the inputs."
+        )
         logger.warning(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
     def _sanitize_parameters(

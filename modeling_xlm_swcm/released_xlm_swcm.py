@@ -27,6 +27,7 @@ class ReleasedXLMSWCMConfig(XLMSWCMConfig):
 
     model_type = "xlm_swcm_released"
     block_types = ("released_custom", "released_normal")
+    prefix_block = ""
     export_problem = (
         "uses the authors' original layers, which cannot be exported. Export a model that xlm-swcm convert made."
     )

@@ -114,6 +114,8 @@ class XLMSWCMTokenizer(TokenizersBackend):
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(self, *args, languages=(), src_lang=None, tgt_lang=None, **kwargs):
+        if isinstance(languages, str):
+            raise ValueError(f'languages must be a list of codes (got "{languages}"). Put the code in a list.')
         self._languages = list(languages)
         self._src_lang = self._tgt_lang = None
         tags = [AddedToken(language_tag(code), special=True, normalized=False) for code in self._languages]

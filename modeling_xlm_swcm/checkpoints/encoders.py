@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import extract_commit_hash
 from yaml import YAMLError
 
+from .arguments import check_path
 from .encoder_tokenizers import check_tokenizer, copy_with_ends, load_encoder_tokenizer
 from .errors import ConversionError, make_config_error
 from .families import FAMILIES, MODEL_TYPES
@@ -116,12 +117,18 @@ def load_encoder(
         ConversionError: if a file is missing or damaged, or the encoder cannot be converted.
     """
     commit = license = None
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConversionError(
+            f"`tokenizer` must be a tokenizer (got {type(tokenizer).__name__}). Load it with "
+            "AutoTokenizer.from_pretrained."
+        )
     if isinstance(encoder, PreTrainedModel):
         name, config = type(encoder).__name__, encoder.config.to_dict()
         family = check_config(name, config)
         tensors = dict(encoder.state_dict())
         tokenizer = copy_with_ends(name, tokenizer) if tokenizer is not None else None
     else:
+        check_path("encoder", encoder)
         place = str(encoder)
         name = find_encoder_folder(place, revision)
         config = read_config(name, revision)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from modeling_xlm_swcm.hub_xlm_swcm import REPORT, parse_report
 from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig
 
+from .arguments import check_path
 from .code import UNNAMED_VERSION, complete_auto_maps, find_changed_code, is_newer, is_outdated, read_code_version
 from .errors import ConversionError, first_line, make_config_error
 from .families import MODEL_TYPES
@@ -149,14 +151,14 @@ def describe_output_matrix(config: XLMSWCMConfig) -> str:
     return f"{matrix}{', after a transform' if config.lm_head_transform else ''}"
 
 
-def inspect(source: str, revision: str | None = None) -> Inspection:
+def inspect(source: str | PathLike, revision: str | None = None) -> Inspection:
     """
     Describe a checkpoint without downloading its weights.
 
     Only the headers of the weight files are read, on the Hub with range requests.
 
     Args:
-        source (`str`):
+        source (`str` or `PathLike`):
             Folder or Hub id of an XLM-SWCM model.
         revision (`str`, *optional*):
             Branch, tag or commit of `source` on the Hub. Default: the main branch.
@@ -167,6 +169,8 @@ def inspect(source: str, revision: str | None = None) -> Inspection:
     Raises:
         ConversionError: if `source` cannot be read or is not an XLM-SWCM checkpoint.
     """
+    check_path("source", source)
+    source = str(source)
     config = read_model_config(source, revision)
     tokenizer = read_optional(source, "tokenizer_config.json", revision)
     report = read_conversion_report(source, revision)

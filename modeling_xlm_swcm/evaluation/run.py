@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from modeling_xlm_swcm.checkpoints.arguments import as_list, check_number, check_path
 from modeling_xlm_swcm.checkpoints.languages import check_spaces
 from modeling_xlm_swcm.corpora.bad_rows import DataError
 from modeling_xlm_swcm.training.arguments import MAX_BEAMS
@@ -68,10 +69,11 @@ def evaluate(
     Raises:
         ConversionError: if an argument, the data or a model cannot be used.
     """
-    models, targets = as_list(models), list(dict.fromkeys(as_list(target)))
+    check_path("data", data)
+    models, targets = as_list("models", models), list(dict.fromkeys(as_list("target", target)))
     settings = {"num_beams": num_beams, "max_length": max_length, "batch_tokens": batch_tokens}
     check_settings(settings | {"max_samples": 1 if max_samples is None else max_samples})
-    spellings = split_spellings(codes)
+    spellings = split_spellings(as_list("codes", codes))
     check_spaces("`target`", targets)
     if unused := next((code for code in spellings if code not in [source, *targets]), None):
         raise DataError(
@@ -103,14 +105,10 @@ def evaluate(
     return Evaluation(found.name, found.task, sources, directions, settings)
 
 
-def as_list(words: str | Sequence[str]) -> list[str]:
-    """Return one word or several words as a list."""
-    return [words] if isinstance(words, str) else list(words)
-
-
 def check_settings(settings: dict[str, int]):
     """Refuse numbers that are out of range."""
     for name, value in settings.items():
+        check_number(name, value)
         most = MAX_BEAMS if name == "num_beams" else MAX_COUNT
         if not 1 <= value <= most:
             raise DataError(f"`{name}` must be between 1 and {most} (got {value}). Use another number.")

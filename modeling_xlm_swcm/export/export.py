@@ -15,6 +15,7 @@ from modeling_xlm_swcm import (
     punctuation_xlm_swcm,
     sentences_xlm_swcm,
 )
+from modeling_xlm_swcm.checkpoints.arguments import check_path
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.inspection import EXPORTED_TYPE, read_folder_config
 from modeling_xlm_swcm.checkpoints.loading import check_cache, load_model, load_tokenizer
@@ -78,6 +79,8 @@ def export(
     Raises:
         ConversionError: if OpenVINO is not installed, the model cannot be exported or `output` cannot be written.
     """
+    check_path("folder", folder)
+    check_path("output", output)
     check_choice("quantize", quantize, QUANTIZATIONS)
     if find_spec("openvino") is None:
         raise ConversionError("The export needs OpenVINO. Install it with pip install openvino.")

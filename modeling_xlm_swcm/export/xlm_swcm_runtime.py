@@ -218,7 +218,11 @@ class ExportedModel:
         if lengths:
             # The default limit counts the start token.
             is_last = max(lengths) >= self.config["longest_input"] - 1
-            advice = "Split the texts." if is_last else "Pass a larger max_new_tokens, or split the texts."
+            advice = (
+                "Split long texts. If outputs repeat themselves, train the model longer."
+                if is_last
+                else "Pass a larger max_new_tokens, or split the texts."
+            )
             messages.append(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
         return messages
 

@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from modeling_xlm_swcm import XLMSWCMConfig
+from modeling_xlm_swcm.checkpoints.arguments import check_path
 from modeling_xlm_swcm.checkpoints.code import check_code_version, package_code
 from modeling_xlm_swcm.checkpoints.encoders import read_license, require_license
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
@@ -61,8 +62,9 @@ def push(
 
 def collect_files(folder: str | PathLike, repo_id: str, license: str | None = None) -> dict[str, Path | bytes]:
     """Check a model and return the files to push by name. Nothing is sent or written."""
+    check_path("folder", folder)
     folder = Path(folder)
-    if not folder.exists() and Path(repo_id).is_dir():
+    if not folder.exists() and Path(str(repo_id)).is_dir():
         raise ConversionError(
             f"{repo_id} is a folder, and {folder} is not. Write the folder first, then the repository."
         )

@@ -23,7 +23,7 @@ def check_repo_id(repo_id: str):
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ConversionError(f'"{repo_id}" is not a repository id. Use the form owner/name.') from error
-    if "/" not in repo_id:
+    if "/" not in str(repo_id):
         raise ConversionError(f'"{repo_id}" is not a repository id: it has no owner. Use the form owner/{repo_id}.')
 
 

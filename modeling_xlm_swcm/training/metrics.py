@@ -98,6 +98,8 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     Raises:
         ValueError: if there are no texts, or not one reference per prediction.
     """
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise ValueError("predictions and references must be lists of texts (got one text). Put the text in a list.")
     if not predictions or len(predictions) != len(references):
         raise ValueError(
             f"Cannot score {len(predictions)} predictions against {len(references)} references. Pass at least one "

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from modeling_xlm_swcm.checkpoints.arguments import check_number, check_seed
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor, blocks
 
@@ -20,7 +21,6 @@ from .rewrite import build_tokenizer, read_source, select_rows, write_checkpoint
 
 
 MAX_SIZE = 10_000_000
-MAX_SEED = 2**32 - 1
 Init = Literal["mean-of-pieces", "random"]
 INITS = get_args(Init)
 
@@ -75,13 +75,14 @@ def extend(
     check_extend_options(size, init, seed)
     source, corpora, evaluation = read_source(checkpoint, output, corpus, evaluate, revision, overwrite)
     vocabulary = read_vocabulary(source.name, source.tokenizer)
-    new = learn_pieces(vocabulary, corpora, size, seed)
+    new, num_learned = learn_pieces(vocabulary, corpora, size, seed)
     if not new:
         raise ConversionError(
             f"{source.name} already has every token of this corpus. Use a larger `size` or other text."
         )
     old_ids = [*range(len(vocabulary.pieces)), *[-1] * len(new)]
-    report = VocabularyReport("extend", source.name, revision, {"size": size, "init": init, "seed": seed})
+    options = {"size": size, "init": init, "seed": seed}
+    report = VocabularyReport("extend", source.name, revision, options, num_learned=num_learned)
     tokenizer = build_tokenizer(vocabulary, vocabulary.pieces + new, old_ids, report, evaluation)
     # New tokens replace the first rows that no token uses. The other unused rows stay.
     old_ids += range(len(old_ids), source.rows)
@@ -94,8 +95,8 @@ def extend(
 def check_extend_options(size: int, init: str, seed: int):
     """Refuse options that cannot be used with any checkpoint."""
     check_choice("init", init, INITS)
-    if not 0 <= seed <= MAX_SEED:
-        raise ConversionError(f"`seed` must be from 0 to {MAX_SEED} (got {seed}). Use another seed.")
+    check_seed(seed)
+    check_number("size", size)
     if not 1 <= size <= MAX_SIZE:
         remedy = "larger" if size < 1 else "smaller"
         raise ConversionError(f"`size` must be from 1 to {MAX_SIZE:,} (got {size}). Use a {remedy} size.")

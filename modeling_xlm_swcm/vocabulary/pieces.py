@@ -32,9 +32,11 @@ SHARE_TO_LEARN, SHARE_TO_KEEP = 0.1, 0.001
 SHARED_PIECES = 100
 
 
-def learn_pieces(vocabulary: Vocabulary, corpora: list[Corpus], size: int, seed: int) -> list[tuple[str, float]]:
+def learn_pieces(
+    vocabulary: Vocabulary, corpora: list[Corpus], size: int, seed: int
+) -> tuple[list[tuple[str, float]], int]:
     """
-    Learn up to `size` pieces and return the pieces that the vocabulary lacks.
+    Learn up to `size` pieces and return the pieces that the vocabulary lacks, and the number of learned pieces.
 
     A new piece is in a script of the corpus or has a character that the vocabulary lacks. So the segmentation of text
     in other scripts does not change.
@@ -46,10 +48,11 @@ def learn_pieces(vocabulary: Vocabulary, corpora: list[Corpus], size: int, seed:
         seed (`int`): Random seed for the sample of lines.
 
     Returns:
-        `list[tuple[str, float]]`: New pieces with scores on the scale of the vocabulary.
+        `tuple`: New pieces with scores on the scale of the vocabulary, and the number of learned pieces.
     """
     sample = [normalise_line(vocabulary.backend, line) for line in sample_corpora(corpora, seed)]
-    learnt = vocabulary.place(train_unigram(vocabulary, sample, size), sample)
+    pieces = train_unigram(vocabulary, sample, size)
+    learnt = vocabulary.place(pieces, sample)
     known = dict(vocabulary.pieces)
     characters = {piece for piece in known if len(vocabulary.split(piece)) == 1}
     corpus_scripts = find_scripts(Counter(character for line in sample for character in line), SHARE_TO_LEARN)
@@ -62,7 +65,7 @@ def learn_pieces(vocabulary: Vocabulary, corpora: list[Corpus], size: int, seed:
             new.append((piece, score))
     # Pieces have lower scores in a multilingual vocabulary than in a vocabulary of a single language.
     shift = min(0.0, statistics.median(differences)) if len(differences) >= SHARED_PIECES else 0.0
-    return [(piece, score + shift) for piece, score in new]
+    return [(piece, score + shift) for piece, score in new], len(pieces)
 
 
 def sample_corpora(corpora: list[Corpus], seed: int) -> list[str]:

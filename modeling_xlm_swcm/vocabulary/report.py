@@ -34,6 +34,8 @@ class VocabularyReport:
             Revision of the checkpoint on the Hub.
         options (`dict`):
             Options of the action.
+        num_learned (`int`, *optional*):
+            Number of tokens that `extend` learned from the corpus. The checkpoint can have some of them already.
         tokens (`dict[str, int]`):
             Number of tokens of the tokenizer `"before"` and `"after"`.
         rows (`dict[str, int]`):
@@ -52,6 +54,7 @@ class VocabularyReport:
     source: str
     revision: str | None
     options: dict
+    num_learned: int | None = None
     tokens: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
@@ -88,12 +91,22 @@ class VocabularyReport:
                     "language. Add tokens with xlm-swcm vocab extend.",
                     markup=False,
                 )
+        if self.num_learned is not None:
+            self._print_added(console, self.num_learned)
         for name in ("tokens", "parameters"):
             counts = getattr(self, name)
             console.print(f"{name.capitalize()}: {counts['before']:,} → {counts['after']:,}.")
         console.print(
             f"Changed tensors: {len(self.changed)} ({', '.join(self.changed)}). Unchanged tensors: {len(self.kept)}."
         )
+
+    def _print_added(self, console: Console, learned: int):
+        """Print the number of tokens that were added, and why it is smaller than the size."""
+        size, added = self.options["size"], self.tokens["after"] - self.tokens["before"]
+        few = f" The corpus has not enough different words for {size:,}." if learned < size else ""
+        console.print(f"Learned {learned:,} tokens from the corpus.{few}")
+        others = f" The other {learned - added:,} were known or are in another script." if learned > added else ""
+        console.print(f"Added {added:,} tokens.{others}")
 
     def plot(self, path: Path):
         """Plot tokens per word and the share of `<unk>` by language, before and after, as a PNG file."""

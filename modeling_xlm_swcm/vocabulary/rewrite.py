@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 import modeling_xlm_swcm
+from modeling_xlm_swcm.checkpoints.arguments import as_list, check_path
 from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_rows, load_encoder_tokenizer
 from modeling_xlm_swcm.checkpoints.encoders import check_config
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
@@ -90,6 +91,8 @@ def read_source(
     overwrite: bool,
 ) -> tuple[SourceCheckpoint, list[Corpus], list[Corpus]]:
     """Check the inputs. Return the checkpoint, the corpora and the corpora to measure on."""
+    check_path("checkpoint", checkpoint)
+    check_path("output", output)
     corpora, evaluation = parse_corpora(corpus, evaluate)
     check_output(Path(output), overwrite, checkpoint, *(text.path for text in corpora + evaluation))
     name = find_encoder_folder(str(checkpoint), revision)
@@ -121,10 +124,11 @@ def read_source(
 
 def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> tuple[list[Corpus], list[Corpus]]:
     """Return the corpora and the corpora to measure on, which are the same by default."""
+    corpus, evaluate = as_list("corpus", corpus), as_list("evaluate", evaluate)
     if not corpus:
         raise ConversionError("The corpus is empty. Pass text files as `corpus`.")
     corpora = Corpus.parse_all(corpus)
-    evaluation = Corpus.parse_all(list(evaluate)) or corpora
+    evaluation = Corpus.parse_all(evaluate) or corpora
     check_codes(text.language for text in (*corpora, *evaluation))
     for texts in (corpora, evaluation):
         if repeated := [text.path for text in texts if sum(map(text.has_same_text, texts)) > 1]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from modeling_xlm_swcm.checkpoints.arguments import check_number
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor
 
@@ -109,6 +110,9 @@ def check_trim_options(
         raise ConversionError(
             f"{' and '.join(given)} cannot be combined. Use only one of `min_count`, `size` and `coverage`."
         )
+    for name, value in options.items():
+        if value is not None or name == "pad_to_multiple_of":
+            check_number(name, value, is_whole=name != "coverage")
     if coverage is not None and not 0 < coverage <= 1:
         raise ConversionError(
             f"`coverage` must be above 0 and at most 1 (got {coverage}). Use a share, for example 0.9999."

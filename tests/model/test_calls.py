@@ -144,7 +144,7 @@ def test_a_cache_without_a_part_for_the_source(model, source, target):
     ("options", "error"),
     [
         ({"is_decoder": True}, "is_decoder and add_cross_attention must be False"),
-        ({"decoder_blocks": ["other"]}, r"must be a list of \"custom\" and .*Correct decoder_blocks"),
+        ({"decoder_blocks": ["other"]}, '"custom" and "normal", or only of "prefix" .*Correct'),
     ],
 )
 def test_configs_that_no_decoder_fits(options, error):

@@ -71,7 +71,7 @@ def test_json_gives_back_the_same_config(options, tmp_path):
 @pytest.mark.parametrize(
     ("field", "options"),
     [
-        ("normal_layer_interval", {"normal_layer_interval": 0}),
+        (r"normal_layer_interval .*\(got 0\). Use None for no", {"normal_layer_interval": 0}),
         ("normal_layer_interval", {"normal_layer_interval": -3}),
         ("normal_layer_interval", {"normal_layer_interval": "3"}),
         ("normal_layer_interval", {"normal_layer_interval": 1.5}),
@@ -86,7 +86,10 @@ def test_json_gives_back_the_same_config(options, tmp_path):
         ("pad_token_id", {"pad_token_id": 9, "vocab_size": 9}),
         ("max_position_embeddings must be at least 3", {"max_position_embeddings": 2}),
         ("decoder_layers", {"decoder_layers": 12}),
-        ("decoder_layers", {"decoder_blocks": ["custom", "custom"], "decoder_layers": 3}),
+        (
+            "decoder_layers is 3, but decoder_blocks has 2 layers. Leave out decoder_layers",
+            {"decoder_blocks": ["custom", "custom"], "decoder_layers": 3},
+        ),
         ("decoder_layers", {"decoder_layers": 0}),
         ("weight_sharing", {"weight_sharing": "copied"}),
         ("weight_sharing", {"weight_sharing": None}),

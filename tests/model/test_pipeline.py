@@ -303,10 +303,10 @@ def test_outputs_that_reach_the_maximum_length_are_counted_once_a_call(load, cap
     caplog.clear()
     limit = translate.model.config.longest_input
     translate(TEXTS[0], max_new_tokens=limit, min_new_tokens=limit)
-    assert f"Incomplete outputs: 1. The maximum is {limit} tokens. Split the inputs." in caplog.text
+    assert f"Incomplete outputs: 1. The maximum is {limit} tokens. Split long inputs. If outputs repeat" in caplog.text
     # The default limit counts the start token.
     translate(TEXTS[0], min_new_tokens=limit - 1)
-    assert f"The maximum is {limit - 1} tokens. Split the inputs." in caplog.text
+    assert f"The maximum is {limit - 1} tokens. Split long inputs." in caplog.text
 
 
 def test_an_output_that_another_rule_ends_is_not_called_incomplete(load, caplog):

@@ -53,6 +53,9 @@ def test_the_report_counts_the_changes(reader, texts, output):
     tokens = sum(len(ids(new, text)) for text in TEXTS["bo"])
     assert tibetan["after"]["tokens"] == tokens
     assert tibetan["after"]["fertility"] == pytest.approx(tokens / tibetan["words"])
+    added = len(new) - len(old)
+    assert "Learned150tokensfromthecorpus.Added" in printed(result)
+    assert f"Added{added}tokens.Theother{150 - added}wereknownorareinanotherscript." in printed(result)
     assert f"Tokens:{len(old):,}→{len(new):,}." in printed(result)
     assert "languagelinestokens/linetokens/word<unk>resegmented" in printed(result)
     assert f"Changedtensors:2({','.join(report['changed'])}).Unchangedtensors:72." in printed(result)
