@@ -55,7 +55,7 @@ def from_encoder(
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the encoder. Default: the tokenizer in `encoder`, if that is a Hub id or folder.
         options (`dict`, *optional*):
-            Fields of [`ConversionOptions`]: `languages`, `decoder`, `normal_layer_interval`, `layer_map`,
+            Keyword arguments of [`ConversionOptions`]: `languages`, `decoder`, `normal_layer_interval`, `layer_map`,
             `decoder_init`, `normal_layers`, `weight_sharing`, `dtype` and `seed`.
 
     Returns:
@@ -102,7 +102,7 @@ def convert(
         license (`str`, *optional*):
             Licence of the encoder, for the model card. Default: the licence in the encoder's model card.
         options (`dict`, *optional*):
-            Fields of [`ConversionOptions`].
+            Keyword arguments of [`ConversionOptions`].
 
     Returns:
         [`ConversionReport`]: what was copied, new and dropped.

@@ -106,15 +106,15 @@ NormalLayerInterval = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Insert a normal layer after every N custom layers (X in the paper), but none after the last layer. "
-        "Default: 3 for the paper's decoder.",
+        help="Paper's decoder only. Insert a normal layer after every N custom layers (X in the paper), but none "
+        "after the last layer. Default: 3.",
     ),
 ]
 LayerMapOption = Annotated[
     LayerMap,
     typer.Option(
-        help="Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: two layers, so the "
-        "decoder has half the number of custom layers."
+        help="Paper's decoder only. Encoder layers that each custom layer copies. `same`: one layer. `interleaved`: "
+        "two layers, so the decoder has half the number of custom layers."
     ),
 ]
 DecoderInitOption = Annotated[
@@ -129,8 +129,8 @@ DecoderInitOption = Annotated[
 NormalLayersOption = Annotated[
     NormalLayers | None,
     typer.Option(
-        help="Normal layers to insert. `random`: random weights. `copy`: a copy of the previous custom layer. `none`: "
-        "no normal layers. Default: `random` for the paper's decoder."
+        help="Paper's decoder only. Normal layers to insert. `random`: random weights. `copy`: a copy of the previous "
+        "custom layer. `none`: no normal layers. Default: `random`."
     ),
 ]
 WeightSharingOption = Annotated[
@@ -358,7 +358,7 @@ def export_command(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
-    """Export a model that runs on a CPU with OpenVINO, without PyTorch."""
+    """Write an OpenVINO model, which runs on a CPU without PyTorch."""
     with report_errors(debug):
         files = export(folder, output, quantize=quantize, overwrite=overwrite)
         console = make_console()
@@ -382,7 +382,7 @@ def extend_command(
         Init,
         typer.Option(
             help="How to initialise the embeddings of new tokens. `mean-of-pieces`: the mean of the embeddings of the "
-            "old tokens. `random`: random embeddings."
+            "old tokens that spelled the new token. `random`: random embeddings."
         ),
     ] = "mean-of-pieces",
     evaluate: EvalFiles = None,

@@ -30,7 +30,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 # Words after a switch that are meant as its value.
 TRUTH_VALUES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
-LIST_ADVICE = "Put this option last or before another option."
+LIST_ADVICE = "Separate the values with spaces."
 
 
 class Command(TyperCommand):

@@ -183,7 +183,7 @@ class XLMSWCMConfig(DecoderConfigMixin, PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-05):
             Epsilon of the LayerNorms.
         normal_layer_interval (`int`, *optional*, defaults to 3):
-            Insert a normal layer after this many custom layers (X in the paper), but not after the last one. `None`
+            Insert a normal layer after every N custom layers (X in the paper), but not after the last one. `None`
             means no normal layers. Ignored if `decoder_blocks` is given.
         decoder_blocks (`list[str]`, *optional*):
             Type of each decoder layer, in order: `"custom"` or `"normal"`. By default one custom layer for each

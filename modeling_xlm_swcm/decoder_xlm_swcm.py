@@ -81,8 +81,8 @@ class XLMSWCMPreTrainedModel(XLMSWCMHubMixin, XLMSWCMPeftMixin, PreTrainedModel)
         """
         Freeze the last encoder layer of a prefix decoder with `weight_sharing="init"`.
 
-        The decoder reads the input of each encoder layer, so nothing reads the output of the last one. Distributed
-        training refuses parameters that get no gradient.
+        A prefix decoder reads the input of each encoder layer. So nothing reads the output of the last encoder layer,
+        and its weights get no gradient. Distributed training refuses such weights.
         """
         is_copied_prefix = self.config.has_prefix_decoder and self.config.weight_sharing == "init"
         encoder = getattr(self.base_model, "encoder", None)

@@ -43,7 +43,9 @@ from .positions_xlm_swcm import check_length
 
 class XLMSWCMModel(XLMSWCMPreTrainedModel):
     """
-    XLM-R encoder, and a decoder that is built from the weights of the encoder, without an output projection.
+    XLM-R encoder, and a decoder with the layers of `config.decoder_blocks`, without an output projection.
+
+    `XLMSWCMModel(config)` has random weights. `from_pretrained` loads a converted or trained model.
 
     Args:
         config ([`XLMSWCMConfig`]):
@@ -282,7 +284,7 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
             count the tokens in `decoder_attention_mask`, or else the tokens that are not padding.
         labels (`torch.LongTensor` of shape `(batch_size, target_len)`, *optional*):
             Token ids `<tgt> ... </s>`, padded on the right. The label -100 is ignored. By default `decoder_input_ids`
-            are the labels shifted right. In training mode `logits` is None, and a tuple has no logits. Set
+            are the labels shifted right. In training mode, the output has a loss but no logits. Set
             `config.logits_in_training` to get logits. The keyword `label_smoothing=0.1` spreads a tenth of each label
             over the whole vocabulary.
         """

@@ -26,7 +26,7 @@ class XLMSWCMModernConfig(DecoderConfigMixin, ModernBertConfig):
             Type of each decoder layer. By default one `"prefix"` layer for each encoder layer. The paper's decoder has
             `"custom"` and `"normal"` layers.
         normal_layer_interval (`int`, *optional*):
-            Insert a normal layer after this many custom layers, see [`XLMSWCMConfig`]. If it is set, `decoder_blocks`
+            Insert a normal layer after every N custom layers, see [`XLMSWCMConfig`]. If it is set, `decoder_blocks`
             defaults to the layers of the paper's decoder.
         decoder_layer_types (`list[str]`, *optional*):
             Type of the self-attention in each layer of the paper's decoder, as in `layer_types`. By default custom

@@ -81,10 +81,10 @@ class XLMSWCMTokenizer(TokenizersBackend):
     Tokenizer that loads the `tokenizer.json` of an encoder and adds one tag for each language.
 
     It supports the Unigram model of XLM-R and CamemBERT, the byte-level BPE of RoBERTa and the WordPiece model of
-    BERT. A source is `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`. The model shifts the target
-    right, after its start token `<s>`, so the tag has the same position in training as `forced_bos_token_id` in
-    generation. Without `languages`, a source is `<s> ... </s>` and a target is `... </s>`. BERT writes `[CLS]` for
-    `<s>` and `[SEP]` for `</s>`.
+    BERT. A source is `<s> <src> ... </s>`. A target (`text_target=`) is `<tgt> ... </s>`. The decoder reads it after
+    its start token: `<s> <tgt> ...`. In generation, `forced_bos_token_id` sets the tag at this position. Without
+    `languages`, a source is `<s> ... </s>` and a target is `... </s>`. BERT writes `[CLS]` for `<s>` and `[SEP]` for
+    `</s>`.
 
     Languages are arguments of a call: `tokenizer(text, src_lang="zh", text_target=target, tgt_lang="bo")`. A call
     changes no state, so threads can share a tokenizer.

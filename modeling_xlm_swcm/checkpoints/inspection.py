@@ -315,8 +315,8 @@ def draw_layers(config: XLMSWCMConfig) -> str:
     if config.has_prefix_decoder:
         layers, number = " ".join([CUSTOM] * config.num_hidden_layers), config.num_hidden_layers
         return (
-            f"encoder  {layers}  {number} layers\ndecoder  {layers}  {number} prefix\n{CUSTOM} encoder layer. In the "
-            "decoder, it also reads the input of the encoder layer above it"
+            f"encoder  {layers}  {number} layers\ndecoder  {layers}  {number} prefix\n{CUSTOM} encoder layer. A "
+            "decoder layer also reads the input of the encoder layer that is drawn above it"
         )
     decoder = [CUSTOM if block == config.block_types[0] else NORMAL for block in config.decoder_blocks or []]
     custom, normal = decoder.count(CUSTOM), decoder.count(NORMAL)

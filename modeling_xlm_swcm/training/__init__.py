@@ -8,26 +8,36 @@ if TYPE_CHECKING:
     from .arguments import TrainingArguments
     from .denoising import DataCollatorForDenoising
     from .finetuning import finetune
-    from .metrics import GenerationMetrics
-    from .pretraining import pretrain
+    from .finetuning_data import FinetuneDataArguments
+    from .metrics import GenerationMetrics, score
+    from .mixture import CorpusConfig
+    from .pretraining import PretrainDataArguments, pretrain
     from .trainer import XLMSWCMTrainer
 
 __all__ = [
+    "CorpusConfig",
     "DataCollatorForDenoising",
+    "FinetuneDataArguments",
     "GenerationMetrics",
+    "PretrainDataArguments",
     "TrainingArguments",
     "XLMSWCMTrainer",
     "finetune",
     "pretrain",
+    "score",
 ]
 
 _MODULES = {
+    "CorpusConfig": "mixture",
     "DataCollatorForDenoising": "denoising",
+    "FinetuneDataArguments": "finetuning_data",
     "GenerationMetrics": "metrics",
+    "PretrainDataArguments": "pretraining",
     "TrainingArguments": "arguments",
     "XLMSWCMTrainer": "trainer",
     "finetune": "finetuning",
     "pretrain": "pretraining",
+    "score": "metrics",
 }
 
 

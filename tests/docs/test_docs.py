@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -412,3 +413,13 @@ def test_the_guide_to_evaluation_runs(client, hub, tmp_path):
     assert "Recorded in zh-bo/metrics.json." in printed[3]
     assert "'truncated_source': 0" in printed[4]
     assert len((tmp_path / "report" / "outputs.jsonl").read_text(encoding="utf-8").splitlines()) == len(SOURCES)
+
+
+def test_the_names_of_the_python_reference_can_be_imported_as_it_says():
+    found = 0
+    for section in PAGES["docs/reference/python.md"].split("\n## "):
+        if module := re.search(r"Import th\w+ names? from `([\w.]+)`", section):
+            names = re.findall(r"^::: [\w.]+\.(\w+)$", section, flags=re.MULTILINE)
+            found += len(names)
+            assert [name for name in names if not hasattr(import_module(module[1]), name)] == []
+    assert found > 15
