@@ -1,6 +1,7 @@
 """Evaluate models: read the texts, check the models, generate, score."""
 
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ MAX_COUNT = 10**9
 
 def evaluate(
     models: str | Sequence[str],
-    data: str,
+    data: str | PathLike,
     target: str | Sequence[str],
     source: str | None = None,
     *,
@@ -41,7 +42,7 @@ def evaluate(
         models (`str` or `Sequence[str]`):
             Folders or Hub ids of XLM-SWCM models or other sequence-to-sequence models. The other models are compared
             with the first one.
-        data (`str`):
+        data (`str` or `PathLike`):
             File with one column for each language, Hub id of a dataset, name of a benchmark (`flores+`, `ntrex`,
             `milic-eval` or `cmhg`), or folder with the files of a benchmark.
         target (`str` or `Sequence[str]`):
@@ -70,6 +71,7 @@ def evaluate(
         ConversionError: if an argument, the data or a model cannot be used.
     """
     check_path("data", data)
+    data = str(data)
     models, targets = as_list("models", models), list(dict.fromkeys(as_list("target", target)))
     settings = {"num_beams": num_beams, "max_length": max_length, "batch_tokens": batch_tokens}
     check_settings(settings | {"max_samples": 1 if max_samples is None else max_samples})

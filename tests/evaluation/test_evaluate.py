@@ -138,7 +138,7 @@ def test_equal_names_become_whole_paths(converted, folder, table):
 
 
 def test_one_model_and_one_language_need_no_list(converted, table):
-    report = evaluate(str(converted), str(table), "bo", "zh", num_beams=1, max_length=4)
+    report = evaluate(converted, table, "bo", "zh", num_beams=1, max_length=4)
     assert [*report.directions] == ["zh-bo"]
     with pytest.raises(ConversionError, match="There is no model"):
         evaluate([], str(table), "bo", "zh")
