@@ -126,11 +126,12 @@ class ConversionReport:
             f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == this_model else ""}'
             for sharing, count in self.parameters.items()
         )
-        new_rows = f" {len(self.new_rows)} of them also have new rows." if self.new_rows else ""
+        new_rows = f" Copied tensors with new rows: {len(self.new_rows)}." if self.new_rows else ""
         console.print(
-            f"{len(self.copied)} tensors copied, each bit-equal to its source.{new_rows} {len(self.new)} tensors new. "
-            f"{len(self.dropped)} tensors of the source dropped.\nParameters: {', '.join(parameters)}."
+            f"{len(self.copied)} tensors copied, each bit-equal to its source.{new_rows} "
+            f"New tensors: {len(self.new)}. Dropped tensors of the source: {len(self.dropped)}."
         )
+        console.print(f"Parameters: {', '.join(parameters)}.")
         for note in self.notes:
             console.print(note)
 

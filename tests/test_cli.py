@@ -49,8 +49,8 @@ def test_a_conversion_prints_its_counts_and_where_it_wrote(encoder_folder, outpu
     counts = json.loads((output / "conversion_report.json").read_text())["counts"]
     # Line breaks depend on the width of the terminal.
     printed = "".join(result.stdout.split())
-    assert f"{counts['copied']}tensorscopied,eachbit-equaltoitssource.2ofthemalsohavenewrows." in printed
-    assert f"{counts['new']}tensorsnew.{counts['dropped']}tensorsofthesourcedropped." in printed
+    assert f"{counts['copied']}tensorscopied,eachbit-equaltoitssource.Copiedtensorswithnewrows:2." in printed
+    assert f"Newtensors:{counts['new']}.Droppedtensorsofthesource:{counts['dropped']}." in printed
     assert f"Writtento{output}." in printed
 
 

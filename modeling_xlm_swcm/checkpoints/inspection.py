@@ -117,7 +117,7 @@ class Inspection:
             return "not known, because conversion_report.json is missing"
         counts, family, commit = self.report["counts"], self.report.get("family"), self.report.get("commit")
         details = ", ".join(filter(None, (family and f"family {family}", commit and f"commit {commit}")))
-        new_rows = f" ({counts['new_rows']} of them also have new rows)" if counts.get("new_rows") else ""
+        new_rows = f" ({counts['new_rows']} with new rows)" if counts.get("new_rows") else ""
         return (
             f"{self.report['source']}{f' ({details})' if details else ''}: {counts['copied']} tensors copied"
             f"{new_rows}, {counts['new']} new, {counts['dropped']} dropped"

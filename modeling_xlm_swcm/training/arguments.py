@@ -370,7 +370,9 @@ def describe_extra_word(word: str, argv: list[str]) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt option."""
+    """Return a hint for an unknown option."""
+    # Transformers' name for the maximum length of an output.
+    name = "--max_target_length" if name == "--max_new_tokens" else name
     near = difflib.get_close_matches(name, known, 1)
     return f"Did you mean {near[0]}?" if near else SEE_HELP
 

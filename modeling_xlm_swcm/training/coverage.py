@@ -124,7 +124,8 @@ class Coverage:
                     f"{self._normalize(character) or 'nothing'} ({number} x)"
                     for character, number in count.rewritten.most_common(NAMED_CHARACTERS)
                 )
-                yield f"The tokenizer rewrites {len(count.rewritten)} characters of the {texts}: {examples}."
+                number = "1 character" if len(count.rewritten) == 1 else f"{len(count.rewritten)} characters"
+                yield f"The tokenizer rewrites {number} of the {texts}: {examples}."
             if count.empty:
                 yield f"{count.empty} of the {count.texts} {texts} have no token."
 

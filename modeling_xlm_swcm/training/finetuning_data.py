@@ -281,11 +281,13 @@ class PairEncoder:
             DataError: if rows cannot be used and must not be skipped, or if a language has too many unknown tokens.
         """
         if self.num_truncated:
-            logger.warning(f"Truncated {self.num_truncated} sources to {self.args.max_source_length} tokens.")
+            logger.warning(
+                f"Truncated sources: {self.num_truncated}. The maximum is {self.args.max_source_length} tokens."
+            )
         if self.num_truncated_targets:
             logger.warning(
-                f"Truncated {self.num_truncated_targets} targets to {self.args.max_target_length} tokens for the "
-                "evaluation loss. The scores use the whole targets."
+                f"Truncated targets: {self.num_truncated_targets}. The maximum is {self.args.max_target_length} "
+                "tokens for the evaluation loss. The scores use the whole targets."
             )
         self.bad_rows.report()
         self.coverage.report()

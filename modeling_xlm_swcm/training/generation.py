@@ -280,8 +280,8 @@ def generate_lines(
         advice = "Split their input lines." if is_last else "Pass a larger --max_length, or split their input lines."
         lines = {number for number, _ in cut}
         logger.warning(
-            f"{len(lines)} output lines are incomplete: they reached the maximum of {args.max_length} tokens (first: "
-            f"line {min(lines)}). {advice}"
+            f"Incomplete output lines: {len(lines)} (first: line {min(lines)}). The maximum is {args.max_length} "
+            f"tokens. {advice}"
         )
     return generated
 

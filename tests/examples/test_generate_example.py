@@ -176,6 +176,7 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["--sorce_lang", "zh"], "Unknown option --sorce_lang. Did you mean --source_lang?"),
+        (["--max_new_tokens", "9"], "Unknown option --max_new_tokens. Did you mean --max_length?"),
         (["--fire=1"], "Unknown option --fire. Run with --help to list the options."),
         (["bo.txt"], "--source_lang takes one value (got zh bo.txt). Pass one value."),
     ],
@@ -266,9 +267,11 @@ def test_lines_that_the_limit_cuts_are_counted(folder, tmp_path, caplog, max_len
     lines = output.read_text(encoding="utf-8").split("\n")[1:3]
     whole = [PAIRS["我们"]["bo"], PAIRS["河边没有风"]["bo"]]
     if max_length == 12:
-        assert (lines, "incomplete" in caplog.text) == (whole, False)
+        assert (lines, "Incomplete" in caplog.text) == (whole, False)
     else:
         # One token of each line follows the language tag.
         assert all(text.startswith(line) and line != text for line, text in zip(lines, whole, strict=True))
-        message = "2 output lines are incomplete: they reached the maximum of 2 tokens (first: line 2). Pass a larger "
-        assert f"{message}--max_length, or split their input lines." in caplog.text
+        message = (
+            "Incomplete output lines: 2 (first: line 2). The maximum is 2 tokens. Pass a larger --max_length, or "
+        )
+        assert f"{message}split their input lines." in caplog.text

@@ -71,7 +71,7 @@ def test_a_card_of_a_conversion_says_what_it_was_made_of_and_that_it_is_not_trai
     for words in (
         "No training is recorded",
         "No evaluation is recorded",
-        "Its licence is mit. 170 tensors were copied (2 of them also have new rows), 58 are new and 0 were dropped.",
+        "Its licence is mit. Tensors: 170 copied (2 with new rows), 58 new, 0 dropped.",
         "built from the layers of the encoder `xlm-r0` (not on the Hub), with new layers in between.",
         "| normal_layer_interval | 3 |",
         "decoder  ■ ■ ■ □ ■  4 custom, 1 normal",

@@ -217,7 +217,7 @@ model.save_pretrained({str(tmp_path / "saved")!r}, push_to_hub=True, repo_id="so
         assert files.keys() == SENT - missing
         card = ModelCard(files["README.md"].decode())
         assert card.data.license is None and card.data.language == ["zh", "bo"]
-        assert "Its licence is not known. 138 tensors were copied" in card.text
+        assert "Its licence is not known. Tensors: 138 copied" in card.text
         assert json.loads(files["conversion_report.json"])["source"] == encoder_folder.name
 
 
@@ -329,7 +329,7 @@ def test_inspect_shows_what_a_model_is_without_its_weights(hub, client, reposito
         "61,791 as F32",
         "27,156 in encoder layers",
         "27,156 in decoder layers",
-        "138 tensors copied (2 of them also have new rows), 0 new",
+        "138 tensors copied (2 with new rows), 0 new",
         "247.2 kB in model.safetensors",
         "encoder  ■ ■ ■ ■  4 layers\ndecoder  ■ ■ ■ ■  4 prefix\n",
     ):

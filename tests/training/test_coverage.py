@@ -95,11 +95,21 @@ class TestUnknownTokens:
 
 
 class TestNormalization:
-    def test_characters_that_are_rewritten_are_named_and_counted(self, nfkc, caplog):
+    @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            (["the ｂoat ｂ"], "1 character of the targets in zh: ｂ -> b (2 x)."),
+            (
+                ["the ｂoat ｂ", "the\u200briver\u3000a"],
+                r"2 characters of the targets in zh: ｂ -> b (2 x), '\u200b' -> nothing (1 x).",
+            ),
+        ],
+    )
+    def test_characters_that_are_rewritten_are_named_and_counted(self, nfkc, caplog, targets, message):
         encoder = make_encoder(nfkc, max_unk_share=1.0)
-        list(encoder(english_pairs(["the ｂoat ｂ", "the\u200briver\u3000a"]), 100))
+        list(encoder(english_pairs(targets), 100))
         encoder.report()
-        assert r"rewrites 2 characters of the targets in zh: ｂ -> b (2 x), '\u200b' -> nothing (1 x)." in caplog.text
+        assert f"The tokenizer rewrites {message}" in caplog.text
         assert "sources" not in caplog.text
 
     def test_a_pair_of_which_nothing_is_left_is_a_bad_row(self, nfkc):
@@ -159,7 +169,7 @@ class TestTruncation:
         assert examples[0]["labels"][0] == tokenizer.get_lang_id("zh")
         assert examples[1]["labels"] == tokenizer(text_target="a", tgt_lang="zh")["input_ids"]
         encoder.report()
-        assert "Truncated 1 targets to 8 tokens for the evaluation loss" in caplog.text
+        assert "Truncated targets: 1. The maximum is 8 tokens for the evaluation loss" in caplog.text
 
     @pytest.mark.parametrize(("name", "least"), [("max_source_length", 4), ("max_target_length", 3)])
     def test_a_length_without_room_for_text_is_refused(self, tokenizer, name, least):
