@@ -65,7 +65,7 @@ ModelFolder = Annotated[Path, typer.Argument(help="Folder with model and tokeniz
 Checkpoint = Annotated[str, typer.Argument(help="Encoder or XLM-SWCM model: Hub id or folder.")]
 License = Annotated[str | None, license_option("the encoder's model card")]
 PushLicense = Annotated[str | None, license_option("conversion_report.json")]
-Private = Annotated[bool, typer.Option("--private", help="Make the Hub repository private.")]
+Private = Annotated[bool, typer.Option("--private", help="Create a private Hub repository.")]
 DryRun = Annotated[bool, dry_run_option("Check everything, but write and upload nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it holds a model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

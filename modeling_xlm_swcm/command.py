@@ -1,6 +1,7 @@
 """The classes of the commands of `xlm-swcm`: options with several words, and errors on one line."""
 
 import contextlib
+import difflib
 import inspect
 import itertools
 import traceback
@@ -123,7 +124,8 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
     """Return the error message for words that Typer does not accept."""
     option, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if hasattr(error, "possibilities"):
-        similar = " or ".join(error.possibilities or ())
+        # The distance of Typer's suggestions is too large for short options.
+        similar = " or ".join(difflib.get_close_matches(option, error.possibilities or (), cutoff=0.7))
         advice = f"Did you mean {similar}?" if similar else f"Run {ctx.command_path} --help to list the options."
         return f"Unknown option {option}. {advice}"
     if option is not None:

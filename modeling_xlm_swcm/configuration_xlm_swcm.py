@@ -108,6 +108,8 @@ class DecoderConfigMixin:
             )
 
     def _validate_decoder(self):
+        if not getattr(self, "is_encoder_decoder", True):
+            raise ValueError("is_encoder_decoder must be True. Leave it out.")
         if getattr(self, "is_decoder", False) or getattr(self, "add_cross_attention", False):
             raise ValueError("is_decoder and add_cross_attention must be False. Leave them out.")
         if self.has_prefix_decoder:

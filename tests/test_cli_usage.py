@@ -33,6 +33,7 @@ USAGE_ERRORS = {
     "convert source output --overwrite true": "--overwrite takes no value (got true). Write only --overwrite.",
     "push folder owner/name --private=False": "--private takes no value (got False). Leave out --private.",
     "convert source output --langauges bo": "Unknown option --langauges. Did you mean --languages?",
+    "convert source output --json": "Unknown option --json. Run xlm-swcm convert --help to list the options.",
     "convert source output --xyz\u0007": (
         "Unknown option --xyz\\x07. Run xlm-swcm convert --help to list the options."
     ),

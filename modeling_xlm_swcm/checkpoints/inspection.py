@@ -148,7 +148,7 @@ class Inspection:
 def describe_output_matrix(config: XLMSWCMConfig) -> str:
     """Return how the output projection is connected to the word embeddings and the decoder."""
     matrix = "tied to the word embeddings" if config.tie_word_embeddings else "not tied"
-    return f"{matrix}{', after a transform' if config.lm_head_transform else ''}"
+    return f"{'after a transform, ' if config.lm_head_transform else ''}{matrix}"
 
 
 def inspect(source: str | PathLike, revision: str | None = None) -> Inspection:

@@ -437,6 +437,10 @@ def load_pretrained(auto_class: type[Any], source: str | os.PathLike, **options)
                 f"{source} needs the code that its auto_map names. xlm-swcm never runs such code. Remove auto_map, or "
                 "use another checkpoint."
             ) from error
+        if "backend tokenizer" in str(error):
+            raise ConversionError(
+                f"{source} has no tokenizer files, for example tokenizer.json. Add the files of the tokenizer."
+            ) from error
         part = "tokenizer" if "Tokenizer" in auto_class.__name__ else "model"
         raise ConversionError(
             f"Cannot load the {part} of {source}{describe_cause(error, ': {}')}. Convert or download it again."

@@ -43,7 +43,7 @@ def push(
         license (`str`, *optional*):
             Licence of the encoder. Default: the licence in the conversion report.
         private (`bool`, *optional*, defaults to `False`):
-            Make the repository private.
+            Create a private repository.
         revision (`str`, *optional*):
             Branch to push to. It is created if it does not exist. Default: the main branch.
         create_pr (`bool`, *optional*, defaults to `False`):

@@ -45,7 +45,7 @@ def upload(
         repo_id (`str`):
             Repository as `owner/name`. It is created if it does not exist.
         private (`bool`, *optional*, defaults to `False`):
-            Make the repository private.
+            Create a private repository.
         revision (`str`, *optional*):
             Branch to push to. It is created if it does not exist. Default: the main branch.
         create_pr (`bool`, *optional*, defaults to `False`):

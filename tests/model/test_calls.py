@@ -143,6 +143,7 @@ def test_a_cache_without_a_part_for_the_source(model, source, target):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
+        ({"is_encoder_decoder": False}, "is_encoder_decoder must be True. Leave it out"),
         ({"is_decoder": True}, "is_decoder and add_cross_attention must be False"),
         ({"decoder_blocks": ["other"]}, '"custom" and "normal", or only of "prefix" .*Correct'),
     ],
