@@ -66,7 +66,7 @@ Checkpoint = Annotated[str, typer.Argument(help="Encoder or XLM-SWCM model: Hub 
 License = Annotated[str | None, license_option("the encoder's model card")]
 PushLicense = Annotated[str | None, license_option("conversion_report.json")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private Hub repository.")]
-DryRun = Annotated[bool, dry_run_option("Check everything, but write and upload nothing.")]
+DryRun = Annotated[bool, dry_run_option("Check everything, but do not write or upload OUTPUT.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it holds a model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 SourceRevision = Annotated[str | None, revision_option("SOURCE")]
@@ -209,7 +209,7 @@ def convert_command(
         report.print(console)
         if not languages:
             console.print("No language has a tag. To add tags, pass --languages, for example --languages bo zh.")
-        console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
+        console.print(f"{output} was not written (--dry-run)." if dry_run else f"Written to {output}.")
         if push_to_hub is not None and not dry_run:
             files = list_files(console, output, push_to_hub, license)
             console.print(f"Pushed: {upload(files, push_to_hub, private)}", soft_wrap=True)
@@ -374,8 +374,7 @@ def extend_command(
         int,
         typer.Option(
             metavar="N",
-            help="Number of tokens to learn from the corpus. The command adds the learned tokens that the vocabulary "
-            "lacks.",
+            help="Number of tokens to learn from the corpus. Known tokens are not added again.",
         ),
     ],
     init: Annotated[
@@ -488,4 +487,4 @@ def change_vocabulary(
         if plot is not None:
             report.plot(plot)
             console.print(f"Plot written to {plot}.")
-        console.print("Nothing was written (--dry-run)." if dry_run else f"Written to {output}.")
+        console.print(f"{output} was not written (--dry-run)." if dry_run else f"Written to {output}.")

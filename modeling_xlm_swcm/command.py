@@ -125,7 +125,7 @@ def describe_usage_error(error: Exception, ctx: typer.Context, words: list[str])
     option, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if hasattr(error, "possibilities"):
         # The distance of Typer's suggestions is too large for short options.
-        similar = " or ".join(difflib.get_close_matches(option, error.possibilities or (), cutoff=0.7))
+        similar = " or ".join(difflib.get_close_matches(str(option), error.possibilities or (), cutoff=0.7))
         advice = f"Did you mean {similar}?" if similar else f"Run {ctx.command_path} --help to list the options."
         return f"Unknown option {option}. {advice}"
     if option is not None:

@@ -106,7 +106,7 @@ def test_every_command_and_option_has_a_help_text(command):
 def test_a_dry_run_says_so_and_writes_nothing(encoder_folder, output):
     result = run(encoder_folder, output, "--dry-run")
     assert result.exit_code == 0
-    assert "Nothing was written" in result.stdout
+    assert f"{output} was not written (--dry-run)." in result.stdout
     assert not output.parent.exists()
 
 

@@ -44,8 +44,8 @@ Codes = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE=NAME...",
-        help="Names of languages in the data or in a tokenizer, for example kk-Arab=kk. Default: names of the same "
-        f"language and script. {LIST_ADVICE}",
+        help="Names of languages in the data or in a tokenizer, for example kk-Arab=kk. Default: the name with the "
+        f"same language and script. {LIST_ADVICE}",
     ),
 ]
 Output = Annotated[

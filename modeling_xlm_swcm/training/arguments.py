@@ -105,8 +105,8 @@ class ModelArguments:
         default="none",
         metadata={
             "help": "Word embeddings to train with the LoRA adapters. none: no embeddings. tags: language tags. new: "
-            "language tags and the tokens that `xlm-swcm vocab extend` added. Instead of new, you can pass the path "
-            "of the vocabulary_report.json of the extension."
+            "language tags and the tokens that `xlm-swcm vocab extend` added. The path of the vocabulary_report.json "
+            "of the extension means the same as new."
         },
     )
     lora_merge: bool = field(

@@ -225,12 +225,12 @@ def load_corpora(path: str) -> dict[str, list[CorpusConfig]]:
     names = {"train", "validation"}
     if not isinstance(content, dict) or "train" not in content or not content.keys() <= names or not content["train"]:
         raise DataError(
-            f"{path} needs a list of corpora under `train`. A list under `validation` is optional. Remove all other "
+            f"{path} needs a list of corpora under train:. A list under validation: is optional. Remove all other "
             "keys."
         )
     for name, entries in content.items():
         if not isinstance(entries or [], list):
-            raise DataError(f"`{name}` in {path} must be a list. Put `- ` in front of each corpus.")
+            raise DataError(f"{name}: in {path} must be a list. Put `- ` in front of each corpus.")
     return {name: [make_corpus(path, entry) for entry in entries or []] for name, entries in content.items()}
 
 

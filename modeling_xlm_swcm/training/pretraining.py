@@ -52,7 +52,10 @@ class PretrainDataArguments:
 
     data: str = field(metadata={"help": "YAML or JSON file that lists the corpora."})
     max_length: int = field(
-        default=256, metadata={"help": "Maximum length of source and target in tokens. Longer texts are split."}
+        default=256,
+        metadata={
+            "help": "Maximum length of source and target in tokens. Longer texts are split. Longer pairs are bad rows."
+        },
     )
     sampling_exponent: float = field(
         default=0.3,
@@ -170,7 +173,7 @@ def check_without_evaluation(training: TrainingArguments):
         in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY),
     }
     if option := next((option for option, is_set in needs.items() if is_set), None):
-        raise DataError(f"{option} needs validation corpora. Add a list `validation` to the corpora file.")
+        raise DataError(f"{option} needs validation corpora. Add a list under validation: to the corpora file.")
 
 
 def make_mixture(

@@ -168,8 +168,8 @@ class TestCorporaFile:
         ("content", "message"),
         [
             ("train: [", "corpora.yaml cannot be read"),
-            ("- a", "needs a list of corpora under `train`"),
-            ({"training": []}, "needs a list of corpora under `train`"),
+            ("- a", "needs a list of corpora under train:"),
+            ({"training": []}, "needs a list of corpora under train:"),
             ({"train": [{"path": "a", "language": "en", "lang": "ug"}]}, "unknown field lang"),
             ({"train": [{"language": "en"}]}, "A corpus in .*corpora.yaml has no path: "),
             ({"train": ["a.txt"]}, "A corpus in .*corpora.yaml has no path: a.txt. Add `path: FILE`."),
@@ -226,7 +226,7 @@ class TestCorporaFile:
             ),
             (
                 {"train": {"path": "a", "language": "en"}},
-                "`train` in .*corpora.yaml must be a list. Put `- ` in front of each corpus.",
+                "train: in .*corpora.yaml must be a list. Put `- ` in front of each corpus.",
             ),
             ("train: [{path: a, language: en, 3: x, foo: y}]", "unknown field 3"),
             ("train: []\ntrain: [{path: a, language: en}]", "train is given twice"),
@@ -254,7 +254,7 @@ class TestCorporaFile:
         with pytest.raises(
             DataError,
             match='a.txt is in "fr", which has no language tag. Known languages: zh, ug, en. '
-            "Only xlm-swcm convert --languages adds a language.",
+            "Use one of them, or add a language with xlm-swcm convert --languages.",
         ):
             read_all(CorpusConfig(path, language="fr"), tokenizer, tables)
 
@@ -270,7 +270,7 @@ def test_a_corpus_of_no_rows_whose_number_was_given_does_not_turn_for_ever(token
 
 def test_a_list_of_no_corpora_is_refused(tmp_path):
     (tmp_path / "corpora.yaml").write_text("train:\n")
-    with pytest.raises(DataError, match="needs a list of corpora under `train`"):
+    with pytest.raises(DataError, match="needs a list of corpora under train:"):
         load_corpora(str(tmp_path / "corpora.yaml"))
 
 

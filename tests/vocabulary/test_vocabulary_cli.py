@@ -127,7 +127,7 @@ def test_an_interruption_after_writing_names_the_folder(reader, texts, output, t
 def test_a_dry_run_reports_and_writes_nothing(reader, texts, output, action):
     result = run_vocab(action, reader, output, "--corpus", texts["bo"], "--size", 250, "--dry-run")
     assert result.exit_code == 0, result.stderr
-    assert "Nothing was written" in result.stdout and "Tokens:" in result.stdout
+    assert f"{output} was not written (--dry-run)." in result.stdout and "Tokens:" in result.stdout
     assert not output.parent.exists()
 
 
