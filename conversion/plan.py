@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 
+import tokenizers
 import torch
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -172,11 +173,12 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
 
 def warn_of_unreadable_languages(name: str, tokenizer: XLMSWCMTokenizer, languages: Sequence[str]):
     """Warn of languages whose native name has characters that the tokenizer of an encoder does not know."""
+    is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)
+    advice = "Use another encoder." if is_bpe else "Add tokens with xlm-swcm vocab extend."
     for code, language in find_unreadable_names(tokenizer, languages).items():
         logger.warning(
             f'The tokenizer of {name} reads "{language}", the name of the language {code}, as {tokenizer.unk_token}. '
-            "The model cannot generate this language. Add tokens with xlm-swcm vocab extend. If the tokenizer is "
-            "BPE, use another encoder."
+            f"The model cannot generate this language. {advice}"
         )
 
 

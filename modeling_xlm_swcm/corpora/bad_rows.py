@@ -94,5 +94,5 @@ class BadRows:
         # Only one process and one worker reports.
         if os.environ.get("RANK", "0") != "0" or (worker is not None and worker.id > 0):
             return
-        reasons = "; ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common())
+        reasons = "; ".join(f"{reason} ({number})" for reason, number in self.reasons.most_common())
         logger.warning(f"Skipped {rows}{' so far' if so_far else ''}: {reasons}. First rows: {'; '.join(self.named)}.")

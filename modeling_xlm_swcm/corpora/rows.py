@@ -220,8 +220,11 @@ def list_columns(names: Iterable) -> str:
 
 
 def check_is_table(path: str, columns: Iterable[str]):
-    """Raise a [`DataError`] if a file that must have named columns is plain text."""
-    if any(map(is_plain_text, find_files(path))):
+    """Raise a [`DataError`] if a file that must have named columns is plain text or cannot be read."""
+    files = find_files(path)
+    for file in files:
+        check_format(file)
+    if any(map(is_plain_text, files)):
         names = " and ".join(columns)
         raise DataError(f"{path} is plain text. Pass a TSV, CSV or JSON Lines file with the columns {names}.")
 

@@ -337,6 +337,8 @@ def check_options(parser: ScriptParser, argv: list[str], unsupported: dict[str, 
         ValueError: if a word is neither an option nor a value, or if an option in `unsupported` is set.
     """
     options = parser._option_string_actions
+    if argv and argv[-1].endswith(SETTINGS) and len(argv) > 1 and not argv[-2].startswith("--"):
+        raise ValueError(describe_extra_word(argv[-1], argv))
     for word in argv:
         name = word.partition("=")[0]
         # argparse accepts the beginning of an option.
@@ -371,9 +373,10 @@ def describe_extra_word(word: str, argv: list[str]) -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown option."""
-    # Transformers' name for the maximum length of an output.
-    name = "--max_target_length" if name == "--max_new_tokens" else name
-    near = difflib.get_close_matches(name, known, 1)
+    if name == "--max_new_tokens":
+        # Transformers' name for the maximum length of an output.
+        name = "--max_target_length" if "--max_target_length" in known else "--max_length"
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.75)
     return f"Did you mean {near[0]}?" if near else SEE_HELP
 
 

@@ -144,10 +144,17 @@ def test_a_bad_file_is_refused(tmp_path, capsys, content, message):
     assert capsys.readouterr().err == ""
 
 
+def test_settings_after_the_options_are_named_before_missing_options(tmp_path):
+    with pytest.raises(SystemExit) as error:
+        parse("--output-dir", tmp_path, "settings.yaml")
+    assert error.value.code.startswith("error: Unexpected argument settings.yaml. Write the file of settings before")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max_stepz", 3], "Unknown option --max_stepz. Did you mean --max_steps?"),
+        (["--tokenizer_name", "x"], "Unknown option --tokenizer_name. Run with --help to list the options."),
         (["--fire"], "Unknown option --fire. Run with --help to list the options."),
         (["settings.yaml"], "Unexpected argument settings.yaml. Write the file of settings before all options."),
         (["--license=mit", "more"], "Unexpected argument more. Run with --help to list the options."),

@@ -139,6 +139,13 @@ def test_a_column_that_a_file_lacks_comes_with_the_option_that_names_it(tmp_path
         read_pairs(args, ["train"])
 
 
+def test_a_spreadsheet_is_no_table_of_pairs(tmp_path):
+    (tmp_path / "pairs.xlsx").write_bytes(b"PK")
+    args = data_arguments("translation", target_lang=["kk"], train_file=str(tmp_path / "pairs.xlsx"))
+    with pytest.raises(DataError, match=r"pairs\.xlsx cannot be read, because \.xlsx files are not supported\."):
+        read_pairs(args, ["train"])
+
+
 def test_plain_text_is_not_a_table_of_pairs(tmp_path):
     (tmp_path / "zh.txt").write_text("风\n", encoding="utf-8")
     args = data_arguments("translation", target_lang=["kk"], train_file=str(tmp_path / "zh.txt"))

@@ -147,7 +147,7 @@ class TestBadRows:
         bad_rows_module.logger.addHandler(caplog.handler)
         assert len(read_all(CorpusConfig(path, language="en"), tokenizer, tables, BadRows(skip=True))) == 2
         bad_rows_module.logger.removeHandler(caplog.handler)
-        assert "Skipped 1 row: 1 x " in caplog.text and message in caplog.text
+        assert "Skipped 1 row: " in caplog.text and message in caplog.text and " (1). First rows: " in caplog.text
 
     @pytest.mark.parametrize(("rank", "worker", "says"), [("0", 0, True), ("1", 0, False), ("0", 1, False)])
     def test_one_process_of_many_says_what_is_skipped(self, monkeypatch, caplog, rank, worker, says):
