@@ -257,8 +257,9 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
     if missing and names:
         setting = columns[missing[0]]
         change = f", or change {setting}" if setting else ""
+        source = f"The folder {path}" if Path(path).is_dir() else path
         raise DataError(
-            f'{path} has no column "{missing[0]}" (columns: {list_columns(names)}). Rename a column to '
+            f'{source} has no column "{missing[0]}" (columns: {list_columns(names)}). Rename a column to '
             f'"{missing[0]}"{change}.'
         )
 
