@@ -178,7 +178,7 @@ def warn_of_unreadable_languages(name: str, tokenizer: XLMSWCMTokenizer, languag
     for code, language in find_unreadable_names(tokenizer, languages).items():
         logger.warning(
             f'The tokenizer of {name} reads "{language}", the name of the language {code}, as {tokenizer.unk_token}. '
-            f"The model cannot generate this language. {advice}"
+            f"The model may not be able to generate this language. {advice}"
         )
 
 

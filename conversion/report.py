@@ -126,9 +126,10 @@ class ConversionReport:
             f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == this_model else ""}'
             for sharing, count in self.parameters.items()
         )
+        in_dtype = f" in {self.options['dtype']}" if self.options.get("dtype") else ""
         new_rows = f" Copied tensors with new rows: {len(self.new_rows)}." if self.new_rows else ""
         console.print(
-            f"{len(self.copied)} tensors copied, each bit-equal to its source.{new_rows} "
+            f"{len(self.copied)} tensors copied, each bit-equal to its source{in_dtype}.{new_rows} "
             f"New tensors: {len(self.new)}. Dropped tensors of the source: {len(self.dropped)}."
         )
         console.print(f"Parameters: {', '.join(parameters)}.")

@@ -12,12 +12,20 @@ from rich.table import Table
 from typer.models import OptionInfo
 
 from modeling_xlm_swcm.app.command import try_command
-from modeling_xlm_swcm.checkpoints.arguments import MAX_SEED
 from modeling_xlm_swcm.checkpoints.code import replace_code
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.inspection import inspect, read_folder_config
 from modeling_xlm_swcm.checkpoints.plots import check_plot_path
-from modeling_xlm_swcm.command import LIST_ADVICE, Command, Group, make_console, refuse, report_errors, split_codes
+from modeling_xlm_swcm.command import (
+    LIST_ADVICE,
+    Command,
+    Group,
+    make_console,
+    parse_seed,
+    refuse,
+    report_errors,
+    split_codes,
+)
 from modeling_xlm_swcm.conversion.from_encoder import convert
 from modeling_xlm_swcm.conversion.options import UNSET, Decoder, DecoderInit, LayerMap, NormalLayers, WeightSharing
 from modeling_xlm_swcm.conversion.released import convert_released
@@ -47,7 +55,7 @@ def revision_option(argument: str) -> OptionInfo:
 
 def seed_option(purpose: str) -> OptionInfo:
     """Return the option for a random seed."""
-    return typer.Option(min=0, max=MAX_SEED, help=f"Random seed for {purpose}.")
+    return typer.Option(metavar="N", parser=parse_seed, help=f"Random seed for {purpose}.")
 
 
 def languages_option(description: str) -> OptionInfo:
@@ -98,8 +106,8 @@ DecoderOption = Annotated[
     Decoder | None,
     typer.Option(
         help="Kind of decoder. `prefix`: encoder layers that also read the source. `paper`: the layers of the paper, "
-        "with cross-attention. Default: `prefix`. Default with `--normal-layer-interval`, `--normal-layers`, "
-        "`--layer-map interleaved` or `--decoder-init silent`: `paper`."
+        "with cross-attention. Default: `paper` with an option of the paper's decoder or `--decoder-init silent`, "
+        "otherwise `prefix`."
     ),
 ]
 NormalLayerInterval = Annotated[
@@ -120,10 +128,11 @@ LayerMapOption = Annotated[
 DecoderInitOption = Annotated[
     DecoderInit | None,
     typer.Option(
+        metavar="INIT",
         help="How to initialise the decoder. `silent`: copied weights, new sublayers start at zero. `shared`: copied "
         "weights in all sublayers. `random`: no copied weights. Default: `shared`. Default for the paper's decoder: "
         "`silent`. With `--weight-sharing tied`, `--layer-map interleaved` or `--normal-layers copy`, the default is "
-        "always `shared`."
+        "always `shared`.",
     ),
 ]
 NormalLayersOption = Annotated[
@@ -137,7 +146,13 @@ WeightSharingOption = Annotated[
     WeightSharing,
     typer.Option(help="How the decoder uses the encoder's weights. `init`: separate copies. `tied`: same tensors."),
 ]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Data type of the model. Default: the data type of SOURCE.")]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="Data type of the model: `float32`, `bfloat16` or `float16`. Default: the data type of SOURCE.",
+    ),
+]
 PushToHub = Annotated[
     str | None, typer.Option(metavar="REPO", help="Upload OUTPUT to this Hub repository, as owner/name.")
 ]
@@ -431,7 +446,7 @@ def trim_command(
         float | None,
         typer.Option(
             help="Keep the tokens that make up this share of each language's text (above 0, at most 1). Default: "
-            "0.9999. Not used with `--min-count` or `--size`."
+            "0.9999. Cannot be combined with `--min-count` or `--size`."
         ),
     ] = None,
     pad_to_multiple_of: Annotated[

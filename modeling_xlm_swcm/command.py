@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
+from modeling_xlm_swcm.checkpoints.arguments import MAX_SEED
 from modeling_xlm_swcm.checkpoints.errors import (
     USAGE_EXIT_CODE,
     ConversionError,
@@ -103,6 +104,13 @@ class Group(TyperGroup):
 def split_codes(languages: list[str]) -> list[str]:
     """Return language codes that are separate words or words of one argument, such as "bo ug kk"."""
     return " ".join(languages).split()
+
+
+def parse_seed(text: str) -> int:
+    """Return the seed in `text`. With the range of a seed, Typer's help would have no room for long options."""
+    if not 0 <= (seed := int(text)) <= MAX_SEED:
+        raise ValueError
+    return seed
 
 
 def refuse(message: str) -> NoReturn:
@@ -198,9 +206,11 @@ def describe_values(ctx: typer.Context, parameter) -> str:
     if choices:
         return f"Use {list_choices(choices)}."
     if int in kinds:
-        limits = "" if settings.min is None else f" from {settings.min} to {settings.max}"
+        minimum, maximum = (0, MAX_SEED) if settings.parser is parse_seed else (settings.min, settings.max)
+        limits = "" if minimum is None else f" from {minimum} to {maximum}"
         return f"Use a whole number{limits}."
-    return "Use a number, for example 0.5." if float in kinds else f"Write it after {parameter.opts[0]}."
+    written = f"{parameter.opts[0]} {name_argument(parameter).removesuffix('...')}"
+    return "Use a number, for example 0.5." if float in kinds else f"Write {written}."
 
 
 def check_words(words: list[str]):

@@ -66,7 +66,7 @@ class Terms:
             self.terms[simplify(source)] = make_term(place, target.rstrip(TSHEG) or target, tokenizer)
         if not self.terms and not isinstance(terms, Mapping):
             raise ValueError(f"{terms} has no terms. Write a source term, one tab and a target term in each line.")
-        # If terms overlap, the longest term counts.
+        # Of terms with the same start, the longest counts.
         sources = sorted(self.terms, key=len, reverse=True)
         pattern = "|".join(f"(?<!{CASED})" * bool(re.match(CASED, source)) + re.escape(source) for source in sources)
         self.pattern = re.compile(pattern or "(?!)")

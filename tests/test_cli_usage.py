@@ -26,8 +26,8 @@ USAGE_ERRORS = {
     "convert source output --seed": f"--seed needs a value. {SEED}",
     "convert source output --seed=": f"--seed needs a value. {SEED}",
     "convert source output --seed --dry-run": f"--seed needs a value. {SEED}",
-    "convert source output --license": "--license needs a value. Write it after --license.",
-    "convert source output --languages": "--languages needs a value. Write it after --languages.",
+    "convert source output --license": "--license needs a value. Write --license LICENSE.",
+    "convert source output --languages": "--languages needs a value. Write --languages CODE.",
     "convert source output --dry-run=1": "--dry-run takes no value (got 1). Write only --dry-run.",
     "convert source output --normal-layer-interval x": '--normal-layer-interval cannot be "x". Use a whole number.',
     "convert source output --overwrite true": "--overwrite takes no value (got true). Write only --overwrite.",
@@ -38,7 +38,7 @@ USAGE_ERRORS = {
         "Unknown option --xyz\\x07. Run xlm-swcm convert --help to list the options."
     ),
     "vocab extend source output --corpus bo.txt": "--size is missing. Add --size N.",
-    "vocab extend source output --corpus --size 3": "--corpus needs a value. Write it after --corpus.",
+    "vocab extend source output --corpus --size 3": "--corpus needs a value. Write --corpus FILE.",
     "vocab trim source output": "--corpus is missing. Add --corpus FILE.",
     "vocab trim source output --corpus bo.txt --coverage most": (
         '--coverage cannot be "most". Use a number, for example 0.5.'
@@ -72,3 +72,10 @@ def test_the_usage_has_the_options_last_and_a_switch_has_no_type(command, usage)
     result = CliRunner().invoke(main, [command, "--help"], prog_name="xlm-swcm")
     assert f"Usage: xlm-swcm {command} {usage} " in result.output
     assert "bool" not in result.output
+
+
+def test_no_name_is_cut_in_the_help_of_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in [*COMMANDS.split(", ")[:-1], "vocab extend", "vocab trim"]:
+        result = CliRunner().invoke(main, [*name.split(), "--help"])
+        assert result.exit_code == 0 and "…" not in result.stdout, name

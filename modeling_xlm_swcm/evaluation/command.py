@@ -44,7 +44,7 @@ Codes = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE=NAME...",
-        help="Names of languages in the data or in a tokenizer, for example kk-Arab=kk. Default: the name with the "
+        help="Names of languages in the data or in a tokenizer, for example zh=zho_Hans. Default: the name with the "
         f"same language and script. {LIST_ADVICE}",
     ),
 ]

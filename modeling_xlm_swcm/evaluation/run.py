@@ -80,7 +80,7 @@ def evaluate(
     if unused := next((code for code in spellings if code not in [source, *targets]), None):
         raise DataError(
             f'`codes=["{unused}={spellings[unused][0]}"]` has no effect. {unused} is neither `source` nor `target`. '
-            "Correct the code, or remove it."
+            "Write CODE=NAME with your code first."
         )
     if source in targets:
         raise DataError(f"`target` contains the source language {source}. Remove it, or remove `source` for titles.")

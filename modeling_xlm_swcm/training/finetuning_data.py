@@ -53,7 +53,10 @@ class FinetuneDataArguments:
     )
     both_directions: bool = field(default=False, metadata={"help": "Translate in both directions (translation only)."})
     lang_column: str | None = field(
-        default=None, metadata={"help": "Column with the language code of each row. Replaces --source_lang."}
+        default=None,
+        metadata={
+            "help": "Column with the language code of each row, instead of --source_lang (not for translation)."
+        },
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Id of a Hub dataset. Cannot be combined with files."}
@@ -121,8 +124,9 @@ class FinetuneDataArguments:
             raise DataError("--dataset_name cannot be combined with files. Pass either the dataset or files.")
 
     def _check_translation(self):
-        if not (self.source_lang and self.target_lang):
-            raise DataError("Translation needs --source_lang and --target_lang.")
+        for name in ("source_lang", "target_lang"):
+            if not getattr(self, name):
+                raise DataError(f"Translation needs --{name}. Add it.")
         check_spaces("--target_lang", self.target_lang)
         if self.source_lang in self.target_lang:
             raise DataError(f"--target_lang contains the source language {self.source_lang}. Remove it.")

@@ -204,7 +204,7 @@ def make_documents(
         return [len(ids) for rows in encoded for ids in rows]
 
     def warn(index: int, message: str):
-        logger.warning(f"Line {index + 1}: {message}")
+        logger.warning(f"Text {index + 1}: {message}")
 
     is_split = args.source_lang != args.target_lang if args.split is None else args.split
     if is_split:
@@ -236,8 +236,8 @@ def encode_lines(
         for key, text, ids in zip(keys, texts, encoded, strict=True):
             if len(ids) > limit:
                 raise DataError(
-                    f"Line {key[0]} of {path} has {len(ids)} tokens, but the model reads at most {limit}. Split the "
-                    "line."
+                    f"Text {key[0]} of {path} has {len(ids)} tokens, but the model reads at most {limit}. Split the "
+                    "text."
                 )
             coverage.add(f"texts in {language}", text, ids[2:-1])
             rows[key] = ids
@@ -277,11 +277,11 @@ def generate_lines(
             generated[key] = [Output(text.strip(), *pair) for text, *pair in zip(texts, *numbers, strict=True)]
     if cut:
         is_last = args.max_length >= model.config.longest_input
-        advice = "Split their input lines." if is_last else "Pass a larger --max_length, or split their input lines."
-        lines = {number for number, _ in cut}
+        advice = "Split these texts." if is_last else "Pass a larger --max_length, or split these texts."
+        numbers = {number for number, _ in cut}
         logger.warning(
-            f"Incomplete output lines: {len(lines)} (first: line {min(lines)}). The maximum is {args.max_length} "
-            f"tokens. {advice}"
+            f"Texts with incomplete outputs: {len(numbers)} (first: text {min(numbers)}). The maximum is "
+            f"{args.max_length} tokens. {advice}"
         )
     return generated
 
@@ -292,11 +292,11 @@ def warn_of_missing_terms(
     """Warn about target terms that the best text of a sentence lacks."""
     missing = [(key, term) for key in found for term in terms.list_missing(found[key][0], generated[key][0].text)]
     if missing:
-        (line, _), term = missing[0]
+        (number, _), term = missing[0]
         total = sum(int(row.sum()) for row in found.values())
         logger.warning(
-            f'{len(missing)} of {total} target terms are missing in the output (first: line {line}, "{term}"). Pass a '
-            "larger --terms_strength, or correct these lines."
+            f'{len(missing)} of {total} target terms are missing in the output (first: text {number}, "{term}"). Pass '
+            "a larger --terms_strength, or correct these texts."
         )
 
 

@@ -78,7 +78,7 @@ def test_a_translation_keeps_spaces_and_list_markers(folder, tmp_path, caplog):
     assert written[0] == f"  1. {write('我们。')} {write('早上去河边')}"
     assert written[1:4] == ["", f"- {write('河边没有风  我们')}", "***"]
     assert written[4].startswith("- ")
-    assert "Line 5: A sentence has 64 tokens, but the maximum is 38. It is cut into 2 parts." in caplog.text
+    assert "Text 5: A sentence has 64 tokens, but the maximum is 38. It is cut into 2 parts." in caplog.text
 
 
 def test_scores_and_several_texts_of_a_line(folder, tmp_path):
@@ -108,7 +108,7 @@ def test_terms_are_encouraged_and_missing_terms_are_counted(folder, tmp_path, ca
         generate_file(arguments(folder, **files, terms=str(tmp_path / "terms.tsv"), terms_strength=strength))
         lines = (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines()
         assert lines[:2] == ["бардық", ""] and lines[2].startswith(first)
-        message = '2 of 3 target terms are missing in the output (first: line 3, "өзен"). Pass a larger --terms_stre'
+        message = '2 of 3 target terms are missing in the output (first: text 3, "өзен"). Pass a larger --terms_stre'
         assert (message in caplog.text) == (strength < 1)
     with pytest.raises(ValueError, match="terms_strength must be a number above 0 .got -1.0.. Use another number."):
         arguments(folder, terms_strength=-1.0)
@@ -196,7 +196,7 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         (
             "a\n\n" + "河" * 200,
             {"split": False},
-            r"Line 3 of .*in.txt has 20\d tokens, but the model reads at most 38. Split the line.",
+            r"Text 3 of .*in.txt has 20\d tokens, but the model reads at most 38. Split the text.",
         ),
         ("a", {"output": "."}, r"--output \. is a folder. Name a file."),
         ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
@@ -267,11 +267,11 @@ def test_lines_that_the_limit_cuts_are_counted(folder, tmp_path, caplog, max_len
     lines = output.read_text(encoding="utf-8").split("\n")[1:3]
     whole = [PAIRS["我们"]["bo"], PAIRS["河边没有风"]["bo"]]
     if max_length == 12:
-        assert (lines, "Incomplete" in caplog.text) == (whole, False)
+        assert (lines, "incomplete" in caplog.text) == (whole, False)
     else:
         # One token of each line follows the language tag.
         assert all(text.startswith(line) and line != text for line, text in zip(lines, whole, strict=True))
         message = (
-            "Incomplete output lines: 2 (first: line 2). The maximum is 2 tokens. Pass a larger --max_length, or "
+            "Texts with incomplete outputs: 2 (first: text 2). The maximum is 2 tokens. Pass a larger --max_length,"
         )
-        assert f"{message}split their input lines." in caplog.text
+        assert f"{message} or split these texts." in caplog.text

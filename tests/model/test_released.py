@@ -228,7 +228,7 @@ class TestConversion:
     def test_a_conversion_prints_what_it_did(self, folder, encoder, output):
         result = self.run(folder.parent / "release.bin", "--encoder", encoder, output)
         printed = "".join(result.stdout.split())
-        assert "223tensorscopied,eachbit-equaltoitssource.0tensorsnew.12tensorsofthesourcedropped." in printed
+        assert "223tensorscopied,eachbit-equaltoitssource.Newtensors:0.Droppedtensorsofthesource:12." in printed
         assert f"Writtento{output}." in printed
 
     def test_the_layers_have_the_names_that_checkpoints_have(self, folder):
