@@ -21,9 +21,9 @@ from modeling_xlm_swcm.command import (
     Command,
     Group,
     make_console,
-    parse_seed,
     refuse,
     report_errors,
+    seed_option,
     split_codes,
 )
 from modeling_xlm_swcm.conversion.from_encoder import convert
@@ -51,11 +51,6 @@ def license_option(place: str) -> OptionInfo:
 def revision_option(argument: str) -> OptionInfo:
     """Return the option for the revision of a repository on the Hub."""
     return typer.Option(help=f"Branch, tag or commit of {argument} on the Hub. Default: the main branch.")
-
-
-def seed_option(purpose: str) -> OptionInfo:
-    """Return the option for a random seed."""
-    return typer.Option(metavar="N", parser=parse_seed, help=f"Random seed for {purpose}.")
 
 
 def languages_option(description: str) -> OptionInfo:

@@ -13,6 +13,7 @@ from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
 
 from modeling_xlm_swcm.checkpoints.arguments import MAX_SEED
 from modeling_xlm_swcm.checkpoints.errors import (
@@ -111,6 +112,11 @@ def parse_seed(text: str) -> int:
     if not 0 <= (seed := int(text)) <= MAX_SEED:
         raise ValueError
     return seed
+
+
+def seed_option(purpose: str) -> OptionInfo:
+    """Return the option for a random seed."""
+    return typer.Option(metavar="N", parser=parse_seed, help=f"Random seed for {purpose}.")
 
 
 def refuse(message: str) -> NoReturn:

@@ -68,7 +68,9 @@ class TestResults:
         card.logger.addHandler(caplog.handler)
         self.write(make_trainer, start)
         card.logger.removeHandler(caplog.handler)
-        assert "The licence of the encoder somebody/encoder is not known. The model card names no licence." in caplog.text
+        assert (
+            "The licence of the encoder somebody/encoder is not known. The model card names no licence." in caplog.text
+        )
         assert ModelCard.load(tmp_path / "README.md").data.license is None
 
     def test_tensorboard_gets_the_losses(self, make_trainer, tmp_path):
