@@ -1,4 +1,4 @@
-"""Check which parts of the package import which other parts."""
+"""Check the length of the files, and which parts of the package import which other parts."""
 
 import ast
 from pathlib import Path
@@ -88,6 +88,11 @@ def test_travelling_files_import_what_every_machine_has(module):
     for other in imported_modules(module, FILES[module]):
         top = other.split(".")[0]
         assert top in TRAVELLING | {PACKAGE} or top in __import__("sys").stdlib_module_names
+
+
+def test_no_file_is_long():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in python_files().values()}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
 def test_no_script_imports_another_and_nothing_edits_the_path():
