@@ -70,6 +70,7 @@ License = Annotated[str | None, license_option("the encoder's model card")]
 PushLicense = Annotated[str | None, license_option("conversion_report.json")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private Hub repository.")]
 DryRun = Annotated[bool, dry_run_option("Check everything, but do not write or upload OUTPUT.")]
+VocabDryRun = Annotated[bool, dry_run_option("Check everything, but do not write OUTPUT.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it holds a model.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 SourceRevision = Annotated[str | None, revision_option("SOURCE")]
@@ -86,7 +87,7 @@ TextFiles = Annotated[
 ]
 EvalFiles = Annotated[
     list[str] | None,
-    typer.Option("--eval", metavar="FILE...", help="Text files to measure the tokenizer on. Default: the corpus."),
+    typer.Option("--eval", metavar="FILE...", help="Text to test the tokenizer on. Default: the corpus."),
 ]
 Plot = Annotated[
     Path | None,
@@ -100,9 +101,8 @@ Languages = Annotated[list[str] | None, languages_option("Codes of the languages
 DecoderOption = Annotated[
     Decoder | None,
     typer.Option(
-        help="Kind of decoder. `prefix`: encoder layers that also read the source. `paper`: the layers of the paper, "
-        "with cross-attention. Default: `paper` with an option of the paper's decoder or `--decoder-init silent`, "
-        "otherwise `prefix`."
+        help="Kind of decoder. `prefix`: encoder layers that also read the source. `paper`: the paper's layers. "
+        "Default: `prefix`, or `paper` with `--decoder-init silent` or an option of the paper's decoder."
     ),
 ]
 NormalLayerInterval = Annotated[
@@ -398,7 +398,7 @@ def extend_command(
     plot: Plot = None,
     seed: Annotated[int, seed_option("the text sample and new embeddings")] = 0,
     revision: CheckpointRevision = None,
-    dry_run: DryRun = False,
+    dry_run: VocabDryRun = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):
@@ -454,7 +454,7 @@ def trim_command(
     evaluate: EvalFiles = None,
     plot: Plot = None,
     revision: CheckpointRevision = None,
-    dry_run: DryRun = False,
+    dry_run: VocabDryRun = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ):

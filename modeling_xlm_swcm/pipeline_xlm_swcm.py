@@ -171,7 +171,8 @@ class XLMSWCMPipeline(Pipeline):
             if is_last
             else "Pass a larger max_new_tokens, or split the inputs."
         )
-        logger.warning(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
+        counted = "outputs of sentences" if self.task == "translation" else "outputs"
+        logger.warning(f"Incomplete {counted}: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
     def _sanitize_parameters(
         self,

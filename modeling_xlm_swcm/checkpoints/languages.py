@@ -42,7 +42,7 @@ def check_codes(codes: Iterable[str]):
         language = re.split("[-_]", code)[0].lower()
         if len(language) == 2 and language not in ISO_639_1.split():
             logger.warning_once(
-                f'"{code}" is not the code of a language in ISO 639-1. Use the code of the language and not of the '
+                f'The code "{code}" is used as it is, but ISO 639-1 has no such language. Do not use the code of a '
                 "country. Kazakh is kk, not kz. Chinese is zh, not cn."
             )
         if (other := seen.setdefault(code.casefold(), code)) != code:

@@ -32,7 +32,7 @@ Source = Annotated[
     str | None,
     typer.Option(
         metavar="CODE",
-        help="Language code of the sources. Default: none. Without this option, the models write titles, and the data "
+        help="Language code of the sources. Default: none. Leave it out for models that write titles. The data then "
         "has columns of texts and titles.",
     ),
 ]
@@ -55,7 +55,8 @@ Output = Annotated[
     ),
 ]
 Record = Annotated[
-    bool, typer.Option("--record", help="Write the scores into metrics.json of each local model, for its model card.")
+    bool,
+    typer.Option("--record", help="Write the scores of the card into metrics.json of each local XLM-SWCM model."),
 ]
 Beams = Annotated[int, typer.Option(metavar="N", help="Number of beams. 1 is greedy decoding.")]
 MaxLength = Annotated[int, typer.Option(metavar="N", help="Maximum length of an output in tokens.")]

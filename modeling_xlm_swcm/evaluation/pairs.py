@@ -178,6 +178,8 @@ class PairReader:
         """Return the name of a language among `names`."""
         self.names |= {*names}
         name = match_code(code, names, self.spellings.get(code, ()))
+        if name is None and any({*columns} <= {*names} for columns in TITLE_COLUMNS):
+            raise DataError(f"{place} holds texts and titles (columns: {list_columns(names)}). Leave out `source`.")
         if name is None:
             raise DataError(
                 f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language. If {code} is "

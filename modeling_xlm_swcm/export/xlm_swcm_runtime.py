@@ -221,9 +221,11 @@ class ExportedModel:
             advice = (
                 "Split long texts. If outputs repeat themselves, train the model longer."
                 if is_last
-                else "Pass a larger max_new_tokens, or split the texts."
+                else "Pass a larger max_new_tokens, or shorter sentences."
             )
-            messages.append(f"Incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
+            messages.append(
+                f"Incomplete outputs of sentences: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
+            )
         return messages
 
     def _complete(self, options: dict) -> dict:

@@ -47,14 +47,17 @@ class GenerateArguments:
         },
     )
     output: str = field(
-        default="-", metadata={"help": "File to write, one line per input line. `-` writes to stdout. Default: `-`."}
+        default="-",
+        metadata={
+            "help": "File to write. By default, it has one line per input line. `-` writes to stdout. Default: `-`."
+        },
     )
     num_beams: int = field(default=4, metadata={"help": "Number of beams. 1 is greedy decoding."})
     num_return_sequences: int = field(
         default=1,
         metadata={
-            "help": "Number of output lines per input line, best first. Line N joins the N-th best text of each "
-            "sentence. At most --num_beams."
+            "help": "Number of output lines per input line, best first. The second line joins the second best "
+            "text of each sentence. At most --num_beams."
         },
     )
     scores: bool = field(

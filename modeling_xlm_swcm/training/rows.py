@@ -30,4 +30,4 @@ ROWS_AT_ONCE = 256
 def known_languages(tokenizer: XLMSWCMTokenizer) -> str:
     """Return the languages of a model, and how to add one, for an error about an unknown language."""
     known = ", ".join(tokenizer.languages) or "none"
-    return f"Known languages: {known}. Use one of them, or add a language with xlm-swcm convert --languages."
+    return f"Known languages: {known}. Use one of them, or convert the encoder with --languages, and train again."

@@ -405,7 +405,8 @@ def test_the_guide_to_evaluation_runs(client, hub, tmp_path):
     wake(tmp_path / "zh-bo")
     hub.add("facebook/nllb-200-distilled-600M", save_peer(tmp_path / "peer"))
     write_table(tmp_path / "test.tsv")
-    write_files(tmp_path, {"titles.jsonl": [{"text": "ང་ཚོས་དཔེ་ཆ་ཀློག་གི་ཡོད།", "title": "དཔེ་ཆ"}]})
+    (tmp_path / "titles").symlink_to("zh-bo")
+    write_files(tmp_path, {"titles.test.jsonl": [{"text": "ང་ཚོས་དཔེ་ཆ་ཀློག་གི་ཡོད།", "title": "དཔེ་ཆ"}]})
     printed = run_page(client, "docs/guides/evaluate.md")
     assert "samples.md" in printed[0] and (tmp_path / "report" / "scores.png").is_file()
     assert "nllb-200-distilled-600M" in printed[1] and "p: paired bootstrap" in printed[1]

@@ -122,6 +122,11 @@ class TestTables:
             read_data(str(table), ["bo"], "zh")
         assert len(read_data(str(table), ["bo"], "zh", skip_bad_rows=True).pairs["zh-bo"]) == 4
 
+    def test_a_table_of_titles_for_a_translation_is_named(self, tmp_path):
+        write_files(tmp_path, {"titles.jsonl": [{"text": "书", "summary": "书"}]})
+        with pytest.raises(DataError, match=r"titles.jsonl holds texts and titles \(columns: text, summary\). Leave"):
+            read_data(str(tmp_path / "titles.jsonl"), ["bo"], "zh")
+
     def test_a_file_that_is_missing_or_empty_or_no_table_is_named(self, tmp_path):
         write_files(tmp_path, {"zh.txt": "书\n"})
         for source, columns in (("zh", "zh and bo"), (None, "text and summary")):

@@ -245,7 +245,7 @@ class TestRuns:
             ({"predict_with_generate": False}, "--do_predict needs --predict_with_generate."),
             (
                 {"target_lang": ["ug"]},
-                'The model has no language tag for "ug". Known languages: zh, kk, bo. Use one of them, or add',
+                'The model has no language tag for "ug". Known languages: zh, kk, bo. Use one of them, or convert',
             ),
             ({"max_source_length": 50}, "--max_source_length must be at most 38 for this model (got 50)."),
             ({"test_file": "nowhere.tsv"}, "nowhere.tsv does not exist. Check the path."),

@@ -150,7 +150,7 @@ def test_texts_that_reach_the_maximum_length_are_counted(runtime, recwarn, num_b
     languages = {"src_lang": "zh", "tgt_lang": "bo", "num_beams": num_beams}
     runtime(TEXTS[:3], **languages)
     assert not recwarn.list
-    message = "^Incomplete outputs: 3. The maximum is 2 tokens. Pass a larger max_new_tokens, or split"
+    message = "^Incomplete outputs of sentences: 3. The maximum is 2 tokens. Pass a larger max_new_tokens, or shorter"
     with pytest.warns(UserWarning, match=message):
         runtime(TEXTS[:3], **languages, max_new_tokens=2)
 

@@ -296,14 +296,15 @@ def test_outputs_that_reach_the_maximum_length_are_counted_once_a_call(load, cap
     assert all(
         text["translation_text"].startswith(part["translation_text"]) for text, part in zip(whole, cut, strict=True)
     )
-    message = "Incomplete outputs: {}. The maximum is 3 tokens. Pass a larger max_new_tokens, or split the inputs."
+    message = "Incomplete outputs of sentences: {}. The maximum is 3 tokens. "
+    message += "Pass a larger max_new_tokens, or split the inputs."
     assert [record.message for record in caplog.records] == [message.format(4)]
     list(translate((text for text in TEXTS), max_new_tokens=3))
     assert caplog.text.count(message.format(1)) == 4
     caplog.clear()
     limit = translate.model.config.longest_input
     translate(TEXTS[0], max_new_tokens=limit, min_new_tokens=limit)
-    assert f"Incomplete outputs: 1. The maximum is {limit} tokens. Split long inputs. If outputs repeat" in caplog.text
+    assert f"Incomplete outputs of sentences: 1. The maximum is {limit} tokens. Split long inputs. If" in caplog.text
     # The default limit counts the start token.
     translate(TEXTS[0], min_new_tokens=limit - 1)
     assert f"The maximum is {limit - 1} tokens. Split long inputs." in caplog.text

@@ -254,7 +254,7 @@ class TestCorporaFile:
         with pytest.raises(
             DataError,
             match='a.txt is in "fr", which has no language tag. Known languages: zh, ug, en. '
-            "Use one of them, or add a language with xlm-swcm convert --languages.",
+            "Use one of them, or convert the encoder with --languages, and train again.",
         ):
             read_all(CorpusConfig(path, language="fr"), tokenizer, tables)
 
