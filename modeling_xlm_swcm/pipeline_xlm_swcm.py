@@ -171,8 +171,7 @@ class XLMSWCMPipeline(Pipeline):
             if is_last
             else "Pass a larger max_new_tokens, or split the inputs."
         )
-        counted = "outputs of sentences" if self.task == "translation" else "outputs"
-        logger.warning(f"Incomplete {counted}: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
+        logger.warning(f"Number of incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
 
     def _sanitize_parameters(
         self,

@@ -56,7 +56,7 @@ Output = Annotated[
 ]
 Record = Annotated[
     bool,
-    typer.Option("--record", help="Write the scores of the card into metrics.json of each local XLM-SWCM model."),
+    typer.Option("--record", help="Write chrF++, BLEU and ROUGE-L into metrics.json of local XLM-SWCM models."),
 ]
 Beams = Annotated[int, typer.Option(metavar="N", help="Number of beams. 1 is greedy decoding.")]
 MaxLength = Annotated[int, typer.Option(metavar="N", help="Maximum length of an output in tokens.")]

@@ -67,8 +67,7 @@ def check_options(options: dict, config: dict):
         raise ValueError(f"do_sample needs num_beams=1 (got num_beams={beams}). Set num_beams=1.")
     if sequences > beams and not do_sample:
         raise ValueError(
-            f"num_return_sequences must be at most num_beams (got {sequences} with {beams} beams). Use more beams, or "
-            "set num_beams=1 and do_sample=True."
+            f"num_return_sequences must be at most num_beams (got {sequences} with {beams} beams). Use more beams."
         )
 
 

@@ -224,7 +224,7 @@ class ExportedModel:
                 else "Pass a larger max_new_tokens, or shorter sentences."
             )
             messages.append(
-                f"Incomplete outputs of sentences: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
+                f"Number of incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
             )
         return messages
 

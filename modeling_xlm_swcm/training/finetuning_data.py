@@ -85,12 +85,13 @@ class FinetuneDataArguments:
         default=False, metadata={"help": "Truncate sources that are longer than --max_source_length."}
     )
     skip_bad_rows: bool = field(
-        default=False, metadata={"help": "Skip rows that cannot be used, with a warning. Default: stop with an error."}
+        default=False,
+        metadata={"help": "Skip pairs that cannot be used, with a warning. Default: stop with an error."},
     )
     max_unk_share: float = field(
         default=MAX_UNK_SHARE,
         metadata={
-            "help": "Maximum share of <unk> among the tokens of a language, from 0 to 1. Training does not start if "
+            "help": "Maximum share of <unk> among the tokens of a language, from 0 to 1. The run stops if "
             "the share is larger."
         },
     )
@@ -147,7 +148,7 @@ class FinetuneDataArguments:
     def columns(self) -> dict[str, str]:
         """Return the required columns of a row, each with the option that sets its name, if there is one."""
         if self.task == "translation":
-            return dict.fromkeys([self.source_lang, *self.target_lang], "")
+            return {self.source_lang: "--source_lang"} | dict.fromkeys(self.target_lang, "--target_lang")
         names = {
             "summarization": ["text_column", "summary_column"],
             "question-answering": ["question_column", "context_column", "answer_column"],

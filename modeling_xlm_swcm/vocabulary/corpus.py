@@ -104,7 +104,7 @@ class Corpus:
             ConversionError: if a row is not text.
         """
         bad_rows = BadRows(can_skip=False, allow_empty=True)
-        advice = f"Pass the language of one of these columns before the path, for example zh={self.path}."
+        advice = f"Rename the column of the text to its language code, or pass another code (CODE={self.path})."
         for place, text in stream_texts(str(self.path), self.language, bad_rows, advice):
             size = len(text.encode()) + 1 if text else 0
             if size > MAX_TEXT_BYTES:

@@ -50,7 +50,7 @@ def test_tokens_are_equal_to_pytorch(learner, exported, options):
     np.testing.assert_array_equal(runtime.generate(input_ids, **options), expected)
 
 
-@pytest.mark.filterwarnings("ignore:Incomplete outputs")
+@pytest.mark.filterwarnings("ignore:Number of incomplete outputs")
 def test_texts_are_equal_to_the_pipeline(learner, exported):
     pipeline = XLMSWCMPipeline(model=learner.model, tokenizer=learner.tokenizer, src_lang="zh", tgt_lang="bo")
     runtime = ExportedModel(exported, threads=1)

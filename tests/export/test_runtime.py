@@ -84,7 +84,7 @@ def test_texts_are_generated_in_the_target_language(learner, runtime):
     assert runtime(spelt, src_lang="zh", tgt_lang="bo", split=False) == expected
 
 
-@pytest.mark.filterwarnings("ignore:Incomplete outputs")
+@pytest.mark.filterwarnings("ignore:Number of incomplete outputs")
 def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     folder = Path(shutil.copytree(learner.folder, tmp_path / "model"))
     tag = learner.tokenizer.get_lang_id("kk")
@@ -150,7 +150,7 @@ def test_texts_that_reach_the_maximum_length_are_counted(runtime, recwarn, num_b
     languages = {"src_lang": "zh", "tgt_lang": "bo", "num_beams": num_beams}
     runtime(TEXTS[:3], **languages)
     assert not recwarn.list
-    message = "^Incomplete outputs of sentences: 3. The maximum is 2 tokens. Pass a larger max_new_tokens, or shorter"
+    message = "^Number of incomplete outputs: 3. The maximum is 2 tokens. Pass a larger max_new_tokens, or shorter"
     with pytest.warns(UserWarning, match=message):
         runtime(TEXTS[:3], **languages, max_new_tokens=2)
 
@@ -437,7 +437,7 @@ def test_samples_are_reproduced_by_their_seed_and_have_scores(learner, runtime):
         np.testing.assert_allclose((drawn[:, None] == tokens).mean(0), probabilities, atol=0.12)
     # Batches of one call draw different numbers.
     languages = dict(src_lang="zh", tgt_lang="bo", split=False, batch_tokens=1)
-    with pytest.warns(UserWarning, match="Incomplete"):
+    with pytest.warns(UserWarning, match="incomplete"):
         texts = runtime(UNSEEN[:1] * 8, **languages, do_sample=True, temperature=9, seed=3, max_new_tokens=4)
     assert len(set(texts)) > 1
 

@@ -80,7 +80,7 @@ def test_each_text_has_its_warnings(client, exported):
         "A sentence has .* It is cut into 4 parts. .* It starts with: two herons", answer["warnings"][1][0]
     )
     short = translate(client, texts, max_new_tokens=2, num_beams=2, num_return_sequences=2).json()
-    incomplete = "Incomplete outputs of sentences: {}. The maximum is 2 tokens. "
+    incomplete = "Number of incomplete outputs: {}. The maximum is 2 tokens. "
     incomplete += "Pass a larger max_new_tokens, or shorter sentences."
     # One sentence, one sentence and four parts, each with two translations.
     assert short["warnings"] == [[incomplete.format(2)], [*answer["warnings"][1], incomplete.format(10)], []]

@@ -291,12 +291,12 @@ def test_a_long_text_is_cut_where_that_is_asked_for_with_a_warning(load, caplog)
 def test_outputs_that_reach_the_maximum_length_are_counted_once_a_call(load, caplog):
     translate = load("translation", src_lang="zh", tgt_lang="bo")
     whole = translate(TEXTS, max_new_tokens=30)
-    assert "Incomplete" not in caplog.text
+    assert "incomplete" not in caplog.text
     cut = translate(TEXTS, max_new_tokens=3, batch_size=2)
     assert all(
         text["translation_text"].startswith(part["translation_text"]) for text, part in zip(whole, cut, strict=True)
     )
-    message = "Incomplete outputs of sentences: {}. The maximum is 3 tokens. "
+    message = "Number of incomplete outputs: {}. The maximum is 3 tokens. "
     message += "Pass a larger max_new_tokens, or split the inputs."
     assert [record.message for record in caplog.records] == [message.format(4)]
     list(translate((text for text in TEXTS), max_new_tokens=3))
@@ -304,7 +304,7 @@ def test_outputs_that_reach_the_maximum_length_are_counted_once_a_call(load, cap
     caplog.clear()
     limit = translate.model.config.longest_input
     translate(TEXTS[0], max_new_tokens=limit, min_new_tokens=limit)
-    assert f"Incomplete outputs of sentences: 1. The maximum is {limit} tokens. Split long inputs. If" in caplog.text
+    assert f"Number of incomplete outputs: 1. The maximum is {limit} tokens. Split long inputs. If" in caplog.text
     # The default limit counts the start token.
     translate(TEXTS[0], min_new_tokens=limit - 1)
     assert f"The maximum is {limit - 1} tokens. Split long inputs." in caplog.text
@@ -314,7 +314,7 @@ def test_an_output_that_another_rule_ends_is_not_called_incomplete(load, caplog)
     translate = load("translation", src_lang="zh", tgt_lang="bo")
     config = GenerationConfig(max_new_tokens=5, forced_bos_token_id=7, eos_token_id=2, max_time=1e-6)
     translate(TEXTS[0], generation_config=config)
-    assert "Incomplete" not in caplog.text
+    assert "incomplete" not in caplog.text
 
 
 def test_spaces_before_punctuation_stay(load):

@@ -135,7 +135,7 @@ def test_columns_of_pairs_are_texts_of_two_languages(tmp_path):
     assert [lines(text) for text in corpora] == [["a"], ["b", "c"]]
     assert not corpora[0].has_same_text(corpora[1]) and corpora[0].has_same_text(corpora[0])
     message = (
-        r'no column "ug" or "text" \(columns: zh, bo\)\. Pass the language of one .* for example zh=.*pairs\.tsv\.$'
+        r'no column "ug" or "text" \(columns: zh, bo\)\. Rename the column .* another code \(CODE=.*pairs\.tsv\)\.$'
     )
     with pytest.raises(ConversionError, match=message):
         lines(Corpus.parse(f"ug={tmp_path / 'pairs.tsv'}"))
