@@ -157,7 +157,7 @@ class CheckedOptions:
         # Transformers does not list flyte among the available integrations.
         if missing := set(self.report_to) - {*get_available_reporting_integrations(), "flyte"}:
             name = missing.pop()
-            raise ValueError(f"--report_to {name} needs the package {name}. Install it first.")
+            raise ValueError(f"--report_to {name} is not available. Correct the name, or install its package.")
 
 
 @dataclass
