@@ -85,7 +85,7 @@ def stage_public(files: dict[str, Path], folder: Path, staged: Path):
 
 def check_text(path: Path):
     """Refuse a text file that holds a token for the Hub."""
-    if path.suffix in (".json", ".md", ".txt"):
+    if path.suffix in (".json", ".md", ".txt", ".py", ""):
         check_no_token(path.name, path.read_bytes())
 
 

@@ -280,7 +280,11 @@ def generate_lines(
             generated[key] = [Output(text.strip(), *pair) for text, *pair in zip(texts, *numbers, strict=True)]
     if cut:
         is_last = args.max_length >= model.config.longest_input
-        advice = "Split these texts." if is_last else "Pass a larger --max_length, or split these texts."
+        advice = (
+            "Split long sentences. If outputs repeat themselves, train the model longer."
+            if is_last
+            else "Pass a larger --max_length, or split long sentences."
+        )
         numbers = {number for number, _ in cut}
         logger.warning(
             f"Texts with incomplete outputs: {len(numbers)} (first: text {min(numbers)}). The maximum is "

@@ -274,4 +274,4 @@ def test_lines_that_the_limit_cuts_are_counted(folder, tmp_path, caplog, max_len
         message = (
             "Texts with incomplete outputs: 2 (first: text 2). The maximum is 2 tokens. Pass a larger --max_length,"
         )
-        assert f"{message} or split these texts." in caplog.text
+        assert f"{message} or split long sentences." in caplog.text

@@ -135,12 +135,14 @@ def test_a_local_path_is_shortened_and_other_text_stays(text, public):
     assert without_paths({"a": [text]}) == {"a": [public]}
 
 
-@pytest.mark.parametrize("name", ["README.md", "metrics.json", "config.json"])
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "config.json", "LICENSE"])
 @pytest.mark.parametrize("token", [WRITE, "hf_" + 34 * "a"])
 def test_a_token_in_a_file_is_refused_and_not_repeated(hub, client, folder, name, token):
     if name == "README.md":
         card = "---\nlicense: mit\nlibrary_name: x\npipeline_tag: y\nlanguage: [bo]\n---\n"
         (folder / name).write_text(f"{card}My token is {token}.\n")
+    elif name == "LICENSE":
+        (folder / name).write_text(f"MIT. My token is {token}.\n")
     else:
         edit_json(folder / name, **({"dataset": token} if name == "metrics.json" else {"note": token}))
     outcome = client.command("push", folder, "someone/model")
