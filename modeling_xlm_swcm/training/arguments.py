@@ -337,7 +337,8 @@ def check_options(parser: ScriptParser, argv: list[str], unsupported: dict[str, 
         ValueError: if a word is neither an option nor a value, or if an option in `unsupported` is set.
     """
     options = parser._option_string_actions
-    if argv and argv[-1].endswith(SETTINGS) and len(argv) > 1 and not argv[-2].startswith("--"):
+    # No option takes several YAML files.
+    if len(argv) > 1 and argv[-1].endswith((".yaml", ".yml")) and not argv[-2].startswith("--"):
         raise ValueError(describe_extra_word(argv[-1], argv))
     for word in argv:
         name = word.partition("=")[0]

@@ -144,6 +144,11 @@ def test_a_bad_file_is_refused(tmp_path, capsys, content, message):
     assert capsys.readouterr().err == ""
 
 
+def test_a_json_file_can_be_the_last_value_of_an_option(tmp_path):
+    words = ["--use_cpu", "true", "--label_names", "labels", "more.json"]
+    assert parse("--model_name", "m", "--output-dir", tmp_path, *words)[1].label_names == ["labels", "more.json"]
+
+
 def test_settings_after_the_options_are_named_before_missing_options(tmp_path):
     with pytest.raises(SystemExit) as error:
         parse("--output-dir", tmp_path, "settings.yaml")
