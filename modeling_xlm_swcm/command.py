@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
-from modeling_xlm_swcm.checkpoints.arguments import MAX_SEED
+from modeling_xlm_swcm.checkpoints.arguments import MAX_SEED, check_seed
 from modeling_xlm_swcm.checkpoints.errors import (
     USAGE_EXIT_CODE,
     ConversionError,
@@ -109,8 +109,8 @@ def split_codes(languages: list[str]) -> list[str]:
 
 def parse_seed(text: str) -> int:
     """Return the seed in `text`. With the range of a seed, Typer's help would have no room for long options."""
-    if not 0 <= (seed := int(text)) <= MAX_SEED:
-        raise ValueError
+    seed = int(text)
+    check_seed(seed)
     return seed
 
 

@@ -68,6 +68,12 @@ def move(context, device: torch.device):
     return None if context is None else context.to(device)
 
 
+def is_read_in_parts(hidden_states: torch.Tensor, cache: EncoderDecoderCache | None) -> bool:
+    """Return True for a target that is long enough to be read in parts. A static cache needs masks of a fixed size."""
+    is_static = cache is not None and cache.is_compileable
+    return hidden_states.shape[1] > DECODER_PART and not is_static
+
+
 class XLMSWCMModernPreTrainedModel(XLMSWCMPreTrainedModel, ModernBertPreTrainedModel):
     """
     Base class of the XLM-SWCM models with the layers of ModernBERT.
@@ -349,9 +355,7 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
     ) -> torch.Tensor | PaddingMasks | None:
         """Return the mask of a local layer of the paper's decoder. With SDPA, a long target is read in parts."""
         is_padding_mask = attention_mask is None or attention_mask.ndim == 2
-        is_static = cache is not None and cache.is_compileable
-        is_long = hidden_states.shape[1] > DECODER_PART
-        if self.config._attn_implementation == "sdpa" and is_long and is_padding_mask and not is_static:
+        if self.config._attn_implementation == "sdpa" and is_padding_mask and is_read_in_parts(hidden_states, cache):
             # Self-attention reads no source.
             return hidden_states.new_ones(hidden_states.shape[0], 0), attention_mask
         # The token itself, and as many tokens before it as in the encoder.
@@ -377,8 +381,7 @@ class XLMSWCMModernDecoder(XLMSWCMModernPreTrainedModel, XLMSWCMDecoder):
         if encoder_attention_mask is None:
             encoder_attention_mask = torch.ones(source_states.shape[:2], dtype=torch.long, device=hidden_states.device)
         masks: list[torch.Tensor | PaddingMasks]
-        is_static = cache is not None and cache.is_compileable
-        if self.config._attn_implementation == "eager" or hidden_states.shape[1] <= DECODER_PART or is_static:
+        if self.config._attn_implementation == "eager" or not is_read_in_parts(hidden_states, cache):
             masks = [
                 make_prefix_mask(encoder_attention_mask, attention_mask, source_states, hidden_states, cache, window)
                 for window in (None, self.config.sliding_window)

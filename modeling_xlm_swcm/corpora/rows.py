@@ -239,7 +239,7 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
         rows (`Iterable[tuple]`):
             Places and fields of its rows.
         columns (`dict[str, str]`):
-            Required columns, each with the option or field that sets its name, or with an empty text.
+            Required columns, each with the option or field that sets its name.
 
     Raises:
         DataError: if the first row lacks a column. In JSON, where rows differ, if all rows lack it.
@@ -255,12 +255,10 @@ def check_columns(path: str, rows: Iterable[tuple], columns: dict[str, str]) -> 
                 break
         yield place, row
     if missing and names:
-        setting = columns[missing[0]]
-        change = f", or change {setting}" if setting else ""
         source = f"The folder {path}" if Path(path).is_dir() else path
         raise DataError(
             f'{source} has no column "{missing[0]}" (columns: {list_columns(names)}). Rename a column to '
-            f'"{missing[0]}"{change}.'
+            f'"{missing[0]}", or change {columns[missing[0]]}.'
         )
 
 

@@ -119,6 +119,11 @@ def describe(is_summarization: bool) -> str:
     return "summarization: texts with titles in the same language" if is_summarization else "translation"
 
 
+def match_titles(names: list[str]) -> tuple[str, ...] | None:
+    """Return the columns of texts and titles among the columns of a table, or `None`."""
+    return next((columns for columns in TITLE_COLUMNS if {*columns} <= {*names}), None)
+
+
 @dataclass
 class PairReader:
     """
@@ -166,9 +171,8 @@ class PairReader:
 
     def find_titles(self, names: list[str], path: str) -> tuple[str, ...]:
         """Return the names of the columns of texts and titles."""
-        for columns in TITLE_COLUMNS:
-            if {*columns} <= {*names}:
-                return columns
+        if columns := match_titles(names):
+            return columns
         raise DataError(
             f"{path} has no columns of texts and titles (columns: {list_columns(names)}). Name them text and "
             "summary, or pass `source` for a translation."
@@ -178,7 +182,7 @@ class PairReader:
         """Return the name of a language among `names`."""
         self.names |= {*names}
         name = match_code(code, names, self.spellings.get(code, ()))
-        if name is None and any({*columns} <= {*names} for columns in TITLE_COLUMNS):
+        if name is None and match_titles(names):
             raise DataError(f"{place} holds texts and titles (columns: {list_columns(names)}). Leave out `source`.")
         if name is None:
             raise DataError(

@@ -75,14 +75,17 @@ def read_card(path: Path) -> str:
 def check_card(path: Path, card: str, license: str | None = None):
     """Check that the metadata of a card has all required fields, and no other licence than `license`."""
     try:
-        # ModelCard logs a warning if there is no metadata.
+        # Without metadata, ModelCard would log a warning.
         has_metadata = REGEX_YAML_BLOCK.search(card) is not None
         data: Any = ModelCard(card, ignore_metadata_errors=False).data if has_metadata else {}
     except (ValueError, YAMLError) as error:
         raise ConversionError(f"The metadata of {path} is not valid YAML. Correct it, or remove the file.") from error
     report = make_public_report(path.parent)
-    required = {"license": license or report["license"] or "mit", "library_name": "transformers"}
-    required["pipeline_tag"] = "translation"
+    required = {
+        "license": license or report["license"] or "mit",
+        "library_name": "transformers",
+        "pipeline_tag": "translation",
+    }
     if languages := AutoTokenizer.from_pretrained(path.parent).languages:
         required["language"] = f"[{', '.join(dict.fromkeys(code.partition('-')[0] for code in languages))}]"
     if report["commit"] is not None:

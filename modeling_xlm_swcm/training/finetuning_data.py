@@ -146,7 +146,7 @@ class FinetuneDataArguments:
             )
 
     def columns(self) -> dict[str, str]:
-        """Return the required columns of a row, each with the option that sets its name, if there is one."""
+        """Return the required columns of a row, each with the option that sets its name."""
         if self.task == "translation":
             return {self.source_lang: "--source_lang"} | dict.fromkeys(self.target_lang, "--target_lang")
         names = {
