@@ -58,10 +58,10 @@ ABBREVIATION = re.compile(
 )
 NUMBERED = re.compile(rf"{START}(?:Nos?|pp?|[Vv]ol|Figs?|Art|Sec|Ch|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)$")
 
-# Tibetan syllables that end a clause and not a sentence.
+# Tibetan words and particles that end a clause and not a sentence.
 CLAUSE_END = re.compile(
     r"(?<![ཀ-ྼ])(?:གི|ཀྱི|གྱི|ཡི|འི|གིས|ཀྱིས|གྱིས|ཡིས|ལ|ན|སུ|ཏུ|དུ|རུ|ནས|ལས|དང|ཏེ|སྟེ|ཞིང|ཅིང|ཤིང|པས|བས|པར|བར|པའི|བའི|ཀྱང|"
-    "ཡང|འང|ནི|མོད|རུང|རྒྱུར|སྐབས|རྗེས|དོན|ལྟར|ཐོག|འོག|ནང|ཚེ|དུས|ཟད)་?$"
+    "ཡང|འང|ནི|མོད|རུང|རྒྱུར|སྐབས|རྗེས|དོན|ལྟར|ཐོག|འོག|ནང|ཚེ|དུས|ཟད|ཉིན|དེར|དེ་རིང|ད་དུང|གཉིས་ཀ|[ཀ-ྼ]+འི)་?$"
 )
 
 # Places where a sentence that is too long can be cut.

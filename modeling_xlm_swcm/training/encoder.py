@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import transformers
@@ -20,8 +21,15 @@ from modeling_xlm_swcm import XLMSWCMTokenizer
 from .arguments import CheckedOptions, check_counts
 from .checkpoints import ResumableTrainer
 from .files import print_output
+from .option_help import HUB_OPTIONS
 from .plots import plot_history
 from .rows import AS_TEXT
+
+
+NO_UPLOAD = (
+    "train_encoder.py does not support --push_to_hub and its options. Convert the encoder, and push the model with "
+    "xlm-swcm push FOLDER REPO."
+)
 
 
 @dataclass
@@ -81,6 +89,14 @@ class EncoderArguments:
 @dataclass
 class EncoderTrainingArguments(CheckedOptions, transformers.TrainingArguments):
     """[`~transformers.TrainingArguments`] with checks of the options."""
+
+    unsupported: ClassVar[dict[str, str]] = CheckedOptions.unsupported | dict.fromkeys(HUB_OPTIONS, NO_UPLOAD)
+
+    def __post_init__(self):
+        """Check the options before Transformers reads them."""
+        if self.push_to_hub:
+            raise ValueError(NO_UPLOAD)
+        super().__post_init__()
 
 
 class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):

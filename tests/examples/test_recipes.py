@@ -163,6 +163,8 @@ def test_special_tokens_in_the_text_of_an_encoder_are_text():
         (["--seed", -1], r"--seed must be between 0 and 4294967295 \(got -1\)\."),
         (["--max_grad_norm", "nan"], r"--max_grad_norm must be at least 0 and finite \(got nan\)\."),
         (["--gradient_accumulation_steps", 0], r"--gradient_accumulation_steps must be at least 1 \(got 0\)\."),
+        (["--push_to_hub"], "train_encoder.py does not support --push_to_hub and its options."),
+        (["--hub_model_id", "owner/name"], "train_encoder.py does not support --push_to_hub and its options."),
         (["--save_strategy", "best"], "--save_strategy best needs an evaluation during the training."),
     ],
 )
