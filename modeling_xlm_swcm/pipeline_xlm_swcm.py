@@ -154,9 +154,12 @@ class XLMSWCMPipeline(Pipeline):
         order = sorted(range(len(sentences)), key=lambda number: -len(sentences[number]))
         answers = self._generate([sentences[number] for number in order], *args, **kwargs) if order else []
         outputs = dict(zip(order, answers, strict=True))
-        # Without sentences, there is one sequence.
-        sequences = list(zip(*(outputs[number] for number in range(len(sentences))), strict=True)) or [()]
-        has_scores = (self._forward_params | self._sanitize_parameters(**kwargs)[1]).get("return_scores")
+        params = self._forward_params | self._sanitize_parameters(**kwargs)[1]
+        config = params.get("generation_config") or self.model.generation_config
+        num_sequences = params.get("num_return_sequences") or config.num_return_sequences or 1
+        # Without sentences, all sequences are empty.
+        sequences = list(zip(*(outputs[number] for number in range(len(sentences))), strict=True))
+        sequences, has_scores = sequences or [()] * num_sequences, params.get("return_scores")
         answers = []
         for sequence in sequences:
             joined = join_outputs(documents, [Output(*output.values()) for output in sequence])

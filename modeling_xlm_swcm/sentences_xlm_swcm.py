@@ -125,7 +125,7 @@ def cut_long_sentences(index: int, parts: list[str], lengths: list[int], count_t
             warn(
                 index,
                 f"A sentence has {length} tokens, but the maximum is {limit}. It is cut into {len(pieces[::2])} "
-                f"parts. Shorten it, or add full stops. It starts with: {sentence[:60]}",
+                f"parts. Shorten it, or add full stops. It starts with {sentence[:60]!r}.",
             )
         fitting += [*pieces, gap]
     return fitting

@@ -24,15 +24,15 @@ class RuntimeModel(PageModel):
         super().__init__(list(self.model.config["languages"]), ["translation"], self.model.config["longest_input"])
 
     def is_split(self, options: Options) -> bool:
-        """Return True if the languages differ. Texts are then generated sentence by sentence."""
-        return options.tgt_lang not in (None, options.src_lang)
+        """Return True if the languages differ or have no tags. Texts are then generated sentence by sentence."""
+        return not self.languages or options.tgt_lang not in (None, options.src_lang)
 
     def generate(self, texts: list[str], options: Options, warn: Warn) -> list[list[Output]]:
         """Return the candidates for each text, best first."""
         languages = (options.src_lang, options.tgt_lang) if self.languages else ()
-        beams, size = options.num_beams, options.num_candidates
+        settings = {"num_beams": options.num_beams, "num_return_sequences": options.num_candidates}
         answers = self.model(
-            texts, *languages, return_scores=True, warn=warn, num_beams=beams, num_return_sequences=size
+            texts, *languages, split=self.is_split(options), return_scores=True, warn=warn, **settings
         )
         return [[Output(*pair) for pair in (answer if isinstance(answer, list) else [answer])] for answer in answers]
 

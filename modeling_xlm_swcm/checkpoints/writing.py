@@ -165,7 +165,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     Yield a temporary file. It replaces `path` at the end, or is removed on failure.
 
-    A link stays, and its target is replaced. A path that is not a regular file, such as `/dev/stdout`, is written to
+    A link stays, and its target is replaced. A path that is not a regular file, such as `/dev/null`, is written to
     directly.
     """
     path = path.resolve()

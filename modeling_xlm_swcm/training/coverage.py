@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.errors import escape_unprintable
 
 from .rows import DataError
 
@@ -75,7 +76,8 @@ class Coverage:
         count.unknown += unknown
         count.empty += not ids
         if unknown and not count.example:
-            count.example = text if len(text) <= EXAMPLE_LENGTH else f"{text[:EXAMPLE_LENGTH]}..."
+            example = text if len(text) <= EXAMPLE_LENGTH else f"{text[:EXAMPLE_LENGTH]}..."
+            count.example = escape_unprintable(example)
         if self.normalizer is not None:
             count.rewritten.update(character for character in text if self._normalize(character) != character)
 

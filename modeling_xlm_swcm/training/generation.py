@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.errors import escape_unprintable
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import whole_file
-from modeling_xlm_swcm.corpora.files import read_plain_text, split_lines
+from modeling_xlm_swcm.corpora.files import check_regular, find_files, read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
 from modeling_xlm_swcm.scores_xlm_swcm import score_sequences
 from modeling_xlm_swcm.sentences_xlm_swcm import Output, batches_by_length, join_outputs, split_texts
@@ -74,11 +75,11 @@ class GenerateArguments:
             "its target term becomes more probable. It is not forced. A warning counts the missing terms."
         },
     )
-    terms_strength: float = field(
-        default=2.0,
+    terms_strength: float | None = field(
+        default=None,
         metadata={
             "help": "Number to add to the log probability of each token of a target term. A number from 1 to 4 helps "
-            "where the model is unsure."
+            "where the model is unsure. Default: 2."
         },
     )
     max_length: int | None = field(
@@ -100,7 +101,10 @@ class GenerateArguments:
     def __post_init__(self):
         check_counts(self, "max_length", "batch_tokens", "num_return_sequences")
         check_beams(self.num_beams)
-        check_strength(self.terms_strength)
+        if self.terms_strength is not None:
+            check_strength(self.terms_strength)
+            if self.terms is None:
+                raise ValueError("--terms_strength has no effect without --terms. Pass a file with --terms.")
         if self.num_return_sequences > self.num_beams:
             raise ValueError(
                 f"--num_return_sequences must be at most --num_beams (got {self.num_return_sequences} with "
@@ -123,7 +127,7 @@ def generate_file(args: GenerateArguments):
     Raises:
         ValueError: if input or output cannot be used.
     """
-    check_output(args)
+    check_files(args)
     config = read_model_config(args.model_name_or_path)
     limit = config.longest_input
     args.max_length = limit if args.max_length is None else min(args.max_length, limit)
@@ -146,13 +150,21 @@ def generate_file(args: GenerateArguments):
     write_lines([line for lines in zip(*candidates, strict=True) for line in lines], args.output)
 
 
-def check_output(args: GenerateArguments):
+def check_files(args: GenerateArguments):
     """
-    Check that the output can be written and is not the input.
+    Check that the output can be written and is no file that is read.
 
     Raises:
-        ValueError: if the output cannot be written or is the input.
+        ValueError: if the output cannot be written, if it is a file that is read, or if a standard stream is closed.
     """
+    if args.output == "/dev/stdout":
+        # A file behind stdout may already have text.
+        args.output = "-"
+    for option, path, stream in (("--input", args.input, "stdin"), ("--output", args.output, "stdout")):
+        if path == "-" and getattr(sys, stream) is None:
+            raise ValueError(f"{option} is not set, and {stream} is closed. Name a file with {option}.")
+    if args.terms is not None:
+        check_regular(args.terms, allow_stdin=True)
     folder = Path(args.output).absolute().parent
     if args.output != "-" and not folder.is_dir():
         raise ValueError(f"The folder of --output {args.output} does not exist. Create it first.")
@@ -160,8 +172,10 @@ def check_output(args: GenerateArguments):
         raise ValueError(f"The folder of --output {args.output} is not writable. Choose another folder.")
     if Path(args.output).is_dir():
         raise ValueError(f"--output {args.output} is a folder. Name a file.")
-    if "-" not in (args.input, args.output) and Path(args.input).resolve() == Path(args.output).resolve():
-        raise ValueError(f"--output {args.output} would overwrite the input. Name another file.")
+    sources = [] if args.input == "-" else find_files(args.input)
+    for source in [*sources, *filter(None, [args.terms])]:
+        if args.output != "-" and Path(source).resolve() == Path(args.output).resolve():
+            raise ValueError(f"--output {args.output} would overwrite {source}, which is read. Name another file.")
 
 
 def read_texts(path: str, language: str) -> list[str]:
@@ -299,7 +313,7 @@ def warn_of_missing_terms(
     """Warn about target terms that the best text of a sentence lacks."""
     missing = [(key, term) for key in found for term in terms.list_missing(found[key][0], generated[key][0].text)]
     if missing:
-        (number, _), term = missing[0]
+        (number, _), term = missing[0][0], escape_unprintable(missing[0][1])
         total = sum(int(row.sum()) for row in found.values())
         logger.warning(
             f'{len(missing)} of {total} target terms are missing in the output (first: text {number}, "{term}"). Pass '

@@ -103,6 +103,14 @@ def test_an_exported_model_gives_the_candidates_of_the_runtime(exported):
     assert all("incomplete" in warning for warning in warnings)
 
 
+def test_an_exported_model_without_languages_splits_texts(exported, monkeypatch):
+    calls = []
+    monkeypatch.setattr(exported, "languages", [])
+    monkeypatch.setattr(exported, "model", lambda *texts, **options: calls.append(options) or [("", None)])
+    exported.generate(["No wind. No boat."], Options(), print)
+    assert [call["split"] for call in calls] == [True]
+
+
 @pytest.mark.parametrize(
     ("changes", "text", "message"),
     [

@@ -112,6 +112,8 @@ def test_terms_are_encouraged_and_missing_terms_are_counted(folder, tmp_path, ca
         assert (message in caplog.text) == (strength < 1)
     with pytest.raises(ValueError, match="terms_strength must be a number above 0 .got -1.0.. Use another number."):
         arguments(folder, terms_strength=-1.0)
+    with pytest.raises(ValueError, match="--terms_strength has no effect without --terms. Pass a file with --terms."):
+        arguments(folder, terms_strength=2.0)
 
 
 @pytest.mark.parametrize("options", [{"split": False}, {"source_lang": "bo", "target_lang": "bo"}])
@@ -135,6 +137,21 @@ def test_stdin_to_stdout_with_a_bar_on_stderr(folder, monkeypatch, capfdbinary):
     stdout, stderr = capfdbinary.readouterr()
     assert stdout.decode() == f"{PAIRS['我们']['bo']}\n\n{PAIRS['早上去河边']['bo']}\n"
     assert b"Generating" in stderr
+
+
+def test_the_name_of_stdout_is_stdout(folder, tmp_path, capfdbinary):
+    (tmp_path / "in.txt").write_text("我们\n", encoding="utf-8")
+    generate_file(arguments(folder, input=str(tmp_path / "in.txt"), output="/dev/stdout"))
+    sys.stdout.flush()
+    # Python's stdout, so that text which a file already has stays
+    assert capfdbinary.readouterr().out.decode() == f"{PAIRS['我们']['bo']}\n"
+
+
+@pytest.mark.parametrize(("stream", "option"), [("stdin", "--input"), ("stdout", "--output")])
+def test_a_closed_stream_is_named(folder, monkeypatch, stream, option):
+    monkeypatch.setattr(sys, stream, None)
+    with pytest.raises(ValueError, match=f"^{option} is not set, and {stream} is closed. Name a file with {option}."):
+        generate_file(arguments(folder))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -200,7 +217,10 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         ),
         ("a", {"output": "."}, r"--output \. is a folder. Name a file."),
         ("a", {"target_lang": "ug"}, 'Unknown language "ug"'),
-        ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite the input. Name another file."),
+        ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite .*in\.txt, which is read. Name another file."),
+        ("a", {"input": "i*.txt", "output": "./in.txt"}, "would overwrite in.txt, which is read."),
+        ("a", {"input": "-", "terms": "in.txt", "output": "in.txt"}, "would overwrite in.txt, which is read."),
+        ("a", {"terms": "/dev/null"}, "/dev/null is not a regular file. Pass a file."),
         ("", {}, r"in\.txt is empty. Write one text per line."),
         ("\ufeff", {}, r"in\.txt is empty."),
         ("a\nb\0c", {}, r"in\.txt:2 contains NUL bytes. Correct the data \(convert text with iconv"),
@@ -255,8 +275,8 @@ def test_special_tokens_and_tags_in_a_line_are_text(folder):
 
 def test_characters_that_the_model_cannot_read_are_said(folder, caplog):
     tokenizer = XLMSWCMTokenizer.from_pretrained(folder)
-    generation.encode_lines([["", "ქართული", ""]], tokenizer, "zh", 38, "in.txt")
-    assert '50.00% of the tokens of the texts in zh are <unk> (example: "ქართული").' in caplog.text
+    generation.encode_lines([["", "ქართ\x1bული", ""]], tokenizer, "zh", 38, "in.txt")
+    assert r'of the tokens of the texts in zh are <unk> (example: "ქართ\x1bული").' in caplog.text
 
 
 @pytest.mark.parametrize("max_length", [2, 12])

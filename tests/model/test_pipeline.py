@@ -177,6 +177,7 @@ def test_scores_do_not_change_texts_and_average_the_tokens_of_a_document(load):
     texts = [document, *TEXTS, "\n"]
     (whole, *answers, empty) = translate(texts, return_scores=True, batch_size=4)
     assert empty == 2 * [{"translation_text": "\n", "score": None, "num_tokens": 0}]
+    assert translate(["\n"], return_scores=True) == [empty]
     without = [[{"translation_text": answer["translation_text"]} for answer in text] for text in (whole, *answers)]
     assert without == translate(texts)[:-1]
     # Each sentence alone, with a full stop and the end token.

@@ -130,7 +130,7 @@ def test_a_long_sentence_is_cut_and_named(text, limit, expected):
     parts = split(f"- {text}\nx", limit, lambda *warning: messages.append(warning))
     assert parts[1:-3:2] == expected and "".join(parts) == f"- {text}\nx"
     message = f"A sentence has {len(text)} tokens, but the maximum is {limit}. It is cut into {len(expected)} parts. "
-    assert messages == [(0, f"{message}Shorten it, or add full stops. It starts with: {text}")]
+    assert messages == [(0, f"{message}Shorten it, or add full stops. It starts with {text!r}.")]
 
 
 @pytest.mark.parametrize(
