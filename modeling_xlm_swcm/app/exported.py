@@ -30,9 +30,14 @@ class RuntimeModel(PageModel):
     def generate(self, texts: list[str], options: Options, warn: Warn) -> list[list[Output]]:
         """Return the candidates for each text, best first."""
         languages = (options.src_lang, options.tgt_lang) if self.languages else ()
-        settings = {"num_beams": options.num_beams, "num_return_sequences": options.num_candidates}
         answers = self.model(
-            texts, *languages, split=self.is_split(options), return_scores=True, warn=warn, **settings
+            texts,
+            *languages,
+            split=self.is_split(options),
+            return_scores=True,
+            warn=warn,
+            num_beams=options.num_beams,
+            num_return_sequences=options.num_candidates,
         )
         return [[Output(*pair) for pair in (answer if isinstance(answer, list) else [answer])] for answer in answers]
 
