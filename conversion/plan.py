@@ -175,10 +175,10 @@ def warn_of_unreadable_languages(name: str, tokenizer: XLMSWCMTokenizer, languag
     """Warn of languages whose native name has characters that the tokenizer of an encoder does not know."""
     is_bpe = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE)
     advice = "Use another encoder." if is_bpe else "Add tokens with xlm-swcm vocab extend."
-    for code, language in find_unreadable_names(tokenizer, languages).items():
+    for code, (language, unknown) in find_unreadable_names(tokenizer, languages).items():
         logger.warning(
-            f'The tokenizer of {name} reads "{language}", the name of the language {code}, as {tokenizer.unk_token}. '
-            f"The model may not be able to generate this language. {advice}"
+            f'The tokenizer of {name} cannot read "{unknown}" in "{language}", the name of the language {code}. The '
+            f"model cannot generate these characters. {advice}"
         )
 
 

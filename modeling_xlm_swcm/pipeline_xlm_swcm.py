@@ -35,7 +35,7 @@ class XLMSWCMPipeline(Pipeline):
     list of such dicts. You can also pass `question=` and `context=`, each a text or each a list. The source is the
     question, then the context. Special tokens and language tags inside an input are ordinary text.
 
-    A text is translated sentence by sentence, longest sentences first. Its line breaks, spaces and list markers
+    A text is translated sentence by sentence, longest sentences first. Its line breaks, tabs and list markers
     stay. With `num_return_sequences`, translation *k* of a text joins translation *k* of each sentence.
 
     Set these arguments when you make the pipeline, or in a call. Other arguments go to `generate`.

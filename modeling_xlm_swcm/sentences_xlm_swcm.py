@@ -13,13 +13,16 @@ from typing import NamedTuple, TypeVar
 
 K = TypeVar("K")
 
-LINE = re.compile("[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+# A tab separates texts as a line break does. A row of a Markdown table has its texts between `|`.
+LINE = re.compile("[^\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029]+")
+CELL = re.compile(r"[^|]+")
 WORD = re.compile(r"[^\W_]")
 LETTER = re.compile(r"\s*(?:[-–—]+\s*)?[\"“«‘„(]?([^\W\d_])")
 
 # Marks of lists, headings and quotations at the start of a line.
 MARKER = re.compile(
-    r"\s*(?:>\s*)*(?:(?:[-*+•◦▪●○■□·–—]|#{1,6}|\(?\d{1,3}[.)]|\(?[A-Za-z]\)|[①-⒛])\s+|\d{1,3}、|[①-⒛])?"
+    r"\s*(?:>\s*)*(?:(?:[-*+] \[[ xX]\]|[-*+•◦▪●○■□·–—]|#{1,6}|\(?\d{1,3}[.)]|\(?[A-Za-z]\)|[a-z]\.|[①-⒛])\s+"
+    r"|\d{1,3}(?:、|\.(?=[㐀-鿿]))|[①-⒛])?"
 )
 
 CLOSING = "\"'”’»›)]}」』）】》〉"
@@ -89,8 +92,8 @@ def split_texts(
     """
     Split each text into sentences of at most `limit` tokens.
 
-    A line break ends a sentence. A sentence that is too long is cut at commas, or else between words, or else between
-    characters.
+    A line break, a tab and the end of a table cell end a sentence. A sentence that is too long is cut at commas, or
+    else between words, or else between characters.
 
     Args:
         texts (`Iterable[str]`):
@@ -215,11 +218,18 @@ def batches_by_length(rows: Mapping[K, Sized], batch_tokens: int) -> Iterator[li
 def split_sentences(text: str) -> list[str]:
     """Split a text into sentences of any length. Return its parts as [`split_texts`] does."""
     parts, place = [], 0
-    for line in LINE.finditer(text):
-        for start, stop in find_sentences(line.group()):
-            parts += [text[place : line.start() + start], text[line.start() + start : line.start() + stop]]
-            place = line.start() + stop
+    for cell in find_cells(text):
+        for start, stop in find_sentences(cell.group()):
+            parts += [text[place : cell.start() + start], text[cell.start() + start : cell.start() + stop]]
+            place = cell.start() + stop
     return [*parts, text[place:]]
+
+
+def find_cells(text: str) -> Iterator[re.Match]:
+    """Yield the lines of a text, and in place of the row of a table its cells."""
+    for line in LINE.finditer(text):
+        is_row = line.group().lstrip().startswith("|")
+        yield from CELL.finditer(text, line.start(), line.end()) if is_row else [line]
 
 
 def find_sentences(line: str) -> Iterator[tuple[int, int]]:

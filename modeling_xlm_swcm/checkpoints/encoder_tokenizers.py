@@ -121,8 +121,8 @@ def read_language_names() -> dict[str, str]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def find_unreadable_names(tokenizer: TokenizersBackend, languages: Iterable[str]) -> dict[str, str]:
-    """Return the native names of languages that have characters that a tokenizer does not know, by code."""
+def find_unreadable_names(tokenizer: TokenizersBackend, languages: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return native names of languages with characters that a tokenizer does not know, and these, by code."""
     unreadable = {}
     for code in languages:
         language, *subtags = code.casefold().split("-")
@@ -132,6 +132,11 @@ def find_unreadable_names(tokenizer: TokenizersBackend, languages: Iterable[str]
         if name is None:
             continue
         encoding = tokenizer.backend_tokenizer.encode(name, add_special_tokens=False)
-        if tokenizer.unk_token_id in encoding.ids:
-            unreadable[code] = name
+        spans = [
+            span
+            for span, token_id in zip(encoding.offsets, encoding.ids, strict=True)
+            if token_id == tokenizer.unk_token_id
+        ]
+        if spans:
+            unreadable[code] = name, " ".join(name[start:stop] for start, stop in spans)
     return unreadable

@@ -127,7 +127,7 @@ class ExportedModel:
         """
         Generate a text for each source text.
 
-        A text is translated sentence by sentence. Its line breaks, spaces and list markers stay as they are.
+        A text is translated sentence by sentence. Its line breaks, tabs and list markers stay as they are.
 
         Args:
             texts (`list[str]`): The source texts.

@@ -116,7 +116,7 @@ def generate_file(args: GenerateArguments):
     """
     Generate one line of output for each line of input. Lines keep their order, and empty lines stay empty.
 
-    A line is translated sentence by sentence. Its spaces and list markers stay.
+    A line is translated sentence by sentence. Its tabs, list markers and table marks stay.
 
     The whole input is checked before the first line is generated.
 

@@ -194,7 +194,18 @@ def test_every_command_of_an_example_parses(page, words, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=command_id)
 def test_every_other_program_and_file_is_known(page, words):
-    assert words[0] in {"xlm-swcm", "python", "accelerate", "pip", "make", "hf", "curl", "docker", "bash"}, page
+    assert words[0] in {
+        "xlm-swcm",
+        "python",
+        "accelerate",
+        "pip",
+        "make",
+        "hf",
+        "curl",
+        "docker",
+        "bash",
+        "jupyter",
+    }, page
     for word in words:
         if word.startswith(("examples/", "benchmarks/")):
             assert (ROOT / word).is_file(), f"{page}: {word}"

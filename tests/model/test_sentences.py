@@ -10,7 +10,7 @@ from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_texts, 
 
 
 # Characters that the rules know, and letters of scripts with and without spaces and small letters.
-CHARACTERS = "abYЖж我見སགདངنى123.!?…。！？،؟།༎་,;:、，'\"“”«»()-–*#> \n\r\t\u2028\u00a0\u0301_"
+CHARACTERS = "abYЖж我見སགདངنى123.!?…。！？،؟།༎་,;:、，'\"“”«»()-–*#>|[] \n\r\t\u2028\u00a0\u0301_"
 TEXTS = st.one_of(st.text(CHARACTERS, max_size=80), st.text(max_size=40))
 
 
@@ -103,6 +103,27 @@ def test_lines_markers_and_marks_alone_are_between_sentences():
     assert split(text) == [
         *("# ", "Title", "\r\n\r\n  - ", "One.", " ", "Two", "\n\t2) ", "Three", "\n（*）\n---\n\n> > ", "Four"),
         *("\u2028", "一、 Five", "\n3、 ", "Six ...", "\n①", "七", "\n"),
+    ]
+
+
+def test_cells_of_a_table_and_texts_between_tabs_are_sentences():
+    text = "| One | 2 |\n|---|:-:|\n | Three. Four | |\nFive | six\t\t7 km\n- [x] Eight\n- [ ] 9\na. Ten\n1.一\n1.5 km"
+    assert split(text) == [
+        *(
+            "| ",
+            "One",
+            " | ",
+            "2",
+            " |\n|---|:-:|\n | ",
+            "Three.",
+            " ",
+            "Four",
+            " | |\n",
+            "Five | six",
+            "\t\t",
+            "7 km",
+        ),
+        *("\n- [x] ", "Eight", "\n- [ ] ", "9", "\na. ", "Ten", "\n1.", "一", "\n", "1.5 km", ""),
     ]
 
 
