@@ -67,8 +67,11 @@ def main():
         run = partial(train_and_translate, args, encoder, train, test, threads)
         other = pool.submit(run, "random")
         if not at_once:
-            wait([other])
-        results = {"copied": run("copied"), "random": other.result()}
+            with console.status("Training the random decoder"):
+                wait([other])
+        results = {"copied": run("copied")}
+        with console.status("Waiting for the random decoder"):
+            results["random"] = other.result()
     histories, outputs = {}, {}
     for name, (description, histories[name], outputs[name]) in results.items():
         console.print(f"{name.capitalize()} decoder: {description}")

