@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
 
@@ -105,7 +106,7 @@ class ConversionReport:
 
     def print(self, console: Console):
         """Print a table with one row for each module of an encoder layer, and the totals."""
-        table = Table(title=f"{self.source} ({self.family}) → XLM-SWCM", title_justify="left", box=box.SIMPLE)
+        table = Table(title=Text(f"{self.source} ({self.family}) → XLM-SWCM"), title_justify="left", box=box.SIMPLE)
         for column in ("", "tensors", "from", "to"):
             table.add_column(column, justify="right" if column == "tensors" else "left")
         for source, targets in self._group_copied().items():
@@ -134,7 +135,7 @@ class ConversionReport:
         )
         console.print(f"Parameters: {', '.join(parameters)}.")
         for note in self.notes:
-            console.print(note)
+            console.print(note, markup=False)
 
     def _group_copied(self) -> dict[str, list[str]]:
         """Return the modules of the model for each module of the source."""

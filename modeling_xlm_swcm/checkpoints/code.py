@@ -155,6 +155,10 @@ def replace_code(folder: str | PathLike, config: XLMSWCMConfig) -> list[str]:
         for name in written:
             # A link is replaced, not its target, which other checkpoints may share.
             (folder / f".{name}.partial").replace(folder / name)
+    except OSError as error:
+        # If the disk is full, the system names no file.
+        error.filename = error.filename or str(folder)
+        raise
     finally:
         for name in written:
             (folder / f".{name}.partial").unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ConversionError
-from .writing import whole_file
+from .writing import raise_write_error, whole_file
 
 
 if TYPE_CHECKING:
@@ -65,6 +65,13 @@ def make_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def as_label(name: str) -> str:
+    """Return a name as a label of a plot, for example the name of a folder."""
+    # matplotlib reads text between two `$` as a formula, and leaves a label out of the legend if it starts with `_`.
+    label = name.replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
 def save_figure(figure: "Figure", path: Path, dpi: int = 120):
     """
     Write a figure as a PNG file, whole or not at all. Create the folder if it does not exist.
@@ -82,4 +89,5 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 120):
         with whole_file(path) as partial:
             figure.savefig(partial, dpi=dpi, format="png")
     except OSError as error:
-        raise ConversionError(f"Cannot write {path}: {error.strerror}. Choose another folder.") from error
+        raise_write_error(path, error)
+        raise

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import ConversionError
@@ -168,16 +168,44 @@ def whole_file(path: Path) -> Iterator[Path]:
     A link stays, and its target is replaced. A path that is not a regular file, such as `/dev/null`, is written to
     directly.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    partial = path.with_name(f".{label(path)}.partial")
+    target = path.resolve()
+    is_replaced = target.is_file() or not target.exists()
+    partial = target.with_name(f".{label(target)}.partial") if is_replaced else target
     try:
         yield partial
-        partial.replace(path)
+        if is_replaced:
+            partial.replace(target)
+    except OSError as error:
+        # The system names the temporary file. If the disk is full, the system names no file.
+        if str(error.filename or partial) == str(partial):
+            error.filename = str(path)
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        if is_replaced:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_files(folder: Path, names: Iterable[str]) -> Iterator[list[Path]]:
+    """
+    Yield temporary files. They replace the files with these names in `folder` at the end, or are removed on failure.
+
+    Raises:
+        ConversionError: if the folder cannot be written, for example because the disk is full.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(whole_file(folder / name)) for name in names]
+    except Exception as error:
+        raise_write_error(folder, error)
+        raise
+    finally:
+        if is_new:
+            # After a failure, the folder is empty.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 KINDS = {

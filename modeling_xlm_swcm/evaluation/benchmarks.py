@@ -131,6 +131,8 @@ def find_benchmark(data: str, subset: str | None = None) -> Files | None:
                 if paths := benchmark.find_files(names, known):
                     check_subset(benchmark, subset)
                     return Files(benchmark, known, paths, lambda name: str(Path(data, name)))
+        if subset is not None:
+            check_is_present(data, names, subset)
         known_names = ", ".join(benchmark.name for benchmark in BENCHMARKS)
         raise DataError(f"The folder {data} holds no known benchmark ({known_names}). Pass a file.")
     for benchmark in BENCHMARKS:
@@ -141,6 +143,16 @@ def find_benchmark(data: str, subset: str | None = None) -> Files | None:
     if near and not find_files(data):
         raise DataError(f"There is no file or benchmark {data}. Did you mean {near[0]}?")
     return None
+
+
+def check_is_present(folder: str, names: list[str], subset: str):
+    """Refuse a subset without files in a folder that has files of other subsets."""
+    for benchmark in BENCHMARKS:
+        if found := [known for known in benchmark.columns if benchmark.find_files(names, known)]:
+            raise DataError(
+                f"The folder {folder} has no file of the subset {subset} (found: {', '.join(found)}). Use another "
+                "subset, or download the files."
+            )
 
 
 def check_subset(benchmark: Benchmark, subset: str | None):

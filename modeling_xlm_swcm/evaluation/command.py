@@ -90,7 +90,7 @@ def evaluate_command(
         if output is not None:
             check_plot_path(output / "scores.png", "--output")
         if record:
-            check_record(models)
+            check_record(models, max_samples)
         report = evaluation.evaluate(
             models,
             data,
@@ -113,8 +113,12 @@ def evaluate_command(
             console.print(f"Recorded in {', '.join(map(str, report.record()))}.")
 
 
-def check_record(models: list[str]):
-    """Refuse `--record` if no model is a local folder, or if its metrics.json is damaged."""
+def check_record(models: list[str], max_samples: int | None):
+    """Refuse `--record` for some texts only, without a local model, or if a metrics.json is damaged."""
+    if max_samples is not None:
+        raise ConversionError(
+            "--record needs the scores of all texts, but --max-samples leaves texts out. Remove one of these options."
+        )
     folders = [Path(model) for model in models if Path(model, REPORT).is_file()]
     if not folders:
         raise ConversionError(f"--record needs a local folder with {REPORT}. Pass such a model, or remove --record.")

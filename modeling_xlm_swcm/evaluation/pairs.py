@@ -1,7 +1,8 @@
 """Read the sources and references of an evaluation from a file, a Hub dataset or a benchmark."""
 
 import itertools
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class EvaluationData:
             "translation" or "summarization".
         pairs (`dict[str, list[Pair]]`):
             Sources and references of each direction, for example `zh-bo`, or of each language of a summarization.
+        skipped (`dict[str, int]`):
+            Number of skipped rows of each direction.
         names (`set[str]`):
             Names of languages in the data.
     """
@@ -42,6 +45,7 @@ class EvaluationData:
     name: str
     task: str
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
 
@@ -90,7 +94,7 @@ def read_data(
         found = EvaluationData(Path(data).name if Path(data).exists() else data, reader.task)
         for target in targets:
             rows = read_rows(data, bad_rows, subset, "test")
-            found.pairs[reader.name_direction(target)] = [*reader.read_table(data, rows, target)]
+            reader.add_direction(found, target, reader.read_table(data, rows, target))
     else:
         benchmark = files.benchmark
         titles = benchmark.is_summarization(files.subset)
@@ -99,7 +103,7 @@ def read_data(
             raise DataError(f"{benchmark.name} {files.subset} is for {describe(titles)}. {advice}")
         found = EvaluationData(f"{benchmark.repo_id} ({files.subset})", reader.task)
         for target in targets:
-            found.pairs[reader.name_direction(target)] = [*reader.read_benchmark(files, target)]
+            reader.add_direction(found, target, reader.read_benchmark(files, target))
     bad_rows.report()
     found.names = reader.names
     for direction, pairs in found.pairs.items():
@@ -154,6 +158,14 @@ class PairReader:
     def name_direction(self, target: str) -> str:
         """Return the name of the pairs with references in a language."""
         return target if self.source is None else f"{self.source}-{target}"
+
+    def add_direction(self, found: EvaluationData, target: str, pairs: Iterable[Pair]):
+        """Read the pairs of a direction, and count the rows that are skipped."""
+        # Each direction counts the bad rows of a source file again.
+        before, self.bad_rows.last_place = self.bad_rows.count, None
+        direction = self.name_direction(target)
+        found.pairs[direction] = [*pairs]
+        found.skipped[direction] = self.bad_rows.count - before
 
     def read_table(self, path: str, rows: Iterator[Row], target: str) -> Iterator[Pair]:
         """Yield the pairs of rows with one column for each language, or with columns of texts and titles."""
@@ -237,16 +249,31 @@ class PairReader:
     def read_parallel_files(self, files: Files, target: str, column: str) -> Iterator[Pair]:
         """Yield the pairs of two files, by the column `id`, or else by line."""
         codes = [self.find(code or "", [*files.paths], files.benchmark.name) for code in (self.source, target)]
-        sides = []
-        for code in codes:
-            rows = self.read_language(files, code)
-            sides.append({row.get("id", index): (place, row) for index, (place, row) in enumerate(rows)})
-        if sides[0].keys() != sides[1].keys():
-            names = [f"{files.paths[code]} ({len(side)} texts)" for code, side in zip(codes, sides, strict=True)]
+        (sources, bad_sources), (references, bad_references) = (self.read_side(files, code) for code in codes)
+        # A row without its parallel row is expected only if the parallel row is bad.
+        without_reference, without_source = sources.keys() - references.keys(), references.keys() - sources.keys()
+        if len(without_reference) > bad_references or len(without_source) > bad_sources:
+            counts = (len(sources) + bad_sources, len(references) + bad_references)
+            names = [f"{files.paths[code]} ({count} texts)" for code, count in zip(codes, counts, strict=True)]
             raise DataError(f"{' and '.join(names)} do not belong together. Download both files again.")
-        first, second = codes
-        joined = (
-            (place, {first: row.get(column), second: sides[1][key][1].get(column)})
-            for key, (place, row) in itertools.islice(sides[0].items(), self.max_samples)
-        )
-        yield from self.make_pairs(joined, (first, second), target)
+        keys = (key for key in sources if key in references)
+        for key in itertools.islice(keys, self.max_samples):
+            source, reference = (get_text(*side[key], column, self.bad_rows) for side in (sources, references))
+            if source is not None and reference is not None:
+                yield Pair(sources[key][0], source, reference, self.source or target, target)
+
+    def read_side(self, files: Files, code: str) -> tuple[dict[str | int, Row], int]:
+        """Return the rows of a language by their column `id`, or else by their line, and the number of bad rows."""
+        before = self.bad_rows.count
+        rows: dict[str | int, list[Row]] = defaultdict(list)
+        for place, row in self.read_language(files, code):
+            key = row.get("id", place.removeprefix(files.paths[code]))
+            if isinstance(key, str | int):
+                rows[key].append((place, row))
+            else:
+                found = f" (found type {type(key).__name__})"
+                self.bad_rows.reject(place, 'has no text or number in the column "id"', found)
+        for same in rows.values():
+            for place, row in same if len(same) > 1 else []:
+                self.bad_rows.reject(place, f"has the same {'id' if 'id' in row else 'line'} as another row")
+        return {key: same[0] for key, same in rows.items() if len(same) == 1}, self.bad_rows.count - before

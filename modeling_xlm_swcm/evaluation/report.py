@@ -1,23 +1,32 @@
 """The report of an evaluation: tables, JSON, samples, plot and the results for model cards."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
+from modeling_xlm_swcm.checkpoints.plots import as_label, make_figure, save_figure
+from modeling_xlm_swcm.checkpoints.writing import whole_files
+from modeling_xlm_swcm.corpora.bad_rows import DataError
 from modeling_xlm_swcm.hub.card import read_metrics
 from modeling_xlm_swcm.hub_xlm_swcm import REPORT
-from modeling_xlm_swcm.training.files import write_json, write_whole
+from modeling_xlm_swcm.training.files import format_json, write_json
 
-from .scoring import RESAMPLES, TABLE_SCORES, DirectionResult, ModelResult, choose_samples, describe_sample
+from .scoring import MIN_TEXTS, RESAMPLES, TABLE_SCORES, DirectionResult, ModelResult, choose_samples, describe_sample
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLES = 10
 # Scores that the model card shows.
 CARD_SCORES = ("chrf++", "bleu", "rougeL_f")
+CARD_SETTINGS = ("num_beams", "max_length")
 
 
 @dataclass
@@ -35,7 +44,9 @@ class Evaluation:
         directions (`dict[str, DirectionResult]`):
             Results of each direction, for example `zh-bo`.
         settings (`dict[str, int]`):
-            Settings of the generation.
+            Settings of the generation, and `max_samples` if only some texts are evaluated.
+        skipped (`dict[str, int]`):
+            Number of bad rows of each direction that are skipped.
     """
 
     dataset: str
@@ -43,28 +54,31 @@ class Evaluation:
     sources: dict[str, str]
     directions: dict[str, DirectionResult]
     settings: dict[str, int]
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def print(self, console: Console):
         """Print a table of scores, a table of faults and the signatures of sacrebleu."""
-        names = TABLE_SCORES[self.task]
-        headings = ["p"] if len(self.sources) > 1 else []
-        scores = make_table(f"{self.dataset}: scores", [*names, *headings])
         rows = [
             (direction, name, result)
             for direction, of in self.directions.items()
             for name, result in of.models.items()
         ]
+        names = TABLE_SCORES[self.task]
+        headings = ["p"] if any(model.p_values for _, _, model in rows) else []
+        scores = make_table(f"{self.dataset}: scores", [*names, *headings])
         for direction, name, result in rows:
             cells = [format_score(result, metric) for metric in names]
-            scores.add_row(direction, name, *cells, *(format_p(result) for _ in headings))
+            scores.add_row(direction, Text(name), *cells, *(format_p(result) for _ in headings))
         console.print(scores)
         if headings:
             first = next(iter(self.sources))
-            console.print(f"p: paired bootstrap of chrF++ against {first}, {RESAMPLES} samples.")
+            console.print(f"p: paired bootstrap of chrF++ against {first}, {RESAMPLES} samples.", markup=False)
+        if few := [direction for direction, of in self.directions.items() if len(of.pairs) < MIN_TEXTS]:
+            console.print(f"No confidence intervals and p-values for fewer than {MIN_TEXTS} texts: {', '.join(few)}.")
         faults = make_table(f"{self.dataset}: texts with faults", ["texts", *rows[0][2].count_faults()])
         for direction, name, result in rows:
             counts = result.count_faults().values()
-            faults.add_row(direction, name, str(len(result.outputs.texts)), *map(str, counts))
+            faults.add_row(direction, Text(name), str(len(result.outputs.texts)), *map(str, counts))
         console.print(faults)
         for name, signature in list_signatures(self.directions):
             console.print(f"{name}: {signature}", soft_wrap=True)
@@ -80,6 +94,7 @@ class Evaluation:
             "directions": {
                 direction: {
                     "texts": len(result.pairs),
+                    "skipped_rows": self.skipped.get(direction, 0),
                     "models": {name: describe_model(model) for name, model in result.models.items()},
                     "samples": [describe_sample(result, place) for place in choose_samples(result, SAMPLES)],
                 }
@@ -97,45 +112,73 @@ class Evaluation:
             }
             for metric in CARD_SCORES
         }
-        return {"task": self.task, "dataset": self.dataset, "results": results}
+        texts = {f"texts, {direction}": len(result.pairs) for direction, result in self.directions.items()}
+        skipped = {f"skipped rows, {direction}": count for direction, count in self.skipped.items() if count}
+        settings = {name: self.settings[name] for name in CARD_SETTINGS if name in self.settings}
+        return {
+            "task": self.task,
+            "dataset": self.dataset,
+            "results": results,
+            "evaluation": texts | skipped | settings,
+        }
 
     def plot(self, path: Path):
         """Draw the main score of each model and direction, with its 95 % confidence interval if there is one."""
+        save_figure(self._draw(), path)
+
+    def _draw(self) -> "Figure":
+        """Return the figure of [`~Evaluation.plot`]."""
         metric = TABLE_SCORES[self.task][0]
         figure, axes = make_figure(size=(max(5, 1.5 + len(self.directions) * (0.6 + 0.4 * len(self.sources))), 4))
         width = 0.8 / len(self.sources)
         for number, name in enumerate(self.sources):
             results = [result.models[name] for result in self.directions.values()]
             places = [place + (number - (len(self.sources) - 1) / 2) * width for place in range(len(results))]
-            errors = [result.intervals.get(metric, 0) for result in results]
+            errors = [result.intervals.get(metric, math.nan) for result in results]
             heights = [result.scores[metric] for result in results]
-            axes[0, 0].bar(places, heights, 0.9 * width, yerr=errors, capsize=3, label=name)
-        axes[0, 0].set_xticks(range(len(self.directions)), [*self.directions])
-        axes[0, 0].set(ylabel=metric, ylim=(0, None), title=self.dataset)
+            axes[0, 0].bar(places, heights, 0.9 * width, yerr=errors, capsize=3, label=as_label(name))
+        axes[0, 0].set_xticks(range(len(self.directions)), [*map(as_label, self.directions)])
+        axes[0, 0].set(ylabel=metric, ylim=(0, None), title=as_label(self.dataset))
         axes[0, 0].grid(axis="y", alpha=0.3)
         axes[0, 0].legend()
-        save_figure(figure, path)
+        return figure
 
     def write(self, folder: Path):
         """
-        Write `results.json`, `outputs.jsonl`, `samples.md` and `scores.png`.
+        Write `results.json`, `outputs.jsonl`, `samples.md` and `scores.png`, all or none of them.
 
         Args:
             folder (`Path`):
                 Folder to write. Files with these names are replaced.
+
+        Raises:
+            ConversionError: if the folder cannot be written.
         """
         content = self.to_dict()
-        write_json(folder / "results.json", content)
-        write_whole(folder / "outputs.jsonl", "".join(self.list_outputs()))
-        write_whole(folder / "samples.md", "\n".join(write_samples(content)))
-        self.plot(folder / "scores.png")
+        texts = {
+            "results.json": format_json(content),
+            "outputs.jsonl": "".join(self.list_outputs()),
+            "samples.md": "\n".join(write_samples(content)),
+        }
+        with whole_files(folder, [*texts, "scores.png"]) as (*files, plot):
+            for file, text in zip(files, texts.values(), strict=True):
+                file.write_text(text, encoding="utf-8")
+            self._draw().savefig(plot, dpi=120, format="png")
 
     def record(self) -> list[Path]:
         """
         Write the results into `metrics.json` of each local XLM-SWCM model, for its card. Return the files.
 
         Fields about the training stay. `xlm-swcm push` writes the card.
+
+        Raises:
+            DataError: if only some texts of the data are evaluated.
         """
+        if "max_samples" in self.settings:
+            raise DataError(
+                f"`max_samples={self.settings['max_samples']}` selects only some texts, so the scores are not scores "
+                "of the whole data. Evaluate without `max_samples` to record the scores."
+            )
         written = []
         for name in find_recordable(self.sources):
             path = Path(self.sources[name]) / "metrics.json"
@@ -178,7 +221,9 @@ def format_p(result: ModelResult) -> str:
 
 def make_table(title: str, headings: list[str]) -> Table:
     """Return a table with a row for each direction and model. Each word of a heading has a separate line."""
-    table = Table("", "model", title=title, title_justify="left", box=None)
+    table = Table("", title=Text(title), title_justify="left", box=None)
+    # The ends of long names stay visible.
+    table.add_column("model", overflow="fold")
     for heading in headings:
         table.add_column(heading.replace("_", "\n"), justify="right", no_wrap=True)
     return table

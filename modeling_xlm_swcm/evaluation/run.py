@@ -1,5 +1,6 @@
 """Evaluate models: read the texts, check the models, generate, score."""
 
+import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -104,7 +105,8 @@ def evaluate(
         for direction, pairs in found.pairs.items()
     }
     sources = {name: system.source for name, system in systems.items()}
-    return Evaluation(found.name, found.task, sources, directions, settings)
+    settings |= {} if max_samples is None else {"max_samples": max_samples}
+    return Evaluation(found.name, found.task, sources, directions, settings, found.skipped)
 
 
 def check_settings(settings: dict[str, int]):
@@ -130,11 +132,23 @@ def open_systems(models: list[str], spellings: dict[str, list[str]]) -> dict[str
     """Read configs and tokenizers. Return the models by their names in the report."""
     if not models:
         raise DataError("There is no model. Pass at least one folder or Hub id.")
-    if repeated := [model for model in models if models.count(model) > 1]:
-        raise DataError(f"The model {repeated[0]} is given twice. Remove one.")
-    shorts = [Path(model).name or Path(model).resolve().name for model in models]
-    names = [short if shorts.count(short) == 1 else model for short, model in zip(shorts, models, strict=True)]
-    return {name: open_system(model, spellings) for name, model in zip(names, models, strict=True)}
+    places = [os.path.realpath(model) for model in models]
+    for place in places:
+        same = [model for model, other in zip(models, places, strict=True) if other == place]
+        if len(same) > 1:
+            raise DataError(f"The models {' and '.join(same)} are the same model. Remove all but one.")
+    return {name: open_system(model, spellings) for name, model in zip(name_models(models), models, strict=True)}
+
+
+def name_models(models: list[str]) -> list[str]:
+    """Return the shortest ends of different paths that differ, for example `a/final` and `b/final`."""
+    parts = [Path(os.path.abspath(model) if os.path.isdir(model) else model).parts for model in models]
+    names = []
+    for own in parts:
+        lengths = range(1, max(map(len, parts)) + 1)
+        length = next(length for length in lengths if [each[-length:] for each in parts].count(own[-length:]) == 1)
+        names.append(str(Path(*own[-length:])))
+    return names
 
 
 def generate(system: System, data: EvaluationData, settings: dict[str, int]) -> dict[str, Outputs]:

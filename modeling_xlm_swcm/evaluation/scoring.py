@@ -21,6 +21,8 @@ TABLE_SCORES = {
     "summarization": ("rougeL_f", "rouge1_f", "rouge2_f", "chrf++", "chrf++_nfkc"),
 }
 RESAMPLES = 1000
+# A bootstrap of fewer texts gives meaningless intervals and p-values. With one text, all samples are equal.
+MIN_TEXTS = 30
 
 
 @dataclass
@@ -36,9 +38,10 @@ class ModelResult:
         faults (`dict[str, list[bool]]`):
             For each kind of fault, True for each text with this fault.
         intervals (`dict[str, float]`):
-            Half of the 95 % confidence interval of chrF++ and BLEU (bootstrap).
+            Half of the 95 % confidence interval of chrF++ and BLEU (bootstrap). Empty for fewer than 30 texts.
         p_values (`dict[str, float]`):
-            P-values of a paired bootstrap against the first model. Empty for the first model.
+            P-values of a paired bootstrap against the first model. Empty for the first model and for fewer than 30
+            texts.
     """
 
     outputs: Outputs
@@ -94,7 +97,8 @@ def score_direction(pairs: list[Pair], outputs: dict[str, Outputs]) -> Direction
         numbers["chrf++_nfkc"] = score_nfkc(generated.texts, references)
         faults = find_faults(generated.texts, references, sources, generated.has_unk, generated.is_cut)
         models[name] = ModelResult(generated, numbers, faults)
-    compare(models, references)
+    if len(pairs) >= MIN_TEXTS:
+        compare(models, references)
     return DirectionResult(pairs, models, signatures)
 
 

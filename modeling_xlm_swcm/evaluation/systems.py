@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -154,7 +155,7 @@ class System:
         options |= {} if first is None else {"forced_bos_token_id": first}
         outputs = Outputs([""] * len(rows), [False] * len(rows), [False] * len(rows))
         outputs.truncated_sources = sum(len(ids) > self.limit for ids in encoded)
-        title = f"{self.source}, {target}"
+        title = escape(f"{self.source}, {target}")
         for batch in track(list(batches_by_length(rows, batch_tokens)), title, console=Console(stderr=True)):
             inputs = self.tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt")
             generated = model.generate(**inputs.to(model.device), **options).cpu().numpy()

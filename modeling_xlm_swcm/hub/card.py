@@ -23,7 +23,7 @@ from .card_template import fill_card
 GENERATED = "<!-- This model card has been generated automatically"
 
 # The fields of metrics.json.
-METRICS_FIELDS = {"task": str, "dataset": str, "results": dict, "training": dict, "example": dict}
+METRICS_FIELDS = {"task": str, "dataset": str, "results": dict, "training": dict, "example": dict, "evaluation": dict}
 
 
 def generate_card(folder: Path, repo_id: str, license: str | None = None) -> str:

@@ -35,8 +35,9 @@ def fill_card(
             Content of `conversion_report.json`.
         metrics (`dict`, *optional*):
             Content of `metrics.json`. Every field is optional: `task` (a task of the pipeline), `dataset` (a Hub id
-            or a name), `results` (metric -> value, or metric -> language -> value), `training` (setting -> value) and
-            `example` (`text`, or `question` and `context`, with `src_lang` and `tgt_lang`).
+            or a name), `results` (metric -> value, or metric -> language -> value), `training` (setting -> value),
+            `evaluation` (setting -> value) and `example` (`text`, or `question` and `context`, with `src_lang` and
+            `tgt_lang`).
         license (`str`, *optional*):
             Licence of the encoder. Default: the licence in `report`. Without one, the card says that it is not known.
 
@@ -76,6 +77,7 @@ def fill_card(
         training=metrics.get("training", {}),
         dataset=dataset,
         results=results,
+        evaluation=metrics.get("evaluation", {}),
         **make_example(task, languages, metrics.get("example", {})),
     )
     return str(card)

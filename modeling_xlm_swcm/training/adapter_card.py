@@ -6,6 +6,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from modeling_xlm_swcm.hub.card import GENERATED, is_own_card
 
+from .files import write_whole
+
 
 # PEFT writes this heading into a card that nobody filled.
 PEFT_CARD = "# Model Card for Model ID"
@@ -83,7 +85,7 @@ def write_adapter_card(folder: Path, base: str, metrics: dict, license: str | No
         training=make_table("setting", metrics["training"]),
         results=f"Data: {metrics['dataset']}.\n\n{make_table('metric', flatten(metrics['results']))}",
     )
-    path.write_text(str(ModelCard.from_template(data, template_str=text)), encoding="utf-8")
+    write_whole(path, str(ModelCard.from_template(data, template_str=text)))
 
 
 def flatten(results: dict) -> dict:

@@ -15,10 +15,15 @@ def write_whole(path: Path, text: str):
         partial.write_text(text, encoding="utf-8")
 
 
+def format_json(content: dict | list) -> str:
+    """Return `content` as JSON with one space of indentation."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, content: dict | list):
-    """Write `content` as JSON with one space of indentation, and create the folder."""
+    """Write `content` as JSON, and create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, format_json(content))
 
 
 def print_output(args: TrainingArguments):

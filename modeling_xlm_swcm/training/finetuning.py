@@ -81,7 +81,7 @@ def finetune(model_args: ModelArguments, data_args: FinetuneDataArguments, args:
             private=bool(args.hub_private_repo),
             revision=args.hub_revision,
         )
-        Console().print(f"Pushed: {url}")
+        Console().print(f"Pushed: {url}", markup=False, highlight=False, soft_wrap=True)
     return results
 
 
@@ -305,7 +305,7 @@ def print_scores(title: str, results: Scores, signatures: dict[str, str]):
     table = Table("", *results, title=title)
     for group in next(iter(results.values())):
         table.add_row(group, *(f"{scores[group]:.2f}" for scores in results.values()))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     for name, signature in signatures.items():
         console.print(f"{name}: {signature}", soft_wrap=True, highlight=False)

@@ -334,7 +334,12 @@ def write_lines(lines: list[str], path: str):
     """Write lines to a file, complete or not at all, or to stdout for "-"."""
     text = "".join(f"{line}\n" for line in lines)
     if path == "-":
-        sys.stdout.buffer.write(text.encode())
+        try:
+            sys.stdout.buffer.write(text.encode())
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            error.filename = "stdout"
+            raise
         return
     with whole_file(Path(path)) as partial:
         partial.write_bytes(text.encode())

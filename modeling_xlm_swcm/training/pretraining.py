@@ -221,7 +221,7 @@ def print_mixture(mixture: Mixture, training: TrainingArguments):
     for corpus, examples, probability in zip(mixture.corpora, mixture.examples, mixture.probabilities, strict=True):
         share = examples / mixture.examples.sum()
         table.add_row(corpus.title, languages_of(corpus), f"{examples:,}", f"{share:.1%}", f"{probability:.1%}")
-    Console().print(table, f"{training.max_steps:,} steps of {mixture.batch_size} examples.")
+    Console(markup=False, emoji=False).print(table, f"{training.max_steps:,} steps of {mixture.batch_size} examples.")
 
 
 def languages_of(corpus: CorpusConfig) -> str:

@@ -20,6 +20,7 @@ from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 from .arguments import TrainingArguments
 from .checkpoints import ResumableTrainer, TrainingError
+from .files import write_whole
 from .lora import check_trained_tokens
 from .precision import dtype_name
 from .pushing import PublicTrainer
@@ -246,7 +247,7 @@ class XLMSWCMTrainer(ResumableTrainer, PublicTrainer, Seq2SeqTrainer):
         if self.is_world_process_zero() and not is_own_card(card):
             repo_id = self.hub_model_id or card.resolve().parent.name
             text = fill_card(folder, repo_id, model.conversion_report, metrics, license)
-            card.write_text(text, encoding="utf-8")
+            write_whole(card, text)
         return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str):

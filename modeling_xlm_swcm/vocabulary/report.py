@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
+from modeling_xlm_swcm.checkpoints.plots import as_label, make_figure, save_figure
 
 from .corpus import SegmentationComparison
 
@@ -112,7 +112,9 @@ class VocabularyReport:
         """Plot tokens per word and the share of `<unk>` by language, before and after, as a PNG file."""
         figure, [axes] = make_figure(columns=2, size=(9, 1.6 + 0.5 * len(self.languages)), sharey=True)
         figure.suptitle(
-            f"{self.source}: vocabulary {self.tokens['before']:,} → {self.tokens['after']:,} tokens", x=0.01, ha="left"
+            f"{as_label(self.source)}: vocabulary {self.tokens['before']:,} → {self.tokens['after']:,} tokens",
+            x=0.01,
+            ha="left",
         )
         positions = range(len(self.languages))
         for axis, statistic, title, scale, label, min_width in (

@@ -18,8 +18,15 @@ from support.folders import contents
 from typer.testing import CliRunner
 
 from modeling_xlm_swcm.checkpoints import writing
-from modeling_xlm_swcm.checkpoints.errors import ConversionError
-from modeling_xlm_swcm.checkpoints.writing import check_output, exchange, recover, whole_folder
+from modeling_xlm_swcm.checkpoints.errors import ConversionError, describe_error
+from modeling_xlm_swcm.checkpoints.writing import (
+    check_output,
+    exchange,
+    recover,
+    whole_file,
+    whole_files,
+    whole_folder,
+)
 from modeling_xlm_swcm.cli import main
 
 
@@ -273,6 +280,29 @@ def test_an_output_that_the_system_refuses_to_write_is_named(tmp_path, error, wo
         raise error
     assert str(caught.value) == f"Cannot write {tmp_path / 'model'}: {words}"
     assert contents(tmp_path) == {"model": None} | {f"model/{name}": b"old" for name in FILES}
+
+
+@pytest.mark.parametrize("named", [None, "{partial}"])
+def test_a_full_disk_names_the_file(tmp_path, named):
+    path = tmp_path / "texts.txt"
+    with pytest.raises(OSError) as caught, whole_file(path) as partial:
+        raise OSError(errno.ENOSPC, "full", *([named.format(partial=partial)] if named else []))
+    assert describe_error(caught.value) == f"No space left on device: {path}. Free some space."
+    assert contents(tmp_path) == {}
+
+
+def test_several_files_are_written_together_or_not_at_all(tmp_path):
+    with whole_files(tmp_path / "new", ["a", "b"]) as files:
+        for file in files:
+            file.write_text("new")
+        assert not (tmp_path / "new" / "a").exists()
+    assert contents(tmp_path) == {"new": None, "new/a": b"new", "new/b": b"new"}
+    for folder in ("new", "other"):
+        with pytest.raises(ConversionError, match="Cannot write .* Free some space"):  # noqa: SIM117
+            with whole_files(tmp_path / folder, ["a", "b"]) as files:
+                files[0].write_text("changed")
+                raise OSError(errno.ENOSPC, "full")
+    assert contents(tmp_path) == {"new": None, "new/a": b"new", "new/b": b"new"}
 
 
 def test_an_error_of_an_input_is_not_taken_for_one_of_the_output(tmp_path):

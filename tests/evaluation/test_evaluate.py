@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import ConversionError
 from modeling_xlm_swcm.evaluation import evaluate
+from modeling_xlm_swcm.evaluation.run import name_models
 from modeling_xlm_swcm.evaluation.systems import open_system
 
 
@@ -47,7 +48,7 @@ def test_a_peer_stands_beside_the_model_with_its_own_codes(converted, peer_folde
     assert "zh-bo  model" in result.stdout and "zh-bo  nllb" in result.stdout
     report = json.loads((output / "results.json").read_text(encoding="utf-8"))
     assert [*report["models"].values()] == [str(converted), str(peer_folder)]
-    assert report["directions"]["zh-bo"]["models"]["nllb"]["p_values"]["chrf++"] > 0
+    assert report["directions"]["zh-bo"]["models"]["nllb"]["scores"]["chrf++"] >= 0
 
 
 def test_a_peer_gets_the_tokens_of_its_languages(peer_folder, tmp_path):
@@ -79,6 +80,9 @@ def test_titles_have_no_source(converted, tmp_path):
 def test_record_needs_a_local_model_and_writes_its_metrics(folder, peer_folder, table):
     options = ["--data", table, "--source", "zh", "--target", "bo", "--num-beams", 1, "--max-length", 4, "--record"]
     assert_refused(run(peer_folder, *options), "--record needs a local folder")
+    assert_refused(
+        run(folder, *options, "--max-samples", 1), "--record needs the scores of all texts, but --max-samples"
+    )
     result = run(folder, *options)
     assert result.exit_code == 0, result.output
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -115,7 +119,8 @@ class TestRefusals:
 
     def test_models(self, converted, encoder_folder, table, tmp_path):
         options = ["--data", table, "--source", "zh", "--target", "bo"]
-        assert_refused(run(converted, converted, *options), "is given twice")
+        for again in (converted, f"{converted}/"):
+            assert_refused(run(converted, again, *options), f"{converted} and {again} are the same model.")
         assert_refused(run(encoder_folder, *options), "not an encoder-decoder")
         (tmp_path / "config.json").write_text('{"model_type": "xlm_swcm_exported"}')
         assert_refused(run(tmp_path, *options), "is an exported model, not a checkpoint. Pass the folder from")
@@ -132,9 +137,20 @@ class TestRefusals:
         assert_refused(result, "The evaluation needs the package sacrebleu.significance", "extra train")
 
 
-def test_equal_names_become_whole_paths(converted, folder, table):
+def test_equal_names_become_the_ends_of_the_paths_that_differ(converted, folder, table):
     report = evaluate([str(converted), str(folder)], str(table), ["bo"], "zh", num_beams=1, max_length=4)
-    assert [*report.sources] == [str(converted), str(folder)]
+    assert [*report.sources] == ["/".join(path.parts[-2:]) for path in (converted, folder)]
+    assert name_models(["runs/a/final", "runs/b/final", "final"]) == ["a/final", "b/final", "final"]
+    assert name_models(["one/m", "m", "two/other"]) == ["one/m", "m", "other"]
+
+
+def test_square_brackets_in_a_path_are_no_markup(folder, table):
+    path = folder.with_name("[a][") / "x]b"
+    path.parent.mkdir()
+    folder.rename(path)
+    result = run(path, "--data", table, "--source", "zh", "--target", "bo", "--num-beams", 1, "--max-length", 4)
+    assert result.exit_code == 0, result.output
+    assert "x]b" in result.stdout
 
 
 def test_one_model_and_one_language_need_no_list(converted, table):

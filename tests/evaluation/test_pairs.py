@@ -139,6 +139,62 @@ class TestTables:
             read_data(str(tmp_path / "empty.tsv"), ["bo"], "zh")
 
 
+class TestParallelFiles:
+    """Files of two languages, which belong together by id or by line."""
+
+    SOURCE, REFERENCE, UYGHUR = (f"newstest2019-{name}.txt" for name in ("src.zho-CN", "ref.bod", "ref.uig"))
+
+    def write_lines(self, folder: Path, **lines: bytes):
+        for name, content in lines.items():
+            (folder / getattr(self, name)).write_bytes(content)
+
+    def write_rows(self, folder: Path, sources: list, references: list):
+        write_files(folder, {"devtest/cmn_Hans.jsonl": sources, "devtest/bod_Tibt.jsonl": references})
+
+    def test_bad_lines_do_not_move_the_pairs(self, tmp_path):
+        self.write_lines(tmp_path, SOURCE=b"a1\nb2\n\xff\nd4\n", REFERENCE=b"\xfe\nB2\nC3\nD4\n")
+        data = read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=True)
+        assert texts_of(data.pairs["zh-bo"]) == [("b2", "B2"), ("d4", "D4")]
+        assert data.skipped == {"zh-bo": 2}
+        with pytest.raises(DataError, match=r"2 rows .*zho-CN.txt:3 is not UTF-8; .*bod.txt:1 is not UTF-8"):
+            read_data(str(tmp_path), ["bo"], "zh")
+
+    def test_a_bad_line_in_one_file_is_named_or_skipped_for_each_language(self, tmp_path):
+        self.write_lines(tmp_path, SOURCE=b"a1\n\xff\n", REFERENCE=b"A1\nB2\n", UYGHUR=b"AA\nBB\n")
+        with pytest.raises(DataError, match=r"zho-CN.txt:2 is not UTF-8"):
+            read_data(str(tmp_path), ["bo"], "zh")
+        data = read_data(str(tmp_path), ["bo", "ug"], "zh", skip_bad_rows=True)
+        assert [texts_of(pairs) for pairs in data.pairs.values()] == [[("a1", "A1")], [("a1", "AA")]]
+        assert data.skipped == {"zh-bo": 1, "zh-ug": 1}
+
+    def test_a_bad_line_does_not_hide_a_missing_line(self, tmp_path):
+        self.write_lines(tmp_path, SOURCE=b"a1\nb2\nc3\n", REFERENCE=b"\xfe\nB2\n")
+        with pytest.raises(
+            DataError, match=r"zho-CN.txt \(3 texts\) and .*bod.txt \(2 texts\) do not belong together"
+        ):
+            read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=True)
+
+    @pytest.mark.parametrize(
+        ("identity", "message"),
+        [
+            (1, "cmn_Hans.jsonl:1 has the same id as another row; devtest/cmn_Hans.jsonl:2 has the same id"),
+            (None, r'cmn_Hans.jsonl:1 has no text or number in the column "id" \(found type NoneType\)'),
+            ([1], r'cmn_Hans.jsonl:1 has no text or number in the column "id" \(found type list\)'),
+        ],
+    )
+    def test_rows_need_different_ids(self, tmp_path, identity, message):
+        rows = [{"id": identity, "text": text} for text in "ab"] + [{"id": 3, "text": "c"}]
+        self.write_rows(tmp_path, rows, rows)
+        with pytest.raises(DataError, match=message):
+            read_data(str(tmp_path), ["bo"], "zh")
+        assert texts_of(read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=True).pairs["zh-bo"]) == [("c", "c")]
+
+    def test_a_missing_column_is_named(self, tmp_path):
+        self.write_rows(tmp_path, [{"id": 1, "sentence": "a"}], [{"id": 1, "sentence": "b"}])
+        with pytest.raises(DataError, match=r'cmn_Hans.jsonl:1 has no column "text" \(columns: id, sentence\)'):
+            read_data(str(tmp_path), ["bo"], "zh")
+
+
 class TestBenchmarks:
     @pytest.mark.parametrize("layout", TRANSLATIONS)
     def test_translations_are_read_in_their_layout(self, tmp_path, layout):
@@ -184,6 +240,11 @@ class TestBenchmarks:
         assert find_benchmark(str(tmp_path)).subset == "dev"
         with pytest.raises(DataError, match="flores\\+ has no subset train. Use one of: devtest, dev"):
             find_benchmark(str(tmp_path), "train")
+        missing = r"has no file of the subset devtest \(found: dev\)\. Use another subset, or download the files\.$"
+        with pytest.raises(DataError, match=missing):
+            find_benchmark(str(tmp_path), "devtest")
+        (tmp_path / "dev" / "zho_Hans.dev").unlink()
+        (tmp_path / "dev" / "bod_Tibt.dev").unlink()
         with pytest.raises(DataError, match="holds no known benchmark"):
             find_benchmark(str(tmp_path), "devtest")
         assert find_benchmark("someone/else") is None

@@ -1,12 +1,15 @@
 """Scores, comparisons, samples and reports of outputs that are given."""
 
+import errno
 import json
 
 import pytest
 from rich.console import Console
 from support.evaluation import SOURCES, TARGETS
+from support.folders import contents
 
-from modeling_xlm_swcm.evaluation import Evaluation
+from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.evaluation import Evaluation, report, scoring
 from modeling_xlm_swcm.evaluation.scoring import choose_samples, describe_sample, score_direction
 from modeling_xlm_swcm.evaluation.systems import Outputs
 from modeling_xlm_swcm.hub.card import read_metrics
@@ -28,7 +31,9 @@ BAD = outputs(SOURCES[0], "", TARGETS[1], TARGETS[3], unk=[0], cut=[0, 3], trunc
 
 
 @pytest.fixture
-def evaluation() -> Evaluation:
+def evaluation(monkeypatch) -> Evaluation:
+    monkeypatch.setattr(scoring, "MIN_TEXTS", len(PAIRS))
+    monkeypatch.setattr(report, "MIN_TEXTS", len(PAIRS))
     result = score_direction(PAIRS, {"good": outputs(*TARGETS), "bad": BAD})
     sources = {"good": "models/good", "bad": "someone/bad"}
     return Evaluation("test.tsv", "translation", sources, {"zh-bo": result}, {"num_beams": 1})
@@ -92,13 +97,60 @@ def test_the_tables_have_a_row_for_each_model_and_fit_in_80_columns(evaluation):
     assert not any("…" in line for line in lines)
 
 
+def test_the_names_of_models_stay_whole_in_narrow_tables_and_are_no_markup():
+    names = ["experiment-a/[bold]final[/x]", "experiment-b/[bold]final[/x]"]
+    result = score_direction(PAIRS, dict.fromkeys(names, BAD))
+    console = Console(width=80, record=True)
+    Evaluation("[/x].tsv", "translation", dict.fromkeys(names, ""), {"zh-bo": result}, {}).print(console)
+    lines = console.export_text().splitlines()
+    (start,) = (place for place, line in enumerate(lines) if "texts with faults" in line)
+    cells = "".join(line[8:20].strip() for line in lines[start:])
+    assert all(name in cells for name in names)
+
+
+def test_few_texts_have_no_interval_and_no_p_value():
+    result = score_direction(PAIRS, {"good": outputs(*TARGETS), "bad": BAD})
+    assert all(model.intervals == model.p_values == {} for model in result.models.values())
+    console = Console(width=80, record=True)
+    sources = {"good": "models/good", "bad": "someone/bad"}
+    Evaluation("test.tsv", "translation", sources, {"zh-bo": result}, {}).print(console)
+    text = console.export_text()
+    assert "±" not in text and "bootstrap" not in text
+    assert "No confidence intervals and p-values for fewer than 30 texts: zh-bo." in text
+
+
+def test_the_plot_names_every_model(evaluation):
+    names = ["_under", "m$x$y"]
+    evaluation.sources = dict.fromkeys(names, "")
+    evaluation.directions["zh-bo"].models = dict(
+        zip(names, evaluation.directions["zh-bo"].models.values(), strict=True)
+    )
+    (axes,) = evaluation._draw().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _under", r"m\$x\$y"]
+
+
+def test_a_report_is_whole_or_absent(evaluation, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "full")
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text("old")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    for name in ("old", "new"):
+        with pytest.raises(
+            ConversionError, match=f"^Cannot write {tmp_path / name}: No space left .* Free some space"
+        ):
+            evaluation.write(tmp_path / name)
+    assert contents(tmp_path) == {"old": None, "old/results.json": b"old"}
+
+
 def test_the_files_hold_everything(evaluation, tmp_path):
     evaluation.write(tmp_path / "report")
-    report = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
-    models = report["directions"]["zh-bo"]["models"]
+    content = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+    models = content["directions"]["zh-bo"]["models"]
     assert models["good"]["scores"]["chrf++"] == 100 and models["bad"]["faults"]["cut"] == 2
     assert set(models["bad"]["p_values"]) == {"chrf++", "bleu"}
-    assert len(report["directions"]["zh-bo"]["samples"]) == 4
+    assert len(content["directions"]["zh-bo"]["samples"]) == 4
     lines = (tmp_path / "report" / "outputs.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[1])["outputs"] == {"good": TARGETS[1], "bad": ""}
     samples = (tmp_path / "report" / "samples.md").read_text(encoding="utf-8")
@@ -111,9 +163,13 @@ def test_the_results_go_into_metrics_json_and_the_training_stays(evaluation, tmp
     folder.mkdir()
     (folder / "conversion_report.json").write_text("{}")
     (folder / "metrics.json").write_text('{"training": {"epochs": 3}, "dataset": "old", "results": {}}')
-    evaluation.sources["good"] = str(folder)
+    evaluation.sources["good"], evaluation.skipped = str(folder), {"zh-bo": 2}
     assert evaluation.record() == [folder / "metrics.json"]
     metrics = read_metrics(folder)
     assert metrics["training"] == {"epochs": 3}
     assert (metrics["task"], metrics["dataset"]) == ("translation", "test.tsv")
     assert metrics["results"]["chrf++"] == {"zh-bo": 100.0}
+    assert metrics["evaluation"] == {"texts, zh-bo": 4, "skipped rows, zh-bo": 2, "num_beams": 1}
+    evaluation.settings["max_samples"] = 4
+    with pytest.raises(ConversionError, match="^`max_samples=4` selects only some texts"):
+        evaluation.record()

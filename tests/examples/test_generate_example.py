@@ -1,9 +1,11 @@
 """examples/generate.py and `generation`: one line of output for each line of input, in order."""
 
+import errno
 import io
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import generate
 import pytest
@@ -13,6 +15,7 @@ from support.models import teach
 from transformers import DataCollatorForSeq2Seq
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
+from modeling_xlm_swcm.checkpoints.errors import describe_error
 from modeling_xlm_swcm.corpora.bad_rows import DataError
 from modeling_xlm_swcm.training import generation
 from modeling_xlm_swcm.training.generation import GenerateArguments, generate_file
@@ -295,3 +298,13 @@ def test_lines_that_the_limit_cuts_are_counted(folder, tmp_path, caplog, max_len
             "Texts with incomplete outputs: 2 (first: text 2). The maximum is 2 tokens. Pass a larger --max_length,"
         )
         assert f"{message} or split long sentences." in caplog.text
+
+
+def test_a_full_disk_behind_stdout_is_named(monkeypatch):
+    def fail(text: bytes):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
+        patch.setattr(sys, "stdout", SimpleNamespace(buffer=SimpleNamespace(write=fail)))
+        generation.write_lines(["text"], "-")
+    assert describe_error(caught.value) == "No space left on device: stdout. Free some space."

@@ -107,6 +107,14 @@ def test_a_card_of_a_training_has_its_settings_and_results(folder):
     assert "No training" not in card.text and "No evaluation" not in card.text
 
 
+def test_a_card_says_how_many_texts_were_evaluated(folder):
+    write_metrics(folder, evaluation={"texts, zh-bo": 997, "num_beams": 4})
+    card = filled(folder)
+    assert "| evaluation setting | value |\n|---|---|\n| texts, zh-bo | 997 |\n| num_beams | 4 |\n\n" in card.text
+    write_metrics(folder)
+    assert "evaluation setting" not in filled(folder).text
+
+
 @pytest.mark.parametrize("task", ["translation", "summarization", "question-answering", "no languages", "not trained"])
 def test_the_usage_runs_as_printed(hub, client, folder, encoder_folder, task):
     if task == "no languages":

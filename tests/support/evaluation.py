@@ -25,9 +25,9 @@ def write_files(folder: Path, files: dict[str, list | str]):
         path.write_text(content, encoding="utf-8")
 
 
-def write_table(path: Path) -> Path:
+def write_table(path: Path, copies: int = 1) -> Path:
     """Write a table with the columns zh and bo."""
-    lines = ["zh\tbo", *map("\t".join, zip(SOURCES, TARGETS, strict=True))]
+    lines = ["zh\tbo", *map("\t".join, zip(SOURCES * copies, TARGETS * copies, strict=True))]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

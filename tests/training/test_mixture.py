@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from support.corpus_files import read_all, write_lines
 from modeling_xlm_swcm import training
 from modeling_xlm_swcm.corpora import files
 from modeling_xlm_swcm.training.mixture import CorpusConfig, Mixture, load_corpora
+from modeling_xlm_swcm.training.pretraining import print_mixture
 from modeling_xlm_swcm.training.rows import BadRows, DataError, read_rows
 
 
@@ -32,6 +34,12 @@ def corpora(tmp_path) -> list[CorpusConfig]:
 
 def make_mixture(corpora, tokenizer, **options) -> Mixture:
     return Mixture(corpora, tokenizer, **({"max_length": 32, "batch_size": 4, "shuffle_buffer": 16} | options))
+
+
+def test_the_table_of_the_corpora_prints_names_as_they_are(tokenizer, tmp_path, capsys):
+    corpus = numbered_corpus(tmp_path, "[a][@x].txt", 8)
+    print_mixture(make_mixture([corpus], tokenizer), SimpleNamespace(max_steps=1))
+    assert "[a][@x].txt" in capsys.readouterr().out
 
 
 def take(mixture: Mixture, count: int) -> list[tuple]:

@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 
 from modeling_xlm_swcm.checkpoints import ConversionError, plots
-from modeling_xlm_swcm.checkpoints.plots import check_plot_path, make_figure, save_figure
+from modeling_xlm_swcm.checkpoints.plots import as_label, check_plot_path, make_figure, save_figure
 
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.PNG", "new/folder/plot.png"])
@@ -50,6 +50,15 @@ def test_a_figure_is_saved_whole(tmp_path, monkeypatch):
     with pytest.raises(ConversionError, match=r"Cannot write .*plot\.png: No space left on device\."):
         save_figure(figure, path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_the_name_of_a_folder_is_a_plain_label():
+    names = ["model", "_model", "m$x$y", r"m\$x$"]
+    assert [*map(as_label, names)] == ["model", " _model", r"m\$x\$y", r"m\\$x\$"]
+    figure, axes = make_figure(size=(1, 1))
+    for name in names:
+        axes[0, 0].plot([1, 2], label=as_label(name))
+    assert len(axes[0, 0].legend().get_texts()) == len(names)
 
 
 def test_figures_need_neither_pyplot_nor_a_display(tmp_path, monkeypatch):
