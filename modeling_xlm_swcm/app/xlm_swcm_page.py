@@ -1,6 +1,7 @@
 """The page to try a model, made with Gradio. This file travels with a Space."""
 
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def make_page(model: PageModel, name: str) -> gr.Blocks:
         `gr.Blocks`: the page. Launch it with the options `LAUNCH`.
     """
     with gr.Blocks(title=f"Try {name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# {name.replace('_', chr(92) + '_')}")
+        # A backslash before ASCII punctuation makes it plain text in Markdown.
+        gr.Markdown("# " + re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", name))
         choices = make_choices(model)
         with gr.Tab("Text"):
             text, output = add_text(model, choices)

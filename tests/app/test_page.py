@@ -233,3 +233,9 @@ def test_the_page_asks_no_other_host(prefix_folder):
 def test_a_missing_extra_is_named(monkeypatch, converted):
     monkeypatch.setattr("modeling_xlm_swcm.command.find_spec", lambda name: None)
     assert_refused(CliRunner().invoke(main, ["try", str(converted)]), "needs gradio", "extra app")
+
+
+def test_the_name_of_a_model_is_no_markdown(exported):
+    blocks = page.make_page(exported, "zh_bo[1](*བོད*)").blocks.values()
+    heading = next(block.value for block in blocks if isinstance(block, page.gr.Markdown))
+    assert heading == r"# zh\_bo\[1\]\(\*བོད\*\)"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from support.encoders import (
     Tensors,
     edit_tensors,
@@ -353,6 +354,13 @@ def test_the_callers_random_numbers_are_left_alone(encoder_folder, tmp_path):
     before = torch.get_rng_state()
     convert(encoder_folder, tmp_path / "model", languages=["bo"], seed=3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_report_prints_square_brackets_as_they_are(own_encoder, tmp_path, capsys):
+    report = convert(own_encoder, tmp_path / "model", languages=["bo"], dry_run=True)
+    report.source = "[a][/x]"
+    report.print(Console())
+    assert "[a][/x]" in capsys.readouterr().out
 
 
 def test_a_dry_run_reports_and_writes_nothing(own_encoder, tmp_path):

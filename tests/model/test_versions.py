@@ -1,6 +1,7 @@
 """Old checkpoints, renamed keywords and unsupported versions of Transformers."""
 
 import copy
+import errno
 import json
 import math
 import shutil
@@ -171,6 +172,14 @@ class TestOldCheckpoints:
         monkeypatch.undo()
         assert CliRunner().invoke(main, ["refresh", str(old_folder)]).exit_code == 0
         assert read_code_version(str(old_folder)) == VERSION
+
+    def test_a_full_disk_names_the_folder(self, old_folder, monkeypatch):
+        def fail(self, content):
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(Path, "write_bytes", fail)
+        result = CliRunner().invoke(main, ["refresh", str(old_folder)])
+        assert_refused(result, f"error: No space left on device: {old_folder}. Free some space.")
 
     def test_a_folder_in_the_place_of_a_code_file_is_named_before_anything_is_written(self, old_folder):
         (old_folder / "layers_xlm_swcm.py").mkdir()
