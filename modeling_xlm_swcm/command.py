@@ -211,12 +211,13 @@ def describe_values(ctx: typer.Context, parameter) -> str:
     choices = [choice for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
     if choices:
         return f"Use {list_choices(choices)}."
+    minimum, maximum = (0, MAX_SEED) if settings.parser is parse_seed else (settings.min, settings.max)
+    limits = "" if minimum is None else f" from {minimum} to {maximum}"
     if int in kinds:
-        minimum, maximum = (0, MAX_SEED) if settings.parser is parse_seed else (settings.min, settings.max)
-        limits = "" if minimum is None else f" from {minimum} to {maximum}"
         return f"Use a whole number{limits}."
-    written = f"{parameter.opts[0]} {name_argument(parameter).removesuffix('...')}"
-    return "Use a number, for example 0.5." if float in kinds else f"Write {written}."
+    if float in kinds:
+        return f"Use a number{limits or ', for example 0.5'}."
+    return f"Write {parameter.opts[0]} {name_argument(parameter).removesuffix('...')}."
 
 
 def check_words(words: list[str]):

@@ -43,6 +43,7 @@ USAGE_ERRORS = {
     "vocab trim source output --corpus bo.txt --coverage most": (
         '--coverage cannot be "most". Use a number, for example 0.5.'
     ),
+    "serve folder --max-seconds 0": '--max-seconds cannot be "0". Use a number from 0.1 to 86400.',
     "push folder": "REPO is missing. Write xlm-swcm push FOLDER REPO, then the options.",
     "--seed": "Unknown option --seed. Run xlm-swcm --help to list the options.",
     "konvert": f"Unknown command konvert. Use one of: {COMMANDS}.",

@@ -7,15 +7,22 @@ Requirements: Python 3.11 or later, pip install openvino tokenizers numpy fastap
 
 import asyncio
 import contextlib
+import functools
+import json
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fastapi
 import prometheus_client
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 
 # The export puts the runtime beside this file.
@@ -23,6 +30,10 @@ if __package__ == "modeling_xlm_swcm.export":
     from .xlm_swcm_runtime import Answer, ExportedModel
 else:
     from xlm_swcm_runtime import Answer, ExportedModel  # type: ignore[no-redef]
+
+
+# Nginx has the same status for a client that closes its connection before the answer.
+CLIENT_LEFT = 499
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +100,6 @@ class Job:
     texts: list[str]
     options: dict
     answer: asyncio.Future
-    is_gone: Callable[[], Awaitable[bool]]
 
 
 class Batcher:
@@ -103,6 +113,8 @@ class Batcher:
         self.model, self.limits = model, limits
         self.waiting: deque[Job] = deque()
         self.arrived = asyncio.Event()
+        # The end of the event loop does not wait for this thread.
+        self.thread = ThreadPoolExecutor(1)
         sizes = [2**power for power in range(11)]
         self.sizes = prometheus_client.Histogram(
             "xlm_swcm_batch_texts", "Texts in a batch.", registry=registry, buckets=sizes
@@ -114,18 +126,18 @@ class Batcher:
         """Return the number of texts that wait."""
         return sum(len(job.texts) for job in self.waiting)
 
-    async def translate(self, texts: list[str], options: dict, is_gone: Callable[[], Awaitable[bool]]) -> list[Answer]:
+    async def translate(self, texts: list[str], options: dict) -> list[Answer]:
         """Return an answer for each text. Raise an [`OverloadError`] if too many texts wait already."""
         if self.count_waiting() + len(texts) > self.limits.waiting_texts:
             raise OverloadError
         answer = asyncio.get_running_loop().create_future()
-        job = Job(texts=texts, options=options, answer=answer, is_gone=is_gone)
+        job = Job(texts=texts, options=options, answer=answer)
         self.waiting.append(job)
         self.arrived.set()
         try:
             return await answer
         finally:
-            # A request that reached its time limit can still wait.
+            # A request without time or client does not wait any longer.
             with contextlib.suppress(ValueError):
                 self.waiting.remove(job)
 
@@ -136,11 +148,8 @@ class Batcher:
             self.arrived.clear()
             while self.waiting:
                 batch = self._take_batch()
-                gone = [job for job in batch if await job.is_gone()]
-                for job in gone:
-                    resolve(job, [])
-                if present := [job for job in batch if job not in gone]:
-                    await self._answer(present)
+                self.sizes.observe(sum(len(job.texts) for job in batch))
+                await self._answer(batch)
 
     def _take_batch(self) -> list[Job]:
         """Remove the oldest job and other jobs with the same options from the queue, and return them."""
@@ -156,23 +165,24 @@ class Batcher:
     async def _answer(self, batch: list[Job]):
         """Translate the texts of a batch and give each job the answers for its texts."""
         texts = [text for job in batch for text in job.texts]
-        self.sizes.observe(len(texts))
         try:
-            answers = iter(await asyncio.to_thread(self.model.generate_texts, texts, **batch[0].options))
+            generate = functools.partial(self.model.generate_texts, texts, **batch[0].options)
+            answers = iter(await asyncio.get_running_loop().run_in_executor(self.thread, generate))
         except Exception as error:
             if len(batch) == 1:
                 resolve(batch[0], error)
                 return
             # A wrong text must not harm the other requests.
             for job in batch:
-                await self._answer([job])
+                if not job.answer.done():
+                    await self._answer([job])
             return
         for job in batch:
             resolve(job, [next(answers) for _ in job.texts])
 
 
 def resolve(job: Job, answer: list[Answer] | Exception):
-    """Answer a request, unless it has reached its time limit."""
+    """Answer a request, unless its time is over or its client has left."""
     if job.answer.done():
         return
     if isinstance(answer, Exception):
@@ -181,7 +191,25 @@ def resolve(job: Job, answer: list[Answer] | Exception):
         job.answer.set_result(answer)
 
 
-async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Callable[[], Awaitable[bool]]):
+async def await_with_client(work: Coroutine, receive: Receive) -> Any:
+    """Return the result of `work`. If the client closes its connection first, cancel `work`."""
+
+    async def wait_for_end():
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    result, end = tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_for_end())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            raise fastapi.HTTPException(CLIENT_LEFT, "The client closed the connection.")
+        return result.result()
+    finally:
+        result.cancel()
+        end.cancel()
+
+
+async def answer_request(body: TranslationRequest, batcher: Batcher, receive: Receive):
     """Return the translations of a request, or raise the error with its status code."""
     limits = batcher.limits
     if body.num_beams is not None and body.num_beams > limits.beams:
@@ -194,7 +222,7 @@ async def answer_request(body: TranslationRequest, batcher: Batcher, is_gone: Ca
         )
     options = body.model_dump(exclude={"texts"}, exclude_none=True)
     try:
-        answers = await batcher.translate(body.texts, options, is_gone)
+        answers = await await_with_client(batcher.translate(body.texts, options), receive)
     except OverloadError as error:
         raise fastapi.HTTPException(
             503, "Too many texts wait for the model. Try again later.", headers={"Retry-After": "1"}
@@ -218,6 +246,56 @@ def choose(rows: list[list]) -> list:
     return [row[0] for row in rows] if all(len(row) == 1 for row in rows) else rows
 
 
+class JsonRequest(fastapi.Request):
+    """A request that says what is wrong with its body."""
+
+    async def body(self) -> bytes:
+        """Return the body, or raise status 499 if the client closes its connection."""
+        try:
+            return await super().body()
+        except ClientDisconnect as error:
+            raise fastapi.HTTPException(CLIENT_LEFT, "The client closed the connection.") from error
+
+    async def json(self) -> Any:
+        """Return the fields of the body."""
+        try:
+            fields = json.loads(await self.body(), object_pairs_hook=make_fields)
+            if isinstance(fields, dict):
+                return fields
+            reason = f"found type {type(fields).__name__}"
+        except json.JSONDecodeError as error:
+            reason = f"{error.msg}: line {error.lineno}, column {error.colno}"
+        except UnicodeDecodeError as error:
+            reason = f"byte {error.start + 1} is not valid {error.encoding.upper()}"
+        except RecursionError:
+            reason = "too many nested brackets"
+        except ValueError:
+            reason = "a number has too many digits"
+        raise fastapi.HTTPException(422, f"Cannot read the body as a JSON object ({reason}). Correct the body.")
+
+
+def make_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object. Refuse a field that occurs twice, because only one value would count."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0].encode(errors="replace").decode()
+        raise fastapi.HTTPException(422, f'The body has the field "{name}" twice. Remove one of them.')
+    return fields
+
+
+class JsonRoute(APIRoute):
+    """A route that reads bodies with [`JsonRequest`]."""
+
+    def get_route_handler(self) -> Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]:
+        """Return the function that answers a request."""
+        handle = super().get_route_handler()
+
+        async def handle_json(request: fastapi.Request) -> fastapi.Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
 class RequestLimits:
     """Middleware that limits the size of bodies and the time of requests, and counts responses."""
 
@@ -233,11 +311,13 @@ class RequestLimits:
             await self.app(scope, receive, send)
             return
         start, size, status = time.perf_counter(), 0, 0
+        is_sending = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
         async def receive_limited():
-            nonlocal size
+            nonlocal size, is_sending
             message = await receive()
             size += len(message.get("body", b""))
+            is_sending = message.get("more_body", False)
             if size > self.limits.body_bytes:
                 raise fastapi.HTTPException(
                     413, f"The body has more than {self.limits.body_bytes} bytes. Send fewer or shorter texts."
@@ -247,19 +327,34 @@ class RequestLimits:
         async def send_counted(message):
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start" and is_sending:
+                # The rest of the body can be endless, and nobody reads it.
+                message = message | {"headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
+
+        async def refuse(code: int, message: str):
+            if not status:
+                await fastapi.responses.JSONResponse({"detail": message}, code)(scope, receive, send_counted)
 
         try:
             async with asyncio.timeout(self.limits.seconds):
                 await self.app(scope, receive_limited, send_counted)
         except TimeoutError:
-            message = f"The request took more than {self.limits.seconds:g} seconds. Send fewer or shorter texts."
-            if not status:
-                response = fastapi.responses.JSONResponse({"detail": message}, 504)
-                await response(scope, receive, send_counted)
+            await refuse(504, describe_timeout(self.limits.seconds, is_sending))
+        except asyncio.CancelledError:
+            # Uvicorn cancels requests at the end of its grace time.
+            await refuse(503, "The server stops. Send the request again later.")
         finally:
             if scope["path"] == "/translate":
-                self.seconds.labels(status).observe(time.perf_counter() - start)
+                # Starlette answers an error that nothing catches.
+                self.seconds.labels(status or 500).observe(time.perf_counter() - start)
+
+
+def describe_timeout(seconds: float, is_sending: bool) -> str:
+    """Return the error message for a request that reaches its time limit."""
+    if is_sending:
+        return f"The body did not arrive within {seconds:g} seconds. Send the whole body."
+    return f"The request took more than {seconds:g} seconds. Send fewer or shorter texts, or try again later."
 
 
 def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None = None, threads: int = 0):
@@ -292,11 +387,12 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
     app = fastapi.FastAPI(
         title="xlm-swcm", description="Translate texts with an exported model.", lifespan=run_batcher
     )
+    app.router.route_class = JsonRoute
     app.add_middleware(RequestLimits, limits=limits, registry=registry)
 
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def refuse(request: fastapi.Request, error: fastapi.exceptions.RequestValidationError):
-        if not request.headers.get("content-type", "").startswith("application/json"):
+        if not isinstance(error.body, dict):
             message = "The body must be JSON. Send it with the header Content-Type: application/json."
             return fastapi.responses.JSONResponse({"detail": message}, 422)
         # The input is left out. It can be bytes, which JSON cannot hold.
@@ -306,7 +402,7 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
     @app.post("/translate", response_model_exclude_unset=True)
     async def translate(body: TranslationRequest, request: fastapi.Request) -> TranslationResponse:
         """Translate texts."""
-        return await answer_request(body, batcher, request.is_disconnected)
+        return await answer_request(body, batcher, request.receive)
 
     @app.get("/health")
     async def health() -> dict:

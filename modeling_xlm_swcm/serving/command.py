@@ -1,5 +1,7 @@
 """The command `xlm-swcm serve`: parse options, load an exported model, run the server."""
 
+import logging
+import os
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +13,9 @@ from modeling_xlm_swcm.command import check_packages, make_console, report_error
 
 
 REQUIREMENTS = ("openvino", "fastapi", "uvicorn", "prometheus_client")
+
+# A server that stops gives its requests this time.
+GRACE_SECONDS = 5
 
 Folder = Annotated[Path, typer.Argument(help="Folder that `xlm-swcm export` wrote.")]
 Host = Annotated[
@@ -52,7 +57,8 @@ def serve_command(
     """Serve an exported model over HTTP."""
     with report_errors(debug):
         if not folder.is_dir():
-            raise ConversionError(f"The folder {folder} does not exist. Pass the folder that xlm-swcm export wrote.")
+            problem = f"{folder} is not a folder" if folder.exists() else f"The folder {folder} does not exist"
+            raise ConversionError(f"{problem}. Pass the folder that xlm-swcm export wrote.")
         check_packages("The server", REQUIREMENTS, "serve")
         import uvicorn
 
@@ -74,7 +80,12 @@ def serve_command(
         make_console(stderr=True).print(
             f"Serving {folder} on http://{address}:{port}. See /docs for the fields of a request. Stop with Ctrl-C."
         )
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)).run([listener])
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
+    # After a second Ctrl-C, uvicorn logs the traceback of a task that it cancels itself.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "CancelledError" not in record.getMessage())
+    uvicorn.Server(config).run([listener])
+    # Python would wait for the thread of the model, which can be at work for minutes.
+    os._exit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import prometheus_client
 import pytest
@@ -19,7 +22,13 @@ from typer.testing import CliRunner
 
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.export.xlm_swcm_runtime import Answer, ExportedModel
-from modeling_xlm_swcm.export.xlm_swcm_server import Batcher, Limits, OverloadError, create_app
+from modeling_xlm_swcm.export.xlm_swcm_server import (
+    Batcher,
+    Limits,
+    OverloadError,
+    await_with_client,
+    create_app,
+)
 from modeling_xlm_swcm.sentences_xlm_swcm import Output
 
 
@@ -32,7 +41,7 @@ with_learner = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def client(exported):
-    limits = Limits(body_bytes=2000, waiting_texts=20, beams=4)
+    limits = Limits(body_bytes=5000, waiting_texts=20, beams=4)
     with TestClient(create_app(exported, limits, threads=1)) as client:
         yield client
 
@@ -103,7 +112,7 @@ def test_each_text_has_its_warnings(client, exported):
         ({"num_beams": 2, "num_return_sequences": 3}, 400, "num_return_sequences must be at most num_beams"),
         ({"max_new_tokens": 10**6}, 400, "max_new_tokens must be a whole number from 1 to"),
         ({"texts": ["a"] * 21}, 413, r"A request has at most 20 texts \(got 21\)."),
-        ({"texts": ["a" * 2000]}, 413, "The body has more than 2000 bytes. Send fewer or shorter texts."),
+        ({"texts": ["a" * 5000]}, 413, "The body has more than 5000 bytes. Send fewer or shorter texts."),
         ({"texts": []}, 422, "texts"),
         ({"texts": [1]}, 422, "texts"),
         ({"num_beams": True}, 422, "num_beams"),
@@ -120,17 +129,51 @@ def test_a_bad_request_is_refused_with_a_sentence(client, body, status, message)
 
 
 @with_learner
-@pytest.mark.parametrize("content", [b"rubbish", b"\xff\xfe", b"[" * 1500, [b" " * 1500] * 3])
-@pytest.mark.parametrize("headers", [{}, {"content-type": "application/json"}])
-def test_rubbish_is_refused(client, content, headers):
-    response = client.post(
-        "/translate", content=iter(content) if isinstance(content, list) else content, headers=headers
-    )
-    assert response.status_code in (400, 413, 422) and response.json()["detail"]
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"rubbish", "Expecting value: line 1, column 1"),
+        (b'{"texts":\n["\xff"]}', "byte 13 is not valid UTF-8"),
+        (b"\xff\xfe{", "byte 3 is not valid UTF-16-LE"),
+        (b"[" * 5000, "too many nested brackets"),
+        (b'{"num_beams": ' + b"9" * 4800 + b"}", "a number has too many digits"),
+        (b"[]", "found type list"),
+        (b"null", "found type NoneType"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_explained(client, content, reason):
+    response = client.post("/translate", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 422
+    assert response.json()["detail"] == f"Cannot read the body as a JSON object ({reason}). Correct the body."
 
 
 @with_learner
-@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+@pytest.mark.parametrize(("name", "printed"), [("texts", "texts"), ("\\ud800", "?")])
+def test_a_field_that_occurs_twice_is_refused(client, name, printed):
+    body = f'{{"{name}": ["a"], "{name}": ["b"], "src_lang": "zh", "tgt_lang": "bo"}}'
+    response = client.post("/translate", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 422
+    assert response.json() == {"detail": f'The body has the field "{printed}" twice. Remove one of them.'}
+
+
+@with_learner
+@pytest.mark.parametrize("content", [b"", b"rubbish", [b" " * 3000] * 2])
+def test_rubbish_without_its_type_is_refused(client, content):
+    response = client.post("/translate", content=iter(content) if isinstance(content, list) else content)
+    assert response.status_code in (413, 422) and response.json()["detail"]
+
+
+@with_learner
+@pytest.mark.parametrize("kind", ["APPLICATION/JSON", "application/json; charset=utf-8", "application/vnd.api+json"])
+def test_all_types_of_json_are_read(client, kind):
+    response = client.post("/translate", content=b'{"text": ["no wind"]}', headers={"content-type": kind})
+    assert [problem["loc"] for problem in response.json()["detail"]] == [["body", "texts"], ["body", "text"]]
+
+
+@with_learner
+@pytest.mark.parametrize(
+    "headers", [{}, *({"content-type": kind} for kind in ("application/x-www-form-urlencoded", "application/jsonx"))]
+)
 def test_a_body_without_its_type_is_explained(client, headers):
     response = client.post("/translate", content=b'{"texts": ["no wind"], "src_lang": "zh"}', headers=headers)
     assert response.status_code == 422
@@ -160,11 +203,79 @@ def test_a_server_that_cannot_translate_is_not_healthy(exported, monkeypatch):
         assert client.get("/health").status_code == 503
 
 
+def call(app, *messages: dict, path: str = "/translate") -> tuple[int, dict, str]:
+    """Send a request to an application in pieces. Return status, headers and detail of the response."""
+    received, sent = list(messages), []
+    headers = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+
+    async def receive() -> dict:
+        if not received:
+            await asyncio.Event().wait()
+        return received.pop(0)
+
+    async def send(message: dict):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])["detail"]
+
+
+def chunk(body: bytes, more_body: bool = True) -> dict:
+    return {"type": "http.request", "body": body, "more_body": more_body}
+
+
+REQUEST = json.dumps({"texts": ["no wind"], "src_lang": "zh", "tgt_lang": "bo"}).encode()
+LEFT = {"type": "http.disconnect"}
+
+
+@with_learner
+def test_a_connection_with_an_unread_body_is_closed(exported):
+    app = create_app(exported, Limits(body_bytes=100), threads=1)
+    for path, status in [("/translate", 413), ("/health", 405), ("/nothing", 404)]:
+        code, headers, _ = call(app, chunk(b" " * 101), path=path)
+        assert (code, headers.get(b"connection")) == (status, b"close")
+    code, headers, _ = call(app, chunk(b" " * 101, more_body=False))
+    assert code == 413 and b"connection" not in headers
+
+
+@with_learner
+def test_a_body_that_does_not_arrive_is_named(exported):
+    app = create_app(exported, Limits(seconds=0.1), threads=1)
+    for messages in [(), (chunk(b"{"),)]:
+        code, headers, detail = call(app, *messages)
+        assert (code, headers[b"connection"]) == (504, b"close")
+        assert detail == "The body did not arrive within 0.1 seconds. Send the whole body."
+
+
+@with_learner
+@pytest.mark.parametrize("messages", [(chunk(b"{"), LEFT), (chunk(REQUEST, more_body=False), LEFT)])
+def test_a_client_that_left_has_its_own_status_in_the_metrics(exported, messages):
+    app = create_app(exported, threads=1)
+    # The model does not run here, so the texts wait.
+    assert call(app, *messages)[0] == 499
+    metrics = TestClient(app).get("/metrics").text
+    assert 'xlm_swcm_request_seconds_count{status="499"} 1.0' in metrics and 'status="200"' not in metrics
+    assert "xlm_swcm_waiting_texts 0.0" in metrics
+
+
+@with_learner
+def test_a_bug_has_status_500_in_the_metrics(exported, monkeypatch):
+    def fail(self, *args, **options):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(ExportedModel, "generate_texts", fail)
+    with TestClient(create_app(exported, threads=1), raise_server_exceptions=False) as client:
+        assert translate(client, ["no wind"]).status_code == 500
+        assert 'xlm_swcm_request_seconds_count{status="500"} 1.0' in client.get("/metrics").text
+
+
 class SlowModel:
     """A model that waits for `go` before its first batch, and refuses the text "bad"."""
 
     def __init__(self):
         self.go, self.batches = threading.Event(), []
+        self.registry = prometheus_client.CollectorRegistry()
 
     def generate_texts(self, texts: list[str], **options) -> list[Answer]:
         self.go.wait(10)
@@ -182,7 +293,7 @@ def run_batcher(model: SlowModel, requests: list[tuple], **limits) -> list:
     """
 
     async def run() -> list:
-        batcher = Batcher(model, Limits(**limits), prometheus_client.CollectorRegistry())
+        batcher = Batcher(model, Limits(**limits), model.registry)
         worker = asyncio.create_task(batcher.run())
         tasks = []
         for texts, language, gone in requests:
@@ -195,11 +306,12 @@ def run_batcher(model: SlowModel, requests: list[tuple], **limits) -> list:
         return answers
 
     async def send(batcher, texts, language, gone):
-        async def is_gone():
-            return gone
+        async def receive():
+            await asyncio.sleep(0 if gone else 10)
+            return LEFT
 
         async with asyncio.timeout(limits.get("seconds", 10)):
-            answers = await batcher.translate(texts, {"tgt_lang": language}, is_gone)
+            answers = await await_with_client(batcher.translate(texts, {"tgt_lang": language}), receive)
             return [answer.outputs[0].text for answer in answers]
 
     return asyncio.run(run())
@@ -218,12 +330,17 @@ class TestBatches:
         assert model.batches == [["a"], ["b", "c"], ["d", "e"], ["f"]]
 
     def test_a_bad_text_fails_alone(self):
-        answers = run_batcher(SlowModel(), [([text], "bo", False) for text in ("a", "b", "bad", "c")])
-        assert isinstance(answers[2], ValueError) and answers[:2] + answers[3:] == [["a bo"], ["b bo"], ["c bo"]]
-
-    def test_texts_of_a_client_that_left_are_not_translated(self):
         model = SlowModel()
-        run_batcher(model, [(["a"], "bo", False), (["b"], "bo", True), (["c"], "bo", False)])
+        answers = run_batcher(model, [([text], "bo", False) for text in ("a", "b", "bad", "c")])
+        assert isinstance(answers[2], ValueError) and answers[:2] + answers[3:] == [["a bo"], ["b bo"], ["c bo"]]
+        # The metrics count each text once.
+        assert model.registry.get_sample_value("xlm_swcm_batch_texts_sum") == 4
+
+    def test_texts_of_a_client_that_left_do_not_wait(self):
+        model = SlowModel()
+        requests = [(["a"], "bo", False), (["b"], "bo", True), (["c"], "bo", False)]
+        a, b, c = run_batcher(model, requests, waiting_texts=1)
+        assert (a, b.status_code, c) == (["a bo"], 499, ["c bo"])
         assert model.batches == [["a"], ["c"]]
 
     def test_too_many_texts_are_refused_at_once(self):
@@ -240,7 +357,9 @@ def test_a_request_has_a_time_limit(exported, monkeypatch):
         )
         response = translate(client, ["no wind"])
         assert response.status_code == 504
-        assert response.json()["detail"] == "The request took more than 0.1 seconds. Send fewer or shorter texts."
+        assert response.json()["detail"] == (
+            "The request took more than 0.1 seconds. Send fewer or shorter texts, or try again later."
+        )
         model.go.set()
         assert translate(client, ["no wind"]).json()["translations"] == ["no wind bo"]
 
@@ -277,5 +396,65 @@ def test_the_command_serves_until_an_interruption(exported):
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 0
         assert server.stderr.read() == ""
+    finally:
+        server.kill()
+
+
+BUSY_COMMAND = """
+import time
+from modeling_xlm_swcm.cli import main
+from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
+from modeling_xlm_swcm.serving import command
+
+command.GRACE_SECONDS = 1
+ExportedModel.generate_texts = lambda *args, **options: time.sleep(60)
+main()
+"""
+
+
+def post(address: str) -> tuple[int, str]:
+    """Send texts to a server. Return the status and the detail of the error."""
+    try:
+        urlopen(Request(f"{address}/translate", REQUEST, {"Content-Type": "application/json"}))
+    except HTTPError as error:
+        return error.code, json.load(error)["detail"]
+
+
+def wait_for_metric(address: str, line: str):
+    for _ in range(200):
+        with urlopen(f"{address}/metrics") as metrics:
+            if line in metrics.read().decode():
+                return
+        time.sleep(0.05)
+    pytest.fail(f"No line {line} in the metrics.")
+
+
+@with_learner
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [([signal.SIGINT], 0), ([signal.SIGINT] * 2, 0), ([signal.SIGTERM], -signal.SIGTERM)],
+    ids=["Ctrl-C", "Ctrl-C twice", "SIGTERM"],
+)
+def test_a_busy_server_refuses_its_requests_and_ends(exported, tmp_path, signals, code):
+    # The command treats Ctrl-C as its own only if the program has its name.
+    program = tmp_path / "xlm-swcm"
+    program.write_text(BUSY_COMMAND)
+    server = subprocess.Popen(
+        [sys.executable, program, "serve", exported, "--port", "0"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = read_address(server)
+        with ThreadPoolExecutor() as clients:
+            answers = [clients.submit(post, address)]
+            wait_for_metric(address, "xlm_swcm_batch_texts_count 1.0")
+            answers.append(clients.submit(post, address))
+            wait_for_metric(address, "xlm_swcm_waiting_texts 1.0")
+            for number in signals:
+                server.send_signal(number)
+                time.sleep(0.2)
+            message = (503, "The server stops. Send the request again later.")
+            assert [answer.result(20) for answer in answers] == [message, message]
+        assert server.wait(20) == code
+        assert "Traceback" not in server.stderr.read()
     finally:
         server.kill()
