@@ -301,8 +301,13 @@ class RequestLimits:
 
     def __init__(self, app, limits: Limits, registry: prometheus_client.CollectorRegistry):
         self.app, self.limits = app, limits
+        buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
         self.seconds = prometheus_client.Histogram(
-            "xlm_swcm_request_seconds", "Time of a request by status code.", ["status"], registry=registry
+            "xlm_swcm_request_seconds",
+            "Time of a request by status code.",
+            ["status"],
+            registry=registry,
+            buckets=buckets,
         )
 
     async def __call__(self, scope, receive, send):

@@ -189,6 +189,8 @@ def test_health_and_metrics(client):
     metrics = client.get("/metrics").text
     assert re.search(r"xlm_swcm_batch_texts_sum [1-9]", metrics)
     assert re.search(r'xlm_swcm_request_seconds_count\{status="200"\} [1-9]', metrics)
+    # Requests can take longer than 10 seconds, the last bucket by default.
+    assert 'xlm_swcm_request_seconds_bucket{le="60.0",status="200"}' in metrics
     assert client.get("/openapi.json").json()["paths"].keys() == {"/translate", "/health", "/metrics"}
 
 
