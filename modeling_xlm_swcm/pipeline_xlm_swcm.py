@@ -108,13 +108,18 @@ class XLMSWCMPipeline(Pipeline):
             return [answer[0] for answer in answers]
         return answers[0] if isinstance(inputs, dict) and len(answers) == 1 else answers
 
-    def _generate(self, inputs, *args, **kwargs):
-        """Generate a text for each input, and warn once if outputs are incomplete."""
+    def _generate(self, inputs, *args, text_of=None, **kwargs):
+        """
+        Generate a text for each input, and warn once if outputs are incomplete.
+
+        `text_of` has the index of the text of each input. By default, each input is a text.
+        """
         # A stream is read after this call, so its incomplete outputs are reported one by one.
         cut = [] if isinstance(inputs, str | dict | list) else None
         answers = super().__call__(inputs, *args, cut_lengths=cut, **kwargs)
-        if cut:
-            self._warn_of_cut(cut)
+        texts = {text_of[index] if text_of else index for index, lengths in enumerate(cut or ()) if lengths}
+        if texts:
+            self._warn_of_cut(list(itertools.chain(*cut)), sorted(texts))
         return answers
 
     def _is_split(self, source: dict) -> bool:
@@ -146,13 +151,15 @@ class XLMSWCMPipeline(Pipeline):
             return [len(ids) for ids in encoded["input_ids"]]
 
         def warn(index: int, message: str):
-            logger.warning(message)
+            logger.warning(message, extra={"texts": [index]})
 
         limit, key = self.tokenizer.model_max_length, TASKS[self.task]
         documents = split_texts(map(read_text, texts), count_tokens, limit, warn)
         sentences = list_sentences(documents)
         order = sorted(range(len(sentences)), key=lambda number: -len(sentences[number]))
-        answers = self._generate([sentences[number] for number in order], *args, **kwargs) if order else []
+        text_of = [index for index, parts in enumerate(documents) for _ in parts[1::2]]
+        inputs, owners = [sentences[number] for number in order], [text_of[number] for number in order]
+        answers = self._generate(inputs, *args, text_of=owners, **kwargs) if order else []
         outputs = dict(zip(order, answers, strict=True))
         params = self._forward_params | self._sanitize_parameters(**kwargs)[1]
         config = params.get("generation_config") or self.model.generation_config
@@ -166,7 +173,7 @@ class XLMSWCMPipeline(Pipeline):
             answers.append([make_answer(key, output, has_scores) for output in joined])
         return [list(candidates) for candidates in zip(*answers, strict=True)]
 
-    def _warn_of_cut(self, lengths: list[int]):
+    def _warn_of_cut(self, lengths: list[int], texts: Iterable[int] = ()):
         # The default limit counts the start token.
         is_last = max(lengths) >= self.model.config.longest_input - 1
         advice = (
@@ -174,7 +181,9 @@ class XLMSWCMPipeline(Pipeline):
             if is_last
             else "Pass a larger max_new_tokens, or split the inputs."
         )
-        logger.warning(f"Number of incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}")
+        message = f"Number of incomplete outputs: {len(lengths)}. The maximum is {max(lengths)} tokens. {advice}"
+        # The page of `xlm-swcm try` names these texts.
+        logger.warning(message, extra={"texts": texts})
 
     def _sanitize_parameters(
         self,
@@ -276,12 +285,11 @@ class XLMSWCMPipeline(Pipeline):
 
     def postprocess(self, outputs, cut_lengths=None):
         """Decode the generated sequences of one input."""
-        if "is_cut" in outputs and outputs["is_cut"].any():
-            lengths = [outputs["generated"].shape[-1] - 1] * int(outputs["is_cut"].sum())
-            if cut_lengths is None:
-                self._warn_of_cut(lengths)
-            else:
-                cut_lengths += lengths
+        lengths = [outputs["generated"].shape[-1] - 1] * int(outputs["is_cut"].sum()) if "is_cut" in outputs else []
+        if cut_lengths is not None:
+            cut_lengths.append(lengths)
+        elif lengths:
+            self._warn_of_cut(lengths)
         texts = self.tokenizer.batch_decode(
             outputs["generated"][0], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

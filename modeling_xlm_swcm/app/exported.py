@@ -5,7 +5,7 @@ from pathlib import Path
 from modeling_xlm_swcm.export.xlm_swcm_runtime import ExportedModel
 from modeling_xlm_swcm.sentences_xlm_swcm import Output
 
-from .xlm_swcm_models import Options, PageModel, Token, Warn, mark_unknown
+from .xlm_swcm_models import Options, PageModel, Token, WarnOfTexts, mark_unknown
 
 
 class RuntimeModel(PageModel):
@@ -27,19 +27,23 @@ class RuntimeModel(PageModel):
         """Return True if the languages differ or have no tags. Texts are then generated sentence by sentence."""
         return not self.languages or options.tgt_lang not in (None, options.src_lang)
 
-    def generate(self, texts: list[str], options: Options, warn: Warn) -> list[list[Output]]:
+    def generate(self, texts: list[str], options: Options, warn: WarnOfTexts) -> list[list[Output]]:
         """Return the candidates for each text, best first."""
         languages = (options.src_lang, options.tgt_lang) if self.languages else ()
-        answers = self.model(
+        answers = self.model.generate_texts(
             texts,
             *languages,
             split=self.is_split(options),
             return_scores=True,
-            warn=warn,
             num_beams=options.num_beams,
             num_return_sequences=options.num_candidates,
         )
-        return [[Output(*pair) for pair in (answer if isinstance(answer, list) else [answer])] for answer in answers]
+        long = [[index] for index, answer in enumerate(answers) for _ in answer.long_sentences]
+        cut = [index for index, answer in enumerate(answers) if answer.cut_lengths]
+        # The warning about incomplete outputs is the last one.
+        for message, places in zip(self.model.list_warnings(answers), [*long, cut], strict=False):
+            warn(message, places)
+        return [answer.outputs for answer in answers]
 
     def tokenize(self, text: str) -> list[Token]:
         """Return the tokens of a text, without special tokens."""

@@ -1,16 +1,19 @@
-"""Generation for a text file on the page. This file travels with a Space."""
+"""Generation for the lines of a text or file on the page. This file travels with a Space."""
 
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 
 # A Space has this module beside this file.
 if __package__ == "modeling_xlm_swcm.app":
+    from ..sentences_xlm_swcm import Output, join_outputs
     from .xlm_swcm_models import Options, PageModel, Warn
 else:
+    from sentences_xlm_swcm import Output, join_outputs  # type: ignore[no-redef]
     from xlm_swcm_models import Options, PageModel, Warn  # type: ignore[no-redef]
 
 CHUNK = 16  # passages between two reports of progress
@@ -37,16 +40,11 @@ def generate_file(
     """
     passages = read_passages(path, is_whole and not model.is_split(options))
     model.check([passage for passage in passages if passage.strip()], options)
-    outputs: list[str] = []
-    for start in range(0, len(passages), CHUNK):
-        yield start, len(passages), None
-        chunk = passages[start : start + CHUNK]
-        messages: list[str] = []
-        outputs += generate_passages(model, chunk, options, messages.append)
-        stop = start + len(chunk)
-        place = f"Passage {stop}" if len(chunk) == 1 else f"Passages {start + 1} to {stop}"
-        for message in messages:
-            warn(f"{place}: {message}")
+    for candidates in generate_passages(model, passages, options, warn):
+        if len(candidates) < len(passages):
+            yield len(candidates), len(passages), None
+    # A passage must stay one line.
+    outputs = [re.sub(r"\n+", " ", best.text) for best, *_ in candidates]
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
     # A file system allows names of 255 bytes.
     output = folder / f"{path.stem[:60]}.{options.tgt_lang or 'output'}.txt"
@@ -68,10 +66,32 @@ def read_passages(path: Path, is_whole: bool) -> list[str]:
     return [text] if is_whole else text.removesuffix("\n").split("\n")
 
 
-def generate_passages(model: PageModel, passages: list[str], options: Options, warn: Warn) -> list[str]:
-    """Return the best text for each passage. Empty passages stay as they are."""
-    texts = [passage for passage in passages if passage.strip()]
-    answers = iter(model.generate(texts, options, warn) if texts else [])
-    outputs = [next(answers)[0].text if passage.strip() else passage for passage in passages]
-    # A passage must stay one line.
-    return [re.sub(r"\n+", " ", output) for output in outputs]
+def generate_passages(
+    model: PageModel, passages: list[str], options: Options, warn: Warn
+) -> Iterator[list[list[Output]]]:
+    """Yield the candidates for all finished passages, at the start and after each chunk. Empty passages stay."""
+    model.check_pair(options, warn)
+    finished: list[list[Output]] = []
+    yield finished
+    for start in range(0, len(passages), CHUNK):
+        chunk = passages[start : start + CHUNK]
+        numbers = [number for number, passage in enumerate(chunk, start + 1) if passage.strip()]
+        texts = [passages[number - 1] for number in numbers]
+        warn_of_texts = partial(name_passages, warn, numbers if len(passages) > 1 else [])
+        answers = iter(model.generate(texts, options, warn_of_texts) if texts else [])
+        for passage in chunk:
+            finished.append(next(answers) if passage.strip() else [Output(passage)] * options.num_candidates)
+        yield finished
+
+
+def name_passages(warn: Warn, numbers: list[int], message: str, texts: Sequence[int]):
+    """Pass a message to `warn`, after the numbers of its passages. A single passage has no number."""
+    named = [numbers[index] for index in texts if numbers] or numbers
+    place = f"{'Passages' if len(named) > 1 else 'Passage'} {', '.join(map(str, named))}: " if named else ""
+    warn(f"{place}{message}")
+
+
+def join_passages(candidates: list[list[Output]]) -> list[Output]:
+    """Join the candidates for the lines of a text. Candidate *k* joins candidate *k* of each line."""
+    parts = ["", *["", "\n"] * (len(candidates) - 1), "", ""]
+    return [join_outputs([parts], outputs)[0] for outputs in zip(*candidates, strict=True)]

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ BATCH_SIZE = 8
 EAGER = {"attn_implementation": "eager"}  # other implementations return no attention weights
 
 Warn = Callable[[str], object]
+# This function gets a message and the indices of its texts, if they are known.
+WarnOfTexts = Callable[[str, Sequence[int]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class PageModel:
     def __init__(self, languages: list[str], tasks: list[str], limit: int):
         self.languages, self.tasks, self.limit = languages, tasks, limit
 
-    def generate(self, texts: list[str], options: Options, warn: Warn) -> list[list[Output]]:
+    def generate(self, texts: list[str], options: Options, warn: WarnOfTexts) -> list[list[Output]]:
         """Return the candidates for each text, best first."""
         raise NotImplementedError
 
@@ -122,6 +124,11 @@ class PageModel:
                     f"The text has {length} tokens, but the model reads at most {self.limit}. Shorten the text."
                 )
 
+    def check_pair(self, options: Options, warn: Warn):
+        """Warn of a translation into the language of the source."""
+        if self.languages and options.task == "translation" and options.src_lang == options.tgt_lang:
+            warn(f"Source and target language are both {options.src_lang}. A translation needs two languages.")
+
     def _count_tokens(self, texts: list[str]) -> list[int]:
         # The start, the language tag and the end are tokens too.
         return [len(self.tokenize(text)) + 2 + bool(self.languages) for text in texts]
@@ -147,6 +154,8 @@ def check_unicode(text: str):
 
 def check_count(name: str, value: Any, maximum: int, reason: str = ""):
     """Refuse a value that is not a whole number from 1 to `maximum`."""
+    if value is None:
+        raise ValueError(f"The field {name} is empty. Write a whole number from 1 to {maximum}{reason}.")
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
         raise ValueError(
             f"{name} must be a whole number from 1 to {maximum}{reason} (got {value}). Use another number."
@@ -171,7 +180,7 @@ class TransformersModel(PageModel):
         super().__init__(tokenizer.languages, tasks, tokenizer.model_max_length)
         self.pipes = {task: type(pipe)(model=self.model, tokenizer=self.tokenizer, task=task) for task in tasks}
 
-    def generate(self, texts: list[str], options: Options, warn: Warn) -> list[list[Output]]:
+    def generate(self, texts: list[str], options: Options, warn: WarnOfTexts) -> list[list[Output]]:
         """Return the candidates for each text, best first."""
         inputs: list = texts
         if options.task == "question-answering":
@@ -208,14 +217,15 @@ class TransformersModel(PageModel):
 
 
 @contextlib.contextmanager
-def pass_warnings(warn: Warn) -> Iterator[None]:
+def pass_warnings(warn: WarnOfTexts) -> Iterator[None]:
     """Pass the warnings of the pipeline in this thread to `warn`."""
     thread = threading.get_ident()
 
     class Handler(logging.Handler):
         def emit(self, record):
             if record.thread == thread and record.name.endswith("pipeline_xlm_swcm"):
-                warn(record.getMessage())
+                # The code of an older model on the Hub does not name the texts.
+                warn(record.getMessage(), getattr(record, "texts", ()))
 
     handler, logger = Handler(logging.WARNING), logging.getLogger("transformers")
     logger.addHandler(handler)

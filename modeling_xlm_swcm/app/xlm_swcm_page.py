@@ -18,24 +18,33 @@ import gradio as gr  # noqa: E402
 # A Space has these modules beside this file.
 if __package__ == "modeling_xlm_swcm.app":
     from . import xlm_swcm_tables as tables
-    from .xlm_swcm_files import generate_file
+    from .xlm_swcm_files import generate_file, generate_passages, join_passages
     from .xlm_swcm_models import Options, PageModel, check_count
 else:
     import xlm_swcm_tables as tables  # type: ignore[no-redef]
-    from xlm_swcm_files import generate_file  # type: ignore[no-redef]
+    from xlm_swcm_files import generate_file, generate_passages, join_passages  # type: ignore[no-redef]
     from xlm_swcm_models import Options, PageModel, check_count  # type: ignore[no-redef]
 
 
 FONTS = ("system-ui", "sans-serif")
 THEME = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=("monospace",))
-# The default colour is hard to read.
-THEME.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+# The default colours are hard to read: their contrast is below 4.5.
+THEME.set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    color_accent="*primary_700",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+)
+MAX_MEGABYTES = 5
 # Options of Gradio's `launch`. The fonts and scripts of the page come from the same server.
 LAUNCH: dict[str, Any] = dict(
     theme=THEME,
     css=tables.STYLE,
     footer_links=[],
-    max_file_size="5mb",
+    max_file_size=f"{MAX_MEGABYTES}mb",
     ssr_mode=False,
 )
 # One call runs at a time. No call is listed as a public endpoint.
@@ -100,14 +109,14 @@ def make_choices(model: PageModel) -> Choices:
     first, last = (model.languages[0], model.languages[-1]) if languages else (None, None)
     task = gr.Radio(model.tasks, value=model.tasks[0], label="Task", visible=len(model.tasks) > 1)
     with gr.Row(visible=bool(languages)):
-        source = gr.Dropdown(languages, value=first, label="Source language", scale=4)
+        source = gr.Dropdown(languages, value=first, label="Source language", scale=4, elem_classes="language")
         swap = gr.Button("Swap languages", size="sm", scale=1, min_width=140, elem_classes="middle")
-        target = gr.Dropdown(languages, value=last, label="Target language", scale=4)
+        target = gr.Dropdown(languages, value=last, label="Target language", scale=4, elem_classes="language")
     is_answering = model.tasks[0] == "question-answering"
     question = gr.Textbox(label="Question", visible=is_answering, rtl=tables.is_right_to_left(first))
     with gr.Row():
-        beams = gr.Number(4, label="Beams", info="1 is greedy decoding.", precision=0)
-        candidates = gr.Number(1, label="Candidates", info="At most the number of beams.", precision=0)
+        beams = gr.Number(4, label="Beams", info="1 is greedy decoding.")
+        candidates = gr.Number(1, label="Candidates", info="At most the number of beams.")
     return Choices(task, source, target, swap, question, beams, candidates)
 
 
@@ -131,25 +140,43 @@ def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, gr.Textbox
     """Add the tab for a text. Return its source and its output."""
     with gr.Row():
         source, target = (tables.is_right_to_left(choice.value) for choice in (choices.source, choices.target))
-        text = gr.Textbox(label="Source text", lines=6, max_lines=20, rtl=source)
-        output = gr.Textbox(label="Output", lines=6, max_lines=20, rtl=target, interactive=False)
-    button = gr.Button("Generate", variant="primary")
+        # On a narrow screen, the boxes do not fit beside each other.
+        text = gr.Textbox(label="Source text", lines=6, max_lines=20, rtl=source, min_width=320)
+        output = gr.Textbox(label="Output", lines=6, max_lines=20, rtl=target, min_width=320, interactive=False)
+    with gr.Row():
+        button, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
     messages, table = gr.HTML(), gr.HTML()
 
-    def generate(text: str, *values) -> tuple:
-        options, warnings = make_options(*values), list[str]()
-        model.check([text], options)
-        (candidates,) = model.generate([text], options, warnings.append)
-        return candidates[0].text, tables.show_candidates(candidates), tables.show_messages(warnings)
+    def generate(text: str, *values) -> Iterator[tuple]:
+        warnings: list[str] = []
+        try:
+            options = make_options(*values)
+            model.check([text], options)
+            # A line break ends a sentence.
+            passages = text.split("\n") if model.is_split(options) else [text]
+            for finished in generate_passages(model, passages, options, warnings.append):
+                candidates, is_end = join_passages(finished), len(finished) == len(passages)
+                progress = "" if is_end else show_progress(len(finished), len(passages))
+                table = tables.show_candidates(candidates) if is_end else ""
+                yield candidates[0].text if candidates else "", table, tables.show_messages(warnings, progress)
+        except Exception as error:
+            yield "", "", tables.show_problem(explain(error))
 
     inputs, outputs = [text, *choices.inputs], [output, table, messages]
-    gr.on([button.click, text.submit], explain_errors(generate, 3), inputs, outputs, show_progress_on=output, **CALL)
+    run = gr.on([button.click, text.submit], generate, inputs, outputs, show_progress_on=output, **CALL)
+    stop.click(None, cancels=[run], **UPDATE)
     return text, output
+
+
+def show_progress(done: int, total: int) -> str:
+    """Return the progress of a call as a sentence."""
+    return f"{done} of {total} passages are finished."
 
 
 def add_file(model: PageModel, choices: Choices):
     """Add the tab for a file."""
-    gr.Markdown("The file is UTF-8 text. Line breaks and empty lines stay. The output has the best candidates.")
+    size = f"The file is UTF-8 text of at most {MAX_MEGABYTES} MB."
+    gr.Markdown(f"{size} Line breaks and empty lines stay. The output has the best candidates.")
     source = gr.File(label="Text file", file_count="single", file_types=["text", ".txt", ".md"])
     unit = gr.Radio(list(UNIT), value=next(iter(UNIT)), label="Content of the file")
     with gr.Row():
@@ -163,8 +190,7 @@ def add_file(model: PageModel, choices: Choices):
                 raise ValueError("No file is chosen. Choose a text file.")
             steps = generate_file(model, Path(path), UNIT[unit], make_options(*values), warnings.append)
             for done, total, written in steps:
-                progress = f"{done} of {total} passages are finished."
-                yield tables.show_messages([progress, *warnings]), written and str(written)
+                yield tables.show_messages(warnings, show_progress(done, total)), written and str(written)
         except Exception as error:
             yield tables.show_problem(explain(error)), None
 
@@ -174,10 +200,11 @@ def add_file(model: PageModel, choices: Choices):
 
 def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
     """Add the tab for the tokens of the source text and the attention to them."""
-    gr.Markdown("This tab shows the source text of the tab Text.")
+    buttons = "Show tokens or Show attention" if model.has_attention else "Show tokens"
+    gr.Markdown(f"Write a source text in the tab Text. Then select {buttons}.")
     with gr.Row():
         tokens = gr.Button("Show tokens", elem_classes="middle")
-        number = gr.Number(1, label="Sentence", info="For the attention.", precision=0, visible=model.has_attention)
+        number = gr.Number(1, label="Sentence", info="For the attention.", visible=model.has_attention)
         attention = gr.Button("Show attention", visible=model.has_attention, elem_classes="middle")
     if not model.has_attention:
         gr.Markdown("This is an exported model. It returns no attention weights. Try the model before the export.")
@@ -195,7 +222,9 @@ def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
     def show_attention(text: str, number: int, *values) -> tuple:
         sentences, options = split(text, *values)
         check_count("Sentence", number, len(sentences), ", the number of sentences")
-        return tables.show_attention(model.attend(sentences[number - 1], options)), ""
+        warnings: list[str] = []
+        model.check_pair(options, warnings.append)
+        return tables.show_attention(model.attend(sentences[number - 1], options)), tables.show_messages(warnings)
 
     inputs = [text, number, *choices.inputs]
     tokens.click(explain_errors(show_tokens, 2), inputs, [table, messages], show_progress_on=table, **CALL)

@@ -23,15 +23,24 @@ NAMES: dict[str, str] = json.loads(NAMES_PATH.read_text(encoding="utf-8"))
 RIGHT_TO_LEFT_SCRIPTS = {"adlm", "arab", "hebr", "mand", "nkoo", "rohg", "syrc", "thaa"}
 
 STYLE = """
+.xlm { --heat: 20 184 166; }
+.dark .xlm { --heat: 15 118 110; }
 .xlm table { border-collapse: collapse; width: auto; margin: 0.5rem 0; }
 .middle { align-self: center; }
+/* Tibetan and Uyghur letters are higher than a line of Latin letters. */
+.language .wrap-inner { padding-block: 0; }
+.language .wrap-inner input { height: 39px; margin-block: 0; }
+.gradio-container textarea { line-height: 1.8; }
+/* A dark page needs a lighter accent than a light page. The theme has one accent for both. */
+.dark { --color-accent: var(--primary-500); }
 .xlm p { margin: 0.25rem 0; color: var(--body-text-color); }
 .xlm th, .xlm td { border: 1px solid var(--border-color-primary); padding: 0.3rem 0.6rem; text-align: start; }
 .xlm td { line-height: 1.7; }
 .xlm th { font-weight: 600; color: var(--body-text-color); }
 .xlm .map { overflow-x: auto; }
+.xlm .low { overflow: auto; max-height: 24rem; }
 .xlm .map th, .xlm .map td { padding: 0.15rem 0.4rem; white-space: nowrap; }
-.xlm .map td { text-align: end; min-width: 2.5rem; background: rgb(13 148 136 / calc(var(--share) * 1%)); }
+.xlm .map td { text-align: end; min-width: 2.5rem; background: rgb(var(--heat) / calc(var(--share) * 1%)); }
 .xlm ol { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.3rem; margin: 0.5rem 0; }
 .xlm li { border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 0.1rem 0.4rem; margin: 0; }
 .xlm li.unknown { border: 2px dashed var(--error-text-color, #b91c1c); }
@@ -65,9 +74,10 @@ def wrap(*parts: str) -> str:
     return f'<div class="xlm">{"".join(parts)}</div>'
 
 
-def show_messages(messages: Iterable[str]) -> str:
-    """Return warnings as a status that screen readers announce."""
-    return wrap(*(f'<p class="warning" role="status">{escape(message)}</p>' for message in messages))
+def show_messages(warnings: Iterable[str], progress: str = "") -> str:
+    """Return progress and warnings as a status that screen readers announce."""
+    first = f'<p role="status">{escape(progress)}</p>' if progress else ""
+    return wrap(first, *(f'<p class="warning" role="status">{escape(message)}</p>' for message in warnings))
 
 
 def show_problem(message: str) -> str:
@@ -76,18 +86,27 @@ def show_problem(message: str) -> str:
 
 
 def show_candidates(candidates: list[Output]) -> str:
-    """Return a table of candidates with their scores."""
+    """Return a table of candidates with their scores. For a single candidate, return its score only."""
+    note = "<p>Score: mean log probability of the tokens. A larger score means that the model is more certain.</p>"
+    if len(candidates) == 1:
+        return wrap(f"<p>Score of the output: {name_score(candidates[0].score)}</p>", note)
     rows = "".join(
         f'<tr><th scope="row">{rank}</th><td dir="auto">{escape(text).replace(chr(10), "<br>")}</td>'
-        f"<td>{'none' if score is None else f'{score:.3f}'}</td></tr>"
+        f"<td>{name_score(score)}</td></tr>"
         for rank, (text, score, _) in enumerate(candidates, 1)
     )
     return wrap(
-        "<p>Score: mean log probability of the tokens. A larger score means that the model is more certain.</p>"
+        note,
+        '<div class="low" tabindex="0" role="region" aria-label="Candidates">'
         '<table aria-label="Candidates"><thead><tr><th scope="col">Rank</th><th scope="col">Candidate</th>'
         '<th scope="col">Score</th></tr>'
-        f"</thead><tbody>{rows}</tbody></table>"
+        f"</thead><tbody>{rows}</tbody></table></div>",
     )
+
+
+def name_score(score: float | None) -> str:
+    """Return a score as text. A text without tokens has no score."""
+    return "none" if score is None else f"{score:.3f}"
 
 
 def show_tokens(sentences: list[list[Token]]) -> str:

@@ -68,12 +68,33 @@ def write(element, text: str):
     element.send_keys(text, Keys.TAB)
 
 
-def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_path):
+def open_page(server: subprocess.Popen, browser: webdriver.Chrome):
     address = next(
         found[0] for line in iter(server.stderr.readline, "") if (found := re.search(r"http://\S+\d", line))
     )
     browser.get(address)
+
+
+def test_tall_letters_fit_and_a_narrow_screen_stacks_the_texts(server, browser):
+    screen = {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    open_page(server, browser)
+    source, output = field(browser, "Source text"), field(browser, "Output")
+    assert source.size["width"] > 250 and output.rect["y"] > source.rect["y"] + source.size["height"]
+    assert source.value_of_css_property("line-height") == "25.2px"
+    # A name in Tibetan needs 31 pixels with the fonts of Noto.
+    assert find(browser, "input[aria-label='Target language']").size["height"] >= 31
+    # The tab that is open has the accent of the theme.
+    tab = find(browser, "[role=tab][aria-selected=true]")
+    assert tab.value_of_css_property("color") == "rgba(15, 118, 110, 1)"
+    browser.execute_script("document.body.classList.add('dark')")
+    assert tab.value_of_css_property("color") == "rgba(20, 184, 166, 1)"
+
+
+def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_path):
+    open_page(server, browser)
     write(field(browser, "Source text"), "no wind")
+    write(field(browser, "Candidates"), "2")
     assert field(browser, "Output").get_attribute("dir") == "rtl"
     find(browser, "button", "Generate").click()
     assert find(browser, "table[aria-label=Candidates] td")
@@ -83,6 +104,10 @@ def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_pat
     find(browser, "button", "Generate").click()
     message = "Beams must be a whole number from 1 to 16 (got 50). Use another number."
     assert find(browser, "[role=alert]").text == message
+    write(field(browser, "Candidates"), "1")
+    write(field(browser, "Beams"), "2.5")
+    find(browser, "button", "Generate").click()
+    assert find(browser, "[role=alert]", "(got 2.5). Use another number.")
     write(field(browser, "Beams"), "1")
     find(browser, "[role=tab]", "Tokens and attention").click()
     find(browser, "button", "Show attention").click()

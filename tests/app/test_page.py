@@ -1,7 +1,9 @@
 """The page to try a model: models, files, HTML and messages, without a browser."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 from modeling_xlm_swcm.app import xlm_swcm_page as page
 from modeling_xlm_swcm.app import xlm_swcm_tables as tables
 from modeling_xlm_swcm.app.command import load_page_model, make_app
-from modeling_xlm_swcm.app.xlm_swcm_files import generate_file
+from modeling_xlm_swcm.app.xlm_swcm_files import generate_file, generate_passages
 from modeling_xlm_swcm.app.xlm_swcm_models import Attention, Options, PageModel, Token
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.conversion import convert
@@ -48,28 +50,30 @@ def exported(prefix_folder, tmp_path_factory) -> PageModel:
 
 def test_candidates_are_those_of_the_pipeline_with_warnings(model):
     texts, warnings = [SENTENCES[0], "***"], []
-    answers = model.generate(texts, OPTIONS, warnings.append)
+    answers = model.generate(texts, OPTIONS, lambda *warning: warnings.append(warning))
     languages = {"src_lang": "zh", "tgt_lang": "bo"}
     expected = model.pipes["translation"](texts, num_beams=3, num_return_sequences=2, return_scores=True, **languages)
     assert [[output.text for output in answer] for answer in answers] == [
         [answer["translation_text"] for answer in answers] for answers in expected
     ]
     assert len(answers[0]) == 2 and answers[0][0].score < 0
-    assert warnings[-1].startswith("Number of incomplete outputs")
+    message, incomplete = warnings[-1]
+    assert message.startswith("Number of incomplete outputs") and set(incomplete) <= {0, 1}
 
 
-def test_a_long_sentence_is_a_warning(model, exported, tmp_path, monkeypatch):
+def test_a_warning_names_its_passage(model, exported, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     text = "One boat. " + "two herons, one boat, " * 8
-    (tmp_path / "in.txt").write_text(f"no wind\n{text}\n")
+    (tmp_path / "in.txt").write_text(f"***\n\n{text}\n***\n")
     options = Options(src_lang="zh", tgt_lang="bo", num_beams=1)
     for one in (model, exported):
         warnings = []
-        one.generate([text], options, warnings.append)
+        list(generate_passages(one, [text], options, warnings.append))
         list(generate_file(one, tmp_path / "in.txt", False, options, warnings.append))
         of_text, of_file = (warning for warning in warnings if "It is cut into" in warning)
+        assert [warning for warning in warnings if "incomplete" in warning][-1].startswith("Passage 3: Number of inc")
         assert re.match("A sentence has .* tokens, but the maximum is .* It is cut into", of_text)
-        assert of_file == f"Passages 1 to 2: {of_text}"
+        assert of_file == f"Passage 3: {of_text}"
 
 
 def test_a_summary_and_an_answer_read_the_whole_text(model):
@@ -92,7 +96,7 @@ def test_attention_is_the_part_over_the_source(model):
 
 def test_an_exported_model_gives_the_candidates_of_the_runtime(exported):
     warnings = []
-    (candidates,) = exported.generate(["no wind"], OPTIONS, warnings.append)
+    (candidates,) = exported.generate(["no wind"], OPTIONS, lambda message, texts: warnings.append(message))
     expected = exported.model(
         ["no wind"], "zh", "bo", num_beams=3, num_return_sequences=2, return_scores=True, warn=lambda text: None
     )
@@ -105,8 +109,10 @@ def test_an_exported_model_gives_the_candidates_of_the_runtime(exported):
 
 def test_an_exported_model_without_languages_splits_texts(exported, monkeypatch):
     calls = []
+    model = SimpleNamespace(generate_texts=lambda *texts, **options: calls.append(options) or [])
+    model.list_warnings = list
     monkeypatch.setattr(exported, "languages", [])
-    monkeypatch.setattr(exported, "model", lambda *texts, **options: calls.append(options) or [("", None)])
+    monkeypatch.setattr(exported, "model", model)
     exported.generate(["No wind. No boat."], Options(), print)
     assert [call["split"] for call in calls] == [True]
 
@@ -117,7 +123,13 @@ def test_an_exported_model_without_languages_splits_texts(exported, monkeypatch)
         ({"tgt_lang": "xx"}, "no wind", 'The target language "xx" is unknown. Choose one of: zh, '),
         ({"src_lang": None}, "no wind", 'The source language "" is unknown.'),
         ({"num_beams": 50}, "no wind", r"Beams must be a whole number from 1 to 16 \(got 50\)"),
-        ({"num_beams": None}, "no wind", "Beams must be a whole number"),
+        ({"num_beams": 2.5}, "no wind", r"Beams must be a whole number from 1 to 16 \(got 2.5\)"),
+        ({"num_beams": None}, "no wind", "The field Beams is empty. Write a whole number from 1 to 16."),
+        (
+            {"num_candidates": None},
+            "no wind",
+            "The field Candidates is empty. Write a whole number from 1 to 3, the n",
+        ),
         (
             {"num_candidates": 4},
             "no wind",
@@ -143,10 +155,47 @@ class Echo(PageModel):
         super().__init__(["zh", "ug"], ["translation", "summarization"], 100)
 
     def generate(self, texts, options, warn):
-        return [[Output(text.upper())] for text in texts]
+        return [[Output(text.upper(), -len(text), 1)] * options.num_candidates for text in texts]
 
     def tokenize(self, text):
         return [Token(word, False) for word in text.split()]
+
+
+def get_generate(model: PageModel) -> Callable:
+    """Return the function of the button Generate."""
+    functions = page.make_page(model, "x").fns.values()
+    return next(function.fn for function in functions if function.name == "generate" and len(function.outputs) == 3)
+
+
+def test_a_text_shows_its_progress():
+    generate = get_generate(Echo())
+    text = "a\n\n bcd\n" * 10
+    first, second, last = generate(text, "translation", "zh", "ug", None, 4, 2)
+    assert first == ("", "", tables.show_messages([], "0 of 31 passages are finished."))
+    assert second == (
+        "\n".join(text.upper().split("\n")[:16]),
+        "",
+        tables.show_messages([], "16 of 31 passages are finished."),
+    )
+    assert last[0] == text.upper() and ">-2.500<" in last[1] and "finished" not in last[2]
+    *_, last = generate(text, "summarization", "zh", "ug", None, 4, 1)
+    assert last[0] == text.upper()
+
+
+def test_an_error_of_a_text_is_an_alert():
+    message = "The field Beams is empty. Write a whole number from 1 to 16."
+    assert list(get_generate(Echo())("a", "translation", "zh", "ug", None, None, 1)) == [
+        ("", "", tables.show_problem(message))
+    ]
+
+
+def test_a_translation_into_the_language_of_the_source_is_a_warning():
+    generate = get_generate(Echo())
+    message = "Source and target language are both zh. A translation needs two languages."
+    *_, (_, _, shown) = generate("a", "translation", "zh", "zh", None, 4, 1)
+    assert message in shown
+    *_, (_, _, shown) = generate("a", "summarization", "zh", "zh", None, 4, 1)
+    assert message not in shown
 
 
 def run_file(path: Path, is_whole: bool, task: str) -> tuple[list, str]:
@@ -193,6 +242,61 @@ def test_directions_and_names_of_languages():
     assert all(map(tables.is_right_to_left, right))
     assert not any(map(tables.is_right_to_left, ["zh", "bo", "kk", "mn-Mong", "ug-Latn", "xx", "", None]))
     assert tables.name_language("ug") == "ئۇيغۇرچە (ug)" and tables.name_language("xx") == "xx"
+
+
+def test_progress_is_no_warning():
+    assert "warning" not in tables.show_messages([], "47 of 47 passages are finished.")
+
+
+def test_a_single_candidate_is_not_shown_twice():
+    shown = tables.show_candidates([Output("no wind", -0.5)])
+    assert "no wind" not in shown and "-0.500" in shown
+
+
+def find_contrast(*colours: str) -> float:
+    """Return the contrast of two colours, each as `#rrggbb`, as WCAG 2 defines it."""
+
+    def find_luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(find_luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "ground"),
+    [
+        ("button_primary_background_fill", "#ffffff"),
+        ("button_primary_background_fill_dark", "#ffffff"),
+        ("button_primary_background_fill_hover", "#ffffff"),
+        ("button_primary_background_fill_hover_dark", "#ffffff"),
+        ("color_accent", "#ffffff"),
+        ("body_text_color_subdued", "#ffffff"),
+        ("body_text_color_subdued_dark", "#27272a"),
+    ],
+)
+def test_colours_have_the_contrast_that_readers_need(name, ground):
+    colour = getattr(page.THEME, getattr(page.THEME, name).removeprefix("*"))
+    assert find_contrast(colour, ground) >= 4.5
+
+
+def test_the_text_of_the_heat_map_has_the_contrast_that_readers_need():
+    heat = re.findall(r"--heat: (\d+) (\d+) (\d+)", tables.STYLE)
+    texts = [getattr(page.THEME, f"neutral_{number}") for number in (800, 100)]
+    for colour, text in zip(heat, texts, strict=True):
+        assert find_contrast("#" + "".join(f"{int(part):02x}" for part in colour), text) >= 4.5
+
+
+def test_the_page_says_what_it_needs(model, exported):
+    for one, buttons in ((model, "Show tokens or Show attention"), (exported, "Show tokens")):
+        blocks = list(page.make_page(one, "x").blocks.values())
+        texts = [block.value for block in blocks if isinstance(block, page.gr.Markdown)]
+        assert f"Write a source text in the tab Text. Then select {buttons}." in texts
+        assert any(text.startswith("The file is UTF-8 text of at most 5 MB.") for text in texts)
+        # With a precision, Gradio rounds 2.5 silently.
+        assert not any(block.precision == 0 for block in blocks if isinstance(block, page.gr.Number))
 
 
 def test_texts_are_escaped():
