@@ -13,15 +13,19 @@ from typing import NamedTuple, TypeVar
 
 K = TypeVar("K")
 
-# A tab separates texts as a line break does. A row of a Markdown table has its texts between `|`.
-LINE = re.compile("[^\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029]+")
-CELL = re.compile(r"[^|]+")
+LINE = re.compile("[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+# Texts between tabs, and between the bars of a Markdown table. A backslash before a bar makes it part of the text.
+FIELD = re.compile("[^\t]+")
+CELL = re.compile(r"(?:\\\||[^|\t])+")
 WORD = re.compile(r"[^\W_]")
+ALPHABETIC = re.compile(r"[^\W\d_]")
 LETTER = re.compile(r"\s*(?:[-–—]+\s*)?[\"“«‘„(]?([^\W\d_])")
 
 # Marks of lists, headings and quotations at the start of a line.
 MARKER = re.compile(
-    r"\s*(?:>\s*)*(?:(?:[-*+] \[[ xX]\]|[-*+•◦▪●○■□·–—]|#{1,6}|\(?\d{1,3}[.)]|\(?[A-Za-z]\)|[a-z]\.|[①-⒛])\s+"
+    r"\s*(?:>\s*)*(?:(?:[-*+] \[[ xX]\]|[-*+•◦▪●○■□·–—]|#{1,6}|\(?\d{1,3}[.)]|\(?[A-Za-z]\)|[①-⒛])(?:\s+|$)"
+    # Several letters with full stops are an abbreviation.
+    r"|[a-z]\.\s+(?!\w\.)"
     r"|\d{1,3}(?:、|\.(?=[㐀-鿿]))|[①-⒛])?"
 )
 
@@ -92,8 +96,8 @@ def split_texts(
     """
     Split each text into sentences of at most `limit` tokens.
 
-    A line break, a tab and the end of a table cell end a sentence. A sentence that is too long is cut at commas, or
-    else between words, or else between characters.
+    A line break, a tab and the end of a table cell end a sentence. A cell without letters is no sentence. A sentence
+    that is too long is cut at commas, or else between words, or else between characters.
 
     Args:
         texts (`Iterable[str]`):
@@ -226,10 +230,13 @@ def split_sentences(text: str) -> list[str]:
 
 
 def find_cells(text: str) -> Iterator[re.Match]:
-    """Yield the lines of a text, and in place of the row of a table its cells."""
+    """Yield the lines of a text. A line with tabs and the row of a table are yielded as their cells."""
     for line in LINE.finditer(text):
-        is_row = line.group().lstrip().startswith("|")
-        yield from CELL.finditer(text, line.start(), line.end()) if is_row else [line]
+        marker = MARKER.match(line.group())
+        is_row = marker is not None and line.group().startswith("|", marker.end())
+        cells = list((CELL if is_row else FIELD).finditer(text, *line.span()))
+        # A model makes up words for a number alone.
+        yield from (cell for cell in cells if ALPHABETIC.search(cell.group()) or not is_row and len(cells) == 1)
 
 
 def find_sentences(line: str) -> Iterator[tuple[int, int]]:

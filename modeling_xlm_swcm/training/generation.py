@@ -32,6 +32,8 @@ from .rows import AS_TEXT, BadRows, DataError, known_languages
 
 logger = logging.get_logger(__name__)
 
+STDIN, STDOUT, STDERR = range(3)
+
 
 @dataclass
 class GenerateArguments:
@@ -157,12 +159,17 @@ def check_files(args: GenerateArguments):
     Raises:
         ValueError: if the output cannot be written, if it is a file that is read, or if a standard stream is closed.
     """
-    if args.output == "/dev/stdout":
-        # A file behind stdout may already have text.
-        args.output = "-"
     for option, path, stream in (("--input", args.input, "stdin"), ("--output", args.output, "stdout")):
         if path == "-" and getattr(sys, stream) is None:
             raise ValueError(f"{option} is not set, and {stream} is closed. Name a file with {option}.")
+        if not path:
+            raise ValueError(f"{option} is empty. Name a file.")
+    if is_stream(args.output, STDOUT):
+        # The file behind stdout may already have text.
+        args.output = "-"
+    for name, number in (("stdin", STDIN), ("stderr", STDERR)):
+        if os.path.isfile(args.output) and is_stream(args.output, number):
+            raise ValueError(f"--output {args.output} is the file of {name}. Name another file.")
     if args.terms is not None:
         check_regular(args.terms, allow_stdin=True)
     folder = Path(args.output).absolute().parent
@@ -176,6 +183,14 @@ def check_files(args: GenerateArguments):
     for source in [*sources, *filter(None, [args.terms])]:
         if args.output != "-" and Path(source).resolve() == Path(args.output).resolve():
             raise ValueError(f"--output {args.output} would overwrite {source}, which is read. Name another file.")
+
+
+def is_stream(path: str, number: int) -> bool:
+    """Return True if a path names the file, pipe or device behind a standard stream, for example `/dev/fd/1`."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(number))
+    except OSError:
+        return False
 
 
 def read_texts(path: str, language: str) -> list[str]:

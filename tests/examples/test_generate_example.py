@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -142,12 +143,18 @@ def test_stdin_to_stdout_with_a_bar_on_stderr(folder, monkeypatch, capfdbinary):
     assert b"Generating" in stderr
 
 
-def test_the_name_of_stdout_is_stdout(folder, tmp_path, capfdbinary):
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1"])
+def test_the_file_behind_stdout_keeps_its_text(folder, tmp_path, capfdbinary, name):
     (tmp_path / "in.txt").write_text("我们\n", encoding="utf-8")
-    generate_file(arguments(folder, input=str(tmp_path / "in.txt"), output="/dev/stdout"))
+    os.write(1, b"before\n")
+    generate_file(arguments(folder, input=str(tmp_path / "in.txt"), output=name))
     sys.stdout.flush()
-    # Python's stdout, so that text which a file already has stays
-    assert capfdbinary.readouterr().out.decode() == f"{PAIRS['我们']['bo']}\n"
+    assert capfdbinary.readouterr().out.decode() == f"before\n{PAIRS['我们']['bo']}\n"
+
+
+def test_the_file_behind_stderr_is_refused(folder, tmp_path, capfdbinary):
+    with pytest.raises(ValueError, match="--output /dev/fd/2 is the file of stderr. Name another file."):
+        generate_file(arguments(folder, input=str(tmp_path / "in.txt"), output="/dev/fd/2"))
 
 
 @pytest.mark.parametrize(("stream", "option"), [("stdin", "--input"), ("stdout", "--output")])
@@ -223,6 +230,7 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         ("a", {"output": "in.txt"}, r"--output in\.txt would overwrite .*in\.txt, which is read. Name another file."),
         ("a", {"input": "i*.txt", "output": "./in.txt"}, "would overwrite in.txt, which is read."),
         ("a", {"input": "-", "terms": "in.txt", "output": "in.txt"}, "would overwrite in.txt, which is read."),
+        ("a", {"output": ""}, "--output is empty. Name a file."),
         ("a", {"terms": "/dev/null"}, "/dev/null is not a regular file. Pass a file."),
         ("", {}, r"in\.txt is empty. Write one text per line."),
         ("\ufeff", {}, r"in\.txt is empty."),

@@ -107,23 +107,18 @@ def test_lines_markers_and_marks_alone_are_between_sentences():
 
 
 def test_cells_of_a_table_and_texts_between_tabs_are_sentences():
-    text = "| One | 2 |\n|---|:-:|\n | Three. Four | |\nFive | six\t\t7 km\n- [x] Eight\n- [ ] 9\na. Ten\n1.一\n1.5 km"
+    text = "| One | 2.5 |\n|---|:-:|\n > | Three. Four | a \\| b |\nFive | six\t\t7 km\t8\n9\n"
     assert split(text) == [
-        *(
-            "| ",
-            "One",
-            " | ",
-            "2",
-            " |\n|---|:-:|\n | ",
-            "Three.",
-            " ",
-            "Four",
-            " | |\n",
-            "Five | six",
-            "\t\t",
-            "7 km",
-        ),
-        *("\n- [x] ", "Eight", "\n- [ ] ", "9", "\na. ", "Ten", "\n1.", "一", "\n", "1.5 km", ""),
+        *("| ", "One", " | 2.5 |\n|---|:-:|\n > | ", "Three.", " ", "Four", " | ", "a \\| b", " |\n", "Five | six"),
+        *("\t\t", "7 km", "\t8\n", "9", "\n"),
+    ]
+
+
+def test_markers_of_lists_are_between_sentences():
+    text = "- [x] Eight\n- [ ] 9\na. Ten\n1.一\n1.5 km\n1.\tOne\na)\tTwo\n\t2)\nz. B. drei"
+    assert split(text) == [
+        *("- [x] ", "Eight", "\n- [ ] ", "9", "\na. ", "Ten", "\n1.", "一", "\n", "1.5 km"),
+        *("\n1.\t", "One", "\na)\t", "Two", "\n\t2)\n", "z. B. drei", ""),
     ]
 
 
