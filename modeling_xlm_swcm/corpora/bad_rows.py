@@ -40,11 +40,14 @@ class BadRows:
             Whether the caller has the argument `skip_bad_rows`.
         allow_empty (`bool`, *optional*, defaults to `False`):
             Whether to ignore rows without text.
+        renamed (`tuple[str, str]`, *optional*):
+            Path of a file, and its name in messages. Defaults to the path.
     """
 
     skip: bool = False
     can_skip: bool = True
     allow_empty: bool = False
+    renamed: tuple[str, str] = ("", "")
     count: int = 0
     reasons: Counter = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
@@ -58,6 +61,8 @@ class BadRows:
         """
         if self.allow_empty and reason.startswith(EMPTY):
             return
+        path, name = self.renamed
+        place = name + place.removeprefix(path) if place.startswith(path) else place
         self.reasons[reason] += 1
         if place == self.last_place:
             return

@@ -1,6 +1,8 @@
 """Read the sources and references of an evaluation from a file, a Hub dataset or a benchmark."""
 
 import itertools
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -129,6 +131,33 @@ def match_titles(names: list[str]) -> tuple[str, ...] | None:
 
 
 @dataclass
+class Side:
+    """
+    Rows of one language of a benchmark with parallel files.
+
+    Args:
+        name (`str`):
+            Path of the file in the benchmark.
+        rows (`dict[str | int, Row]`):
+            Rows by their id, or by their line.
+        bad (`int`):
+            Number of bad rows, which are not in `rows`.
+        has_ids (`bool`):
+            Whether the file has a column `id`.
+    """
+
+    name: str
+    rows: dict[str | int, Row]
+    bad: int
+    has_ids: bool
+
+    @property
+    def total(self) -> int:
+        """Number of rows of the file."""
+        return len(self.rows) + self.bad
+
+
+@dataclass
 class PairReader:
     """
     Make pairs of sources and references from rows.
@@ -222,9 +251,10 @@ class PairReader:
             yield from self.read_file_of_pairs(files, target)
 
     def read_language(self, files: Files, code: str) -> Iterator[Row]:
-        """Yield the rows of the file of a language. Their places have the path in the benchmark."""
+        """Yield the rows of the file of a language. All places name the path in the benchmark."""
         name = files.paths[code]
         path = files.fetch(name)
+        self.bad_rows.renamed = (path, name)
         for place, row in read_file(path, self.bad_rows):
             yield name + place.removeprefix(path), row
 
@@ -249,31 +279,53 @@ class PairReader:
     def read_parallel_files(self, files: Files, target: str, column: str) -> Iterator[Pair]:
         """Yield the pairs of two files, by the column `id`, or else by line."""
         codes = [self.find(code or "", [*files.paths], files.benchmark.name) for code in (self.source, target)]
-        (sources, bad_sources), (references, bad_references) = (self.read_side(files, code) for code in codes)
-        # A row without its parallel row is expected only if the parallel row is bad.
-        without_reference, without_source = sources.keys() - references.keys(), references.keys() - sources.keys()
-        if len(without_reference) > bad_references or len(without_source) > bad_sources:
-            counts = (len(sources) + bad_sources, len(references) + bad_references)
-            names = [f"{files.paths[code]} ({count} texts)" for code, count in zip(codes, counts, strict=True)]
-            raise DataError(f"{' and '.join(names)} do not belong together. Download both files again.")
+        sides = [self.read_side(files, code) for code in codes]
+        check_sides(*sides)
+        sources, references = (side.rows for side in sides)
         keys = (key for key in sources if key in references)
         for key in itertools.islice(keys, self.max_samples):
             source, reference = (get_text(*side[key], column, self.bad_rows) for side in (sources, references))
             if source is not None and reference is not None:
                 yield Pair(sources[key][0], source, reference, self.source or target, target)
 
-    def read_side(self, files: Files, code: str) -> tuple[dict[str | int, Row], int]:
-        """Return the rows of a language by their column `id`, or else by their line, and the number of bad rows."""
+    def read_side(self, files: Files, code: str) -> Side:
+        """Return the rows of a language by their column `id`, or by their line if no row has this column."""
         before = self.bad_rows.count
+        read = [*self.read_language(files, code)]
+        has_ids = any("id" in row for _, row in read)
         rows: dict[str | int, list[Row]] = defaultdict(list)
-        for place, row in self.read_language(files, code):
-            key = row.get("id", place.removeprefix(files.paths[code]))
-            if isinstance(key, str | int):
+        for place, row in read:
+            # A place ends with the number of its line or row.
+            key = row.get("id") if has_ids else int(re.findall(r"\d+", place)[-1])
+            # Python treats True as 1.
+            if isinstance(key, str | int) and not isinstance(key, bool):
                 rows[key].append((place, row))
             else:
-                found = f" (found type {type(key).__name__})"
+                found = f" (found type {type(key).__name__})" if "id" in row else ""
                 self.bad_rows.reject(place, 'has no text or number in the column "id"', found)
         for same in rows.values():
-            for place, row in same if len(same) > 1 else []:
-                self.bad_rows.reject(place, f"has the same {'id' if 'id' in row else 'line'} as another row")
-        return {key: same[0] for key, same in rows.items() if len(same) == 1}, self.bad_rows.count - before
+            for place, _ in same if len(same) > 1 else []:
+                self.bad_rows.reject(place, f"has the same {'id' if has_ids else 'line'} as another row")
+        good = {key: same[0] for key, same in rows.items() if len(same) == 1}
+        return Side(files.paths[code], good, self.bad_rows.count - before, has_ids)
+
+
+def check_sides(source: Side, reference: Side):
+    """Refuse two files whose rows cannot be paired. Bad rows count as rows."""
+    reasons = []
+    if source.rows and reference.rows and source.has_ids != reference.has_ids:
+        lacking = reference if source.has_ids else source
+        reasons.append(f"{lacking.name} has no ids")
+    elif not (source.has_ids or reference.has_ids) and source.total != reference.total:
+        reasons.append("their numbers of rows differ")
+    for side, other in ((source, reference), (reference, source)):
+        missing = [key for key in other.rows if key not in side.rows]
+        # A row without its parallel row is expected only if the parallel row is bad.
+        if len(missing) > side.bad:
+            key = f"{'id' if other.has_ids else 'line'} {json.dumps(missing[0], ensure_ascii=False)}"
+            reasons.append(f"{side.name} has no usable row with the {key}")
+    if reasons:
+        names = [f"{side.name} ({side.total} {'row' if side.total == 1 else 'rows'})" for side in (source, reference)]
+        raise DataError(
+            f"{' and '.join(names)} do not belong together: {reasons[0]}. Correct the files, or download both again."
+        )

@@ -169,10 +169,52 @@ class TestParallelFiles:
 
     def test_a_bad_line_does_not_hide_a_missing_line(self, tmp_path):
         self.write_lines(tmp_path, SOURCE=b"a1\nb2\nc3\n", REFERENCE=b"\xfe\nB2\n")
-        with pytest.raises(
-            DataError, match=r"zho-CN.txt \(3 texts\) and .*bod.txt \(2 texts\) do not belong together"
-        ):
+        with pytest.raises(DataError, match=r"zho-CN.txt \(3 rows\) and .*bod.txt \(2 rows\) do not belong together"):
             read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=True)
+
+    @pytest.mark.parametrize("bad", [b"\0", b"\xff", b"a\rb"])
+    def test_a_bad_last_line_does_not_hide_that_an_earlier_line_is_missing(self, tmp_path, bad):
+        self.write_lines(tmp_path, SOURCE=b"a1\nc3\nd4\n", REFERENCE=b"A1\nB2\nC3\n" + bad + b"\n")
+        message = r"\(3 rows\) and .*bod.txt \(4 rows\) do not belong together: their numbers of rows differ\. Correct"
+        for skip_bad_rows in (False, True):
+            with pytest.raises(DataError, match=message):
+                read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=skip_bad_rows)
+
+    @pytest.mark.parametrize(
+        ("references", "message"),
+        [
+            ([{"id": 1}, {"id": "2"}], r"cmn_Hans.jsonl has no usable row with the id \"2\"\."),
+            ([{"id": 1}], r"\(2 rows\) and .*bod_Tibt.jsonl \(1 row\) .*: devtest/bod_Tibt.jsonl .* the id 2\."),
+            ([{}, {}], r"devtest/bod_Tibt.jsonl has no ids\."),
+        ],
+    )
+    def test_a_missing_id_is_named(self, tmp_path, references, message):
+        sources = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]
+        self.write_rows(tmp_path, sources, [{"text": "A"} | row for row in references])
+        with pytest.raises(DataError, match=message):
+            read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=True)
+
+    def test_files_without_ids_are_paired_by_line(self, tmp_path):
+        self.write_rows(tmp_path, [{"text": "a"}, {"text": "b"}], [{"text": "A"}, {"text": "B"}])
+        assert texts_of(read_data(str(tmp_path), ["bo"], "zh").pairs["zh-bo"]) == [("a", "A"), ("b", "B")]
+
+    def test_a_row_without_an_id_in_a_file_with_ids_is_bad(self, tmp_path):
+        self.write_rows(tmp_path, [{"id": 1, "text": "a"}, {"text": "b"}], [{"id": 1, "text": "A"}])
+        with pytest.raises(DataError, match=r'cmn_Hans.jsonl:2 has no text or number in the column "id"\. Correct'):
+            read_data(str(tmp_path), ["bo"], "zh")
+
+    def test_a_boolean_id_is_no_number(self, tmp_path):
+        rows = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]
+        self.write_rows(tmp_path, [{"id": True, "text": "x"}, rows[0]], rows)
+        data = read_data(str(tmp_path), ["bo"], "zh", skip_bad_rows=True)
+        assert texts_of(data.pairs["zh-bo"]) == [("a", "a")]
+
+    def test_all_bad_rows_are_named_by_their_path_in_the_benchmark(self, tmp_path):
+        self.write_rows(tmp_path, ROWS["zh"][:2], ROWS["bo"][:2])
+        with (tmp_path / "devtest" / "cmn_Hans.jsonl").open("a") as file:
+            file.write('{bad\n{"id": [1]}\n')
+        with pytest.raises(DataError, match=r"used: devtest/cmn_Hans.jsonl:3 is .*; devtest/cmn_Hans.jsonl:4 has"):
+            read_data(str(tmp_path), ["bo"], "zh")
 
     @pytest.mark.parametrize(
         ("identity", "message"),
@@ -232,7 +274,7 @@ class TestBenchmarks:
 
     def test_files_that_do_not_belong_together_are_refused(self, tmp_path):
         write_files(tmp_path, {"devtest/zho_Hans.devtest": "a\nb\n", "devtest/bod_Tibt.devtest": "a\n"})
-        with pytest.raises(DataError, match=r"zho_Hans.devtest \(2 texts\) and .*bod_Tibt.devtest \(1 texts\)"):
+        with pytest.raises(DataError, match=r"zho_Hans.devtest \(2 rows\) and .*bod_Tibt.devtest \(1 row\)"):
             read_data(str(tmp_path), ["bo"], "zh")
 
     def test_subsets_and_folders_are_checked(self, tmp_path):
