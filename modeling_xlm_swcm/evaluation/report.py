@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLES = 10
+# Names of the main scores in the plot.
+PLOT_LABELS = {"chrf++": "chrF++", "rougeL_f": "ROUGE-L"}
 # Scores that the model card shows.
 CARD_SCORES = ("chrf++", "bleu", "rougeL_f")
 CARD_SETTINGS = ("num_beams", "max_length")
@@ -129,8 +131,14 @@ class Evaluation:
     def _draw(self) -> "Figure":
         """Return the figure of [`~Evaluation.plot`]."""
         metric = TABLE_SCORES[self.task][0]
-        figure, axes = make_figure(size=(max(5, 1.5 + len(self.directions) * (0.6 + 0.4 * len(self.sources))), 4))
+        bars = len(self.directions) * (0.6 + 0.4 * len(self.sources))
+        # Inches for the longest name, and for the lines of the legend below the bars.
+        letters = 0.09 * max(map(len, [self.dataset, *self.sources]))
+        figure, axes = make_figure(size=(max(5, 1.5 + bars, 1 + letters), 4 + 0.25 * len(self.sources)))
         width = 0.8 / len(self.sources)
+        label = PLOT_LABELS[metric]
+        if any(metric in model.intervals for result in self.directions.values() for model in result.models.values()):
+            label += "\nerror bars: 95 % confidence interval"
         for number, name in enumerate(self.sources):
             results = [result.models[name] for result in self.directions.values()]
             places = [place + (number - (len(self.sources) - 1) / 2) * width for place in range(len(results))]
@@ -138,9 +146,10 @@ class Evaluation:
             heights = [result.scores[metric] for result in results]
             axes[0, 0].bar(places, heights, 0.9 * width, yerr=errors, capsize=3, label=as_label(name))
         axes[0, 0].set_xticks(range(len(self.directions)), [*map(as_label, self.directions)])
-        axes[0, 0].set(ylabel=metric, ylim=(0, None), title=as_label(self.dataset))
+        axes[0, 0].set(ylabel=label, ylim=(0, None), title=as_label(self.dataset))
         axes[0, 0].grid(axis="y", alpha=0.3)
-        axes[0, 0].legend()
+        axes[0, 0].set_axisbelow(True)
+        figure.legend(loc="outside lower center")
         return figure
 
     def write(self, folder: Path):

@@ -125,8 +125,30 @@ def test_the_plot_names_every_model(evaluation):
     evaluation.directions["zh-bo"].models = dict(
         zip(names, evaluation.directions["zh-bo"].models.values(), strict=True)
     )
+    (legend,) = evaluation._draw().legends
+    assert [text.get_text() for text in legend.get_texts()] == [" _under", r"m\$x\$y"]
+
+
+@pytest.mark.parametrize("models", [1, 2, 4])
+def test_the_legend_of_the_plot_is_whole_and_below_the_bars(models):
+    names = [f"experiment-{number}/{'a-long-name-' * number}final" for number in range(models)]
+    result = score_direction(PAIRS, dict.fromkeys(names, BAD))
+    figure = Evaluation("test.tsv", "translation", dict.fromkeys(names, ""), {"zh-bo": result}, {})._draw()
+    figure.draw_without_rendering()
+    box, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_tightbbox()
+    assert box.y1 <= axes.y0
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert axes.height > figure.bbox.height / 2
+
+
+def test_the_plot_names_its_score_and_its_intervals(evaluation):
     (axes,) = evaluation._draw().axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _under", r"m\$x\$y"]
+    assert axes.get_ylabel() == "chrF++\nerror bars: 95 % confidence interval"
+    for model in evaluation.directions["zh-bo"].models.values():
+        model.intervals.clear()
+    assert evaluation._draw().axes[0].get_ylabel() == "chrF++"
+    evaluation.task = "summarization"
+    assert evaluation._draw().axes[0].get_ylabel() == "ROUGE-L"
 
 
 def test_a_report_is_whole_or_absent(evaluation, tmp_path, monkeypatch):
