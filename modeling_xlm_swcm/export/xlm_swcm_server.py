@@ -2,7 +2,7 @@
 
 Requirements: Python 3.11 or later, pip install openvino tokenizers numpy fastapi uvicorn prometheus-client
 
-    uvicorn --factory xlm_swcm_server:create_app --host 127.0.0.1 --port 8000
+    uvicorn --factory xlm_swcm_server:create_app --timeout-graceful-shutdown 5 --host 127.0.0.1 --port 8000
 """
 
 import asyncio
@@ -35,6 +35,9 @@ else:
 # Nginx has the same status for a client that closes its connection before the answer.
 CLIENT_LEFT = 499
 
+# After an early answer, the server reads the rest of a body for at most this time.
+LINGER_SECONDS = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -46,7 +49,8 @@ class Limits:
         waiting_texts (`int`, *optional*, defaults to 1024): Maximum number of texts that wait for the model.
         batch_texts (`int`, *optional*, defaults to 64): Maximum number of texts in a batch of several requests.
         beams (`int`, *optional*, defaults to 8): Maximum number of beams.
-        seconds (`float`, *optional*, defaults to 60): Maximum time of a request in seconds.
+        seconds (`float`, *optional*, defaults to 60):
+            Maximum time between the headers of a request and its answer, in seconds.
     """
 
     body_bytes: int = 100_000
@@ -113,7 +117,8 @@ class Batcher:
         self.model, self.limits = model, limits
         self.waiting: deque[Job] = deque()
         self.arrived = asyncio.Event()
-        # The end of the event loop does not wait for this thread.
+        # The end of the event loop does not wait for this thread, but the end of the process does. OpenVINO crashes in
+        # a daemon thread at the end of a process.
         self.thread = ThreadPoolExecutor(1)
         sizes = [2**power for power in range(11)]
         self.sizes = prometheus_client.Histogram(
@@ -262,7 +267,8 @@ class JsonRequest(fastapi.Request):
             fields = json.loads(await self.body(), object_pairs_hook=make_fields)
             if isinstance(fields, dict):
                 return fields
-            reason = f"found type {type(fields).__name__}"
+            names = {list: "an array", str: "a string", int: "a number", float: "a number"}
+            reason = f"found {names.get(type(fields)) or json.dumps(fields)}"
         except json.JSONDecodeError as error:
             reason = f"{error.msg}: line {error.lineno}, column {error.colno}"
         except UnicodeDecodeError as error:
@@ -316,7 +322,8 @@ class RequestLimits:
             await self.app(scope, receive, send)
             return
         start, size, status = time.perf_counter(), 0, 0
-        is_sending = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        headers = dict(scope["headers"])
+        is_sending = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
         async def receive_limited():
             nonlocal size, is_sending
@@ -333,8 +340,12 @@ class RequestLimits:
             nonlocal status
             status = message.get("status", status)
             if message["type"] == "http.response.start" and is_sending:
-                # The rest of the body can be endless, and nobody reads it.
+                # The rest of the body can be endless.
                 message = message | {"headers": [*message["headers"], (b"connection", b"close")]}
+            elif is_sending and not message.get("more_body"):
+                await send(message | {"more_body": True})
+                await drop_body(receive)
+                message = {"type": "http.response.body"}
             await send(message)
 
         async def refuse(code: int, message: str):
@@ -353,6 +364,15 @@ class RequestLimits:
             if scope["path"] == "/translate":
                 # Starlette answers an error that nothing catches.
                 self.seconds.labels(status or 500).observe(time.perf_counter() - start)
+
+
+async def drop_body(receive: Receive):
+    """Read the rest of a body. A client whose connection closes while it sends does not see the answer."""
+    # The answer is already sent, so a stop of the server is no error here.
+    with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
 
 
 def describe_timeout(seconds: float, is_sending: bool) -> str:
@@ -398,7 +418,8 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     async def refuse(request: fastapi.Request, error: fastapi.exceptions.RequestValidationError):
         if not isinstance(error.body, dict):
-            message = "The body must be JSON. Send it with the header Content-Type: application/json."
+            problem = "The body must be JSON. Send it" if error.body else "The body is empty. Send a JSON object"
+            message = f"{problem} with the header Content-Type: application/json."
             return fastapi.responses.JSONResponse({"detail": message}, 422)
         # The input is left out. It can be bytes, which JSON cannot hold.
         detail = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]

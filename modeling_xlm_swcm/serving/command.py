@@ -37,7 +37,14 @@ MaxBatch = Annotated[
 ]
 MaxBeams = Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Maximum number of beams.")]
 MaxSeconds = Annotated[
-    float, typer.Option(metavar="N", min=0.1, max=86400, help="Maximum time of a request in seconds.")
+    float,
+    typer.Option(
+        metavar="N",
+        min=0.1,
+        max=86400,
+        help="Maximum time between the headers of a request and its answer, in seconds. The model still finishes a "
+        "running batch.",
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

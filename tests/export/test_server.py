@@ -137,8 +137,12 @@ def test_a_bad_request_is_refused_with_a_sentence(client, body, status, message)
         (b"\xff\xfe{", "byte 3 is not valid UTF-16-LE"),
         (b"[" * 5000, "too many nested brackets"),
         (b'{"num_beams": ' + b"9" * 4800 + b"}", "a number has too many digits"),
-        (b"[]", "found type list"),
-        (b"null", "found type NoneType"),
+        (b"[]", "found an array"),
+        (b'"a"', "found a string"),
+        (b"1", "found a number"),
+        (b"NaN", "found a number"),
+        (b"true", "found true"),
+        (b"null", "found null"),
     ],
 )
 def test_a_body_that_is_no_json_object_is_explained(client, content, reason):
@@ -183,6 +187,15 @@ def test_a_body_without_its_type_is_explained(client, headers):
 
 
 @with_learner
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/json"}])
+def test_an_empty_body_is_named(client, headers):
+    response = client.post("/translate", headers=headers)
+    assert response.status_code == 422
+    message = "The body is empty. Send a JSON object with the header Content-Type: application/json."
+    assert response.json() == {"detail": message}
+
+
+@with_learner
 def test_health_and_metrics(client):
     assert client.get("/health").json() == {"status": "ok", "languages": ["zh", "kk", "bo"]}
     translate(client, ["no wind"] * 2)
@@ -212,6 +225,8 @@ def call(app, *messages: dict, path: str = "/translate") -> tuple[int, dict, str
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
 
     async def receive() -> dict:
+        if not received and sent:
+            return LEFT
         if not received:
             await asyncio.Event().wait()
         return received.pop(0)
