@@ -205,6 +205,7 @@ def test_every_other_program_and_file_is_known(page, words):
         "docker",
         "bash",
         "jupyter",
+        "uvicorn",
     }, page
     for word in words:
         if word.startswith(("examples/", "benchmarks/")):
