@@ -250,7 +250,8 @@ def describe_model(model: ModelResult) -> dict:
 
 def write_samples(content: dict) -> list[str]:
     """Return the samples of a report as lines of Markdown."""
-    lines = [f"# Samples of {content['dataset']}", "", "From the best to the worst output of the first model."]
+    order = "The samples go from the best output of the first model to the worst output."
+    lines = [f"# Samples of {content['dataset']}", "", order]
     for direction, result in content["directions"].items():
         for number, sample in enumerate(result["samples"], 1):
             lines += ["", f"## {direction}, {number}", "", "| | text |", "|---|---|"]
