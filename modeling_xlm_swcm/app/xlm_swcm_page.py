@@ -19,11 +19,11 @@ import gradio as gr  # noqa: E402
 if __package__ == "modeling_xlm_swcm.app":
     from . import xlm_swcm_tables as tables
     from .xlm_swcm_files import generate_file, generate_passages, join_passages
-    from .xlm_swcm_models import Options, PageModel, check_count
+    from .xlm_swcm_models import MAX_BEAMS, Options, PageModel, check_count
 else:
     import xlm_swcm_tables as tables  # type: ignore[no-redef]
     from xlm_swcm_files import generate_file, generate_passages, join_passages  # type: ignore[no-redef]
-    from xlm_swcm_models import Options, PageModel, check_count  # type: ignore[no-redef]
+    from xlm_swcm_models import MAX_BEAMS, Options, PageModel, check_count  # type: ignore[no-redef]
 
 
 FONTS = ("system-ui", "sans-serif")
@@ -94,12 +94,12 @@ def make_page(model: PageModel, name: str) -> gr.Blocks:
         gr.Markdown("# " + re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", name))
         choices = make_choices(model)
         with gr.Tab("Text"):
-            text, output = add_text(model, choices)
+            text, results, run = add_text(model, choices)
         with gr.Tab("File"):
             add_file(model, choices)
         with gr.Tab("Tokens and attention"):
             add_inspection(model, choices, text)
-        connect_choices(choices, text, output)
+        connect_choices(choices, text, results, run)
     return page
 
 
@@ -114,30 +114,43 @@ def make_choices(model: PageModel) -> Choices:
         target = gr.Dropdown(languages, value=last, label="Target language", scale=4, elem_classes="language")
     is_answering = model.tasks[0] == "question-answering"
     question = gr.Textbox(label="Question", visible=is_answering, rtl=tables.is_right_to_left(first))
-    with gr.Row():
-        beams = gr.Number(4, label="Beams", info="1 is greedy decoding.")
+    with gr.Row(elem_classes="counts"):
+        beams = gr.Number(4, label="Beams", info=f"At most {MAX_BEAMS}. 1 is greedy decoding.")
         candidates = gr.Number(1, label="Candidates", info="At most the number of beams.")
     return Choices(task, source, target, swap, question, beams, candidates)
 
 
-def connect_choices(choices: Choices, text: gr.Textbox, output: gr.Textbox):
-    """Set the direction of the text boxes from the languages, and show the question for its task."""
+def connect_choices(choices: Choices, text: gr.Textbox, results: list, run: Any):
+    """Connect the languages to the text boxes, and show the question for its task. A new target ends the `run`."""
     choices.source.change(
         lambda code: [gr.update(rtl=tables.is_right_to_left(code))] * 2,
         choices.source,
         [text, choices.question],
         **UPDATE,
     )
-    choices.target.change(lambda code: gr.update(rtl=tables.is_right_to_left(code)), choices.target, output, **UPDATE)
-    languages = [choices.source, choices.target]
-    choices.swap.click(lambda source, target: (target, source), languages, languages, **UPDATE)
+    choices.target.change(clear_results, choices.target, results, **UPDATE)
+    # A call in progress would write in the old language.
+    gr.on([choices.target.input, choices.swap.click], None, cancels=[run], **UPDATE)
+    inputs = [choices.task, choices.source, choices.target, text, results[0]]
+    choices.swap.click(swap, inputs, [choices.source, choices.target, text, *results], **UPDATE)
     choices.task.change(
         lambda task: gr.update(visible=task == "question-answering"), choices.task, choices.question, **UPDATE
     )
 
 
-def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, gr.Textbox]:
-    """Add the tab for a text. Return its source and its output."""
+def clear_results(target: str) -> tuple:
+    """Clear the output, the table and the messages, which are in the old target language."""
+    return gr.update(value="", rtl=tables.is_right_to_left(target)), "", ""
+
+
+def swap(task: str, source: str, target: str, text: str, output: str) -> tuple:
+    """Swap the languages. The output of a translation becomes the source text."""
+    new = output if task == "translation" and output else text
+    return target, source, new, *clear_results(source)
+
+
+def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, list, Any]:
+    """Add the tab for a text. Return its source, its results (output, table and messages) and its call."""
     with gr.Row():
         source, target = (tables.is_right_to_left(choice.value) for choice in (choices.source, choices.target))
         # On a narrow screen, the boxes do not fit beside each other.
@@ -145,7 +158,7 @@ def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, gr.Textbox
         output = gr.Textbox(label="Output", lines=6, max_lines=20, rtl=target, min_width=320, interactive=False)
     with gr.Row():
         button, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
-    messages, table = gr.HTML(), gr.HTML()
+    messages, table = gr.HTML(elem_classes="messages"), gr.HTML()
 
     def generate(text: str, *values) -> Iterator[tuple]:
         warnings: list[str] = []
@@ -157,20 +170,25 @@ def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, gr.Textbox
             for finished in generate_passages(model, passages, options, warnings.append):
                 candidates, is_end = join_passages(finished), len(finished) == len(passages)
                 progress = "" if is_end else show_progress(len(finished), len(passages))
-                table = tables.show_candidates(candidates) if is_end else ""
+                table = tables.show_candidates(candidates, options.tgt_lang) if is_end else ""
                 yield candidates[0].text if candidates else "", table, tables.show_messages(warnings, progress)
         except Exception as error:
             yield "", "", tables.show_problem(explain(error))
 
     inputs, outputs = [text, *choices.inputs], [output, table, messages]
     run = gr.on([button.click, text.submit], generate, inputs, outputs, show_progress_on=output, **CALL)
-    stop.click(None, cancels=[run], **UPDATE)
-    return text, output
+    stop.click(stop_progress, messages, messages, cancels=[run], **UPDATE)
+    return text, outputs, run
 
 
 def show_progress(done: int, total: int) -> str:
     """Return the progress of a call as a sentence."""
     return f"{done} of {total} passages are finished."
+
+
+def stop_progress(messages: str) -> str:
+    """Return the messages of a stopped call: they say that it stopped, unless all its passages are finished."""
+    return re.sub(r">(\d+) of (?!\1 )(\d+) passages are finished\.<", r">Stopped after \1 of \2 passages.<", messages)
 
 
 def add_file(model: PageModel, choices: Choices):
@@ -181,7 +199,7 @@ def add_file(model: PageModel, choices: Choices):
     unit = gr.Radio(list(UNIT), value=next(iter(UNIT)), label="Content of the file")
     with gr.Row():
         button, stop = gr.Button("Generate file", variant="primary"), gr.Button("Stop")
-    messages, output = gr.HTML(), gr.File(label="Output file", interactive=False)
+    messages, output = gr.HTML(elem_classes="messages"), gr.File(label="Output file", interactive=False)
 
     def generate(path: str | None, unit: str, *values) -> Iterator[tuple]:
         warnings: list[str] = []
@@ -195,7 +213,7 @@ def add_file(model: PageModel, choices: Choices):
             yield tables.show_problem(explain(error)), None
 
     run = button.click(generate, [source, unit, *choices.inputs], [messages, output], show_progress_on=output, **CALL)
-    stop.click(None, cancels=[run], **UPDATE)
+    stop.click(stop_progress, messages, messages, cancels=[run], **UPDATE)
 
 
 def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
@@ -208,7 +226,7 @@ def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
         attention = gr.Button("Show attention", visible=model.has_attention, elem_classes="middle")
     if not model.has_attention:
         gr.Markdown("This is an exported model. It returns no attention weights. Try the model before the export.")
-    messages, table = gr.HTML(), gr.HTML()
+    messages, table = gr.HTML(elem_classes="messages"), gr.HTML()
 
     def split(text: str, *values) -> tuple[list[str], Options]:
         options = make_options(*values)

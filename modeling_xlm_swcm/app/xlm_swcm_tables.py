@@ -27,6 +27,10 @@ STYLE = """
 .dark .xlm { --heat: 15 118 110; }
 .xlm table { border-collapse: collapse; width: auto; margin: 0.5rem 0; }
 .middle { align-self: center; }
+/* An empty element would leave a gap. */
+.messages:not(:has(.xlm > *)) { display: none; }
+/* A long hint on a narrow screen must not move its field below the other field. */
+.counts label { display: flex; flex-direction: column; justify-content: space-between; height: 100%; }
 /* Tibetan and Uyghur letters are higher than a line of Latin letters. */
 .language .wrap-inner { padding-block: 0; }
 .language .wrap-inner input { height: 39px; margin-block: 0; }
@@ -40,6 +44,7 @@ STYLE = """
 .xlm .map { overflow-x: auto; }
 .xlm .low { overflow: auto; max-height: 24rem; }
 .xlm .map th, .xlm .map td { padding: 0.15rem 0.4rem; white-space: nowrap; }
+.xlm .map thead th { text-align: right; }
 .xlm .map td { text-align: end; min-width: 2.5rem; background: rgb(var(--heat) / calc(var(--share) * 1%)); }
 .xlm ol { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.3rem; margin: 0.5rem 0; }
 .xlm li { border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 0.1rem 0.4rem; margin: 0; }
@@ -85,13 +90,15 @@ def show_problem(message: str) -> str:
     return wrap(f'<p class="problem" role="alert">{escape(message)}</p>')
 
 
-def show_candidates(candidates: list[Output]) -> str:
-    """Return a table of candidates with their scores. For a single candidate, return its score only."""
+def show_candidates(candidates: list[Output], language: str | None = None) -> str:
+    """Return a table of candidates in a language, with scores. For a single candidate, return its score only."""
     note = "<p>Score: mean log probability of the tokens. A larger score means that the model is more certain.</p>"
     if len(candidates) == 1:
         return wrap(f"<p>Score of the output: {name_score(candidates[0].score)}</p>", note)
+    # One Arabic letter must not turn a text in another script.
+    direction = "rtl" if is_right_to_left(language) else "ltr"
     rows = "".join(
-        f'<tr><th scope="row">{rank}</th><td dir="auto">{escape(text).replace(chr(10), "<br>")}</td>'
+        f'<tr><th scope="row">{rank}</th><td dir="{direction}">{escape(text).replace(chr(10), "<br>")}</td>'
         f"<td>{name_score(score)}</td></tr>"
         for rank, (text, score, _) in enumerate(candidates, 1)
     )

@@ -1,5 +1,6 @@
 """The command `xlm-swcm serve`: parse options, load an exported model, run the server."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -88,11 +89,16 @@ def serve_command(
             f"Serving {folder} on http://{address}:{port}. See /docs for the fields of a request. Stop with Ctrl-C."
         )
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
-    # After a second Ctrl-C, uvicorn logs the traceback of a task that it cancels itself.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "CancelledError" not in record.getMessage())
+    logging.getLogger("uvicorn.error").addFilter(is_no_cancelled_task)
     uvicorn.Server(config).run([listener])
     # Python would wait for the thread of the model, which can be at work for minutes.
     os._exit(0)
+
+
+def is_no_cancelled_task(record: logging.LogRecord) -> bool:
+    """Return False for the traceback of a task that uvicorn cancels itself when it stops."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "CancelledError" not in record.getMessage()
 
 
 def listen(host: str, port: int) -> socket.socket:

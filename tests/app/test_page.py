@@ -182,6 +182,38 @@ def test_a_text_shows_its_progress():
     assert last[0] == text.upper()
 
 
+def test_a_stopped_text_says_where_it_stopped():
+    warnings = ["Passage 3: x"]
+    running, stopped, finished = (
+        tables.show_messages(warnings, sentence)
+        for sentence in (page.show_progress(16, 47), "Stopped after 16 of 47 passages.", page.show_progress(47, 47))
+    )
+    assert page.stop_progress(running) == stopped
+    assert page.stop_progress(finished) == finished and page.stop_progress("") == ""
+
+
+def test_a_new_target_language_clears_the_results():
+    assert page.clear_results("ug") == (page.gr.update(value="", rtl=True), "", "")
+
+
+def test_a_swap_makes_the_translation_the_source():
+    cleared = page.clear_results("zh")
+    assert page.swap("translation", "zh", "ug", "a", "b") == ("ug", "zh", "b", *cleared)
+    # Without an output, the text stays. A summary does not replace its source.
+    assert page.swap("translation", "zh", "ug", "a", "") == ("ug", "zh", "a", *cleared)
+    assert page.swap("summarization", "zh", "ug", "a", "b") == ("ug", "zh", "a", *cleared)
+
+
+def test_candidates_have_the_direction_of_their_language():
+    candidates = [Output("\u0627 a", -0.5), Output("b", None)]
+    for language, direction in (("ug", "rtl"), ("mn", "ltr"), (None, "ltr")):
+        shown = tables.show_candidates(candidates, language)
+        assert shown.count(f'<td dir="{direction}">') == 2 and "auto" not in shown
+    generate = get_generate(Echo())
+    *_, (_, table, _) = generate("a", "translation", "zh", "ug", None, 4, 2)
+    assert '<td dir="rtl">' in table
+
+
 def test_an_error_of_a_text_is_an_alert():
     message = "The field Beams is empty. Write a whole number from 1 to 16."
     assert list(get_generate(Echo())("a", "translation", "zh", "ug", None, None, 1)) == [
@@ -295,6 +327,7 @@ def test_the_page_says_what_it_needs(model, exported):
         texts = [block.value for block in blocks if isinstance(block, page.gr.Markdown)]
         assert f"Write a source text in the tab Text. Then select {buttons}." in texts
         assert any(text.startswith("The file is UTF-8 text of at most 5 MB.") for text in texts)
+        assert any("At most 16." in (block.info or "") for block in blocks if isinstance(block, page.gr.Number))
         # With a precision, Gradio rounds 2.5 silently.
         assert not any(block.precision == 0 for block in blocks if isinstance(block, page.gr.Number))
 
