@@ -81,6 +81,8 @@ def test_tall_letters_fit_and_a_narrow_screen_stacks_the_texts(server, browser):
     open_page(server, browser)
     source, output = field(browser, "Source text"), field(browser, "Output")
     assert source.size["width"] > 250 and output.rect["y"] > source.rect["y"] + source.size["height"]
+    assert field(browser, "Beams").rect["y"] == field(browser, "Candidates").rect["y"]
+    assert not any(message.is_displayed() for message in browser.find_elements(By.CSS_SELECTOR, ".messages"))
     assert source.value_of_css_property("line-height") == "25.2px"
     # A name in Tibetan needs 31 pixels with the fonts of Noto.
     assert find(browser, "input[aria-label='Target language']").size["height"] >= 31
@@ -97,9 +99,15 @@ def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_pat
     write(field(browser, "Candidates"), "2")
     assert field(browser, "Output").get_attribute("dir") == "rtl"
     find(browser, "button", "Generate").click()
-    assert find(browser, "table[aria-label=Candidates] td")
+    assert find(browser, "table[aria-label=Candidates] td[dir=rtl]")
+    translation = field(browser, "Output").get_attribute("value")
     find(browser, "button", "Swap languages").click()
     WebDriverWait(browser, 10).until(lambda _: field(browser, "Source text").get_attribute("dir") == "rtl")
+    WebDriverWait(browser, 10).until(lambda _: field(browser, "Output").get_attribute("dir") == "ltr")
+    assert field(browser, "Source text").get_attribute("value") == (translation or "no wind")
+    assert not field(browser, "Output").get_attribute("value")
+    assert not browser.find_elements(By.CSS_SELECTOR, "table[aria-label=Candidates]")
+    write(field(browser, "Source text"), "no wind")
     write(field(browser, "Beams"), "50")
     find(browser, "button", "Generate").click()
     message = "Beams must be a whole number from 1 to 16 (got 50). Use another number."
@@ -111,7 +119,7 @@ def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_pat
     write(field(browser, "Beams"), "1")
     find(browser, "[role=tab]", "Tokens and attention").click()
     find(browser, "button", "Show attention").click()
-    assert find(browser, ".map th", "</s>")
+    assert find(browser, ".map th", "</s>").value_of_css_property("text-align") == "right"
     (tmp_path / "in.txt").write_text("no wind\n\nno boat\n", encoding="utf-8")
     find(browser, "[role=tab]", "File").click()
     browser.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(tmp_path / "in.txt"))
