@@ -359,7 +359,7 @@ def test_every_decoder_has_a_line_of_its_own():
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
-    + [("prefix", [4, 3, 1]), ("real_cpu", [1, 1, 6, 7, 4, 2, 2]), ("real_long", [1, 3, 1, 1, 2])]
+    + [("prefix", [4, 3, 1]), ("real_cpu", [1, 1, 6, 7, 4, 2, 2]), ("real_long", [1, 3, 1, 1, 2, 5, 2, 6, 2])]
     + [("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]), ("gpu", [132, 54, 21, 18])],
 )
 def test_the_plans_can_be_read(name, sizes):
