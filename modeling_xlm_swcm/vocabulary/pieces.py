@@ -11,6 +11,7 @@ from functools import reduce
 
 import numpy as np
 from tokenizers import Tokenizer, models, trainers
+from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.corpora.scripts import find_script, find_scripts
@@ -106,7 +107,7 @@ def train_unigram(vocabulary: Vocabulary, sample: list[str], size: int) -> list[
         unk_token="<unk>",
         special_tokens=["<unk>"],
         # Without a terminal, the library prints empty lines to stdout.
-        show_progress=sys.stdout.isatty(),
+        show_progress=sys.stdout.isatty() and logging.is_progress_bar_enabled(),
     )
     # If the size is smaller than the number of characters, the library fails or never returns.
     characters = {SPACE, *"".join(sample).replace(" ", SPACE)}

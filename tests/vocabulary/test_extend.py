@@ -27,7 +27,9 @@ from support.vocabularies import (
     sentences_in,
     vocabulary_tensors,
 )
+from tokenizers import trainers
 from transformers import XLMRobertaForMaskedLM
+from transformers.utils import logging
 
 from modeling_xlm_swcm.vocabulary import extend
 
@@ -95,6 +97,17 @@ class TestExtended:
         assert load_tokenizer(tmp_path / "one").get_vocab() == load_tokenizer(tmp_path / "one again").get_vocab()
         assert different_tensors(one, again) == []
         assert EMBEDDINGS in different_tensors(one, two)
+
+    @pytest.mark.parametrize("is_shown", [True, False])
+    def test_the_library_shows_its_progress_only_if_bars_are_on(self, reader, texts, output, monkeypatch, is_shown):
+        shown, trainer = [], trainers.UnigramTrainer
+        monkeypatch.setattr(
+            trainers, "UnigramTrainer", lambda **options: shown.append(options["show_progress"]) or trainer(**options)
+        )
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setattr(logging, "is_progress_bar_enabled", lambda: is_shown)
+        extend(reader, output, corpus=[texts["bo"]], size=100)
+        assert shown == [is_shown]
 
     def test_known_tokens_are_not_added_again(self, reader, texts, tmp_path):
         for source, output, size in ((reader, "some", 70), (tmp_path / "some", "more", 120)):
