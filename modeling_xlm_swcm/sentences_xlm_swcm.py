@@ -96,8 +96,8 @@ def split_texts(
     """
     Split each text into sentences of at most `limit` tokens.
 
-    A line break, a tab and the end of a table cell end a sentence. A cell without letters is no sentence. A sentence
-    that is too long is cut at commas, or else between words, or else between characters.
+    A sentence ends at a line break, a tab or the end of a table cell. A cell without letters stays as it is. A
+    sentence that is too long is cut at commas, or else between words, or else between characters.
 
     Args:
         texts (`Iterable[str]`):

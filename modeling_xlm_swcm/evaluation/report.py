@@ -154,7 +154,7 @@ class Evaluation:
 
     def write(self, folder: Path):
         """
-        Write `results.json`, `outputs.jsonl`, `samples.md` and `scores.png`, all or none of them.
+        Write `results.json`, `outputs.jsonl`, `samples.md` and `scores.png`. If one file fails, write no file.
 
         Args:
             folder (`Path`):

@@ -252,7 +252,7 @@ def choose(rows: list[list]) -> list:
 
 
 class JsonRequest(fastapi.Request):
-    """A request that says what is wrong with its body."""
+    """A request with clear errors for a body that is not valid."""
 
     async def body(self) -> bytes:
         """Return the body, or raise status 499 if the client closes its connection."""
