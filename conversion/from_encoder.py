@@ -19,6 +19,7 @@ from modeling_xlm_swcm.checkpoints.reading import (
     as_bytes,
     blocks,
     check_memory,
+    measure_rows,
     read_weights,
     return_freed_memory,
 )
@@ -192,7 +193,11 @@ def copy_tensors(plan: ConversionPlan) -> dict[str, torch.Tensor]:
 
 
 def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
-    """Set the rows of new language tags to the mean of the other rows, plus noise in the embeddings."""
+    """
+    Set the rows of new language tags to the mean of the other rows, plus noise in the embeddings.
+
+    The noise has the standard deviation of the other rows. With less noise a model hardly tells the tags apart.
+    """
     if not plan.new_ids:
         return
     generator = torch.Generator().manual_seed(plan.options["seed"])
@@ -201,12 +206,10 @@ def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
             continue
         tensor = state_dict[target]
         # The rows after the first tag belong to tags or to no token.
-        tokens = tensor[: min(plan.new_ids)]
-        zero = tensor.new_zeros(tensor.shape[1:], dtype=torch.float64)
-        mean = sum((block.double().sum(0) for _, block in blocks(tokens)), zero) / len(tokens)
-        start = mean.expand(len(plan.new_ids), *tensor.shape[1:]).float()
+        mean, deviation = measure_rows(tensor[: min(plan.new_ids)])
+        start = mean.expand(len(plan.new_ids), *tensor.shape[1:])
         if target == plan.source.family.model_embeddings:
-            start = start + plan.config.initializer_range * torch.randn(start.shape, generator=generator)
+            start = start + deviation * torch.randn(start.shape, generator=generator)
         tensor[plan.new_ids] = start.to(tensor.dtype)
         noise = " plus noise" if target == plan.source.family.model_embeddings else ""
         plan.new_rows[target] = f"mean of the other rows{noise}"

@@ -1,6 +1,5 @@
 """The command `xlm-swcm try`: load a model, and show a page to try it."""
 
-import logging
 import os
 import tempfile
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from modeling_xlm_swcm.checkpoints.inspection import EXPORTED_TYPE, read_model_c
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.command import check_packages, make_console, report_errors
 from modeling_xlm_swcm.pipeline_xlm_swcm import XLMSWCMPipeline
-from modeling_xlm_swcm.serving.command import Debug, Host, Port, is_no_cancelled_task, listen
+from modeling_xlm_swcm.serving.command import Debug, Host, Port, listen, run_app
 
 
 # The browser loads nothing from other hosts, even if a version of Gradio links to them.
@@ -28,16 +27,13 @@ def try_command(model: Model, host: Host = "127.0.0.1", port: Port = 7860, debug
     with tempfile.TemporaryDirectory() as folder:
         with report_errors(debug):
             check_packages("The page", ["gradio"], "app")
-            import uvicorn
-
             listener = listen(host, port)
             # Uploaded and written files are removed at the end.
             os.environ["GRADIO_TEMP_DIR"] = folder
             app = make_app(model)
             address, port = listener.getsockname()[:2]
             make_console(stderr=True).print(f"Open http://{address}:{port} in a browser. Stop with Ctrl-C.")
-        logging.getLogger("uvicorn.error").addFilter(is_no_cancelled_task)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
+        run_app(app, listener, grace_seconds=1)
 
 
 def make_app(source: str):

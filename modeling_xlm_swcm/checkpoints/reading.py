@@ -465,6 +465,14 @@ def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.T
         yield place, tensor[place]
 
 
+def measure_rows(tensor: torch.Tensor, is_measured: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation over the rows of a tensor, or over the rows in a mask."""
+    mask = torch.ones(len(tensor), dtype=torch.bool) if is_measured is None else is_measured
+    mean = sum(block[mask[rows]].double().sum(0) for rows, block in blocks(tensor)) / mask.sum()
+    squares = sum((block[mask[rows]].double() - mean).square().sum(0) for rows, block in blocks(tensor))
+    return mean.float(), (squares / mask.sum()).sqrt().float()
+
+
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor as bytes, so that a comparison finds NaN equal to itself and 0.0 different from -0.0."""
     return tensor.contiguous().view(torch.uint8)

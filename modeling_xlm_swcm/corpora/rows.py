@@ -141,7 +141,8 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
     Stream the lines of parallel text files. The place of a row is its line in the first file.
 
     Raises:
-        DataError: if a file is not plain text or cannot be read.
+        DataError: if a file is not plain text or cannot be read, or if a line has no parallel line. Such lines are
+            never skipped, because a line that is missing in the middle of a file shifts all lines after it.
     """
     for path in paths:
         if not is_plain_text(path):
@@ -151,8 +152,10 @@ def read_aligned(paths: list[str], bad_rows: BadRows) -> Iterator[tuple[str, lis
         present = [path for path, line in zip(paths, lines, strict=True) if line is not None]
         if len(present) < len(paths):
             missing = ", ".join(path for path in paths if path not in present)
-            bad_rows.reject(f"{present[0]}:{number}", "has no parallel line", f" ({missing} has fewer lines)")
-            continue
+            raise DataError(
+                f"{present[0]}:{number} has no parallel line ({missing} has fewer lines). Pass files with the same "
+                "number of lines. An empty line is a row without a text."
+            )
         texts = []
         for path, line in zip(paths, lines, strict=True):
             try:

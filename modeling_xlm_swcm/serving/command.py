@@ -68,8 +68,6 @@ def serve_command(
             problem = f"{folder} is not a folder" if folder.exists() else f"The folder {folder} does not exist"
             raise ConversionError(f"{problem}. Pass the folder that xlm-swcm export wrote.")
         check_packages("The server", REQUIREMENTS, "serve")
-        import uvicorn
-
         from modeling_xlm_swcm.export.xlm_swcm_server import Limits, create_app
 
         listener = listen(host, port)
@@ -88,11 +86,18 @@ def serve_command(
         make_console(stderr=True).print(
             f"Serving {folder} on http://{address}:{port}. See /docs for the fields of a request. Stop with Ctrl-C."
         )
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
-    logging.getLogger("uvicorn.error").addFilter(is_no_cancelled_task)
-    uvicorn.Server(config).run([listener])
+    run_app(app, listener, GRACE_SECONDS)
     # Python would wait for the thread of the model, which can be at work for minutes.
     os._exit(0)
+
+
+def run_app(app, listener: socket.socket, grace_seconds: int):
+    """Answer requests until Ctrl-C. Requests at work then have `grace_seconds` to end."""
+    import uvicorn
+
+    logging.getLogger("uvicorn.error").addFilter(is_no_cancelled_task)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace_seconds)
+    uvicorn.Server(config).run([listener])
 
 
 def is_no_cancelled_task(record: logging.LogRecord) -> bool:

@@ -1,7 +1,5 @@
 """Extend a vocabulary with tokens that are learned from text."""
 
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -12,10 +10,10 @@ import torch
 
 from modeling_xlm_swcm.checkpoints.arguments import check_number, check_seed
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
-from modeling_xlm_swcm.checkpoints.reading import StoredTensor, blocks
+from modeling_xlm_swcm.checkpoints.reading import StoredTensor, measure_rows
 
 from .kinds import SPACE, Vocabulary, read_vocabulary
-from .pieces import find_script, learn_pieces
+from .pieces import learn_pieces
 from .report import VocabularyReport
 from .rewrite import build_tokenizer, read_source, select_rows, write_checkpoint
 
@@ -53,8 +51,8 @@ def extend(
             Size of the Unigram vocabulary to learn. Only tokens that the checkpoint lacks are added.
         init (`str`, *optional*, defaults to `"mean-of-pieces"`):
             How to initialise the embeddings of new tokens. `"mean-of-pieces"`: the mean of the embeddings of the old
-            tokens. If an old token was `<unk>`, the mean over its script is used instead, with noise. `"random"`:
-            random embeddings and the mean output bias.
+            tokens. An `<unk>` counts as a random embedding. `"random"`: random embeddings. A random embedding has
+            the mean and standard deviation of the old embeddings. Its output bias is the mean.
         evaluate (`list[str]`, *optional*):
             Text files to measure on. By default, the corpus is used.
         revision (`str`, *optional*):
@@ -87,8 +85,7 @@ def extend(
     # New tokens replace the first rows that no token uses. The other unused rows stay.
     old_ids += range(len(old_ids), source.rows)
     segmentations = segment_new_tokens(vocabulary, new) if init == "mean-of-pieces" else None
-    std = source.config.get("initializer_range", 0.02)
-    change = partial(add_rows, old_ids=old_ids, vocabulary=vocabulary, segmentations=segmentations, std=std, seed=seed)
+    change = partial(add_rows, old_ids=old_ids, vocabulary=vocabulary, segmentations=segmentations, seed=seed)
     return write_checkpoint(source, Path(output), tokenizer, old_ids, change, report, overwrite, dry_run)
 
 
@@ -103,88 +100,61 @@ def check_extend_options(size: int, init: str, seed: int):
 
 
 @dataclass
-class OldSegmentations:
-    """
-    The segmentation of new tokens by the old tokenizer.
+class OldSegmentation:
+    """Segmentation of a new token by the old tokenizer: the ids of its known tokens, and the number of `<unk>`."""
 
-    Attributes:
-        parts (`list[tuple[list[int], list[str | None]]]`):
-            For each new token, the ids of its known old tokens, and for each `<unk>` its script, or `None` for a text
-            without letters.
-        script_ids (`dict[str | None, list[int]]`):
-            For each of these scripts, the ids of the old tokens in only this script.
-    """
-
-    parts: list[tuple[list[int], list[str | None]]]
-    script_ids: dict[str | None, list[int]]
+    known: list[int]
+    unknown: int
 
 
-def segment_new_tokens(vocabulary: Vocabulary, new: list[tuple[str, float]]) -> OldSegmentations:
+def segment_new_tokens(vocabulary: Vocabulary, new: list[tuple[str, float]]) -> list[OldSegmentation]:
     """Segment the new tokens with the old tokenizer."""
-    parts, model = [], vocabulary.backend.model
+    segmentations = []
     for piece, _ in new:
-        known, unknown = [], []
-        text = vocabulary.text(piece)
-        for token in model.tokenize(text):
-            if token.id == vocabulary.unk_id:
-                # Unigram returns the unknown characters, and WordPiece returns `[UNK]`.
-                characters = token.value if token.value in text else text
-                unknown += [next(filter(None, map(find_script, characters)), None)]
-            elif token.value != SPACE or piece == SPACE:
-                known.append(token.id)
-        parts.append((known, unknown))
-    unknown_scripts = {script for _, unknown in parts for script in unknown} - {None}
-    script_ids = defaultdict(list)
-    for index, (piece, _) in enumerate(vocabulary.pieces):
-        scripts = {find_script(character) for character in vocabulary.text(piece).removeprefix(SPACE)}
-        if len(scripts) == 1 and scripts <= unknown_scripts and index not in vocabulary.added_tokens:
-            script_ids[scripts.pop()].append(index)
-    return OldSegmentations(parts, script_ids)
+        tokens = vocabulary.backend.model.tokenize(vocabulary.text(piece))
+        unknown = sum(token.id == vocabulary.unk_id for token in tokens)
+        known = [
+            token.id for token in tokens if token.id != vocabulary.unk_id and (token.value != SPACE or piece == SPACE)
+        ]
+        segmentations.append(OldSegmentation(known, unknown))
+    return segmentations
 
 
 def add_rows(
     tensor: torch.Tensor | StoredTensor,
     old_ids: list[int],
     vocabulary: Vocabulary,
-    segmentations: OldSegmentations | None,
-    std: float,
+    segmentations: list[OldSegmentation] | None,
     seed: int,
 ) -> torch.Tensor:
     """Return a vocabulary tensor with rows for the new tokens, random if there are no `segmentations`."""
     changed = select_rows(tensor, old_ids)
     first, count = len(vocabulary.pieces), old_ids.count(-1)
-    noise = std * torch.randn(count, *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(count, *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
     if changed.ndim == 1:
         noise.zero_()
-    mean = compute_mean_row(changed[:first], vocabulary.added_tokens)
-    if segmentations is not None:
-        rows = average_old_rows(changed[:first], segmentations, mean, noise)
-    else:
-        rows = noise if changed.ndim > 1 else mean.expand(count)
+    # Special tokens, language tags and other added tokens do not count.
+    is_piece = torch.ones(first, dtype=torch.bool)
+    is_piece[list(vocabulary.added_tokens)] = False
+    mean, deviation = measure_rows(changed[:first], is_piece)
+    noise *= deviation
+    rows = mean + noise if segmentations is None else average_old_rows(changed[:first], segmentations, mean, noise)
     changed[first : first + count] = rows
     return changed
 
 
-def compute_mean_row(tensor: torch.Tensor, added_tokens: Iterable[int]) -> torch.Tensor:
-    """Return the mean of the rows, without the rows of special tokens, language tags and other added tokens."""
-    is_piece = torch.ones(len(tensor), dtype=torch.bool)
-    is_piece[list(added_tokens)] = False
-    return (sum(block[is_piece[rows]].double().sum(0) for rows, block in blocks(tensor)) / is_piece.sum()).float()
-
-
 def average_old_rows(
-    old: torch.Tensor, segmentations: OldSegmentations, mean: torch.Tensor, noise: torch.Tensor
+    old: torch.Tensor, segmentations: list[OldSegmentation], mean: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
     """
     Return a row for each new token: the mean of the rows of its old tokens.
 
-    An `<unk>` counts as the mean row of its script, or as `mean` if the script has no rows. Tokens with an `<unk>`
-    get noise, because their rows could be equal otherwise.
+    An `<unk>` counts as the mean of all rows, plus noise with the standard deviation of the rows.
+    With less noise their rows are nearly equal, and a model hardly tells the new tokens apart.
     """
-    script_means = {script: old[ids].float().mean(0) for script, ids in segmentations.script_ids.items()}
     rows = []
-    for (known, unknown), token_noise in zip(segmentations.parts, noise, strict=True):
-        parts = [*old[known].float(), *(script_means.get(script, mean) for script in unknown)]
+    for segmentation, token_noise in zip(segmentations, noise, strict=True):
+        parts = [*old[segmentation.known].float(), *[mean] * segmentation.unknown]
         row = torch.stack(parts).mean(0) if parts else mean
-        rows.append(row if parts and not unknown else row + token_noise)
+        rows.append(row if parts and not segmentation.unknown else row + token_noise)
     return torch.stack(rows)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from support.encoders import (
-    INITIALIZER_RANGE,
     make_encoder,
     read_tensors,
     save_encoder,
@@ -52,12 +51,16 @@ def test_the_code_of_a_country_gives_a_warning(caplog, monkeypatch, code, is_war
     assert [f'The code "{code}" is used as it is' in message for message in caplog.messages] == [True] * is_warned
 
 
-def test_tags_start_near_the_mean_of_all_rows_and_no_two_alike(encoder_folder):
-    source = read_tensors(encoder_folder)["roberta.embeddings.word_embeddings.weight"]
-    rows = tag_rows(encoder_folder)
-    distance = (rows - source.mean(0)).square().mean().sqrt().item()
-    assert distance == pytest.approx(INITIALIZER_RANGE, rel=0.3)
-    assert len(rows.unique(dim=0)) == 5
+def test_tags_are_as_different_from_each_other_as_other_tokens(tmp_path):
+    tokenizer = xlm_roberta_tokenizer()
+    encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer)
+    source = encoder.roberta.embeddings.word_embeddings.weight.data
+    scale = torch.linspace(0.1, 10, source.shape[1])
+    source.mul_(scale).add_(5)
+    rows = tag_rows(save_encoder(tmp_path / "encoder", encoder, tokenizer))
+    normal = (rows - source.mean(0)) / source.std(0)
+    assert normal.mean().item() == pytest.approx(0, abs=0.3)
+    assert normal.std(0).mean().item() == pytest.approx(1, abs=0.2)
 
 
 def test_tags_start_with_the_mean_of_the_output_bias(encoder_folder):
@@ -106,7 +109,7 @@ def test_spare_rows_of_the_embedding_become_tags(tmp_path):
     assert list(report.language_ids.values()) == list(range(size, size + 5))
     assert torch.equal(bits(rows[:size]), bits(source[:size]))
     assert torch.equal(bits(rows[-3:]), bits(source[-3:]))
-    assert (rows[size:-3] - source.mean(0)).abs().max() < 6 * INITIALIZER_RANGE
+    assert (rows[size:-3] - source[:size].mean(0)).abs().max() < 6 * source[:size].std()
 
 
 def test_a_converted_folder_keeps_spare_rows(tmp_path):
