@@ -465,12 +465,15 @@ def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.T
         yield place, tensor[place]
 
 
-def measure_rows(tensor: torch.Tensor, is_measured: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation over the rows of a tensor, or over the rows in a mask."""
-    mask = torch.ones(len(tensor), dtype=torch.bool) if is_measured is None else is_measured
-    mean = sum(block[mask[rows]].double().sum(0) for rows, block in blocks(tensor)) / mask.sum()
-    squares = sum((block[mask[rows]].double() - mean).square().sum(0) for rows, block in blocks(tensor))
-    return mean.float(), (squares / mask.sum()).sqrt().float()
+def measure_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation over the rows of a tensor."""
+    total = squares = torch.zeros(tensor.shape[1:], dtype=torch.float64)
+    # One pass over blocks is several times faster than torch.std_mean.
+    for _, block in blocks(tensor):
+        total = total + block.float().sum(0)
+        squares = squares + block.float().square().sum(0)
+    mean = total / len(tensor)
+    return mean.float(), (squares / len(tensor) - mean.square()).clamp(min=0).sqrt().float()
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -133,10 +133,7 @@ def add_rows(
     noise = torch.randn(count, *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
     if changed.ndim == 1:
         noise.zero_()
-    # Special tokens, language tags and other added tokens do not count.
-    is_piece = torch.ones(first, dtype=torch.bool)
-    is_piece[list(vocabulary.added_tokens)] = False
-    mean, deviation = measure_rows(changed[:first], is_piece)
+    mean, deviation = measure_rows(changed[:first])
     noise *= deviation
     rows = mean + noise if segmentations is None else average_old_rows(changed[:first], segmentations, mean, noise)
     changed[first : first + count] = rows
