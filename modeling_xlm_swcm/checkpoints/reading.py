@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -465,15 +465,18 @@ def blocks(tensor: torch.Tensor | StoredTensor) -> Iterator[tuple[slice, torch.T
         yield place, tensor[place]
 
 
-def measure_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation over the rows of a tensor."""
+def measure_rows(tensor: torch.Tensor, excluded: Iterable[int] = ()) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation over the rows of a tensor that are not excluded."""
     total = squares = torch.zeros(tensor.shape[1:], dtype=torch.float64)
+    is_measured = torch.ones(len(tensor), dtype=torch.bool)
+    is_measured[list(excluded)] = False
     # One pass over blocks is several times faster than torch.std_mean.
-    for _, block in blocks(tensor):
-        total = total + block.float().sum(0)
-        squares = squares + block.float().square().sum(0)
-    mean = total / len(tensor)
-    return mean.float(), (squares / len(tensor) - mean.square()).clamp(min=0).sqrt().float()
+    for rows, block in blocks(tensor):
+        measured = (block if is_measured[rows].all() else block[is_measured[rows]]).float()
+        total = total + measured.sum(0)
+        squares = squares + measured.square().sum(0)
+    mean, square = total / is_measured.sum(), squares / is_measured.sum()
+    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -133,7 +133,7 @@ def add_rows(
     noise = torch.randn(count, *changed.shape[1:], generator=torch.Generator().manual_seed(seed))
     if changed.ndim == 1:
         noise.zero_()
-    mean, deviation = measure_rows(changed[:first])
+    mean, deviation = measure_rows(changed[:first], vocabulary.added_tokens)
     noise *= deviation
     rows = mean + noise if segmentations is None else average_old_rows(changed[:first], segmentations, mean, noise)
     changed[first : first + count] = rows
