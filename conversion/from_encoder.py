@@ -208,11 +208,11 @@ def initialise_tags(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]):
         # The rows after the first tag belong to tags or to no token.
         mean, deviation = measure_rows(tensor[: min(plan.new_ids)])
         start = mean.expand(len(plan.new_ids), *tensor.shape[1:])
+        plan.new_rows[target] = "mean of the other rows"
         if target == plan.source.family.model_embeddings:
             start = start + deviation * torch.randn(start.shape, generator=generator)
+            plan.new_rows[target] += " plus noise"
         tensor[plan.new_ids] = start.to(tensor.dtype)
-        noise = " plus noise" if target == plan.source.family.model_embeddings else ""
-        plan.new_rows[target] = f"mean of the other rows{noise}"
 
 
 def instantiate_model(plan: ConversionPlan, state_dict: dict[str, torch.Tensor]) -> XLMSWCMForConditionalGeneration:

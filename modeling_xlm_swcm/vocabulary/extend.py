@@ -146,8 +146,8 @@ def average_old_rows(
     """
     Return a row for each new token: the mean of the rows of its old tokens.
 
-    An `<unk>` counts as the mean of all rows, plus noise with the standard deviation of the rows.
-    With less noise their rows are nearly equal, and a model hardly tells the new tokens apart.
+    An `<unk>` counts as `mean`, and the row of its token gets `noise`. With little noise such rows are nearly equal,
+    and a model hardly tells the tokens apart.
     """
     rows = []
     for segmentation, token_noise in zip(segmentations, noise, strict=True):

@@ -61,6 +61,7 @@ def test_tags_are_as_different_from_each_other_as_other_tokens(tmp_path):
     normal = (rows - source.mean(0)) / source.std(0)
     assert normal.mean().item() == pytest.approx(0, abs=0.3)
     assert normal.std(0).mean().item() == pytest.approx(1, abs=0.2)
+    assert len(rows.unique(dim=0)) == 5
 
 
 def test_tags_start_with_the_mean_of_the_output_bias(encoder_folder):

@@ -146,6 +146,7 @@ class TestNewRows:
         rows, new = tensors[EMBEDDINGS][words], tensors[EMBEDDINGS][len(old) :]
         assert 0.9 < new.std(0).mean() / rows.std(0).mean() < 1.1
         assert (new.mean(0) - rows.mean(0)).abs().mean() < 0.2 * rows.std(0).mean()
+        assert len(new.unique(dim=0)) == len(new)
         assert len(tensors["lm_head.bias"][len(old) :].unique()) == 1
 
     def test_rows_of_known_letters_have_no_noise(self, old, reader, tmp_path):
