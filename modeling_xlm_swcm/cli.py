@@ -384,14 +384,14 @@ def extend_command(
         int,
         typer.Option(
             metavar="N",
-            help="Number of tokens to learn from the corpus. Known tokens are not added again.",
+            help="Maximum number of tokens to learn from the corpus. Known tokens are not added again.",
         ),
     ],
     init: Annotated[
         Init,
         typer.Option(
             help="How to initialise the embeddings of new tokens. `mean-of-pieces`: the mean of the embeddings of the "
-            "old tokens that spelled the new token. `random`: random embeddings."
+            "old tokens that the new token is split into. `random`: random embeddings."
         ),
     ] = "mean-of-pieces",
     evaluate: EvalFiles = None,

@@ -105,8 +105,8 @@ class ModelArguments:
         default="none",
         metadata={
             "help": "Word embeddings to train with the LoRA adapters. none: no embeddings. tags: language tags. new: "
-            "language tags and the tokens that `xlm-swcm vocab extend` added. The path of the vocabulary_report.json "
-            "of the extension means the same as new."
+            "language tags and the tokens that `xlm-swcm vocab extend` added. The path of a "
+            "vocabulary_report.json: as new, for the extension in this report."
         },
     )
     lora_merge: bool = field(
@@ -182,7 +182,8 @@ class TrainingArguments(CheckedOptions, Seq2SeqTrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={
-            "help": "Search for unused parameters in each distributed step. Not needed: the model uses all parameters."
+            "help": "Search for unused parameters in each distributed step. Not needed: each trained parameter gets a "
+            "gradient."
         },
     )
     scheduled_sampling: float = field(

@@ -167,22 +167,28 @@ def check_files(args: GenerateArguments):
     if is_stream(args.output, STDOUT):
         # The file behind stdout may already have text.
         args.output = "-"
-    for name, number in (("stdin", STDIN), ("stderr", STDERR)):
-        if os.path.isfile(args.output) and is_stream(args.output, number):
-            raise ValueError(f"--output {args.output} is the file of {name}. Name another file.")
     if args.terms is not None:
         check_regular(args.terms, allow_stdin=True)
-    folder = Path(args.output).absolute().parent
-    if args.output != "-" and not folder.is_dir():
-        raise ValueError(f"The folder of --output {args.output} does not exist. Create it first.")
-    if args.output != "-" and not os.access(folder, os.W_OK):
-        raise ValueError(f"The folder of --output {args.output} is not writable. Choose another folder.")
-    if Path(args.output).is_dir():
-        raise ValueError(f"--output {args.output} is a folder. Name a file.")
-    sources = [] if args.input == "-" else find_files(args.input)
-    for source in [*sources, *filter(None, [args.terms])]:
-        if args.output != "-" and Path(source).resolve() == Path(args.output).resolve():
-            raise ValueError(f"--output {args.output} would overwrite {source}, which is read. Name another file.")
+    if args.output != "-":
+        sources = [] if args.input == "-" else find_files(args.input)
+        check_output(args.output, sources if args.terms is None else [*sources, args.terms])
+
+
+def check_output(output: str, sources: list[str]):
+    """Check that an output file can be written and is no file that is read."""
+    for name, number in (("stdin", STDIN), ("stderr", STDERR)):
+        if os.path.isfile(output) and is_stream(output, number):
+            raise ValueError(f"--output {output} is the file of {name}. Name another file.")
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"The folder of --output {output} does not exist. Create it first.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"The folder of --output {output} is not writable. Choose another folder.")
+    if Path(output).is_dir():
+        raise ValueError(f"--output {output} is a folder. Name a file.")
+    for source in sources:
+        if Path(source).resolve() == Path(output).resolve():
+            raise ValueError(f"--output {output} would overwrite {source}, which is read. Name another file.")
 
 
 def is_stream(path: str, number: int) -> bool:

@@ -51,8 +51,8 @@ def extend(
             Size of the Unigram vocabulary to learn. Only tokens that the checkpoint lacks are added.
         init (`str`, *optional*, defaults to `"mean-of-pieces"`):
             How to initialise the embeddings of new tokens. `"mean-of-pieces"`: the mean of the embeddings of the old
-            tokens. An `<unk>` counts as a random embedding. `"random"`: random embeddings. A random embedding has
-            the mean and standard deviation of the old embeddings. Its output bias is the mean.
+            tokens. An `<unk>` counts as the mean of all old embeddings, and its token gets random noise with their
+            standard deviation. `"random"`: this mean and this noise. An output bias gets no noise.
         evaluate (`list[str]`, *optional*):
             Text files to measure on. By default, the corpus is used.
         revision (`str`, *optional*):

@@ -170,7 +170,7 @@ class TestResume:
         assert metrics["training"]["mask_share"] == 0.35
         assert round(metrics["training"]["unk_share (texts in ug)"], 3) == 0.036
         card = (uninterrupted / "README.md").read_text()
-        assert "No task is recorded" in card and "It was trained for" not in card
+        assert "The training record names no task." in card and "It was trained for" not in card
         assert (uninterrupted / "training.png").is_file()
         before, after = load_file(model_folder / "model.safetensors"), load_file(uninterrupted / "model.safetensors")
         loaded, info = XLMSWCMForConditionalGeneration.from_pretrained(uninterrupted, output_loading_info=True)

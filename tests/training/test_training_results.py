@@ -125,7 +125,7 @@ class TestCard:
     def test_without_a_task_none_is_claimed(self, trainer, tmp_path):
         trainer.create_model_card()
         text = ModelCard.load(tmp_path / "README.md").text
-        assert "No task is recorded" in text and "trained for" not in text
+        assert "The training record names no task." in text and "trained for" not in text
 
     def test_metrics_of_the_run_come_first(self, trainer, tmp_path):
         (tmp_path / "metrics.json").write_text('{"task": "question-answering", "results": {"f1": 12.5}}')
