@@ -10,6 +10,7 @@ import torch
 from modeling_xlm_swcm.checkpoints.arguments import as_list, check_seed
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, check_choice
 from modeling_xlm_swcm.checkpoints.languages import check_codes
+from modeling_xlm_swcm.checkpoints.reading import FLOAT_DTYPES
 from modeling_xlm_swcm.configuration_xlm_swcm import plan_decoder_blocks
 
 
@@ -171,9 +172,9 @@ class ConversionOptions:
     def resolve_dtype(self, default: torch.dtype) -> torch.dtype:
         """Return the data type of the model, which is `default` if no data type is set."""
         dtype = default if self.dtype is None else getattr(torch, str(self.dtype), None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES.values():
             raise ConversionError(
-                f"{self.dtype or dtype} is not a floating-point dtype. Use float32, bfloat16 or float16."
+                f"A model cannot have the dtype {self.dtype or dtype}. Use float32, bfloat16 or float16."
             )
         return dtype
 

@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMForConditionalGeneration, XLMSWCMTokenizer
-from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_rows, find_unreadable_names
+from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_ids, check_rows, find_unreadable_names
 from modeling_xlm_swcm.checkpoints.encoders import Encoder, load_encoder
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, make_config_error
 from modeling_xlm_swcm.checkpoints.word_pieces import find_losses, make_backend
@@ -159,6 +159,8 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
             raise ConversionError("`languages` needs a tokenizer. Pass the tokenizer of the encoder as `tokenizer`.")
         return None
     check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
+    if languages:
+        check_ids(source.name, source.tokenizer)
     try:
         return XLMSWCMTokenizer(
             tokenizer_object=make_backend(source.tokenizer.backend_tokenizer),

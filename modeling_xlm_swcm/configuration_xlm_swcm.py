@@ -197,7 +197,8 @@ class XLMSWCMConfig(DecoderConfigMixin, PreTrainedConfig):
         weight_sharing (`str`, *optional*, defaults to `"init"`):
             How custom and prefix layers share weights with the encoder. `"init"`: they start as copies of encoder
             layers, and train independently. `"tied"`: a decoder layer and its encoder layer use the same parameters,
-            which are saved once. Tied custom layers do not support LoRA and quantization. Tied prefix layers do.
+            which are saved once. Tied custom layers do not support LoRA, quantization and a `device_map` that splits
+            the model. Tied prefix layers do.
         lm_head_transform (`bool`, *optional*, defaults to `False`):
             Whether to apply a dense layer, GELU and LayerNorm before the output projection, as in the masked-LM head
             of XLM-R.

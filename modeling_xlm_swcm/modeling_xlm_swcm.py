@@ -368,6 +368,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
         Returns:
             `torch.LongTensor` of shape `(batch_size, target_length)`: the input of the decoder.
         """
+        if self.config.decoder_start_token_id is None:
+            raise ValueError("decoder_start_token_id of the config is None. Set it, for example to bos_token_id.")
         start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)

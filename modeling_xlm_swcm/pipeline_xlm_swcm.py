@@ -205,6 +205,10 @@ class XLMSWCMPipeline(Pipeline):
         if tgt_lang is None and "forced_bos_token_id" in target:
             # The tag of a call replaces the `tgt_lang` of the pipeline.
             target["tgt_lang"] = None
+        for limit, other in (("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")):
+            if limit in target and other not in target:
+                # The limit of a call replaces both limits of the pipeline.
+                target[other] = None
         return source, target, cut
 
     def preprocess(self, inputs, src_lang=None, split=None, truncation=False, terms=None):
@@ -225,7 +229,14 @@ class XLMSWCMPipeline(Pipeline):
                     f"The input has {length} tokens, but the maximum is {limit}. Shorten it, or set truncation=True."
                 )
             logger.warning(f"The input has {length} tokens. It is truncated to {limit} tokens.")
-            source = self.tokenizer(*texts, truncation=truncation, **options)
+            try:
+                source = self.tokenizer(*texts, truncation=truncation, **options)
+            # The tokenizers library raises no narrower error.
+            except Exception as error:
+                raise ValueError(
+                    f"truncation={truncation!r} cannot shorten this input to {limit} tokens: {error}. Shorten the "
+                    "question or the context."
+                ) from error
         if terms is not None:
             source["terms"] = terms.find("\n".join(texts))
         return source

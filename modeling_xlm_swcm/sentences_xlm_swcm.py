@@ -75,6 +75,9 @@ CLAUSE_END = re.compile(
 CLAUSE = re.compile(rf"(?<![,;:–—])[,;:–—]+{CLOSINGS}\s+|[，、；：،؛᠂᠈]+{CLOSINGS}\s*|{SHAD}+\s*")
 SPACE = re.compile(r"\s+|་")
 
+# Maximum number of logits in a generation step, 1 GiB in float32.
+MAX_LOGITS = 2**28
+
 # Letters of Chinese and Japanese.
 UNSPACED = re.compile("[぀-ヿ㐀-鿿豈-﫿\U00020000-\U0003ffff]")
 
@@ -196,7 +199,7 @@ def needs_space(left: str, right: str) -> bool:
     return all(word is not None and not UNSPACED.match(word.group()) for word in words)
 
 
-def batches_by_length(rows: Mapping[K, Sized], batch_tokens: int) -> Iterator[list[K]]:
+def batches_by_length(rows: Mapping[K, Sized], batch_tokens: int, row_logits: int = 1) -> Iterator[list[K]]:
     """
     Yield batches of keys, longest rows first.
 
@@ -205,13 +208,17 @@ def batches_by_length(rows: Mapping[K, Sized], batch_tokens: int) -> Iterator[li
             Token ids by key.
         batch_tokens (`int`):
             Maximum size of a batch in tokens, with padding. A longer row is a batch.
+        row_logits (`int`, *optional*, defaults to 1):
+            Number of logits of a row in a generation step: sequences times vocabulary size. A batch has at most
+            `MAX_LOGITS`. A row with more logits is a batch.
 
     Yields:
         `list`: keys of the rows of a batch.
     """
     batch: list[K] = []
     for key in sorted(rows, key=lambda key: -len(rows[key])):
-        if batch and len(rows[batch[0]]) * (len(batch) + 1) > batch_tokens:
+        size = len(batch) + 1
+        if batch and (size * len(rows[batch[0]]) > batch_tokens or size * row_logits > MAX_LOGITS):
             yield batch
             batch = []
         batch.append(key)

@@ -107,7 +107,8 @@ class XLMSWCMTokenizer(TokenizersBackend):
             Default language of the targets. You can also set `tokenizer.tgt_lang` later.
 
     Raises:
-        ValueError: if a language is not in `languages`, or if you tokenize a text without a language.
+        ValueError: if `bos_token` or `eos_token` is missing, if a language is not in `languages`, or if you tokenize a
+            text without a language.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -122,6 +123,9 @@ class XLMSWCMTokenizer(TokenizersBackend):
         known = [token for token in kwargs.pop("extra_special_tokens", None) or [] if str(token) not in map(str, tags)]
         kwargs |= {"languages": self._languages, "src_lang": src_lang, "tgt_lang": tgt_lang}
         super().__init__(*args, extra_special_tokens=known + tags, **kwargs)
+        for name, example in (("bos_token", "[CLS]"), ("eos_token", "[SEP]")):
+            if getattr(self, name) is None:
+                raise ValueError(f"The tokenizer has no {name}. Pass `{name}`, for BERT `{example}`.")
         reserved = {str(token) for token in self._special_tokens_map.values() if token is not None}
         if clash := [code for code in self._languages if language_tag(code) in reserved]:
             raise ValueError(

@@ -45,7 +45,10 @@ def generate_file(
             yield len(candidates), len(passages), None
     # A passage must stay one line.
     outputs = [re.sub(r"\n+", " ", best.text) for best, *_ in candidates]
-    folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
+    # Gradio deletes old files in its cache, and only there.
+    cache = os.environ.get("GRADIO_TEMP_DIR") or os.path.join(tempfile.gettempdir(), "gradio")
+    os.makedirs(cache, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=cache))
     # A file system allows names of 255 bytes.
     output = folder / f"{path.stem[:60]}.{options.tgt_lang or 'output'}.txt"
     output.write_bytes("".join(f"{text}\n" for text in outputs).encode())

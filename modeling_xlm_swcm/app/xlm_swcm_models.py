@@ -118,7 +118,7 @@ class PageModel:
             if not text or not text.strip():
                 raise ValueError("The text is empty. Write or paste a text.")
             check_unicode(text)
-            length = 0 if self.is_split(options) else sum(self._count_tokens(join_question(text, options)))
+            length = 0 if self.is_split(options) else self._count_source(join_question(text, options))
             if length > self.limit:
                 raise ValueError(
                     f"The text has {length} tokens, but the model reads at most {self.limit}. Shorten the text."
@@ -128,6 +128,10 @@ class PageModel:
         """Warn of a translation into the language of the source."""
         if self.languages and options.task == "translation" and options.src_lang == options.tgt_lang:
             warn(f"Source and target language are both {options.src_lang}. A translation needs two languages.")
+
+    def _count_source(self, parts: list[str]) -> int:
+        # Only the first part has a language tag.
+        return sum(self._count_tokens(parts)) - bool(self.languages) * (len(parts) - 1)
 
     def _count_tokens(self, texts: list[str]) -> list[int]:
         # The start, the language tag and the end are tokens too.

@@ -239,6 +239,8 @@ def add_inspection(model: PageModel, choices: Choices, text: gr.Textbox):
 
     def show_attention(text: str, number: int, *values) -> tuple:
         sentences, options = split(text, *values)
+        if not sentences:
+            raise ValueError("The text has no letters or digits. Write a sentence.")
         check_count("Sentence", number, len(sentences), ", the number of sentences")
         warnings: list[str] = []
         model.check_pair(options, warnings.append)

@@ -45,6 +45,15 @@ def check_rows(name: str, tokenizer: PreTrainedTokenizerBase, rows: int):
         )
 
 
+def check_ids(name: str, tokenizer: PreTrainedTokenizerBase):
+    """Check that the ids have no gaps. Otherwise a new token would get the id of another token."""
+    last = max(tokenizer.get_vocab().values())
+    if last >= len(tokenizer):
+        raise ConversionError(
+            f"The tokenizer of {name} has unused ids below {last}. Use a tokenizer without gaps in its ids."
+        )
+
+
 def load_encoder_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of an encoder, with the maximum length of Sentence Transformers if it is lower."""
     # Without a tokenizer file, Transformers silently makes a tokenizer that knows only the special tokens.

@@ -156,7 +156,8 @@ class System:
         outputs = Outputs([""] * len(rows), [False] * len(rows), [False] * len(rows))
         outputs.truncated_sources = sum(len(ids) > self.limit for ids in encoded)
         title = escape(f"{self.source}, {target}")
-        for batch in track(list(batches_by_length(rows, batch_tokens)), title, console=Console(stderr=True)):
+        batches = list(batches_by_length(rows, batch_tokens, num_beams * model.config.vocab_size))
+        for batch in track(batches, title, console=Console(stderr=True)):
             inputs = self.tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt")
             generated = model.generate(**inputs.to(model.device), **options).cpu().numpy()
             has_unk = (generated == self.tokenizer.unk_token_id).any(axis=1).tolist()

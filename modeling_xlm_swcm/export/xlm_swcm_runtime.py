@@ -198,7 +198,8 @@ class ExportedModel:
         rows = dict(enumerate(self._encode(list_sentences(documents), src_lang)))
         generated: dict[int, list[Output]] = {}
         ends, size = self.config["end_token_ids"], options["num_return_sequences"]
-        for batch in batches_by_length(rows, batch_tokens):
+        row_logits = max(options["num_beams"], size) * self.config["vocab_size"]
+        for batch in batches_by_length(rows, batch_tokens, row_logits):
             ids, scores = self._generate_rows([rows[number] for number in batch], options, return_scores)
             is_cut = ~np.isin(ids[:, 1:], ends).any(1)
             for place in np.flatnonzero(is_cut) if ends else ():

@@ -217,10 +217,9 @@ async def await_with_client(work: Coroutine, receive: Receive) -> Any:
 async def answer_request(body: TranslationRequest, batcher: Batcher, receive: Receive):
     """Return the translations of a request, or raise the error with its status code."""
     limits = batcher.limits
-    if body.num_beams is not None and body.num_beams > limits.beams:
-        raise fastapi.HTTPException(
-            400, f"num_beams must be at most {limits.beams} (got {body.num_beams}). Use fewer beams."
-        )
+    for name, count in (("num_beams", body.num_beams), ("num_return_sequences", body.num_return_sequences)):
+        if count is not None and count > limits.beams:
+            raise fastapi.HTTPException(400, f"{name} must be at most {limits.beams} (got {count}). Use fewer.")
     if len(body.texts) > limits.waiting_texts:
         raise fastapi.HTTPException(
             413, f"A request has at most {limits.waiting_texts} texts (got {len(body.texts)}). Send fewer texts."

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -215,13 +216,23 @@ class ResumableTrainer(TokenLossTrainer):
         asked = [{name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in groups]
         with self._explaining_errors(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
-            if before := group.get("initial_lr"):
-                group["lr"] *= settings["initial_lr"] / before
+        groups = self.optimizer.param_groups
+        for group, settings in zip(groups, asked, strict=True):
             group |= settings
         if hasattr(self.lr_scheduler, "base_lrs"):
             self.lr_scheduler.base_lrs = [settings["initial_lr"] for settings in asked]
-            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if isinstance(self.lr_scheduler, LambdaLR):
+            # The checkpoint has the rate of the old schedule.
+            shares = [share(self.lr_scheduler.last_epoch) for share in self.lr_scheduler.lr_lambdas]
+            rates = [group["initial_lr"] * share for group, share in zip(groups, shares, strict=True)]
+        else:
+            # ReduceLROnPlateau has reduced the rate of the old run.
+            path, rate = Path(checkpoint, RUN), self.args.learning_rate
+            before = float(json.loads(path.read_text(encoding="utf-8"))["learning_rate"]) if path.is_file() else rate
+            rates = [group["lr"] * rate / before if before else rate for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        self.lr_scheduler._last_lr = rates
 
     def _load_rng_state(self, checkpoint):
         with self._explaining_errors(checkpoint):

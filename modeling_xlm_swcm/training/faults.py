@@ -11,8 +11,6 @@ from modeling_xlm_swcm.corpora.scripts import find_main_script
 from .segmentation import words
 
 
-FAULTS = ("unk", "empty", "repeated", "cut", "wrong_script", "copied")
-
 # A text is repetitive if a phrase of up to `MAX_PHRASE` words occurs `COPIES` times in a row.
 MAX_PHRASE, COPIES = 16, 4
 # Some loops repeat a part of a word.

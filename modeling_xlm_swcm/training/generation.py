@@ -298,7 +298,7 @@ def generate_lines(
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     generated, cut = {}, []
-    batches = list(batches_by_length(rows, args.batch_tokens))
+    batches = list(batches_by_length(rows, args.batch_tokens, args.num_beams * model.config.vocab_size))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
         inputs = tokenizer.pad({"input_ids": [rows[key] for key in batch]}, return_tensors="pt").to(model.device)
         if terms is not None:

@@ -41,13 +41,17 @@ def use_float32_weights(model: nn.Module):
 
 @contextmanager
 def keep_weights(model: nn.Module) -> Iterator[None]:
-    """Restore the data of all parameters at the end. Use it around code that converts the model in place."""
+    """Restore all parameters and buffers at the end. Use it around code that converts the model in place."""
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
+    # PyTorch converts the data of a parameter, but replaces a buffer.
+    buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
     try:
         yield
     finally:
         for parameter, data in weights:
             parameter.data = data
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
 
 
 def convert_tensors(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

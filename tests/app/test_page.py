@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
+from gradio.utils import get_upload_folder
 from support.commands import assert_refused
 from support.encoders import SENTENCES
 from typer.testing import CliRunner
@@ -150,6 +151,17 @@ def test_wrong_input_is_a_sentence(model, changes, text, message):
         model.check([text], Options(**(vars(OPTIONS) | changes)))
 
 
+def test_a_question_and_a_text_at_the_limit_are_accepted(prefix_folder, monkeypatch):
+    model = load_page_model(str(prefix_folder))
+    options = Options(task="question-answering", src_lang="zh", tgt_lang="zh", question="no wind")
+    ids = model.tokenizer("no wind", "The river", src_lang="zh")["input_ids"]
+    monkeypatch.setattr(model, "limit", len(ids))
+    model.check(["The river"], options)
+    monkeypatch.setattr(model, "limit", len(ids) - 1)
+    with pytest.raises(ValueError, match=f"The text has {len(ids)} tokens"):
+        model.check(["The river"], options)
+
+
 class Echo(PageModel):
     def __init__(self):
         super().__init__(["zh", "ug"], ["translation", "summarization"], 100)
@@ -159,6 +171,9 @@ class Echo(PageModel):
 
     def tokenize(self, text):
         return [Token(word, False) for word in text.split()]
+
+
+OPTIONS_OF_ECHO = Options(task="translation", src_lang="zh", tgt_lang="ug")
 
 
 def get_generate(model: PageModel) -> Callable:
@@ -237,6 +252,14 @@ def run_file(path: Path, is_whole: bool, task: str) -> tuple[list, str]:
     return steps, output.read_bytes().decode()
 
 
+def test_without_a_folder_for_files_an_output_is_in_the_cache_that_gradio_empties(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "in.txt").write_text("a\n")
+    *_, (_, _, output) = generate_file(Echo(), tmp_path / "in.txt", False, OPTIONS_OF_ECHO, print)
+    assert Path(get_upload_folder()) in output.resolve().parents
+
+
 def test_a_file_keeps_its_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     path = tmp_path / "in.txt"
@@ -261,7 +284,7 @@ def test_a_file_with_a_long_name_is_written_and_a_deleted_file_is_refused(tmp_pa
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     path = tmp_path / f"{'x' * 250}.txt"
     path.write_text("a\n")
-    options = Options(task="translation", src_lang="zh", tgt_lang="ug")
+    options = OPTIONS_OF_ECHO
     *_, (_, _, output) = generate_file(Echo(), path, False, options, print)
     assert output.name == f"{'x' * 60}.ug.txt" and output.read_text() == "A\n"
     path.unlink()

@@ -8,10 +8,11 @@ from support.encoders import (
     make_encoder,
     read_tensors,
     save_encoder,
+    word_piece_tokenizer,
     xlm_roberta_tokenizer,
 )
 from support.folders import bits, load
-from transformers import AutoTokenizer, XLMRobertaForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM, BertTokenizer, XLMRobertaForMaskedLM
 from transformers.utils import logging
 
 from modeling_xlm_swcm.conversion import ConversionError, convert, from_encoder
@@ -118,6 +119,20 @@ def test_a_converted_folder_keeps_spare_rows(tmp_path):
     encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, vocab_size=len(tokenizer) + 8)
     convert(save_encoder(tmp_path / "encoder", encoder, tokenizer), tmp_path / "model", languages=FIVE)
     assert len(load(tmp_path / "model").lm_head.bias) == len(tokenizer) + 8
+
+
+def test_tags_need_ids_without_gaps():
+    # A tag would get the id of the last token.
+    whole = word_piece_tokenizer()
+    vocab = whole.get_vocab()
+    del vocab[whole.convert_ids_to_tokens(len(vocab) - 2)]
+    tokenizer = BertTokenizer(vocab=vocab, do_lower_case=False)
+    encoder = make_encoder(BertForMaskedLM, whole)
+    with pytest.raises(
+        ConversionError, match=f"has unused ids below {len(vocab)}. Use a tokenizer without gaps in its"
+    ):
+        from_encoder(encoder, languages=["bo"], tokenizer=tokenizer)
+    assert from_encoder(encoder, tokenizer=tokenizer)[1].new_ids == []
 
 
 def test_a_model_in_memory_takes_tags_with_a_tokenizer_only(masked_lm):

@@ -109,6 +109,7 @@ def test_each_text_has_its_warnings(client, exported):
         ({"src_lang": "\ud800"}, 400, r'Unknown language "\?" for src_lang. Use one of: '),
         ({"texts": ["no wind " * 60], "split": False}, 400, "Text 1 has .* tokens, but the model reads at most"),
         ({"num_beams": 5}, 400, r"num_beams must be at most 4 \(got 5\)."),
+        ({"num_return_sequences": 5}, 400, r"num_return_sequences must be at most 4 \(got 5\)."),
         ({"num_beams": 2, "num_return_sequences": 3}, 400, "num_return_sequences must be at most num_beams"),
         ({"max_new_tokens": 10**6}, 400, "max_new_tokens must be a whole number from 1 to"),
         ({"texts": ["a"] * 21}, 413, r"A request has at most 20 texts \(got 21\)."),

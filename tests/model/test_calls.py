@@ -127,6 +127,12 @@ def test_the_mask_of_the_source_does_not_grow_with_the_target(model, source, tar
     assert [tuple(mask.shape) for mask in masks] == 5 * [(3, 1, 1, 9)]
 
 
+def test_labels_need_a_start_token(source, target):
+    model = tiny_model(decoder_start_token_id=None)
+    with pytest.raises(ValueError, match="decoder_start_token_id of the config is None. Set it, for example to"):
+        model(**source, labels=target)
+
+
 def test_the_decoder_of_a_tied_prefix_model_cannot_run_alone(source, target):
     for name in ("prefix-tied", "modern-tied"):
         model = MODELS[name]()

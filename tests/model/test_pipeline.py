@@ -107,6 +107,8 @@ def test_languages_and_options_may_be_set_once_and_changed_in_a_call(load, write
         expected = write(TEXTS[1], src=languages[0], tgt=languages[1])
         assert [answer["translation_text"] for answer in translate(TEXTS[1], **call)] == expected
     assert translate(TEXTS[1], max_new_tokens=3) != translate(TEXTS[1])
+    # The start token counts in `max_length`.
+    assert translate(TEXTS[1], max_length=4) == translate(TEXTS[1], max_new_tokens=3)
 
 
 def test_a_call_leaves_the_tokenizers_language_as_it_is(load):
@@ -247,6 +249,14 @@ def test_a_question_is_answered_from_its_context_in_every_form_of_input(load, wr
     assert answer(question=questions, context=contexts, batch_size=2) == expected == answer(pairs)
     several = answer(pairs[0], num_beams=2, num_return_sequences=2)
     assert [list(one) for one in several] == [["answer"], ["answer"]]
+
+
+def test_a_question_that_is_too_long_to_truncate_the_context_is_refused(load):
+    answer = load("question-answering", src_lang="zh", **OPTIONS)
+    with pytest.raises(
+        ValueError, match="truncation='only_second' cannot shorten this input to 38 tokens: .* Shorten"
+    ):
+        answer(question="The river, " * 12, context="no wind", truncation="only_second")
 
 
 def test_a_pipeline_saves_a_model_that_a_pipeline_loads(load, tmp_path):

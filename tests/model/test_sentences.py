@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_xlm_swcm.sentences_xlm_swcm import batches_by_length, join_texts, list_sentences, split_texts
+from modeling_xlm_swcm.sentences_xlm_swcm import MAX_LOGITS, batches_by_length, join_texts, list_sentences, split_texts
 
 
 # Characters that the rules know, and letters of scripts with and without spaces and small letters.
@@ -158,13 +158,14 @@ def test_repeated_marks_take_linear_time(unit):
     assert time.process_time() - start < 10
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
-def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, batch_tokens):
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.integers(1, 12))
+def test_batches_hold_every_row_once_and_keep_to_the_limits(lengths, batch_tokens, max_rows):
     rows = {index: [0] * length for index, length in enumerate(lengths)}
-    batches = list(batches_by_length(rows, batch_tokens))
+    batches = list(batches_by_length(rows, batch_tokens, MAX_LOGITS // max_rows))
     assert sorted(index for batch in batches for index in batch) == list(rows)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
+        assert len(batch) <= max_rows
     # Two neighbouring batches do not fit into one.
     for first, second in zip(batches, batches[1:], strict=False):
-        assert lengths[first[0]] * (len(first) + 1) > batch_tokens and second
+        assert (lengths[first[0]] * (len(first) + 1) > batch_tokens or len(first) == max_rows) and second

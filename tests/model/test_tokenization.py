@@ -36,6 +36,13 @@ class TestTags:
         assert tokenizer.get_lang_id("zh") == len(encoder_tokenizer)
         assert tokenizer.decode(tokenizer(TEXTS["ug"])["input_ids"], skip_special_tokens=True) == TEXTS["ug"]
 
+    def test_a_tokenizer_without_a_start_or_end_token_is_refused(self, encoder_tokenizer):
+        backend = encoder_tokenizer.backend_tokenizer
+        with pytest.raises(ValueError, match=r"The tokenizer has no bos_token. Pass `bos_token`, for BERT `\[CLS\]`."):
+            XLMSWCMTokenizer(tokenizer_object=backend, languages=["bo"])
+        with pytest.raises(ValueError, match="The tokenizer has no eos_token."):
+            XLMSWCMTokenizer(tokenizer_object=backend, languages=["bo"], bos_token="<s>")
+
     @pytest.mark.parametrize("code", ["pad", "unk", "mask", "s"])
     def test_a_tag_that_is_a_special_token_is_refused(self, encoder_tokenizer, code):
         with pytest.raises(ValueError, match=f"<{code}>"):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.models import tiny_modern_model
 from support.trainers import new_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -139,6 +140,12 @@ class TestEvaluation:
         plain.train()
         expected = states(plain.model)
         assert all(torch.equal(parameter, expected[name]) for name, parameter in states(trainer.model).items())
+
+    def test_an_evaluation_in_another_dtype_does_not_change_the_buffers(self, make_trainer, tokenizer):
+        model = tiny_modern_model(vocab_size=len(tokenizer))
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        make_trainer(model, bf16_full_eval=True).evaluate()
+        assert before and all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 class TestDescription:

@@ -213,6 +213,27 @@ class TestCheckpoints:
         assert rates == pytest.approx([1e-3, 1e-3, 1e-2, 1e-2])
         assert [group["weight_decay"] for group in faster.optimizer.param_groups] == [0.2, 0.0]
 
+    def test_a_longer_run_continues_with_its_own_schedule(self, make_trainer, tmp_path):
+        make_trainer(max_steps=2).train()
+        longer, whole = (make_trainer(max_steps=4, logging_steps=1, save_strategy="no") for _ in range(2))
+        longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        whole.train()
+        rates = [
+            [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+            for trainer in (longer, whole)
+        ]
+        assert rates[0][-2:] == rates[1][2:] and rates[0][-1] > 0
+
+    def test_a_reduced_rate_follows_a_new_learning_rate(self, make_trainer, tmp_path):
+        options = dict(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps", eval_steps=1, logging_steps=1)
+        options |= dict(lr_scheduler_kwargs={"patience": 0, "factor": 0.5, "threshold": 10.0})
+        make_trainer(max_steps=2, **options).train()
+        faster = make_trainer(max_steps=3, learning_rate=1e-2, **options)
+        faster.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        rates = [entry["learning_rate"] for entry in faster.state.log_history if "learning_rate" in entry]
+        # Each evaluation halves the rate.
+        assert rates == pytest.approx([1e-3, 5e-4, 2.5e-3])
+
     def test_a_damaged_one_is_named(self, make_trainer, tmp_path):
         make_trainer(max_steps=2).train()
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
