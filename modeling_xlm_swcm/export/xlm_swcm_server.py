@@ -48,7 +48,7 @@ class Limits:
         body_bytes (`int`, *optional*, defaults to 100000): Maximum size of the body of a request in bytes.
         waiting_texts (`int`, *optional*, defaults to 1024): Maximum number of texts that wait for the model.
         batch_texts (`int`, *optional*, defaults to 64): Maximum number of texts in a batch of several requests.
-        beams (`int`, *optional*, defaults to 8): Maximum number of beams.
+        beams (`int`, *optional*, defaults to 8): Maximum number of beams, and of translations of a text.
         seconds (`float`, *optional*, defaults to 60):
             Maximum time between the headers of a request and its answer, in seconds.
     """

@@ -36,7 +36,9 @@ MaxWaiting = Annotated[
 MaxBatch = Annotated[
     int, typer.Option(metavar="N", min=1, max=4096, help="Maximum number of texts in a batch of several requests.")
 ]
-MaxBeams = Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Maximum number of beams.")]
+MaxBeams = Annotated[
+    int, typer.Option(metavar="N", min=1, max=1000, help="Maximum number of beams, and of translations of a text.")
+]
 MaxSeconds = Annotated[
     float,
     typer.Option(
