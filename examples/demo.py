@@ -36,9 +36,9 @@ class DemoArguments:
     )
     output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder for all output."})
     phrases: int = field(default=8000, metadata={"help": "Number of Chinese phrases to compose."})
-    steps: int = field(default=360, metadata={"help": "Fine-tuning steps of each model."})
-    batch_size: int = field(default=32, metadata={"help": "Pairs per batch."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    steps: int = field(default=480, metadata={"help": "Fine-tuning steps of each model."})
+    batch_size: int = field(default=16, metadata={"help": "Pairs per batch."})
+    learning_rate: float = field(default=3.5e-4, metadata={"help": "Peak learning rate."})
     encoder_steps: int = field(default=600, metadata={"help": "Training steps of the encoder with --base scratch."})
     seed: int = field(default=0, metadata={"help": "Random seed of data, weights and order."})
 

@@ -47,6 +47,9 @@ DECODERS = {
     "random": {"decoder": "prefix", "decoder_init": "random"},
 }
 
+# Options to train the encoder of `--base scratch`.
+ENCODER_OPTIONS = {"per_device_train_batch_size": 32, "learning_rate": 5e-4}
+
 # Number of points on each curve of the plot.
 EVALUATIONS = 12
 EVALUATED_PAIRS = 80
@@ -119,7 +122,7 @@ def train_small_encoder(args: "DemoArguments", texts: list[str], folder: Path):
     model = XLMRobertaForMaskedLM(config)
     trainer = Trainer(
         model,
-        TrainingArguments(**training_options(args, folder, args.encoder_steps)),
+        TrainingArguments(**training_options(args, folder, args.encoder_steps, **ENCODER_OPTIONS)),
         train_dataset=Dataset.from_dict(tokenizer(texts)),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3),
     )
@@ -172,6 +175,8 @@ def training_options(args: "DemoArguments", folder: Path, steps: int, **options)
         "learning_rate": args.learning_rate,
         "warmup_steps": steps // 10,
         "lr_scheduler_type": "linear",
+        # With Adam's default of 0.999, the loss can jump in so few steps.
+        "adam_beta2": 0.98,
         "train_sampling_strategy": "group_by_length",
         "remove_unused_columns": True,
         "bf16": has_fast_bf16(),

@@ -121,6 +121,8 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         disable_tqdm=True,
         **SCHEDULE,
     )
+    betas = (0.9, settings["adam_beta2"])
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=0.0, fused=True)
     until = variant.frozen_share * settings["steps"]
     trainer = AblationTrainer(
         start.model,
@@ -129,7 +131,7 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         eval_dataset=dev,
         data_collator=DataCollatorForSeq2Seq(start.tokenizer),
         processing_class=start.tokenizer,
-        optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.0, fused=True), None),
+        optimizers=(optimizer, None),
         callbacks=[Freeze(until)] if until else None,
     )
     trainer.remove_callback(PrinterCallback)

@@ -44,6 +44,8 @@ class Plan:
             Options of examples/pretrain.py.
         dropout (`float`, *optional*):
             Dropout of hidden states and attention. Defaults to the dropout of the encoder.
+        adam_beta2 (`float`, *optional*, defaults to 0.999):
+            Decay rate of AdamW's mean of squared gradients.
         dev_lines (`int`, *optional*), test_lines (`int`, *optional*):
             Number of sentences or passages of these splits. Defaults to all.
 
@@ -62,6 +64,7 @@ class Plan:
     experiments: list[dict[str, list]]
     pretraining: dict = field(default_factory=dict)
     dropout: float | None = None
+    adam_beta2: float = 0.999
     dev_lines: int | None = None
     test_lines: int | None = None
     origins: dict[str, str] = field(default_factory=dict, init=False)

@@ -226,6 +226,11 @@ def test_a_parallel_file_with_empty_cells(command, data):
             command(**plan, experiments=[parallel | {"pairs": [4]}])
 
 
+def test_a_plan_may_have_another_beta2(command):
+    command(learning_rates=[1e-3], seeds=[0], experiments=ONE, adam_beta2=0.98)
+    assert {group["betas"] for trainer in command.trained for group in trainer.optimizer.param_groups} == {(0.9, 0.98)}
+
+
 @pytest.mark.parametrize("variant", ["x3", "warm-start"])
 def test_a_plan_may_have_a_dropout_that_is_not_the_encoders(encoder_folder, tmp_path, variant):
     settings = {"variant": variant, "encoder": ".", "task": "titles", "seed": 0}
@@ -360,7 +365,7 @@ def test_every_decoder_has_a_line_of_its_own():
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
     + [("prefix", [4, 3, 1]), ("real_cpu", [1, 1, 6, 7, 4, 2, 2]), ("real_long", [1, 3, 1, 1, 2, 5, 2, 6, 2])]
-    + [("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]), ("gpu", [132, 54, 21, 18])],
+    + [("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]), ("gpu", [132, 54, 21, 18]), ("real_beta2", [2, 2])],
 )
 def test_the_plans_can_be_read(name, sizes):
     plan = Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
