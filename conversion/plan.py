@@ -160,7 +160,7 @@ def add_language_tags(source: Encoder, languages: Sequence[str]) -> XLMSWCMToken
         return None
     check_rows(source.name, source.tokenizer, source.word_embeddings.shape[0])
     if languages:
-        check_ids(source.name, source.tokenizer)
+        check_ids(source.name, max(source.tokenizer.get_vocab().values()), len(source.tokenizer))
     try:
         return XLMSWCMTokenizer(
             tokenizer_object=make_backend(source.tokenizer.backend_tokenizer),

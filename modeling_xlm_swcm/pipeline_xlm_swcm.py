@@ -231,8 +231,10 @@ class XLMSWCMPipeline(Pipeline):
             logger.warning(f"The input has {length} tokens. It is truncated to {limit} tokens.")
             try:
                 source = self.tokenizer(*texts, truncation=truncation, **options)
-            # The tokenizers library raises no narrower error.
             except Exception as error:
+                # The tokenizers library raises no narrower class. Other errors have another cause.
+                if type(error) is not Exception:
+                    raise
                 raise ValueError(
                     f"truncation={truncation!r} cannot shorten this input to {limit} tokens: {error}. Shorten the "
                     "question or the context."

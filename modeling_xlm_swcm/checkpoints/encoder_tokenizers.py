@@ -45,10 +45,9 @@ def check_rows(name: str, tokenizer: PreTrainedTokenizerBase, rows: int):
         )
 
 
-def check_ids(name: str, tokenizer: PreTrainedTokenizerBase):
-    """Check that the ids have no gaps. Otherwise a new token would get the id of another token."""
-    last = max(tokenizer.get_vocab().values())
-    if last >= len(tokenizer):
+def check_ids(name: str, last: int, size: int):
+    """Check that `size` tokens up to the id `last` leave no gaps. Else a new token gets the id of another token."""
+    if last >= size:
         raise ConversionError(
             f"The tokenizer of {name} has unused ids below {last}. Use a tokenizer without gaps in its ids."
         )

@@ -22,6 +22,7 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line, is
 from modeling_xlm_swcm.checkpoints.writing import unfinished
 
 from .evaluation import TokenLossTrainer
+from .files import read_run
 from .precision import convert_tensors, dtype_name, find_not_finite, keep_weights, use_float32_weights
 from .sampling import LengthBucketSampler
 
@@ -194,7 +195,7 @@ class ResumableTrainer(TokenLossTrainer):
         return {name: str(value) for name, value in settings.items()}
 
     def _log_changed_settings(self, path: Path):
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        before = read_run(path)
         for name, value in self._describe_run().items():
             if before.get(name, value) != value:
                 logger.warning(f"Resuming with --{name} {value}. The checkpoint used {before[name]}.")
@@ -227,8 +228,8 @@ class ResumableTrainer(TokenLossTrainer):
             rates = [group["initial_lr"] * share for group, share in zip(groups, shares, strict=True)]
         else:
             # ReduceLROnPlateau has reduced the rate of the old run.
-            path, rate = Path(checkpoint, RUN), self.args.learning_rate
-            before = float(json.loads(path.read_text(encoding="utf-8"))["learning_rate"]) if path.is_file() else rate
+            rate = self.args.learning_rate
+            before = float(read_run(Path(checkpoint, RUN)).get("learning_rate", rate))
             rates = [group["lr"] * rate / before if before else rate for group in groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate

@@ -1,4 +1,4 @@
-"""Writing of text and JSON files, each complete or not at all, and the line that names the output folder."""
+"""Text and JSON files, each written complete or not at all, and the line that names the output folder."""
 
 import json
 from pathlib import Path
@@ -24,6 +24,11 @@ def write_json(path: Path, content: dict | list):
     """Write `content` as JSON, and create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, format_json(content))
+
+
+def read_run(path: Path) -> dict[str, str]:
+    """Return the settings of the run of a checkpoint, or none if there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def print_output(args: TrainingArguments):

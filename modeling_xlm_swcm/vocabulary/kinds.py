@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
+from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_ids
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
 
 
@@ -39,11 +40,7 @@ def find_id_places(post_processor: dict) -> Iterator[tuple[list, int]]:
 def read_vocab(name: str, vocab: dict[str, int]) -> list[tuple[str, float]]:
     """Return piece and score by id, for pieces without scores."""
     pieces = sorted(vocab, key=vocab.__getitem__)
-    if vocab[pieces[-1]] >= len(pieces):
-        raise ConversionError(
-            f"The tokenizer of {name} has unused ids below {vocab[pieces[-1]]}. Use a tokenizer without gaps in its "
-            "ids."
-        )
+    check_ids(name, vocab[pieces[-1]], len(pieces))
     return [(piece, NO_SCORE) for piece in pieces]
 
 
@@ -82,10 +79,7 @@ class Vocabulary:
         # Piece ids have no gaps, so added tokens after the last piece become pieces. New pieces follow them.
         while len(self.pieces) in added:
             self.pieces.append((added[len(self.pieces)], UNREACHABLE_SCORE))
-        if max(added, default=0) >= len(self.pieces):
-            raise ConversionError(
-                f"The tokenizer of {name} has unused ids below {max(added)}. Use a tokenizer without gaps in its ids."
-            )
+        check_ids(name, max(added, default=0), len(self.pieces))
         self.added_tokens = added
         self.processor_ids = {ids[index] for ids, index in find_id_places(self.state["post_processor"] or {})}
         if max(self.processor_ids, default=0) >= len(self.pieces):
