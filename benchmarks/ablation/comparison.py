@@ -21,7 +21,17 @@ from modeling_xlm_swcm.training.rows import DataError
 
 GROUP = ("stage", "task", "pairs", "setting")
 # settings that are equal in all runs of a plan
-BUDGET = ("steps", "batch_size", "max_length", "dropout", "adam_beta2", "eval_steps", "dev_lines", "test_lines")
+BUDGET = (
+    "steps",
+    "batch_size",
+    "max_length",
+    "dropout",
+    "adam_beta2",
+    "warmup_steps",
+    "eval_steps",
+    "dev_lines",
+    "test_lines",
+)
 # scores of the test that a run keeps
 SCORES = ("chrf++", "rougeL_f", "bleu", "exact_match")
 T = TypeVar("T")

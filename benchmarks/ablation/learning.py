@@ -119,7 +119,7 @@ def make_trainer(start: Start, settings: dict, train: list[dict], dev: list[dict
         # The start token is not part of the labels.
         generation_max_length=settings["max_length"] + 1,
         disable_tqdm=True,
-        **SCHEDULE,
+        **SCHEDULE | {"warmup_steps": settings["warmup_steps"]},
     )
     betas = (0.9, settings["adam_beta2"])
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=0.0, fused=True)

@@ -46,6 +46,8 @@ class Plan:
             Dropout of hidden states and attention. Defaults to the dropout of the encoder.
         adam_beta2 (`float`, *optional*, defaults to 0.999):
             Decay rate of AdamW's mean of squared gradients.
+        warmup_steps (`float`, *optional*, defaults to 0.1):
+            Steps until the learning rate reaches its peak. A number below 1 is a share of the steps.
         dev_lines (`int`, *optional*), test_lines (`int`, *optional*):
             Number of sentences or passages of these splits. Defaults to all.
 
@@ -65,6 +67,7 @@ class Plan:
     pretraining: dict = field(default_factory=dict)
     dropout: float | None = None
     adam_beta2: float = 0.999
+    warmup_steps: float = 0.1
     dev_lines: int | None = None
     test_lines: int | None = None
     origins: dict[str, str] = field(default_factory=dict, init=False)

@@ -226,8 +226,9 @@ def test_a_parallel_file_with_empty_cells(command, data):
             command(**plan, experiments=[parallel | {"pairs": [4]}])
 
 
-def test_a_plan_may_have_another_beta2(command):
-    command(learning_rates=[1e-3], seeds=[0], experiments=ONE, adam_beta2=0.98)
+def test_a_plan_may_have_another_beta2_and_warmup(command):
+    command(learning_rates=[1e-3], seeds=[0], experiments=ONE, adam_beta2=0.98, warmup_steps=3)
+    assert {trainer.args.warmup_steps for trainer in command.trained} == {3}
     assert {group["betas"] for trainer in command.trained for group in trainer.optimizer.param_groups} == {(0.9, 0.98)}
 
 
@@ -272,7 +273,7 @@ class TestCopies:
             )
             settings = {"learning_rate": 1e-2, "steps": 10, "batch_size": 2, "max_length": 38, "eval_steps": 10}
             trainer = learning.make_trainer(
-                begun, settings | {"variant": name, "seed": 0, "adam_beta2": 0.98}, examples, [], tmp_path
+                begun, settings | {"variant": name, "seed": 0, "adam_beta2": 0.98, "warmup_steps": 0.1}, examples, [], tmp_path
             )
             trainer.characters = characters
             return trainer
@@ -367,7 +368,7 @@ def test_every_decoder_has_a_line_of_its_own():
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
     + [("prefix", [4, 3, 1]), ("real_cpu", [1, 1, 6, 7, 4, 2, 2]), ("real_long", [1, 3, 1, 1, 2, 5, 2, 6, 2])]
-    + [("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]), ("gpu", [132, 54, 21, 18]), ("real_beta2", [2, 2])],
+    + [("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]), ("gpu", [132, 54, 21, 18]), ("real_beta2", [2, 2]), ("real_warmup", [2, 2])],
 )
 def test_the_plans_can_be_read(name, sizes):
     plan = Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))
