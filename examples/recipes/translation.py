@@ -45,7 +45,7 @@ def main():
         *("--max_source_length", args.max_length, "--max_target_length", args.max_length),
         *("--do_train", "--do_predict", "--predict_with_generate", "--max_steps", args.steps),
         *("--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "32"),
-        *("--learning_rate", args.learning_rate, "--warmup_steps", "0.1"),
+        *("--learning_rate", args.learning_rate),
         *("--logging_steps", "20", "--save_strategy", "no", *args.shared_options(), *rest),
     )
 

@@ -223,7 +223,8 @@ def check_tensors(source: str, config: XLMSWCMConfig, shapes: dict[str, tuple[in
         raise make_config_error(source, error) from error
     # A model without a head is saved without the prefix "model.".
     has_head = any(name.startswith("model.") for name in shapes)
-    tied, described = model.all_tied_weights_keys, model.state_dict()
+    # Loading copies the word embeddings if an untied output projection is missing.
+    tied, described = {*model.all_tied_weights_keys, "lm_head.weight"}, model.state_dict()
     for name in shapes:
         if (name if has_head else f"model.{name}") not in described:
             raise ConversionError(

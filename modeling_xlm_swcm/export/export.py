@@ -41,9 +41,6 @@ SUPPORTED_SETTINGS = {
     *("no_repeat_ngram_size", "repetition_penalty", "do_sample", "temperature", "top_k", "top_p"),
 }
 
-# Settings that have an effect only on sampling.
-SAMPLING_SETTINGS = {"top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
-
 # Settings without an effect on the generated tokens.
 IGNORED_SETTINGS = {
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"),
@@ -144,9 +141,8 @@ def make_runtime_config(
     settings = model.generation_config
     # Transformers' trainer writes all settings with their defaults.
     defaults = settings._get_default_generation_params()
-    ignored = IGNORED_SETTINGS if settings.do_sample else IGNORED_SETTINGS | SAMPLING_SETTINGS
     for name, value in settings.to_dict().items():
-        is_harmless = name in SUPPORTED_SETTINGS | ignored or (name in FACTOR_SETTINGS and value == 1)
+        is_harmless = name in SUPPORTED_SETTINGS | IGNORED_SETTINGS or (name in FACTOR_SETTINGS and value == 1)
         if not is_harmless and value not in (None, False, defaults.get(name)):
             raise ConversionError(
                 f"generation_config.json of {folder} sets {name} to {value}, which an exported model does not "

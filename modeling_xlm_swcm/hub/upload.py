@@ -12,9 +12,16 @@ from modeling_xlm_swcm.checkpoints.errors import ConversionError
 from modeling_xlm_swcm.checkpoints.hub_errors import translate_hub_errors
 from modeling_xlm_swcm.checkpoints.reading import check_token_characters
 
+from .card import GENERATED, has_own_text, read_card
+from .files import CARD, logger
 
-# Files of an older push that a new push removes: weights, whole or in shards, and code that no model uses any more.
-STALE = r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|products_xlm_swcm\.py"
+
+# Files of an older model that a push removes: weights and adapters, whole or in shards, reports, and old code. With an
+# adapter in the repository, Transformers loads the base model of the adapter instead of the pushed model.
+STALE = (
+    r"(model|pytorch_model|adapter_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
+    r"|metrics\.json|training\.png|vocabulary_report\.json|products_xlm_swcm\.py"
+)
 
 
 def check_repo_id(repo_id: str):
@@ -37,7 +44,9 @@ def upload(
     repo_type: str = "model",
 ) -> str:
     """
-    Upload files in one commit, which also removes weight files of older pushes.
+    Upload files in one commit, which also removes weights, adapters and reports of older models.
+
+    A generated model card does not replace a card that somebody wrote on the Hub.
 
     Args:
         files (`dict[str, Path | bytes]`):
@@ -72,7 +81,10 @@ def upload(
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
         before: Any = api.repo_info(repo_id, revision=revision, **kind)
-        stale = {file.rfilename for file in before.siblings or []} - files.keys()
+        names = {file.rfilename for file in before.siblings or []}
+        if repo_type == "model" and CARD in names:
+            files = keep_own_card(files, Path(api.hf_hub_download(repo_id, CARD, revision=before.sha)), repo_id)
+        stale = names - files.keys() if repo_type == "model" else set()
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(stale) if re.fullmatch(STALE, name)]
@@ -86,6 +98,18 @@ def upload(
             **kind,
         )
     return commit.pr_url or commit.commit_url
+
+
+def keep_own_card(files: dict[str, Path | bytes], card: Path, repo_id: str) -> dict[str, Path | bytes]:
+    """Return the files to upload, without a generated card if somebody wrote the card of the repository."""
+    new = files.get(CARD)
+    if not isinstance(new, bytes) or GENERATED.encode() not in new or not has_own_text(read_card(card)):
+        return files
+    logger.warning(
+        f"{repo_id} keeps its model card, because somebody wrote it. To replace it, save a card as {CARD} in the "
+        "folder of the model."
+    )
+    return {name: content for name, content in files.items() if name != CARD}
 
 
 def check_token():

@@ -4,13 +4,11 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_xlm_swcm.hub.card import GENERATED, is_own_card
+from modeling_xlm_swcm.hub.card import GENERATED, PEFT_CARD, is_own_card
 
 from .files import write_whole
 
 
-# PEFT writes this heading into a card that nobody filled.
-PEFT_CARD = "# Model Card for Model ID"
 TEMPLATE = """---
 {{{{ card_data }}}}
 ---

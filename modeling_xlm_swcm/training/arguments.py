@@ -165,13 +165,30 @@ class TrainingArguments(CheckedOptions, Seq2SeqTrainingArguments):
     r"""
     [`~transformers.Seq2SeqTrainingArguments`] with defaults for XLM-SWCM and with scheduled sampling.
 
+    The rate and the warmup are the paper's values. Adam's beta2 is the value of mBART and NLLB.
+
     Args:
+        learning_rate (`float`, *optional*, defaults to 1e-4):
+            Peak learning rate.
+        warmup_steps (`float`, *optional*, defaults to 0.1):
+            Steps until the learning rate reaches its peak. A number below 1 is a share of all steps.
+        adam_beta2 (`float`, *optional*, defaults to 0.98):
+            Decay rate of the second moment in Adam.
         scheduled_sampling (`float`, *optional*, defaults to 0.0):
             Final share of decoder inputs that are replaced by the model's predictions. The share grows linearly from
             0 (Mihaylova and Martins, 2019).
     """
 
     help_texts: ClassVar[dict[str, str]] = HELP | FINETUNE_HELP
+    learning_rate: float = field(
+        default=1e-4,
+        metadata={"help": "Peak learning rate. For a small encoder or LoRA, try 5e-4 first."},
+    )
+    warmup_steps: float = field(
+        default=0.1,
+        metadata={"help": "Steps until the learning rate reaches its peak. A number below 1 is a share of all steps."},
+    )
+    adam_beta2: float = field(default=0.98, metadata={"help": "Decay rate of the second moment in Adam."})
     remove_unused_columns: bool = field(
         default=False,
         metadata={

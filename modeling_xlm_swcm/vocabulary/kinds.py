@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from modeling_xlm_swcm.checkpoints.encoder_tokenizers import check_ids
@@ -184,7 +184,9 @@ class WordPieceVocabulary(Vocabulary):
     def place(self, learned: list[tuple[str, float]], sample: Iterable[str]) -> list[tuple[str, float]]:
         """Return learned pieces and single characters in the forms that occur in the words of the sample."""
         unigram = models.Unigram([("<unk>", 0.0), *learned], 0)
-        words = {word for line in sample for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(line)}
+        # Without a pre-tokenizer, a line is one word.
+        pre_tokenizer = self.backend.pre_tokenizer or pre_tokenizers.Sequence([])
+        words = {word for line in sample for word, _ in pre_tokenizer.pre_tokenize_str(line)}
         places = {part for word in words for part, _ in self.split(word)}
         for word in words:
             first, *others = (token.value for token in unigram.tokenize(word))

@@ -138,7 +138,8 @@ def read_learnt_pieces(tokenizer: Tokenizer, special_tokens: Collection[str]) ->
         `list[tuple[str, float]]`: Pieces and scores, from the highest score to the lowest.
     """
     vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
-    learnt = [(piece, score) for piece, score in vocab if piece not in special_tokens]
+    # The score is null if the corpus only repeats one letter.
+    learnt = [(piece, score) for piece, score in vocab if piece not in special_tokens and score is not None]
     lowest = min((score for _, score in learnt), default=0.0)
     highest_of_rare = lowest + 1e-4 * sum(len(piece) == 1 for piece, _ in learnt)
     rounded = [

@@ -39,6 +39,7 @@ from modeling_xlm_swcm.checkpoints.reading import (
 )
 from modeling_xlm_swcm.checkpoints.sentence_transformers import find_encoder_folder
 from modeling_xlm_swcm.checkpoints.writing import check_output, whole_folder
+from modeling_xlm_swcm.tokenization_xlm_swcm import language_tag
 
 from .corpus import Corpus, compare_segmentations
 from .kinds import Vocabulary, invert_ids
@@ -109,7 +110,8 @@ def read_source(
     check_dtypes(name, tensors)
     check_vocabulary_tensors(name, config, tensors)
     check_rows(name, tokenizer, config["vocab_size"])
-    drop_tied_tensors(tensors)
+    if config.get("tie_word_embeddings", True):
+        drop_tied_tensors(tensors)
     for token_id in find_token_ids(config) | find_token_ids(generation_config or {}):
         if not 0 <= token_id < len(tokenizer):
             raise ConversionError(
@@ -117,9 +119,21 @@ def read_source(
                 f"{len(tokenizer)} tokens. Correct the id."
             )
     conversion_report = read_conversion_report(name, revision)
+    check_tag_ids(name, tokenizer, conversion_report)
     model_class = find_model_class(name, config)
     source = SourceCheckpoint(name, config, generation_config, tensors, tokenizer, model_class, conversion_report)
     return source, corpora, evaluation
+
+
+def check_tag_ids(name: str, tokenizer: PreTrainedTokenizerBase, conversion_report: dict | None):
+    """Refuse a conversion report with other ids than the tokenizer, for example of the model before a trimming."""
+    ids, vocab = (conversion_report or {}).get("language_ids", {}), tokenizer.get_vocab()
+    if wrong := [code for code, token_id in ids.items() if vocab.get(language_tag(code)) != token_id]:
+        raise ConversionError(
+            f"conversion_report.json of {name} gives the tag of {wrong[0]} the id {ids[wrong[0]]}, but in the "
+            f"tokenizer its id is {vocab.get(language_tag(wrong[0]))}. Copy the report from the folder that the "
+            "tokenizer comes from."
+        )
 
 
 def parse_corpora(corpus: list[str], evaluate: list[str] | tuple[str, ...]) -> tuple[list[Corpus], list[Corpus]]:

@@ -9,6 +9,7 @@ import torch
 
 from modeling_xlm_swcm.checkpoints.arguments import check_number
 from modeling_xlm_swcm.checkpoints.errors import ConversionError
+from modeling_xlm_swcm.checkpoints.families import MODEL_TYPES
 from modeling_xlm_swcm.checkpoints.reading import StoredTensor
 
 from .corpus import Corpus
@@ -92,6 +93,7 @@ def trim(
     check_source(source, pad_to_multiple_of)
     vocabulary = read_vocabulary(source.name, source.tokenizer, trims=True)
     old_ids = select_old_ids(source, vocabulary, corpora, options)
+    check_positions(source, old_ids)
     report = VocabularyReport("trim", source.name, revision, options)
     pieces = [vocabulary.pieces[old] for old in old_ids]
     tokenizer = build_tokenizer(vocabulary, pieces, old_ids, report, evaluation)
@@ -150,6 +152,18 @@ def select_old_ids(
     required[[*find_token_ids(source.config), *find_token_ids(source.generation_config or {})]] = True
     kept = select_tokens(counts, required, options["min_count"], options["size"], options["coverage"])
     return np.flatnonzero(vocabulary.add_parts(kept)).tolist()
+
+
+def check_positions(source: SourceCheckpoint, old_ids: list[int]):
+    """Refuse to move the padding token if the positions are counted from its id."""
+    family, pad = MODEL_TYPES.get(source.config["model_type"]), source.config.get("pad_token_id")
+    if family is not None and family.has_positions_from_zero or pad is None or old_ids.index(pad) == pad:
+        return
+    if any("position_embeddings" in name for name in source.tensors):
+        raise ConversionError(
+            f"The padding token of {source.name} has the id {pad}, and the model counts positions from this id. "
+            "Trimming would change the id. Use a checkpoint whose padding token is one of the first tokens."
+        )
 
 
 def keep_rows(tensor: torch.Tensor | StoredTensor, old_ids: list[int]) -> torch.Tensor:

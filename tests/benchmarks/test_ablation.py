@@ -272,9 +272,8 @@ class TestCopies:
                 TASKS["translation"].read_train(data, 5), begun.tokenizer, 38, truncate_sources=False
             )
             settings = {"learning_rate": 1e-2, "steps": 10, "batch_size": 2, "max_length": 38, "eval_steps": 10}
-            trainer = learning.make_trainer(
-                begun, settings | {"variant": name, "seed": 0, "adam_beta2": 0.98, "warmup_steps": 0.1}, examples, [], tmp_path
-            )
+            settings |= {"variant": name, "seed": 0, "adam_beta2": 0.98, "warmup_steps": 0.1}
+            trainer = learning.make_trainer(begun, settings, examples, [], tmp_path)
             trainer.characters = characters
             return trainer
 
@@ -368,7 +367,12 @@ def test_every_decoder_has_a_line_of_its_own():
     ("name", "sizes"),
     [("cpu", [7, 7, 4, 6, 2, 8, 4, 3]), ("cpu_long", [4, 2]), ("cpu_dropout", [5, 2]), ("cpu_second", [6, 6, 2])]
     + [("prefix", [4, 3, 1]), ("real_cpu", [1, 1, 6, 7, 4, 2, 2]), ("real_long", [1, 3, 1, 1, 2, 5, 2, 6, 2])]
-    + [("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]), ("gpu", [132, 54, 21, 18]), ("real_beta2", [2, 2]), ("real_warmup", [2, 2])],
+    + [
+        ("real_gpu", [2, 2, 2, 3, 2, 4, 2, 6]),
+        ("gpu", [132, 54, 21, 18]),
+        ("real_beta2", [2, 2]),
+        ("real_warmup", [2, 2]),
+    ],
 )
 def test_the_plans_can_be_read(name, sizes):
     plan = Plan.load(Path(run.__file__).with_name(f"{name}.yaml"))

@@ -170,6 +170,12 @@ def test_a_model_without_a_head_is_whole_too(folder, tmp_path):
     assert_refused(run("inspect", tmp_path / "bare"), "lack decoder.layers.1.self_attn.q_proj.weight")
 
 
+def test_an_untied_model_without_output_projection_is_whole(folder):
+    # Loading copies the word embeddings to the output projection.
+    edit_json("config.json", tie_word_embeddings=False)(folder)
+    assert inspect(str(folder)).parts["output"] > 0
+
+
 class TestCode:
     def test_changed_bytes_are_named_also_under_the_same_version(self, folder):
         with (folder / "modeling_xlm_swcm.py").open("a") as file:

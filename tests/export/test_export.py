@@ -120,7 +120,8 @@ def no_bars():
             ["hidden_act in config.json", 'is "silu", which cannot be exported.', "gelu"],
         ),
         (
-            change_settings(do_sample=True, min_p=0.1),
+            # A call can switch sampling on.
+            change_settings(min_p=0.1),
             ["generation_config.json", "sets min_p to 0.1,", "Remove this"],
         ),
         (change_settings(max_time=9.5), ["generation_config.json", "sets max_time to 9.5,", "Remove this setting."]),

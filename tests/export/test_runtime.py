@@ -94,7 +94,7 @@ def test_settings_of_the_checkpoint_are_the_defaults(learner, tmp_path):
     settings |= json.loads((folder / "generation_config.json").read_text())
     settings |= {"num_beams": 3, "length_penalty": 0.5, "max_new_tokens": 9, "forced_bos_token_id": tag}
     # These settings do not change greedy decoding and beam search.
-    settings |= {"temperature": 0.7, "min_p": 0.1, "early_stopping": False}
+    settings |= {"temperature": 0.7, "early_stopping": False}
     settings |= {"repetition_penalty": 1.5}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     export(folder, tmp_path / "exported")

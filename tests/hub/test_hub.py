@@ -80,10 +80,11 @@ def test_shards_and_parts_arrive_whole(hub, client, folder):
     assert hub.count(r"PUT /lfs/\w+\?part=2") and hub.count("POST /lfs/.*/complete")
 
 
-def test_a_push_removes_weights_and_code_of_an_older_one_and_keeps_other_files(hub, client, converted, tmp_path):
+def test_a_push_removes_files_of_an_older_model_and_keeps_other_files(hub, client, converted, tmp_path):
     (tmp_path / "old").mkdir()
     weights = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    for name in (*weights, "products_xlm_swcm.py", "training_args.bin"):
+    adapter, reports = ("adapter_config.json", "adapter_model.safetensors"), ("metrics.json", "training.png")
+    for name in (*weights, *adapter, *reports, "products_xlm_swcm.py", "training_args.bin"):
         (tmp_path / "old" / name).write_text("old")
     hub.add("someone/model", tmp_path / "old")
     pushed(client.command("push", converted, "someone/model"))
@@ -400,3 +401,29 @@ def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub, client, folder):
     assert_refused(other_license, 'README.md names the licence "mit", but --license is "apache-2.0".')
     pushed(client.command("push", folder, "someone/model"))
     assert hub.repositories["someone/model"].files["README.md"] == CARD.encode()
+
+
+@pytest.mark.parametrize(
+    ("card", "is_kept"),
+    [
+        (CARD, True),
+        ("---\nlicense: mit\n---\n\n", False),
+        ("---\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n", False),
+        ("This model card has been automatically generated.", False),
+    ],
+    ids=["written", "without text", "PEFT", "Transformers"],
+)
+def test_a_generated_card_does_not_replace_a_card_that_somebody_wrote_on_the_hub(
+    hub, client, folder, tmp_path, card, is_kept
+):
+    (tmp_path / "remote").mkdir()
+    (tmp_path / "remote" / "README.md").write_text(card)
+    hub.add("someone/model", tmp_path / "remote")
+    pushed(client.command("push", folder, "someone/model"))
+    files = hub.repositories["someone/model"].files
+    assert files.keys() == SENT
+    assert (files["README.md"] == card.encode()) == is_kept
+    # A card in the folder is sent.
+    (folder / "README.md").write_text(CARD + "\nNew.\n")
+    pushed(client.command("push", folder, "someone/model"))
+    assert hub.repositories["someone/model"].files["README.md"].endswith(b"\nNew.\n")

@@ -53,7 +53,7 @@ class TestTraining:
             assert moved.max() < 2 * 10 * RATE, name
 
     def test_a_model_from_a_function_trains_in_float32(self, make_trainer, tokenizer, dtype):
-        trainer = make_trainer(save_strategy="no", max_steps=1)
+        trainer = make_trainer(save_strategy="no", max_steps=1, warmup_steps=0)
         trainer.model_init = lambda: self.new_model(tokenizer, dtype)
         trainer.train()
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}

@@ -20,7 +20,7 @@ from support.vocabularies import (
     segment,
     vocabulary_tensors,
 )
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertTokenizer
 
 from modeling_xlm_swcm.conversion import ConversionError, convert, from_encoder
 from modeling_xlm_swcm.vocabulary import extend, trim
@@ -127,3 +127,37 @@ def test_a_word_piece_vocabulary_with_gaps_is_refused(word_pieces, texts, tmp_pa
     (source / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ConversionError, match=f"{source} has unused ids below"):
         trim(source, tmp_path / "output", corpus=[texts["en"]])
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_a_padding_token_from_which_positions_are_counted_does_not_move(tmp_path, texts, is_converted):
+    sentences = [sentence for language in KNOWN for sentence in TEXTS[language]]
+    pieces = sorted(word_piece_tokenizer(sentences).get_vocab(), key=lambda piece: piece.startswith("["))
+    tokenizer = BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=False)
+    source = save_encoder(tmp_path / "bert", make_encoder(BertForMaskedLM, tokenizer), tokenizer)
+    if not is_converted:
+        trim(source, tmp_path / "trimmed", corpus=[texts["en"]])
+        assert load_tokenizer(tmp_path / "trimmed").pad_token_id < tokenizer.pad_token_id
+        return
+    convert(source, tmp_path / "model", languages=["en"])
+    with pytest.raises(ConversionError, match=rf"padding token of .* has the id {tokenizer.pad_token_id}, and"):
+        trim(tmp_path / "model", tmp_path / "trimmed", corpus=[texts["en"]])
+    assert not (tmp_path / "trimmed").exists()
+
+
+def test_text_that_repeats_one_letter(word_pieces, output, tmp_path):
+    (tmp_path / "bo.txt").write_text("ཀཀཀཀཀཀཀཀ\n")
+    with pytest.raises(ConversionError, match="The tokenizer finds no tokens in the corpus. Use other text."):
+        extend(word_pieces, output, corpus=[str(tmp_path / "bo.txt")], size=20)
+
+
+def test_a_word_piece_tokenizer_that_does_not_split_lines(tmp_path, texts, output):
+    tokenizer = word_piece_tokenizer([sentence for language in KNOWN for sentence in TEXTS[language]])
+    source = save_encoder(tmp_path / "bert", make_encoder(BertForMaskedLM, tokenizer), tokenizer)
+    content = json.loads((source / "tokenizer.json").read_text())
+    (source / "tokenizer.json").write_text(json.dumps(content | {"pre_tokenizer": None}))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    extend(source, output, corpus=[texts["bo"]], size=80)
+    assert len(load_tokenizer(output)) > len(tokenizer)

@@ -37,7 +37,7 @@ from support.vocabularies import (
 from transformers import CamembertForMaskedLM, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
-from modeling_xlm_swcm.conversion import convert
+from modeling_xlm_swcm.conversion import ConversionError, convert
 from modeling_xlm_swcm.released_xlm_swcm import ReleasedXLMSWCMConfig, ReleasedXLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.vocabulary import extend, trim
 
@@ -119,8 +119,15 @@ class TestForms:
         assert rows.keys() == {"embeddings.word_embeddings.weight"}
         assert torch.equal(rows.popitem()[1], read_tensors(tmp_path / "expected")[EMBEDDINGS])
 
-    def test_an_untied_output_matrix(self, old, change, output, tmp_path):
+    @pytest.mark.parametrize("is_equal", [False, True])
+    def test_an_untied_output_matrix(self, old, change, output, tmp_path, is_equal):
         folder = save_reader(tmp_path / "reader", tie_word_embeddings=False)
+        if is_equal:
+            # Untied tensors stay, also if they equal other tensors.
+            copies = {"lm_head.decoder.weight": EMBEDDINGS, "lm_head.decoder.bias": "lm_head.bias"}
+            edit_tensors(
+                folder, lambda found: found | {name: found[copied].clone() for name, copied in copies.items()}
+            )
         change(folder, output)
         before, after = rows_by_token(folder), rows_by_token(output)
         head = {"lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"}
@@ -239,6 +246,16 @@ def test_ids_in_the_conversion_report_are_renumbered(tmp_path):
     report = json.loads((tmp_path / "trimmed" / "conversion_report.json").read_text())
     assert report["language_ids"] == {code: tokenizer.get_lang_id(code) for code in ("bo", "en")}
     assert report["new_ids"] == list(report["language_ids"].values()) and "parameters" not in report
+
+
+def test_a_conversion_report_with_the_ids_before_a_trimming_is_refused(tmp_path):
+    source, texts = save_reader(tmp_path / "reader"), write_texts(tmp_path / "texts")
+    convert(source, tmp_path / "model", languages=["bo", "en"])
+    trim(tmp_path / "model", tmp_path / "trimmed", corpus=[texts["en"]])
+    shutil.copy(tmp_path / "model" / "conversion_report.json", tmp_path / "trimmed")
+    with pytest.raises(ConversionError, match=r"conversion_report.json of .* gives the tag of bo the id \d+, but in"):
+        trim(tmp_path / "trimmed", tmp_path / "again", corpus=[texts["en"]])
+    assert not (tmp_path / "again").exists()
 
 
 def test_unused_rows_do_not_change_the_tags(tmp_path):
