@@ -19,8 +19,8 @@ import modeling_xlm_swcm  # noqa: F401
 from small_tokenizer import make_tokenizer, read_texts
 
 from modeling_xlm_swcm.training.arguments import parse_arguments
-from modeling_xlm_swcm.training.checkpoints import find_checkpoint
 from modeling_xlm_swcm.training.encoder import EncoderArguments, EncoderTrainingArguments, train_encoder
+from modeling_xlm_swcm.training.resuming import find_checkpoint
 from modeling_xlm_swcm.training.scripts import report_errors
 
 

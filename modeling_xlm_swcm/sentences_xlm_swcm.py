@@ -199,7 +199,9 @@ def needs_space(left: str, right: str) -> bool:
     return all(word is not None and not UNSPACED.match(word.group()) for word in words)
 
 
-def batches_by_length(rows: Mapping[K, Sized], batch_tokens: int, row_logits: int = 1) -> Iterator[list[K]]:
+def batches_by_length(
+    rows: Mapping[K, Sized], batch_tokens: int, sequences: int = 1, vocab_size: int = 1
+) -> Iterator[list[K]]:
     """
     Yield batches of keys, longest rows first.
 
@@ -207,18 +209,20 @@ def batches_by_length(rows: Mapping[K, Sized], batch_tokens: int, row_logits: in
         rows (`Mapping`):
             Token ids by key.
         batch_tokens (`int`):
-            Maximum size of a batch in tokens, with padding. A longer row is a batch.
-        row_logits (`int`, *optional*, defaults to 1):
-            Number of logits of a row in a generation step: sequences times vocabulary size. A batch has at most
-            `MAX_LOGITS`. A row with more logits is a batch.
+            Maximum size of a batch in tokens, with padding, times `sequences`. A longer row is a batch.
+        sequences (`int`, *optional*, defaults to 1):
+            Number of sequences that are generated for a row: beams or samples.
+        vocab_size (`int`, *optional*, defaults to 1):
+            Number of logits of a sequence in a generation step. A batch has at most `MAX_LOGITS`. A row with more
+            logits is a batch.
 
     Yields:
         `list`: keys of the rows of a batch.
     """
     batch: list[K] = []
     for key in sorted(rows, key=lambda key: -len(rows[key])):
-        size = len(batch) + 1
-        if batch and (size * len(rows[batch[0]]) > batch_tokens or size * row_logits > MAX_LOGITS):
+        size = (len(batch) + 1) * sequences
+        if batch and (size * len(rows[batch[0]]) > batch_tokens or size * vocab_size > MAX_LOGITS):
             yield batch
             batch = []
         batch.append(key)

@@ -165,6 +165,8 @@ def read_terms(terms: Mapping[str, str] | str | PathLike) -> Iterator[tuple[str,
                 raise ValueError(f"terms has the item {source!r}: {target!r}. Pass two texts that are not empty.")
             yield "terms", source.strip(), target.strip()
         return
+    if not isinstance(terms, str | PathLike):
+        raise ValueError(f"terms is of type {type(terms).__name__}. Pass a dict or the path of a file.")
     try:
         lines = Path(terms).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
@@ -176,8 +178,9 @@ def read_terms(terms: Mapping[str, str] | str | PathLike) -> Iterator[tuple[str,
         if fields == [""]:
             continue
         if len(fields) != 2 or not all(fields):
+            found = line.rstrip("\r")
             raise ValueError(
-                f"{terms}:{number} is {line.strip()!r}. Write a source term, one tab and a target term in each line."
+                f"{terms}:{number} is {found!r}. Write a source term, one tab and a target term in each line."
             )
         yield f"{terms}:{number}", fields[0], fields[1]
 
@@ -189,7 +192,7 @@ def make_term(place: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Te
     contexts = [context for context in CONTEXTS for _ in endings]
     texts = [context + target + ending for context in CONTEXTS for ending in endings]
     texts += [context.rstrip() for context in contexts]
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     variants: list[list[int]] = []
     for ids, before in zip(encoded[: len(contexts)], encoded[len(contexts) :], strict=True):
         # A token can also join the context and the term. Then the context is left out.
@@ -197,6 +200,11 @@ def make_term(place: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Te
             variants.append(ids[len(before) :])
     if not variants[0] or tokenizer.unk_token_id in variants[0]:
         raise ValueError(f'{place}: the tokenizer reads the target term "{target}" as <unk>. Remove the term.')
+    if len(variants[0]) > tokenizer.model_max_length:
+        raise ValueError(
+            f"{place}: the target term has {len(variants[0])} tokens, but the model has at most "
+            f"{tokenizer.model_max_length}. Remove the term."
+        )
     return Term(target, decode(variants[0], tokenizer), variants)
 
 

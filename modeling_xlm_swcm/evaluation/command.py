@@ -60,7 +60,9 @@ Record = Annotated[
 ]
 Beams = Annotated[int, typer.Option(metavar="N", help="Number of beams. 1 is greedy decoding.")]
 MaxLength = Annotated[int, typer.Option(metavar="N", help="Maximum length of an output in tokens.")]
-BatchTokens = Annotated[int, typer.Option(metavar="N", help="Maximum size of a batch in tokens, with padding.")]
+BatchTokens = Annotated[
+    int, typer.Option(metavar="N", help="Maximum size of a batch in tokens, with padding and for all beams.")
+]
 MaxSamples = Annotated[
     int | None,
     typer.Option(metavar="N", help="Maximum number of texts per direction. Default: all texts."),

@@ -114,12 +114,6 @@ def read_data(
     return found
 
 
-def is_in_language(row: dict, target: str) -> bool:
-    """Return False if a row names another language than the target."""
-    named = next((row[name] for name in LANGUAGE_COLUMNS if isinstance(row.get(name), str)), target)
-    return match_code(target, [named]) is not None
-
-
 def describe(is_summarization: bool) -> str:
     """Return the name of a task, with a description of its data."""
     return "summarization: texts with titles in the same language" if is_summarization else "translation"
@@ -178,6 +172,8 @@ class PairReader:
     bad_rows: BadRows
     max_samples: int | None = None
     names: set[str] = field(default_factory=set, init=False)
+    # language code by its name in the data
+    codes: dict[str, str] = field(default_factory=dict, init=False)
 
     @property
     def task(self) -> str:
@@ -205,10 +201,18 @@ class PairReader:
         names = [str(name) for name in unnest(first[1])]
         if self.source is None:
             columns = self.find_titles(names, path)
-            rows = (row for row in rows if is_in_language(row[1], target))
+            rows = self.select_language(rows, target)
         else:
             columns = (self.find(self.source, names, path), self.find(target, names, path))
         yield from self.make_pairs(itertools.islice(rows, self.max_samples), columns, target)
+
+    def select_language(self, rows: Iterable[Row], target: str) -> Iterator[Row]:
+        """Yield the rows that name no language, or the language of the target. A row without its language is bad."""
+        for place, row in rows:
+            column = next((name for name in LANGUAGE_COLUMNS if name in row), None)
+            code = target if column is None else get_text(place, row, column, self.bad_rows)
+            if code is not None and match_code(target, [code]) is not None:
+                yield place, row
 
     def find_titles(self, names: list[str], path: str) -> tuple[str, ...]:
         """Return the names of the columns of texts and titles."""
@@ -230,6 +234,8 @@ class PairReader:
                 f"{place} has no text in {code} (found: {list_columns(names)}). Pass another language. If {code} is "
                 f'among these under another name, add `codes=["{code}=NAME"]`.'
             )
+        if (other := self.codes.setdefault(name, code)) != code:
+            raise DataError(f"{other} and {code} both have the name {name} in {place}. Correct `codes`.")
         return name
 
     def make_pairs(self, rows: Iterator[Row], columns: tuple[str, ...], target: str) -> Iterator[Pair]:

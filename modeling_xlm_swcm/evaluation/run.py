@@ -61,7 +61,7 @@ def evaluate(
         max_length (`int`, *optional*, defaults to 256):
             Maximum length of an output in tokens.
         batch_tokens (`int`, *optional*, defaults to 4096):
-            Maximum size of a batch in tokens, with padding.
+            Maximum size of a batch in tokens, with padding and for all beams.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
             Skip rows that cannot be used, with a warning.
 

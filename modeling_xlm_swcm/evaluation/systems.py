@@ -138,7 +138,7 @@ class System:
             max_length (`int`):
                 Maximum number of generated tokens. The limit of the model applies if it is smaller.
             batch_tokens (`int`):
-                Maximum size of a batch in tokens, with padding.
+                Maximum size of a batch in tokens, with padding and for all beams.
 
         Returns:
             [`Outputs`]: the texts in the order of the sources.
@@ -156,7 +156,7 @@ class System:
         outputs = Outputs([""] * len(rows), [False] * len(rows), [False] * len(rows))
         outputs.truncated_sources = sum(len(ids) > self.limit for ids in encoded)
         title = escape(f"{self.source}, {target}")
-        batches = list(batches_by_length(rows, batch_tokens, num_beams * model.config.vocab_size))
+        batches = list(batches_by_length(rows, batch_tokens, num_beams, model.config.vocab_size))
         for batch in track(batches, title, console=Console(stderr=True)):
             inputs = self.tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt")
             generated = model.generate(**inputs.to(model.device), **options).cpu().numpy()

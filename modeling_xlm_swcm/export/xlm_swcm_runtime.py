@@ -138,7 +138,8 @@ class ExportedModel:
             split (`bool`, *optional*):
                 Whether to split the texts into sentences. By default `True` if `tgt_lang` is set and differs from
                 `src_lang`. If `False`, a long text is an error.
-            batch_tokens (`int`, *optional*, defaults to 4096): Maximum size of a batch in tokens, with padding.
+            batch_tokens (`int`, *optional*, defaults to 4096):
+                Maximum size of a batch in tokens, with padding and for all beams.
             return_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return tuples of text and score. The score is the mean log probability of the generated
                 tokens, without the language tag. A text without generated tokens has the score `None`.
@@ -177,9 +178,14 @@ class ExportedModel:
         split: bool | None = None,
         batch_tokens: int = 4096,
         return_scores: bool = False,
+        is_wanted: Callable[[], bool] | None = None,
         **options,
     ) -> list[Answer]:
-        """Return an answer for each source text. [`~ExportedModel.__call__`] describes the arguments."""
+        """
+        Return an answer for each source text. [`~ExportedModel.__call__`] describes the other arguments.
+
+        `is_wanted` is called before each batch. The call ends with a `RuntimeError` if it returns `False`.
+        """
         check_texts(texts)
         check_range("batch_tokens", batch_tokens, 1, MAX_BATCH_TOKENS)
         options = self._complete(options)
@@ -198,8 +204,10 @@ class ExportedModel:
         rows = dict(enumerate(self._encode(list_sentences(documents), src_lang)))
         generated: dict[int, list[Output]] = {}
         ends, size = self.config["end_token_ids"], options["num_return_sequences"]
-        row_logits = max(options["num_beams"], size) * self.config["vocab_size"]
-        for batch in batches_by_length(rows, batch_tokens, row_logits):
+        sequences = max(options["num_beams"], size)
+        for batch in batches_by_length(rows, batch_tokens, sequences, self.config["vocab_size"]):
+            if is_wanted is not None and not is_wanted():
+                raise RuntimeError("The call was stopped, because nobody waits for its texts.")
             ids, scores = self._generate_rows([rows[number] for number in batch], options, return_scores)
             is_cut = ~np.isin(ids[:, 1:], ends).any(1)
             for place in np.flatnonzero(is_cut) if ends else ():

@@ -170,8 +170,12 @@ class Batcher:
     async def _answer(self, batch: list[Job]):
         """Translate the texts of a batch and give each job the answers for its texts."""
         texts = [text for job in batch for text in job.texts]
+
+        def is_wanted() -> bool:
+            return not all(job.answer.done() for job in batch)
+
         try:
-            generate = functools.partial(self.model.generate_texts, texts, **batch[0].options)
+            generate = functools.partial(self.model.generate_texts, texts, is_wanted=is_wanted, **batch[0].options)
             answers = iter(await asyncio.get_running_loop().run_in_executor(self.thread, generate))
         except Exception as error:
             if len(batch) == 1:

@@ -45,8 +45,7 @@ MaxSeconds = Annotated[
         metavar="N",
         min=0.1,
         max=86400,
-        help="Maximum time between the headers of a request and its answer, in seconds. The model still finishes a "
-        "running batch.",
+        help="Maximum time between the headers of a request and its answer, in seconds. The model stops soon after.",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -232,6 +232,8 @@ def check_numbers(args: transformers.TrainingArguments):
             raise ValueError(
                 f"--{name} must be at least 0 and below 1 (got {getattr(args, name)}). Use another number."
             )
+    if args.max_steps < 1 and args.max_steps != -1:
+        raise ValueError(f"--max_steps must be at least 1 (got {args.max_steps}). Leave it out to train whole epochs.")
     for name in INTERVALS:
         if (value := getattr(args, name)) is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"--{name} must be above 0 and finite (got {value}). Use another number.")

@@ -1,7 +1,6 @@
 """Checkpoints that are written completely or not at all, and runs that resume from them exactly."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length, rotate_checkpoints
 from transformers.utils import logging
@@ -110,6 +109,10 @@ class ResumableTrainer(TokenLossTrainer):
             )
         values = super().set_initial_training_values(args, dataloader)
         max_steps = values[-1]
+        if (warmup := args.get_warmup_steps(max_steps)) > max_steps:
+            raise TrainingError(
+                f"--warmup_steps {warmup} is longer than the training of {max_steps} steps. Use fewer warmup steps."
+            )
         if args.logging_steps > max_steps:
             args.logging_steps = max(max_steps // 20, 1)
         return values
@@ -205,6 +208,10 @@ class ResumableTrainer(TokenLossTrainer):
             super()._run_epoch(**kwargs)
         else:  # Transformers would train one more step each time an ended run is resumed.
             self.control.should_training_stop = True
+            logger.warning(
+                f"The run has ended: the checkpoint has {self.state.global_step} of {self.state.max_steps} steps. To "
+                "train further, pass a larger --max_steps or --num_train_epochs."
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with self._explaining_errors(resume_from_checkpoint):
@@ -431,67 +438,3 @@ def check_best_metric(trainer: Trainer):
     known = ["loss", *names]
     if name.removeprefix("eval_") not in [*known, *SPEED_METRICS]:
         raise TrainingError(f"--metric_for_best_model must be one of {', '.join(known)} (got {name}).")
-
-
-def check_output_dir(args: TrainingArguments):
-    """
-    Check that the output folder can be written.
-
-    Raises:
-        TrainingError: if the output folder is a file, or cannot be created or written.
-    """
-    folder = Path(args.output_dir).absolute()
-    if folder.is_file():
-        raise TrainingError(f"--output_dir {args.output_dir} is a file. Name a folder.")
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise TrainingError(f"--output_dir {args.output_dir} cannot be created or written. Choose another folder.")
-
-
-def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | None:
-    """
-    Find the checkpoint to resume from.
-
-    Args:
-        args ([`~transformers.TrainingArguments`]):
-            Training arguments. `resume_from_checkpoint` is a folder, or "last" for the last checkpoint, if any.
-        start (`str`, *optional*):
-            Folder of the model to start from, which the run must not overwrite.
-
-    Returns:
-        `str` or `None`: the folder of the checkpoint, or `None` for a new run.
-
-    Raises:
-        TrainingError: if the checkpoint does not exist or is damaged, or if the output folder is the folder of the
-            model. Also if the output folder has checkpoints and `resume_from_checkpoint` is not set.
-    """
-    check_output_dir(args)
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    requested = args.resume_from_checkpoint
-    if requested is None and last is not None:
-        raise TrainingError(
-            f"{args.output_dir} already has checkpoints. Pass --resume_from_checkpoint last to resume from "
-            f"{Path(last).name}, or choose another --output_dir."
-        )
-    if requested == "last" and last is None and args.process_index == 0:
-        logger.warning(f"{args.output_dir} has no checkpoint. The training starts from the beginning.")
-    if (checkpoint := last if requested == "last" else requested) is None:
-        if start is not None and Path(start).resolve() == Path(args.output_dir).resolve():
-            raise TrainingError(
-                f"--output_dir {args.output_dir} is the folder of the model to start from. Choose another folder."
-            )
-        return None
-    if not (state := Path(checkpoint, TRAINER_STATE_NAME)).is_file():
-        raise TrainingError(
-            f"--resume_from_checkpoint {checkpoint} is not a checkpoint. Pass the folder of a checkpoint, or last."
-        )
-    try:
-        TrainerState.load_from_json(str(state))
-    except (ValueError, TypeError) as error:
-        raise TrainingError(f"{state} is damaged. Delete this checkpoint and resume from an earlier one.") from error
-    if args.deepspeed is None and not Path(checkpoint, SCHEDULER_NAME).is_file():
-        raise TrainingError(
-            f"Cannot resume from {checkpoint}: it has no optimizer state. It was probably saved with "
-            f"--save_only_model. Start a new run with --model_name_or_path {checkpoint} and another --output_dir."
-        )
-    return checkpoint

@@ -18,7 +18,6 @@ from modeling_xlm_swcm.hub import push
 from modeling_xlm_swcm.hub.upload import check_repo_id, check_token
 
 from .arguments import ModelArguments, TrainingArguments
-from .checkpoints import check_output_dir, find_checkpoint
 from .examples import Pair
 from .files import print_output, write_json, write_whole
 from .finetuning_data import FinetuneDataArguments, PairEncoder, encode_for_evaluation, group_of, read_pairs
@@ -26,6 +25,7 @@ from .lora import adapt_model, save_trained
 from .metrics import CUT, GenerationMetrics
 from .precision import choose_saved_dtype
 from .results import write_results
+from .resuming import check_output_dir, find_checkpoint
 from .rows import BadRows, DataError, known_languages
 from .trainer import XLMSWCMTrainer
 

@@ -17,7 +17,7 @@ from modeling_xlm_swcm.checkpoints.errors import escape_unprintable
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 from modeling_xlm_swcm.checkpoints.writing import whole_file
-from modeling_xlm_swcm.corpora.files import check_regular, find_files, read_plain_text, split_lines
+from modeling_xlm_swcm.corpora.files import check_regular, find_files, is_compressed, read_plain_text, split_lines
 from modeling_xlm_swcm.corpora.rows import stream_texts
 from modeling_xlm_swcm.scores_xlm_swcm import score_sequences
 from modeling_xlm_swcm.sentences_xlm_swcm import Output, batches_by_length, join_outputs, split_texts
@@ -91,7 +91,9 @@ class GenerateArguments:
             "limit of the model."
         },
     )
-    batch_tokens: int = field(default=4096, metadata={"help": "Maximum size of a batch in tokens, with padding."})
+    batch_tokens: int = field(
+        default=4096, metadata={"help": "Maximum size of a batch in tokens, with padding and for all beams."}
+    )
     split: bool | None = field(
         default=None,
         metadata={
@@ -179,6 +181,8 @@ def check_output(output: str, sources: list[str]):
     for name, number in (("stdin", STDIN), ("stderr", STDERR)):
         if os.path.isfile(output) and is_stream(output, number):
             raise ValueError(f"--output {output} is the file of {name}. Name another file.")
+    if is_compressed(output):
+        raise ValueError(f"--output {output} is plain text. Use a name with the ending .txt.")
     folder = Path(output).absolute().parent
     if not folder.is_dir():
         raise ValueError(f"The folder of --output {output} does not exist. Create it first.")
@@ -298,7 +302,7 @@ def generate_lines(
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     generated, cut = {}, []
-    batches = list(batches_by_length(rows, args.batch_tokens, args.num_beams * model.config.vocab_size))
+    batches = list(batches_by_length(rows, args.batch_tokens, args.num_beams, model.config.vocab_size))
     for batch in track(batches, "Generating", console=Console(stderr=True)):
         inputs = tokenizer.pad({"input_ids": [rows[key] for key in batch]}, return_tensors="pt").to(model.device)
         if terms is not None:

@@ -92,8 +92,8 @@ class CorpusConfig:
                 "a column of monolingual text",
             ),
             "columns": (
-                self.columns is None or (are_texts(self.columns, 2) and is_parallel),
-                "a list of two columns of parallel text",
+                self.columns is None or (are_texts(self.columns, 2) and len(set(self.columns)) == 2 and is_parallel),
+                "a list of two different columns of parallel text",
             ),
             "name": (self.name is None or isinstance(self.name, str), "the configuration of a Hub dataset"),
             "split": (isinstance(self.split, str), "the split of a Hub dataset"),

@@ -15,7 +15,7 @@ from modeling_xlm_swcm.checkpoints.inspection import read_model_config
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 
 from .arguments import ModelArguments, TrainingArguments
-from .checkpoints import TrainingError, find_checkpoint
+from .checkpoints import TrainingError
 from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
 from .denoising import DataCollatorForDenoising
 from .files import print_output
@@ -24,6 +24,7 @@ from .mixture import CorpusConfig, Mixture, load_corpora
 from .option_help import HUB_OPTIONS
 from .precision import choose_saved_dtype
 from .results import write_results
+from .resuming import find_checkpoint
 from .rows import BadRows, DataError
 from .trainer import XLMSWCMTrainer
 

@@ -101,6 +101,17 @@ class TestTables:
         data = read_data(str(tmp_path / "titles.jsonl"), ["zh", "kk"], None, max_samples=2)
         assert [texts_of(pairs) for pairs in data.pairs.values()] == [[("zho_Hans",) * 2, ("zh",) * 2], [("kk", "kk")]]
 
+    @pytest.mark.parametrize("language", ["", None])
+    def test_titles_without_their_language_are_bad_rows(self, tmp_path, language):
+        rows = [{"text": "a", "title": "b", "lang": code} for code in ("zh", language)]
+        write_files(tmp_path, {"titles.jsonl": rows})
+        with pytest.raises(DataError, match=r'titles.jsonl:2 .* "lang"'):
+            read_data(str(tmp_path / "titles.jsonl"), ["zh"], None)
+
+    def test_two_languages_do_not_have_one_column(self, table):
+        with pytest.raises(DataError, match="zh and bo both have the name zh in .*test.tsv. Correct `codes`."):
+            read_data(str(table), ["bo"], "zh", spellings={"bo": ["zh"]})
+
     def test_a_subset_of_a_file_is_refused(self, table):
         with pytest.raises(DataError, match='`subset="dev"` has no effect on the file'):
             read_data(str(table), ["bo"], "zh", subset="dev")

@@ -231,6 +231,7 @@ def test_words_that_are_no_options_are_named(monkeypatch, words, message):
         ("a", {"input": "i*.txt", "output": "./in.txt"}, "would overwrite in.txt, which is read."),
         ("a", {"input": "-", "terms": "in.txt", "output": "in.txt"}, "would overwrite in.txt, which is read."),
         ("a", {"output": ""}, "--output is empty. Name a file."),
+        ("a", {"output": "out.txt.gz"}, r"--output out\.txt\.gz is plain text. Use a name with the ending .txt."),
         ("a", {"terms": "/dev/null"}, "/dev/null is not a regular file. Pass a file."),
         ("", {}, r"in\.txt is empty. Write one text per line."),
         ("\ufeff", {}, r"in\.txt is empty."),

@@ -361,6 +361,16 @@ class TestBatches:
         assert (a, b.status_code, c) == (["a bo"], 499, ["c bo"])
         assert model.batches == [["a"], ["c"]]
 
+    def test_a_batch_ends_when_nobody_waits_for_it(self):
+        class EndlessModel(SlowModel):
+            def generate_texts(self, texts: list[str], is_wanted, **options) -> list[Answer]:
+                while "endless" in texts and is_wanted():
+                    time.sleep(0.01)
+                return super().generate_texts(texts, **options)
+
+        endless, b = run_batcher(EndlessModel(), [(["endless"], "bo", True), (["b"], "bo", False)])
+        assert (endless.status_code, b) == (499, ["b bo"])
+
     def test_too_many_texts_are_refused_at_once(self):
         answers = run_batcher(SlowModel(), [([letter], "bo", False) for letter in "abcd"], waiting_texts=2)
         assert answers[:3] == [["a bo"], ["b bo"], ["c bo"]] and isinstance(answers[3], OverloadError)

@@ -158,14 +158,15 @@ def test_repeated_marks_take_linear_time(unit):
     assert time.process_time() - start < 10
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.integers(1, 12))
-def test_batches_hold_every_row_once_and_keep_to_the_limits(lengths, batch_tokens, max_rows):
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.integers(1, 12), st.integers(1, 4))
+def test_batches_hold_every_row_once_and_keep_to_the_limits(lengths, batch_tokens, max_rows, beams):
     rows = {index: [0] * length for index, length in enumerate(lengths)}
-    batches = list(batches_by_length(rows, batch_tokens, MAX_LOGITS // max_rows))
+    batches = list(batches_by_length(rows, batch_tokens, beams, MAX_LOGITS // max_rows // beams))
     assert sorted(index for batch in batches for index in batch) == list(rows)
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= batch_tokens
+        assert len(batch) == 1 or beams * len(batch) * max(lengths[index] for index in batch) <= batch_tokens
         assert len(batch) <= max_rows
     # Two neighbouring batches do not fit into one.
     for first, second in zip(batches, batches[1:], strict=False):
-        assert (lengths[first[0]] * (len(first) + 1) > batch_tokens or len(first) == max_rows) and second
+        is_full = beams * lengths[first[0]] * (len(first) + 1) > batch_tokens
+        assert (is_full or len(first) == max_rows) and second

@@ -115,7 +115,8 @@ def test_a_text_has_a_term_as_the_tokenizer_decodes_it():
     ("content", "message"),
     [
         ("river\tno wind\nbank boat\n", r"terms.tsv:2 is 'bank boat'. Write a source term, one tab and a target term"),
-        ("\n\nriver\t\n", "terms.tsv:3 is 'river'."),
+        ("\n\nriver\t\n", r"terms.tsv:3 is 'river\\t'."),
+        ("\tboat", r"terms.tsv:1 is '\\tboat'."),
         ("river\tno\twind", r"terms.tsv:1 is 'river\\tno\\twind'."),
         ("river\tboat\nRiver\twind", 'terms.tsv:2: the source term "River" is given twice.'),
         ("river\tქართული", 'terms.tsv:1: the tokenizer reads the target term "ქართული" as <unk>. Remove the term.'),
@@ -132,6 +133,13 @@ def test_bad_lines_of_a_terms_file_are_named(tokenizer, tmp_path, content, messa
         Terms(path, tokenizer)
 
 
+def test_a_term_that_is_longer_than_any_output_is_refused():
+    tokenizer = xlm_roberta_tokenizer()
+    tokenizer.model_max_length = 30
+    with pytest.raises(ValueError, match=r"^terms: the target term has \d+ tokens, but the model has at most 30\."):
+        Terms({"river": "boat " * 40}, tokenizer)
+
+
 @pytest.mark.parametrize("strength", [0, -1, float("nan"), float("inf"), "2", True])
 def test_a_wrong_strength_is_refused(tokenizer, strength):
     terms = Terms({"river": "boat"}, tokenizer)
@@ -139,3 +147,5 @@ def test_a_wrong_strength_is_refused(tokenizer, strength):
         terms.processors(terms.find("river"), strength)
     with pytest.raises(ValueError, match="^terms has the item 'river': None. Pass two texts"):
         Terms({"river": None}, tokenizer)
+    with pytest.raises(ValueError, match="^terms is of type int. Pass a dict or the path of a file."):
+        Terms(5, tokenizer)

@@ -240,6 +240,7 @@ def test_the_number_of_beams_has_a_limit(num_beams, is_allowed):
         (["--scheduled_sampling", "2"], "--scheduled_sampling must be between 0 and 1 (got 2.0)."),
         (["--lora_rank", "0"], "--lora_rank must be at least 1 (got 0)."),
         (["--learning_rate", "-1"], "--learning_rate must be at least 0 and finite (got -1.0)."),
+        (["--max_steps", "0"], "--max_steps must be at least 1 (got 0). Leave it out to train whole epochs."),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
         (["--adam_beta1", "1"], "--adam_beta1 must be at least 0 and below 1 (got 1.0)."),
         (["--label_smoothing_factor", "nan"], "--label_smoothing_factor must be at least 0 and below 1 (got nan)."),

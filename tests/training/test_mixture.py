@@ -190,7 +190,7 @@ class TestCorporaFile:
             ({"train": [{"path": "a", "languages": ["en", "en"]}]}, r"Corpus .*: languages cannot be \['en', 'en'\]"),
             (
                 {"train": [{"path": "a", "language": "en", "columns": ["x", "y"]}]},
-                "Corpus a: columns cannot be .* Give a list of two columns of parallel text",
+                "Corpus a: columns cannot be .* Give a list of two different columns of parallel text",
             ),
             (
                 {"train": [{"path": "a", "languages": ["en", "ug"], "column": "x"}]},
@@ -221,7 +221,7 @@ class TestCorporaFile:
             ({"train": [{"path": 3, "language": "en"}]}, r"Corpus .*: path cannot be 3"),
             (
                 {"train": [{"path": "a", "languages": ["en", "ug"], "columns": ["x"]}]},
-                "Corpus a: columns cannot be .* Give a list of two columns of parallel text",
+                "Corpus a: columns cannot be .* Give a list of two different columns of parallel text",
             ),
             (
                 {"train": [{"path": "a", "language": "en", "weight": 0}]},
@@ -235,6 +235,10 @@ class TestCorporaFile:
             (
                 {"train": {"path": "a", "language": "en"}},
                 "train: in .*corpora.yaml must be a list. Put `- ` in front of each corpus.",
+            ),
+            (
+                {"train": [{"path": "a", "languages": ["zh", "bo"], "columns": ["zh", "zh"]}]},
+                r"columns cannot be \['zh', 'zh'\]\. Give a list of two different columns of parallel text",
             ),
             ("train: [{path: a, language: en, 3: x, foo: y}]", "unknown field 3"),
             ("train: []\ntrain: [{path: a, language: en}]", "train is given twice"),

@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMForConditionalGeneration
 from modeling_xlm_swcm.training.arguments import TrainingArguments
-from modeling_xlm_swcm.training.checkpoints import UNFINISHED, TrainingError, find_checkpoint, logger
+from modeling_xlm_swcm.training.checkpoints import UNFINISHED, TrainingError, logger
+from modeling_xlm_swcm.training.resuming import find_checkpoint
 from modeling_xlm_swcm.training.trainer import XLMSWCMTrainer
 
 
@@ -193,7 +194,9 @@ class TestCheckpoints:
                 CaptureLogger(logger) as ours,
             ):
                 resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-            assert ours.out.strip().removeprefix("Resuming with ") == said
+            *changed, ended = ours.out.splitlines()
+            assert "".join(changed).removeprefix("Resuming with ") == said
+            assert ended.startswith("The run has ended: the checkpoint has 2 of 2 steps. To train further, pass a ")
             # Transformers does not warn of the logging steps that a short run sets itself.
             assert upstream.out == ""
         again = make_trainer(max_steps=2, adam_epsilon=1e-3, train_sampling_strategy="sequential")
@@ -260,7 +263,7 @@ class TestCheckpoints:
         args.resume_from_checkpoint = "last"
         assert find_checkpoint(args) is None
         (tmp_path / "checkpoint-7").mkdir()
-        with pytest.raises(TrainingError, match="checkpoint-7 is not a checkpoint"):
+        with pytest.raises(TrainingError, match="checkpoint-7 is not a checkpoint of a training. Delete it, or pass"):
             find_checkpoint(args)
         for name in ("trainer_state.json", "scheduler.pt"):
             (tmp_path / "checkpoint-7" / name).write_text("{}")
@@ -275,6 +278,15 @@ class TestCheckpoints:
         elsewhere.rename(tmp_path / "checkpoint-7")
         with pytest.raises(TrainingError, match="Pass --resume_from_checkpoint last to resume from checkpoint-7"):
             find_checkpoint(args)
+        for name in ("config.json", "adapter_config.json"):
+            folder = tmp_path / name.removesuffix(".json")
+            folder.mkdir()
+            (folder / name).write_text("{}")
+            args.output_dir = str(folder)
+            for args.resume_from_checkpoint in (None, "last"):
+                with pytest.raises(TrainingError, match="config already holds a model. Choose another folder."):
+                    find_checkpoint(args)
+        args.resume_from_checkpoint = None
         (tmp_path / "file").write_text("")
         args.output_dir = str(tmp_path / "file")
         with pytest.raises(TrainingError, match="file is a file. Name a folder."):
@@ -285,6 +297,11 @@ class TestCheckpoints:
 
 
 class TestLoss:
+    def test_a_warmup_is_not_longer_than_the_training(self, make_trainer):
+        make_trainer(max_steps=2, warmup_steps=2).train()
+        with pytest.raises(TrainingError, match="--warmup_steps 3 is longer than the training of 2 steps. Use fewer"):
+            make_trainer(max_steps=2, warmup_steps=3).train()
+
     def test_without_options_it_is_the_upstream_trainer(self, make_trainer):
         ours, upstream = make_trainer(), make_trainer(trainer_class=Seq2SeqTrainer)
         ours.train()
