@@ -67,7 +67,7 @@ class GenerateArguments:
         default=False,
         metadata={
             "help": "Begin each output line with its score and a tab. The score is the mean log probability of the "
-            "tokens of the line, 0 at best. A line without letters and digits has no score."
+            "tokens of the line, 0 at best. If lines are split, a line without letters and digits has no score."
         },
     )
     terms: str | None = field(
