@@ -269,7 +269,7 @@ class TestOptions:
             (["--shuffle_buffer", 0], "--shuffle_buffer must be at least 1"),
             (["--sampling_exponent", "nan"], r"--sampling_exponent must be between 0 and 1 \(got nan\)\."),
             (
-                ["--num_train_epochs", 0],
+                ["--max_steps", -1, "--num_train_epochs", 0],
                 "There are no training steps. Pass --max_steps or --num_train_epochs.",
             ),
         ],
