@@ -165,12 +165,13 @@ class TrainingArguments(CheckedOptions, Seq2SeqTrainingArguments):
     r"""
     [`~transformers.Seq2SeqTrainingArguments`] with defaults for XLM-SWCM and with scheduled sampling.
 
-    The rate and the warmup are the paper's values. Adam's beta2 is the value of mBART and NLLB.
+    The rate is the paper's value. Adam's beta2 is the value of mBART and NLLB. The long warmup protects the copied
+    weights: in 400 steps, a warmup of 30 % gives a lower loss than a warmup of 10 %.
 
     Args:
         learning_rate (`float`, *optional*, defaults to 1e-4):
             Peak learning rate.
-        warmup_steps (`float`, *optional*, defaults to 0.1):
+        warmup_steps (`float`, *optional*, defaults to 0.3):
             Steps until the learning rate reaches its peak. A number below 1 is a share of all steps.
         adam_beta2 (`float`, *optional*, defaults to 0.98):
             Decay rate of the second moment in Adam.
@@ -185,7 +186,7 @@ class TrainingArguments(CheckedOptions, Seq2SeqTrainingArguments):
         metadata={"help": "Peak learning rate. For a small encoder or LoRA, try 5e-4 first."},
     )
     warmup_steps: float = field(
-        default=0.1,
+        default=0.3,
         metadata={"help": "Steps until the learning rate reaches its peak. A number below 1 is a share of all steps."},
     )
     adam_beta2: float = field(default=0.98, metadata={"help": "Decay rate of the second moment in Adam."})
