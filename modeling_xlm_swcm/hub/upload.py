@@ -81,10 +81,11 @@ def upload(
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
         before: Any = api.repo_info(repo_id, revision=revision, **kind)
-        names = {file.rfilename for file in before.siblings or []}
-        if repo_type == "model" and CARD in names:
+        # `hub.space` writes the card of a Space. A Space keeps its other files.
+        names = {file.rfilename for file in before.siblings or []} if repo_type == "model" else set()
+        if CARD in names:
             files = keep_own_card(files, Path(api.hf_hub_download(repo_id, CARD, revision=before.sha)), repo_id)
-        stale = names - files.keys() if repo_type == "model" else set()
+        stale = names - files.keys()
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
         operations += [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(stale) if re.fullmatch(STALE, name)]

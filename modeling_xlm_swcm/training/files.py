@@ -27,7 +27,7 @@ def write_json(path: Path, content: dict | list):
 
 
 def read_run(path: Path) -> dict[str, str]:
-    """Return the settings of the run of a checkpoint, or none if there is no file."""
+    """Return the settings in the `run.json` of a checkpoint, or an empty dict if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -43,8 +43,8 @@ def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | 
         `str` or `None`: the folder of the checkpoint, or `None` for a new run.
 
     Raises:
-        TrainingError: if the checkpoint does not exist or is damaged, or if the output folder is the folder of the
-            model. Also if the output folder has checkpoints and `resume_from_checkpoint` is not set.
+        TrainingError: if the checkpoint does not exist or is damaged, or if a new run would overwrite a model. Also
+            if the output folder has checkpoints and `resume_from_checkpoint` is not set.
     """
     check_output_dir(args)
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
@@ -54,8 +54,6 @@ def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | 
             f"{args.output_dir} already has checkpoints. Pass --resume_from_checkpoint last to resume from "
             f"{Path(last).name}, or choose another --output_dir."
         )
-    if requested == "last" and last is None and args.process_index == 0:
-        logger.warning(f"{args.output_dir} has no checkpoint. The training starts from the beginning.")
     if (checkpoint := last if requested == "last" else requested) is None:
         if start is not None and Path(start).resolve() == Path(args.output_dir).resolve():
             raise TrainingError(
@@ -63,6 +61,8 @@ def find_checkpoint(args: TrainingArguments, start: str | None = None) -> str | 
             )
         if any(Path(args.output_dir, name).is_file() for name in (CONFIG_NAME, "adapter_config.json")):
             raise TrainingError(f"--output_dir {args.output_dir} already holds a model. Choose another folder.")
+        if requested == "last" and args.process_index == 0:
+            logger.warning(f"{args.output_dir} has no checkpoint. The training starts from the beginning.")
         return None
     if not (state := Path(checkpoint, TRAINER_STATE_NAME)).is_file():
         advice = "Delete it" if requested == "last" else "Pass last"

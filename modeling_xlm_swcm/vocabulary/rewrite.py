@@ -126,7 +126,7 @@ def read_source(
 
 
 def check_tag_ids(name: str, tokenizer: PreTrainedTokenizerBase, conversion_report: dict | None):
-    """Refuse a conversion report with other ids than the tokenizer, for example of the model before a trimming."""
+    """Refuse a conversion report whose tag ids differ from the ids of the tokenizer."""
     ids, vocab = (conversion_report or {}).get("language_ids", {}), tokenizer.get_vocab()
     if wrong := [code for code, token_id in ids.items() if vocab.get(language_tag(code)) != token_id]:
         raise ConversionError(

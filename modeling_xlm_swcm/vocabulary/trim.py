@@ -157,9 +157,9 @@ def select_old_ids(
 def check_positions(source: SourceCheckpoint, old_ids: list[int]):
     """Refuse to move the padding token if the positions are counted from its id."""
     family, pad = MODEL_TYPES.get(source.config["model_type"]), source.config.get("pad_token_id")
-    if family is not None and family.has_positions_from_zero or pad is None or old_ids.index(pad) == pad:
-        return
-    if any("position_embeddings" in name for name in source.tensors):
+    is_counted = family is None or not family.has_positions_from_zero
+    has_table = any("position_embeddings" in name for name in source.tensors)
+    if is_counted and has_table and pad is not None and old_ids.index(pad) != pad:
         raise ConversionError(
             f"The padding token of {source.name} has the id {pad}, and the model counts positions from this id. "
             "Trimming would change the id. Use a checkpoint whose padding token is one of the first tokens."
