@@ -6,7 +6,8 @@
 The script fine-tunes a new model for each number in `--samples`. It trains on all examples of the high-resource
 language, and on this number of examples of each other language. A larger sample contains all smaller samples. The
 script scores each model on all languages of the test file. It writes `transfer.md`, `transfer.json`, `transfer.png`
-and a folder for each model. All options of finetune.py work too, except `--push_to_hub`.
+and a folder for each model. With `--resume_from_checkpoint last` an experiment that was stopped continues. All options
+of finetune.py work too, except `--push_to_hub`.
 """
 
 # Ctrl-C also ends the script while it imports.
@@ -25,7 +26,7 @@ from modeling_xlm_swcm.training.transfer import TransferArguments, transfer, wri
 
 
 def main():
-    with report_errors("The finished models are in their folders."):
+    with report_errors():
         parsed = parse_arguments(ModelArguments, FinetuneDataArguments, TransferArguments, TrainingArguments)
         scores, metric = transfer(*parsed)
         _, _, transfer_args, args = parsed

@@ -127,6 +127,14 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         self.post_init()
         self._tp_plan = self._make_tp_plan()
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word embeddings."""
+        return getattr(self.embeddings, self.embedding_name)
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        """Replace the word embeddings."""
+        setattr(self.embeddings, self.embedding_name, value)
+
     def _make_tp_plan(self) -> dict[str, str]:
         """Return the tensor-parallel plan of the layers that the decoder has."""
         plan = {f"embeddings.{self.embedding_name}": "embedding_rowwise"}
@@ -257,7 +265,7 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         # In a static cache the length is a tensor, which cannot be compared without synchronization.
         if isinstance(past_length, int):
             check_length("target", past_length + length, self.config)
-        embedding = getattr(self.embeddings, self.embedding_name)
+        embedding = self.get_input_embeddings()
         if inputs_embeds is None and shared_embedding is not None and shared_embedding.supports(embedding):
             inputs_embeds = shared_embedding.look_up(embedding, input_ids)
             input_ids = None

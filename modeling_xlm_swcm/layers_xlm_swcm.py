@@ -261,17 +261,18 @@ def attend_to_prefix(
     """
     Attend to the keys and values of source and target under one softmax.
 
-    Return the attended values of shape `(batch, target_len, heads, head_dim)`, and the weights of target and source
-    or `None`.
+    Return the attended values of shape `(batch, target_len, heads, head_dim)`, and the weights of target and source,
+    or `None` if the attention is not eager.
     """
     dropout = attention.attention_dropout if attention.training else 0.0
     (source_key, source_value), (key, value) = source, target
-    if attention.config._attn_implementation == "eager" or query.shape[2] == 1:
+    is_eager = attention.config._attn_implementation == "eager"
+    if is_eager or query.shape[2] == 1:
         # A decoding step does not copy the cached keys and values.
         attended, source_weights, target_weights = joint_attention(
             query, (source_key, key), (source_value, value), attention_mask, attention.scaling, dropout
         )
-        return attended, target_weights, source_weights
+        return (attended, target_weights, source_weights) if is_eager else (attended, None, None)
     # Other attention functions cannot express the mask.
     attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
         attention,

@@ -290,6 +290,8 @@ class XLMSWCMForConditionalGeneration(XLMSWCMPreTrainedModel, XLMSWCMGenerationM
         """
         check_adapters(self)
         if labels is not None:
+            if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
+                raise ValueError("labels need all logits. Remove logits_to_keep.")
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)

@@ -100,6 +100,8 @@ class XLMSWCMPipeline(Pipeline):
             # The terms are read once, and not for each batch of a stream.
             kwargs["terms"] = Terms(kwargs["terms"], self.tokenizer)
         source = self._preprocess_params | self._sanitize_parameters(**kwargs)[0]
+        if kwargs.get("terms_strength") is not None and "terms" not in source:
+            raise ValueError("terms_strength has no effect without terms. Pass terms too.")
         if self._is_split(source):
             answers = self._translate(inputs, *args, **kwargs)
         else:
@@ -131,6 +133,9 @@ class XLMSWCMPipeline(Pipeline):
 
     def _translate(self, inputs, *args, **kwargs):
         """Translate a text, a list of texts or a stream of texts sentence by sentence."""
+        if isinstance(inputs, Dataset) and hasattr(inputs, "__len__"):
+            # `iter` would read a dataset without `__iter__` until an IndexError.
+            return self._translate_stream(map(inputs.__getitem__, range(len(inputs))), *args, **kwargs)
         if isinstance(inputs, GeneratorType | Dataset):
             return self._translate_stream(iter(inputs), *args, **kwargs)
         answers = self._translate_texts(inputs if isinstance(inputs, list) else [inputs], *args, **kwargs)
@@ -145,6 +150,9 @@ class XLMSWCMPipeline(Pipeline):
     def _translate_texts(self, texts: Iterable, *args, **kwargs) -> list[list[dict]]:
         """Return the translations of each text."""
         src_lang = kwargs.get("src_lang") or self._preprocess_params.get("src_lang")
+        for code in filter(None, (src_lang, kwargs.get("tgt_lang") or self._forward_params.get("tgt_lang"))):
+            # A text without sentences is not tokenized.
+            self.tokenizer.get_lang_id(code)
 
         def count_tokens(sentences: list[str]) -> list[int]:
             encoded = self.tokenizer(sentences, src_lang=src_lang, split_special_tokens=True, verbose=False)

@@ -59,11 +59,13 @@ SPEECH = re.compile(r"\s*(?:دې|دەپ|ཞེས|ཅེས|[^，。：！？]{0
 START = r"(?<![^\s(\[\"'“‘«„/–—、，་-])"
 ABBREVIATION = re.compile(
     # Initials, abbreviations with several full stops, titles and units.
-    rf"{START}(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]{{1,2}}|vs|cf|approx|"
+    rf"{START}(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]{{1,2}}|vs|cf|[Aa]pprox|"
     "Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Sens?|Reps?|Gov|Capt|Lt|Col|Sgt|Det|Maj|Adm|St|Mt|Hon|Supt|"
     "млн|млрд|трлн|тыс|обл|ул|проф|акад|доц|инж|руб|жж|гг|ғғ|тг|төг)$"
 )
-NUMBERED = re.compile(rf"{START}(?:Nos?|pp?|[Vv]ol|Figs?|Art|Sec|Ch|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)$")
+NUMBERED = re.compile(
+    rf"{START}(?:Nos?|Rs|pp?|[Vv]ol|Figs?|Art|Sec|Ch|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)$"
+)
 
 # Tibetan words and particles that end a clause and not a sentence.
 CLAUSE_END = re.compile(

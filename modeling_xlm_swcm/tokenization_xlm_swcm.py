@@ -114,10 +114,13 @@ class XLMSWCMTokenizer(TokenizersBackend):
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
 
-    def __init__(self, *args, languages=(), src_lang=None, tgt_lang=None, **kwargs):
+    def __init__(self, *args, languages=None, src_lang=None, tgt_lang=None, **kwargs):
         if isinstance(languages, str):
             raise ValueError(f'languages must be a list of codes (got "{languages}"). Put the code in a list.')
-        self._languages = list(languages)
+        self._languages = list(languages or ())
+        for code in self._languages:
+            if not code or self._languages.count(code) > 1:
+                raise ValueError(f"languages has {f'{code} twice' if code else 'an empty code'}. Remove it.")
         self._src_lang = self._tgt_lang = None
         tags = [AddedToken(language_tag(code), special=True, normalized=False) for code in self._languages]
         known = [token for token in kwargs.pop("extra_special_tokens", None) or [] if str(token) not in map(str, tags)]

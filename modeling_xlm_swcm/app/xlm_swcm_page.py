@@ -103,6 +103,11 @@ def make_page(model: PageModel, name: str) -> gr.Blocks:
     return page
 
 
+def in_language(code: str | None) -> dict[str, Any]:
+    """Return the properties of a text box in a language: its direction, and its language for screen readers."""
+    return dict(rtl=tables.is_right_to_left(code), html_attributes=gr.InputHTMLAttributes(lang=code))
+
+
 def make_choices(model: PageModel) -> Choices:
     """Add the components for task, languages and beams. A choice that the model does not have is hidden."""
     languages = [(tables.name_language(code), code) for code in model.languages]
@@ -113,7 +118,7 @@ def make_choices(model: PageModel) -> Choices:
         swap = gr.Button("Swap languages", size="sm", scale=1, min_width=140, elem_classes="middle")
         target = gr.Dropdown(languages, value=last, label="Target language", scale=4, elem_classes="language")
     is_answering = model.tasks[0] == "question-answering"
-    question = gr.Textbox(label="Question", visible=is_answering, rtl=tables.is_right_to_left(first))
+    question = gr.Textbox(label="Question", visible=is_answering, **in_language(first))
     with gr.Row(elem_classes="counts"):
         beams = gr.Number(4, label="Beams", info=f"At most {MAX_BEAMS}. 1 is greedy decoding.")
         candidates = gr.Number(1, label="Candidates", info="At most the number of beams.")
@@ -123,7 +128,7 @@ def make_choices(model: PageModel) -> Choices:
 def connect_choices(choices: Choices, text: gr.Textbox, results: list, run: Any):
     """Connect the languages to the text boxes, and show the question for its task. A new target ends the `run`."""
     choices.source.change(
-        lambda code: [gr.update(rtl=tables.is_right_to_left(code))] * 2,
+        lambda code: [gr.update(**in_language(code))] * 2,
         choices.source,
         [text, choices.question],
         **UPDATE,
@@ -140,7 +145,7 @@ def connect_choices(choices: Choices, text: gr.Textbox, results: list, run: Any)
 
 def clear_results(target: str) -> tuple:
     """Clear the output, the table and the messages, which are in the old target language."""
-    return gr.update(value="", rtl=tables.is_right_to_left(target)), "", ""
+    return gr.update(value="", **in_language(target)), "", ""
 
 
 def swap(task: str, source: str, target: str, text: str, output: str) -> tuple:
@@ -152,10 +157,11 @@ def swap(task: str, source: str, target: str, text: str, output: str) -> tuple:
 def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, list, Any]:
     """Add the tab for a text. Return its source, its results (output, table and messages) and its call."""
     with gr.Row():
-        source, target = (tables.is_right_to_left(choice.value) for choice in (choices.source, choices.target))
+        source, target = (in_language(choice.value) for choice in (choices.source, choices.target))
         # On a narrow screen, the boxes do not fit beside each other.
-        text = gr.Textbox(label="Source text", lines=6, max_lines=20, rtl=source, min_width=320)
-        output = gr.Textbox(label="Output", lines=6, max_lines=20, rtl=target, min_width=320, interactive=False)
+        size = dict(lines=6, max_lines=20, min_width=320)
+        text = gr.Textbox(label="Source text", **size, **source)
+        output = gr.Textbox(label="Output", interactive=False, **size, **target)
     with gr.Row():
         button, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
     messages, table = gr.HTML(elem_classes="messages"), gr.HTML()

@@ -98,7 +98,8 @@ def show_candidates(candidates: list[Output], language: str | None = None) -> st
     # One Arabic letter must not turn a text in another script.
     direction = "rtl" if is_right_to_left(language) else "ltr"
     rows = "".join(
-        f'<tr><th scope="row">{rank}</th><td dir="{direction}">{escape(text).replace(chr(10), "<br>")}</td>'
+        f'<tr><th scope="row">{rank}</th><td dir="{direction}" lang="{escape(language or "")}">'
+        f"{escape(text).replace(chr(10), '<br>')}</td>"
         f"<td>{name_score(score)}</td></tr>"
         for rank, (text, score, _) in enumerate(candidates, 1)
     )

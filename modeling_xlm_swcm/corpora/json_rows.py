@@ -76,6 +76,8 @@ def read_values(path: str, file: io.BufferedReader, bad_rows: BadRows) -> Iterat
     """Stream the line number and value of each line."""
     for number, line in number_lines(path, split_lines(file), bad_rows):
         if not line.strip():
+            if bad_rows.allow_empty:
+                yield number, {}
             bad_rows.reject(f"{path}:{number}", EMPTY)
             continue
         try:

@@ -269,7 +269,9 @@ def get_text(place: str, row: dict, column: str, bad_rows: BadRows) -> str | Non
     """Return the text of a column, or None after rejecting a row that has no text there."""
     fields = unnest(row)
     text = fields.get(column)
-    if column not in fields:
+    if not fields:
+        bad_rows.reject(place, EMPTY)
+    elif column not in fields:
         bad_rows.reject(place, f'has no column "{column}"', f" (columns: {list_columns(fields)})")
     elif text is not None and not isinstance(text, str):
         bad_rows.reject(place, f'has no text in the column "{column}"', f" (found type {type(text).__name__})")

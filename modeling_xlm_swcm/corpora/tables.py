@@ -65,6 +65,8 @@ def read_table(path: str, bad_rows: BadRows) -> Iterator[tuple[str, dict[str, st
         elif len(fields) == len(header):
             yield f"{path}:{number}", dict(zip(header, fields, strict=True))
         elif not any(fields):
+            if bad_rows.allow_empty:
+                yield f"{path}:{number}", dict.fromkeys(header, "")
             bad_rows.reject(f"{path}:{number}", EMPTY)
         else:
             counts = f" ({len(fields)} instead of {len(header)})"
@@ -112,7 +114,13 @@ def read_csv(path: str, lines: Iterator[Line], bad_rows: BadRows, delimiter: str
         except csv.Error as error:
             if not before:
                 raise DataError(f"The header of {path} is not valid CSV: {error}. Correct the first line.") from error
-            details = f" ({error}; the row starts after {path}:{before})"
+            if str(error) == "unexpected end of data":
+                raise DataError(
+                    f"{path}: the row after line {before} has a quote mark that is not closed until the end of the "
+                    'file. Close it, or write a quote mark of the text as two inside quotes ("").'
+                ) from error
+            lost = numbers[-1] - before
+            details = f" ({error}; it has {lost} lines and starts after {path}:{before})"
             bad_rows.reject(f"{path}:{numbers[-1]}", "ends a row that is not valid CSV", details)
         else:
             # A line inside the row that is not text was rejected, so the row is not whole.

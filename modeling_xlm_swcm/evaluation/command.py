@@ -67,7 +67,7 @@ MaxSamples = Annotated[
     int | None,
     typer.Option(metavar="N", help="Maximum number of texts per direction. Default: all texts."),
 ]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip rows that cannot be used, with a warning.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Skip bad rows, with a warning.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling_xlm_swcm.corpora.bad_rows import BadRows, DataError
-from modeling_xlm_swcm.corpora.files import find_files
+from modeling_xlm_swcm.corpora.files import JSON, find_files, suffix_of
 from modeling_xlm_swcm.corpora.rows import check_is_table, get_text, list_columns, read_file, read_rows, unnest
 from modeling_xlm_swcm.training.examples import Pair
 
@@ -78,7 +78,7 @@ def read_data(
         max_samples (`int`, *optional*):
             Maximum number of rows of each direction.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
-            Skip rows that cannot be used, with a warning.
+            Skip bad rows, with a warning.
 
     Returns:
         [`EvaluationData`]: the texts.
@@ -103,7 +103,9 @@ def read_data(
         if titles != (source is None):
             advice = "Remove `source`." if titles else "Pass `source`."
             raise DataError(f"{benchmark.name} {files.subset} is for {describe(titles)}. {advice}")
-        found = EvaluationData(f"{benchmark.repo_id} ({files.subset})", reader.task)
+        # A folder can hold another version, for example FLORES-200.
+        name = Path(data).resolve().name if Path(data).is_dir() else benchmark.repo_id
+        found = EvaluationData(f"{name} ({files.subset})", reader.task)
         for target in targets:
             reader.add_direction(found, target, reader.read_benchmark(files, target))
     bad_rows.report()
@@ -194,11 +196,12 @@ class PairReader:
 
     def read_table(self, path: str, rows: Iterator[Row], target: str) -> Iterator[Pair]:
         """Yield the pairs of rows with one column for each language, or with columns of texts and titles."""
-        first = next(rows, None)
-        if first is None:
+        # Rows of JSON differ.
+        read = [*rows] if suffix_of(path) in JSON else [*itertools.islice(rows, 1)]
+        if not read:
             return
-        rows = itertools.chain([first], rows)
-        names = [str(name) for name in unnest(first[1])]
+        rows = itertools.chain(read, rows)
+        names = [*dict.fromkeys(str(name) for _, row in read for name in unnest(row))]
         if self.source is None:
             columns = self.find_titles(names, path)
             rows = self.select_language(rows, target)

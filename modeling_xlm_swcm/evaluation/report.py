@@ -76,7 +76,7 @@ class Evaluation:
             first = next(iter(self.sources))
             console.print(f"p: paired bootstrap of chrF++ against {first}, {RESAMPLES} samples.", markup=False)
         if few := [direction for direction, of in self.directions.items() if len(of.pairs) < MIN_TEXTS]:
-            console.print(f"No confidence intervals and p-values for fewer than {MIN_TEXTS} texts: {', '.join(few)}.")
+            console.print(f"No confidence intervals or p-values for fewer than {MIN_TEXTS} texts: {', '.join(few)}.")
         faults = make_table(f"{self.dataset}: texts with faults", ["texts", *rows[0][2].count_faults()])
         for direction, name, result in rows:
             counts = result.count_faults().values()

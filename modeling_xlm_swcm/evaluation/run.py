@@ -63,7 +63,7 @@ def evaluate(
         batch_tokens (`int`, *optional*, defaults to 4096):
             Maximum size of a batch in tokens, with padding and for all beams.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
-            Skip rows that cannot be used, with a warning.
+            Skip bad rows, with a warning.
 
     Returns:
         [`Evaluation`]: the results.

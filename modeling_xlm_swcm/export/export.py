@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from modeling_xlm_swcm import (
     XLMSWCMForConditionalGeneration,
     XLMSWCMTokenizer,
+    __version__,
     punctuation_xlm_swcm,
     sentences_xlm_swcm,
 )
@@ -154,6 +155,7 @@ def make_runtime_config(
     start, ends = settings.decoder_start_token_id, settings.eos_token_id
     config = {
         "model_type": EXPORTED_TYPE,
+        "xlm_swcm_version": __version__,
         "quantize": quantize,
         "vocab_size": model.config.vocab_size,
         "longest_input": longest,

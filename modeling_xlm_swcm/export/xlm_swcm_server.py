@@ -413,7 +413,10 @@ def create_app(folder: str | Path = Path(__file__).parent, limits: Limits | None
         app.state.worker.cancel()
 
     app = fastapi.FastAPI(
-        title="xlm-swcm", description="Translate texts with an exported model.", lifespan=run_batcher
+        title="xlm-swcm",
+        description="Translate texts with an exported model.",
+        version=model.config.get("xlm_swcm_version", "unknown"),
+        lifespan=run_batcher,
     )
     app.router.route_class = JsonRoute
     app.add_middleware(RequestLimits, limits=limits, registry=registry)

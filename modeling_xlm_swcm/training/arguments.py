@@ -116,6 +116,8 @@ class ModelArguments:
 
     def __post_init__(self):
         check_counts(self, "lora_rank")
+        if self.lora_rank != ModelArguments.lora_rank and not self.lora:
+            raise ValueError("--lora_rank needs --lora. Add --lora.")
         if self.lora_train_embeddings != "none" and not self.lora:
             raise ValueError("--lora_train_embeddings needs --lora. Add --lora.")
         if self.lora_train_embeddings != "none" and self.freeze_encoder:
@@ -249,7 +251,11 @@ def check_evaluation_strategy(args: transformers.TrainingArguments):
     """
     if args.eval_strategy != IntervalStrategy.NO:
         return
-    needs = {"--save_strategy best": args.save_strategy == SaveStrategy.BEST, "--eval_on_start": args.eval_on_start}
+    needs = {
+        "--load_best_model_at_end": args.load_best_model_at_end,
+        "--save_strategy best": args.save_strategy == SaveStrategy.BEST,
+        "--eval_on_start": args.eval_on_start,
+    }
     for option, is_set in needs.items():
         if is_set:
             raise ValueError(f"{option} needs an evaluation during the training. Pass --eval_strategy steps or epoch.")
@@ -433,6 +439,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object. Raise a `ValueError` if a key occurs twice."""
+    names = [name for name, _ in pairs]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{repeated} is given twice")
+    return dict(pairs)
+
+
 def read_yaml(path: str) -> Any:
     """
     Read a YAML or JSON file.
@@ -442,7 +456,9 @@ def read_yaml(path: str) -> Any:
     """
     check_regular(path, allow_stdin=True)
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        # YAML reads some JSON otherwise, for example escaped characters.
+        return json.loads(text, object_pairs_hook=unique_keys) if path.endswith(".json") else yaml.load(text, _Loader)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist. Check the path.") from error
     except (OSError, ValueError, yaml.YAMLError) as error:

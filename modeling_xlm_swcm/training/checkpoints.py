@@ -11,10 +11,17 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, has_length, rotate_checkpoints
+from transformers.trainer_utils import (
+    IntervalStrategy,
+    SchedulerType,
+    get_last_checkpoint,
+    has_length,
+    rotate_checkpoints,
+)
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from modeling_xlm_swcm.checkpoints.errors import ConversionError, first_line, is_out_of_memory
@@ -57,11 +64,23 @@ RUN_SETTINGS = [
     "train_sampling_strategy",
     "dataloader_drop_last",
     "dataloader_num_workers",
+    "neftune_noise_alpha",
 ]
+# settings that choose the state of optimizer or scheduler -> values with a state that no other value can use
+STATES = {
+    "optim": [name.value for name in OptimizerNames if name.value not in ("adamw_torch", "adamw_torch_fused")],
+    "lr_scheduler_type": [SchedulerType.REDUCE_ON_PLATEAU.value, SchedulerType.GREEDY.value],
+}
 # metrics of every evaluation of Transformers, without the loss
 SPEED_METRICS = ["runtime", "samples_per_second", "steps_per_second"]
 # settings of the optimizer that a checkpoint also stores
 OPTIMIZER_SETTINGS = ["initial_lr", "weight_decay", "betas", "eps"]
+
+
+def describe_settings(args: TrainingArguments, more: dict) -> dict[str, str]:
+    """Return the training arguments that change the weights, and more settings, as texts."""
+    settings = {name: getattr(args, name, None) for name in RUN_SETTINGS} | more
+    return {name: str(getattr(value, "value", value)) for name, value in settings.items()}
 
 
 class TrainingError(RuntimeError):
@@ -193,9 +212,7 @@ class ResumableTrainer(TokenLossTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def _describe_run(self) -> dict[str, str]:
-        settings = {name: getattr(self.args, name, None) for name in RUN_SETTINGS} | self.settings
-        settings["num_processes"] = self.args.world_size
-        return {name: str(value) for name, value in settings.items()}
+        return describe_settings(self.args, self.settings | {"num_processes": self.args.world_size})
 
     def _log_changed_settings(self, path: Path):
         before = read_run(path)
@@ -220,6 +237,7 @@ class ResumableTrainer(TokenLossTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is None:
             return
+        self._check_optimizer(checkpoint)
         groups = self.optimizer.param_groups
         asked = [{name: group[name] for name in OPTIMIZER_SETTINGS if name in group} for group in groups]
         with self._explaining_errors(checkpoint):
@@ -241,6 +259,16 @@ class ResumableTrainer(TokenLossTrainer):
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         self.lr_scheduler._last_lr = rates
+
+    def _check_optimizer(self, checkpoint: str):
+        """Raise a [`TrainingError`] if the states in a checkpoint are of another optimizer or scheduler."""
+        before, now = read_run(Path(checkpoint, RUN)), self._describe_run()
+        for name, unique in STATES.items():
+            if before.get(name, now[name]) != now[name] and {before[name], now[name]} & {*unique}:
+                raise TrainingError(
+                    f"--{name} {now[name]} cannot use the state in {checkpoint}, which is of {before[name]}. Pass "
+                    f"--{name} {before[name]}, or start a new run with --model_name_or_path {checkpoint}."
+                )
 
     def _load_rng_state(self, checkpoint):
         with self._explaining_errors(checkpoint):
@@ -307,7 +335,7 @@ class ResumableTrainer(TokenLossTrainer):
         kept = "There is no checkpoint yet." if checkpoint is None else f"The last good checkpoint is {checkpoint}."
         step = self.state.global_step + 1 if step is None else step
         raise TrainingError(
-            f"{what} at step {step}. {kept} Try a lower learning rate, a longer warm-up or float32. Check the data of "
+            f"{what} at step {step}. {kept} Try a lower learning rate, a longer warmup or float32. Check the data of "
             "this step."
         )
 

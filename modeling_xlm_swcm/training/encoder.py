@@ -1,5 +1,7 @@
 """Training of a small XLM-R encoder from plain text, by masked language modelling."""
 
+import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +25,7 @@ from .checkpoints import ResumableTrainer
 from .files import print_output
 from .option_help import HUB_OPTIONS
 from .plots import plot_history
+from .pretraining import check_without_evaluation
 from .rows import AS_TEXT
 
 
@@ -38,8 +41,9 @@ class EncoderArguments:
 
     corpus: list[str] = field(
         metadata={
-            "help": "Training text: files of one language each (example: bo=text.txt, or bo.news.txt), or files with "
-            "a column that has the name of the language or text."
+            "help": "Text files with one sentence or paragraph per line. Other formats need a column text, or a "
+            "column with the language code as its name. The language code stands before the path (bo=FILE) or in the "
+            "file name (bo.news.txt)."
         }
     )
     validation: list[str] = field(default_factory=list, metadata={"help": "Validation text: files as in --corpus."})
@@ -79,6 +83,10 @@ class EncoderArguments:
             raise ValueError(
                 f"--dropout must be at least 0 and below 1 (got {self.dropout}). Use a share, for example 0.1."
             )
+        if not 0 <= self.sampling_exponent <= 1:
+            raise ValueError(
+                f"--sampling_exponent must be between 0 and 1 (got {self.sampling_exponent}). Use, for example, 0.3."
+            )
         if self.max_length < 3:
             raise ValueError(
                 f"--max_length must be at least 3, for <s>, one token and </s> (got {self.max_length}). Use a larger "
@@ -111,7 +119,20 @@ class XLMRobertaForMaskedLM(transformers.XLMRobertaForMaskedLM):
         masked = labels != -100
         logits = self.lm_head(hidden_states[masked]).float()
         total = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="sum")
-        return MaskedLMOutput(loss=total / (masked.sum() if num_items_in_batch is None else num_items_in_batch))
+        # A batch of short rows can have no masked token.
+        count = masked.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return MaskedLMOutput(loss=total / count.clamp(min=1))
+
+
+class MaskingCollator(DataCollatorForLanguageModeling):
+    """Mask tokens at random. The same batch and seed give the same masks, also in a resumed run and an evaluation."""
+
+    def __call__(self, features, return_tensors=None):
+        """Return a batch of rows with masked tokens."""
+        rows = str([list(feature["input_ids"]) for feature in features])
+        self.generator = torch.Generator().manual_seed(zlib.crc32(rows.encode(), self.seed))
+        self._generator_pid = os.getpid()
+        return super().__call__(features, return_tensors)
 
 
 def make_rows(tokenizer: XLMRobertaTokenizer, lines: list[str], max_length: int) -> Dataset:
@@ -175,12 +196,13 @@ def train_encoder(
     set_seed(training.seed)
     if not held_out:
         training.eval_strategy = IntervalStrategy.NO
+        check_without_evaluation(training, "Pass --validation FILE.")
     trainer = ResumableTrainer(
         XLMRobertaForMaskedLM(make_config(args, len(tokenizer))),
         training,
         train_dataset=mix_languages(args, tokenizer, texts, training.seed),
         eval_dataset=make_rows(tokenizer, held_out, args.max_length) if held_out else None,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=args.mask_share, seed=training.seed),
+        data_collator=MaskingCollator(tokenizer, mlm_probability=args.mask_share, seed=training.seed),
         processing_class=tokenizer,
     )
     trainer.settings = vars(args)

@@ -18,13 +18,14 @@ SOURCE_FRAME, TARGET_FRAME = 3, 2
 
 
 class Pair(NamedTuple):
-    """A source and its target, with the place of their row and their language codes."""
+    """A source and its target, with the place of their row, their language codes and other right targets."""
 
     place: str
     source: str | tuple[str, ...]
     target: str
     src_lang: str
     tgt_lang: str
+    other_targets: tuple[str, ...] = ()
 
 
 def batched(rows: Iterable, size: int = ROWS_AT_ONCE) -> Iterator[list]:

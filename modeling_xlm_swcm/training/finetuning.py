@@ -1,5 +1,6 @@
 """Fine-tuning for summarization, translation or question answering, with scores for each language."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -66,6 +67,8 @@ def finetune(model_args: ModelArguments, data_args: FinetuneDataArguments, args:
         raise DataError("There is nothing to do. Pass --do_train, --do_eval or --do_predict.")
     if args.do_predict and not args.predict_with_generate:
         raise DataError("--do_predict needs --predict_with_generate. Add --predict_with_generate.")
+    # The caller can use its arguments again.
+    args = copy.copy(args)
     # The trainer must not push: the finished model is pushed once, with its card.
     push_at_end, args.push_to_hub = args.push_to_hub, False
     if push_at_end:
@@ -112,6 +115,7 @@ def finetune_on_pairs(
         validation split.
     """
     check_evaluation(args)
+    args = copy.copy(args)
     args.generation_num_beams = data_args.num_beams
     # The start token is not part of the labels.
     args.generation_max_length = data_args.max_target_length + 1
@@ -143,7 +147,8 @@ def finetune_on_pairs(
         data = describe_data(data_args, pairs["train"], len(datasets["train"])) | unknown
         data |= scored.signatures if scored else {}
         example = {"src_lang": pairs["train"][0].src_lang, "tgt_lang": pairs["train"][0].tgt_lang}
-        write_results(trainer, model_args, data_args.task, name_dataset(data_args), results, data, example)
+        dataset = name_dataset(data_args, [*pairs][-1])
+        write_results(trainer, model_args, data_args.task, dataset, results, data, example)
     return results
 
 
@@ -203,10 +208,9 @@ def evaluate_splits(
     return results
 
 
-def name_dataset(args: FinetuneDataArguments) -> str:
-    """Return the name of the evaluation data for the model card."""
-    files = [args.test_file, args.validation_file, args.train_file]
-    return args.dataset_name or Path(next(filter(None, files))).name
+def name_dataset(args: FinetuneDataArguments, split: str) -> str:
+    """Return the name of the data of a split for the model card."""
+    return args.dataset_name or Path(getattr(args, f"{split}_file")).name
 
 
 def describe_data(args: FinetuneDataArguments, train: list[Pair], examples: int) -> dict:

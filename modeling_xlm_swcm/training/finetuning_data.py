@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from transformers.utils import logging
@@ -26,6 +26,11 @@ SCORES = {
     "summarization": ("rougeL_f", "rouge1_f", "rouge2_f", "chrf++"),
     "translation": ("chrf++", "bleu", "rougeL_f"),
     "question-answering": ("token_f1", "exact_match", "rougeL_f"),
+}
+# options of each task that name its columns, with the columns of the source first
+COLUMNS = {
+    "summarization": ("text_column", "summary_column"),
+    "question-answering": ("question_column", "context_column", "answer_column"),
 }
 
 
@@ -86,7 +91,7 @@ class FinetuneDataArguments:
     )
     skip_bad_rows: bool = field(
         default=False,
-        metadata={"help": "Skip pairs that cannot be used, with a warning. Default: stop with an error."},
+        metadata={"help": "Skip pairs with a bad text, with a warning. Default: stop with an error."},
     )
     max_unk_share: float = field(
         default=MAX_UNK_SHARE,
@@ -117,12 +122,22 @@ class FinetuneDataArguments:
                     f"--{name} must be at least {length} (got {getattr(self, name)}). Use a larger number."
                 )
         check_unk_share(self.max_unk_share)
+        self._check_columns()
         if self.task == "translation":
             self._check_translation()
         else:
             self._check_monolingual()
         if self.dataset_name and (self.train_file or self.validation_file or self.test_file):
             raise DataError("--dataset_name cannot be combined with files. Pass either the dataset or files.")
+        if self.dataset_config_name and not self.dataset_name:
+            raise DataError("--dataset_config_name needs --dataset_name. Add it.")
+
+    def _check_columns(self):
+        defaults = {option.name: option.default for option in fields(self)}
+        for task, names in COLUMNS.items():
+            unused = [name for name in names if task != self.task and getattr(self, name) != defaults[name]]
+            if unused:
+                raise DataError(f"--{unused[0]} is for {task} only. Remove it.")
 
     def _check_translation(self):
         for name in ("source_lang", "target_lang"):
@@ -149,11 +164,8 @@ class FinetuneDataArguments:
         """Return the required columns of a row, each with the option that sets its name."""
         if self.task == "translation":
             return {self.source_lang: "--source_lang"} | dict.fromkeys(self.target_lang, "--target_lang")
-        names = {
-            "summarization": ["text_column", "summary_column"],
-            "question-answering": ["question_column", "context_column", "answer_column"],
-        }[self.task]
-        return {getattr(self, name): f"--{name}" for name in [*names, "lang_column"] if getattr(self, name)}
+        names = [*COLUMNS[self.task], "lang_column"]
+        return {getattr(self, name): f"--{name}" for name in names if getattr(self, name)}
 
     def directions(self) -> list[tuple[str, str]]:
         """Return the source and target languages of a translation run."""
@@ -161,10 +173,10 @@ class FinetuneDataArguments:
         return there + [(target, source) for source, target in there] if self.both_directions else there
 
 
-def first_answer(value):
-    """Return the first or only answer of a text, a list, or SQuAD's `{"text": [...]}`."""
+def list_answers(value) -> list:
+    """Return the answers of a text, a list, or SQuAD's `{"text": [...]}`."""
     value = value.get("text") if isinstance(value, dict) else value
-    return value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, list) and value else [value]
 
 
 def pairs_of_row(place: str, row: dict, args: FinetuneDataArguments, bad_rows: BadRows) -> Iterator[Pair]:
@@ -191,16 +203,18 @@ def pairs_of_row(place: str, row: dict, args: FinetuneDataArguments, bad_rows: B
             if texts[source] and texts[target]:
                 yield Pair(place, texts[source], texts[target], source, target)
         return
-    if args.task == "summarization":
-        columns = [args.text_column, args.summary_column]
-    else:
-        columns = [args.question_column, args.context_column, args.answer_column]
-        row = {name: first_answer(value) if name == args.answer_column else value for name, value in row.items()}
+    columns = [getattr(args, name) for name in COLUMNS[args.task]]
+    others: list = []
+    if args.task == "question-answering" and args.answer_column in row:
+        answer, *others = list_answers(row[args.answer_column])
+        row = row | {args.answer_column: answer}
     *source, target = texts = [get_text(place, row, column, bad_rows) for column in columns]
     source_lang = get_text(place, row, args.lang_column, bad_rows) if args.lang_column else args.source_lang
     target_lang = args.target_lang[0] if args.target_lang else source_lang
     if None not in (*texts, source_lang):
-        yield Pair(place, source[0] if len(source) == 1 else tuple(source), target, source_lang, target_lang)
+        others = [text for text in others if isinstance(text, str) and text.strip()]
+        source = source[0] if len(source) == 1 else tuple(source)
+        yield Pair(place, source, target, source_lang, target_lang, tuple(others))
 
 
 def group_of(pair: Pair, task: str) -> str:
@@ -302,8 +316,8 @@ def encode_for_evaluation(pairs: list[Pair], encoder: PairEncoder) -> tuple[list
     """
     Encode pairs for evaluation, and make the metrics that score the generated texts.
 
-    The metrics compare generated texts with whole targets. For the loss, targets are truncated to `max_target_length`
-    tokens.
+    The metrics compare generated texts with whole targets, and with all right answers to a question. For the loss,
+    targets are truncated to `max_target_length` tokens.
 
     Args:
         pairs (`list[Pair]`):
@@ -319,6 +333,6 @@ def encode_for_evaluation(pairs: list[Pair], encoder: PairEncoder) -> tuple[list
         # Encoding one pair at a time shows which pairs can be used.
         for example in encoder([pair], target_limit=sys.maxsize):
             examples.append(example | {"labels": encoder.truncate_target(example["labels"])})
-            references.append(pair.target)
+            references.append((pair.target, *pair.other_targets) if pair.other_targets else pair.target)
             groups.append(group_of(pair, encoder.args.task))
     return examples, GenerationMetrics(encoder.tokenizer, references, groups, SCORES[encoder.args.task])

@@ -79,6 +79,11 @@ def check_combination(model: PreTrainedModel, args: ModelArguments):
             f"{requested[0]} needs separate weights for encoder and decoder. Convert the encoder with "
             "--weight-sharing init."
         )
+    if args.lora and args.lora_rank > model.config.hidden_size:
+        raise TrainingError(
+            f"--lora_rank must be at most {model.config.hidden_size}, the hidden size of the model (got "
+            f"{args.lora_rank}). Use a smaller number."
+        )
     if args.lora and is_fsdp_enabled():
         raise TrainingError("--lora does not work with FSDP. Launch with `accelerate launch --multi_gpu` instead.")
     if args.lora_train_embeddings != "none" and not model.config.tie_word_embeddings:
@@ -180,9 +185,11 @@ def check_trained_tokens(model: nn.Module, checkpoint: str | PathLike):
         return
     saved = as_tokens(read_json(path).get("trainable_token_indices"))
     current = as_tokens(getattr(model.peft_config.get("default"), "trainable_token_indices", None))
-    for layer in saved.keys() & current.keys():
-        if saved[layer] != current[layer]:
-            difference = describe_difference(saved[layer], current[layer])
+    # PEFT takes a list, or a dict with names of layers. They cannot be compared with each other.
+    layers = saved.keys() & current.keys() if saved and current else saved.keys() | current.keys()
+    for layer in layers:
+        if saved.get(layer) != current.get(layer):
+            difference = describe_difference(saved.get(layer, []), current.get(layer, []))
             raise TrainingError(
                 f"{checkpoint} trains the embeddings of other tokens. {difference} Use the model and the "
                 "--lora_train_embeddings of the checkpoint, or start a new run."

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from statistics import mean
 
 import numpy as np
@@ -39,7 +40,7 @@ class WordTokenizer(BaseTokenizer):
         return "uax29-nfkc-notsheg"
 
 
-def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def score_rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """
     Compute ROUGE-1, ROUGE-2 and ROUGE-L as means over the texts.
 
@@ -48,8 +49,8 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     Args:
         predictions (`Sequence[str]`):
             Generated texts.
-        references (`Sequence[str]`):
-            Texts to compare them with, one per prediction.
+        references (`Sequence[Sequence[str]]`):
+            Texts to compare them with, one or more per prediction. The one with the highest F counts.
 
     Returns:
         `dict[str, float]`: F, precision and recall, for example `rougeL_f`, `rougeL_p` and `rougeL_r`.
@@ -57,9 +58,9 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     scorer = RougeScorer(ROUGE_TYPES, tokenizer=WordTokenizer())
     rows = [
         dict.fromkeys(ROUGE_TYPES, Score(1.0, 1.0, 1.0))
-        if words(prediction) == words(reference)
-        else scorer.score(reference, prediction)
-        for prediction, reference in zip(predictions, references, strict=True)
+        if is_exact(prediction, texts)
+        else scorer.score_multi(texts, prediction)
+        for prediction, texts in zip(predictions, references, strict=True)
     ]
     parts = {"f": "fmeasure", "p": "precision", "r": "recall"}
     return {
@@ -67,6 +68,11 @@ def score_rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[s
         for kind in ROUGE_TYPES
         for part, name in parts.items()
     }
+
+
+def is_exact(prediction: str, references: Sequence[str]) -> bool:
+    """Return True if a text has the same words as one of its references."""
+    return words(prediction) in map(words, references)
 
 
 def make_corpus_metrics() -> dict[str, Metric]:
@@ -78,15 +84,15 @@ def make_corpus_metrics() -> dict[str, Metric]:
     return {"chrf++": CHRF(word_order=2), "bleu": bleu}
 
 
-def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+def score(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float | str]:
     """
-    Compute all metrics of `predictions` against one reference each. Token F1 equals ROUGE-1 F here.
+    Compute all metrics of `predictions`. Token F1 equals ROUGE-1 F here.
 
     Args:
         predictions (`Sequence[str]`):
             Generated texts.
-        references (`Sequence[str]`):
-            Texts to compare them with, one per prediction.
+        references (`Sequence[str | Sequence[str]]`):
+            Text to compare each prediction with, or all right texts. The best of them counts.
 
     Returns:
         `dict[str, float | str]`:
@@ -105,12 +111,13 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
             f"Cannot score {len(predictions)} predictions against {len(references)} references. Pass at least one "
             "prediction, and one reference for each prediction."
         )
-    rouge = score_rouge(predictions, references)
+    right = [[texts] if isinstance(texts, str) else texts for texts in references]
+    rouge = score_rouge(predictions, right)
     scores = rouge | {"token_f1": rouge["rouge1_f"]}
-    scores["exact_match"] = 100.0 * mean(words(p) == words(r) for p, r in zip(predictions, references, strict=True))
+    scores["exact_match"] = 100.0 * mean(map(is_exact, predictions, right))
     for name, metric in make_corpus_metrics().items():
         # Rounding can lift a perfect BLEU above 100.
-        scores[name] = min(metric.corpus_score(predictions, [references]).score, 100.0)
+        scores[name] = min(metric.corpus_score(predictions, [*zip_longest(*right)]).score, 100.0)
         scores[f"{name}_signature"] = metric.get_signature().format()
     return scores
 
@@ -125,9 +132,9 @@ class GenerationMetrics:
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer that decodes the generated ids.
-        references (`Sequence[str]`, *optional*):
-            Texts to compare with, in the order of the dataset. By default the labels are decoded, which hides unknown
-            and truncated parts of a text.
+        references (`Sequence[str | Sequence[str]]`, *optional*):
+            Texts to compare with, in the order of the dataset, as [`score`] takes them. By default the labels are
+            decoded, which hides unknown and truncated parts of a text.
         groups (`Sequence[str]`, *optional*):
             Name of a group for each text, for example its language.
         names (`Sequence[str]`, *optional*):
@@ -140,7 +147,7 @@ class GenerationMetrics:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    references: Sequence[str] | None = None
+    references: Sequence[str | Sequence[str]] | None = None
     groups: Sequence[str] | None = None
     names: Sequence[str] | None = None
     written: list[str] = field(default_factory=list, init=False)
@@ -183,14 +190,16 @@ class GenerationMetrics:
         of_groups = {f"{group}_{names[0]}": self.scores[group][names[0]] for group in self.scores if group != "all"}
         return {name: self.scores["all"][name] for name in [*names, CUT]} | of_groups
 
-    def _score(self, rows: Sequence[int], references: Sequence[str]) -> dict[str, float | str]:
+    def _score(self, rows: Sequence[int], references: Sequence[str | Sequence[str]]) -> dict[str, float | str]:
         return score([self.written[row] for row in rows], [references[row] for row in rows])
 
-    def _count_faults(self, rows: list[int], references: Sequence[str], ids: np.ndarray) -> dict[str, int]:
+    def _count_faults(
+        self, rows: list[int], references: Sequence[str | Sequence[str]], ids: np.ndarray
+    ) -> dict[str, int]:
         """Count the texts of one language with each kind of fault."""
         counts = count_faults(
             [self.written[row] for row in rows],
-            [references[row] for row in rows],
+            [text if isinstance(text := references[row], str) else text[0] for row in rows],
             has_unk=(ids[rows] == self.tokenizer.unk_token_id).any(axis=1).tolist(),
             is_cut=find_cut(ids[rows], [self.tokenizer.eos_token_id]),
         )

@@ -74,7 +74,10 @@ class CorpusConfig:
         patterns = [self.path] if isinstance(self.path, str) else self.path
         self._check_fields(patterns)
         if (self.language is None) == (self.languages is None):
-            raise DataError(f"Corpus {self.path} needs either language (monolingual) or languages (parallel).")
+            raise DataError(
+                f"Corpus {self.path} must have either language or languages. Write language: bo for plain text, or "
+                "languages: [zh, bo] for pairs."
+            )
         self.files = [file for pattern in patterns for file in sorted(glob.glob(pattern)) or [pattern]]
         self.columns = self.columns or self.languages
 
@@ -271,7 +274,7 @@ class Mixture(torch.utils.data.IterableDataset):
         seed (`int`, *optional*, defaults to 0):
             Random seed of the order.
         skip_bad_rows (`bool`, *optional*, defaults to `False`):
-            Whether to skip rows that cannot be used, with a warning.
+            Whether to skip bad rows, with a warning.
         max_unk_share (`float`, *optional*, defaults to 0.1):
             Maximum share of `<unk>` among the tokens of a language. If a corpus has a number of examples, only its
             first 1,000 examples are counted.

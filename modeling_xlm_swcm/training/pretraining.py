@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
@@ -68,7 +69,7 @@ class PretrainDataArguments:
     mask_share: float = field(default=0.35, metadata={"help": "Share of the words that are masked, from 0 to 1."})
     span_length: float = field(default=3.5, metadata={"help": "Mean length of a masked span in words."})
     skip_bad_rows: bool = field(
-        default=False, metadata={"help": "Skip rows that cannot be used, with a warning. Default: stop with an error."}
+        default=False, metadata={"help": "Skip bad rows, with a warning. Default: stop with an error."}
     )
     max_unk_share: float = field(
         default=MAX_UNK_SHARE,
@@ -113,7 +114,7 @@ def pretrain(model_args: ModelArguments, data_args: PretrainDataArguments, train
     held_out = read_validation(data_args, corpora.get("validation", []), mixture)
     if not held_out:
         training.eval_strategy = IntervalStrategy.NO
-        check_without_evaluation(training)
+        check_without_evaluation(training, "Add a list under validation: to the corpora file.")
     if training.process_index == 0:
         print_mixture(mixture, training)
     trainer = XLMSWCMTrainer(
@@ -160,12 +161,12 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
         raise TrainingError(args.unsupported["push_to_hub"])
 
 
-def check_without_evaluation(training: TrainingArguments):
+def check_without_evaluation(training: transformers.TrainingArguments, advice: str):
     """
-    Check that no option needs validation corpora.
+    Check that no option needs validation data.
 
     Raises:
-        DataError: if an option needs them.
+        DataError: if an option needs it. The message ends with `advice`.
     """
     needs = {
         "--load_best_model_at_end": training.load_best_model_at_end,
@@ -174,7 +175,7 @@ def check_without_evaluation(training: TrainingArguments):
         in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY),
     }
     if option := next((option for option, is_set in needs.items() if is_set), None):
-        raise DataError(f"{option} needs validation corpora. Add a list under validation: to the corpora file.")
+        raise DataError(f"{option} needs validation data. {advice}")
 
 
 def make_mixture(
@@ -192,7 +193,7 @@ def make_mixture(
         batch_size=batch,
         exponent=args.sampling_exponent,
         shuffle_buffer=args.shuffle_buffer,
-        seed=training.seed,
+        seed=training.seed if training.data_seed is None else training.data_seed,
         skip_bad_rows=args.skip_bad_rows,
         max_unk_share=args.max_unk_share,
     )
@@ -203,9 +204,9 @@ def make_mixture(
 
 def read_validation(args: PretrainDataArguments, corpora: list[CorpusConfig], mixture: Mixture) -> list[dict]:
     """Read the examples of the validation corpora. Each corpus must have examples."""
-    bad_rows = BadRows(args.skip_bad_rows)
     held_out = []
     for corpus in corpora:
+        bad_rows = BadRows(args.skip_bad_rows)
         coverage = Coverage(mixture.tokenizer, args.max_unk_share)
         examples = list(corpus.read(mixture.tokenizer, args.max_length, mixture.tables, bad_rows, coverage))
         bad_rows.report()

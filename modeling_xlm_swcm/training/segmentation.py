@@ -36,5 +36,6 @@ def segment(text: str) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Split a text into words in lower case, without punctuation unless there is only punctuation."""
-    segments = segment(text.casefold())
+    # NFKC can produce capital letters, for example from ℃.
+    segments = segment(unicodedata.normalize("NFKC", text).casefold())
     return [segment for segment in segments if SPOKEN.search(segment)] or segments

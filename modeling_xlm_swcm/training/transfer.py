@@ -1,22 +1,33 @@
 """Cross-lingual transfer from a language with many examples to others with few (Su et al., ACL 2025, section 4)."""
 
 import copy
+import glob
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from transformers.utils import logging
+
+from modeling_xlm_swcm import XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.plots import make_figure, save_figure
+from modeling_xlm_swcm.checkpoints.reading import read_json
 
 from .arguments import ModelArguments, TrainingArguments
+from .checkpoints import TrainingError, describe_settings
 from .examples import Pair
 from .files import write_json, write_whole
-from .finetuning import finetune_on_pairs, load_tokenizer
-from .finetuning_data import SCORES, FinetuneDataArguments, group_of, read_pairs
+from .finetuning import Scores, finetune_on_pairs, load_tokenizer
+from .finetuning_data import SCORES, FinetuneDataArguments, PairEncoder, group_of, read_pairs
 from .option_help import HUB_OPTIONS
-from .rows import DataError
+from .rows import BadRows, DataError
 
+
+logger = logging.get_logger(__name__)
+
+# File in the folder of a finished run, with its settings and scores.
+FINISHED = "transfer_run.json"
 
 # number of samples -> language -> score
 TransferScores = dict[int, dict[str, float]]
@@ -55,7 +66,8 @@ def transfer(
     """
     Fine-tune and score a model once for each number of samples.
 
-    Each model goes to a separate folder inside the output folder.
+    Each model goes to a separate folder inside the output folder. Runs that have finished there are not repeated, and
+    their scores are returned too.
 
     Args:
         model_args ([`ModelArguments`]):
@@ -73,6 +85,7 @@ def transfer(
 
     Raises:
         DataError: if an option or the data cannot be used.
+        TrainingError: if the output folder has runs with other settings, or a training cannot start or continue.
     """
     metric = transfer_args.metric or SCORES[data_args.task][0]
     if metric not in SCORES[data_args.task]:
@@ -81,23 +94,76 @@ def transfer(
         raise DataError(f"--samples must not be negative (got {min(transfer_args.samples)}). Use 0 or larger numbers.")
     if args.push_to_hub:
         raise DataError(transfer_args.unsupported["push_to_hub"])
+    args = copy.copy(args)
     args.do_train = args.do_predict = args.predict_with_generate = True
     splits = ["train", "validation", "test"] if args.do_eval else ["train", "test"]
     tokenizer = load_tokenizer(model_args, data_args)
     pairs = read_pairs(data_args, splits)
     # All samples are chosen before the first run, so that a later run cannot fail for lack of data.
     task, high_resource = data_args.task, transfer_args.high_resource
+    usable = find_usable(pairs["train"], data_args, tokenizer)
     chosen = {
-        samples: choose_pairs(pairs["train"], task, high_resource, samples, args.seed)
+        samples: choose_pairs(usable, task, high_resource, samples, args.seed)
         for samples in sorted(set(transfer_args.samples))
     }
-    scores = {}
-    for samples, train in chosen.items():
+    settings = describe_settings(args, vars(model_args) | vars(data_args))
+    results = read_finished(Path(args.output_dir), high_resource, settings)
+    for samples in chosen.keys() - results.keys():
         run_args = copy.deepcopy(args)
         run_args.output_dir = str(Path(args.output_dir) / f"{high_resource}+{samples}")
-        results = finetune_on_pairs(model_args, data_args, run_args, tokenizer, pairs | {"train": train})
-        scores[samples] = {group: score for group, score in results[metric].items() if group != "all"}
+        train = pairs | {"train": chosen[samples]}
+        results[samples] = finetune_on_pairs(model_args, data_args, run_args, tokenizer, train)
+        if args.process_index == 0:
+            write_json(Path(run_args.output_dir, FINISHED), {"settings": settings, "results": results[samples]})
+    scores = {
+        samples: {group: score for group, score in results[samples][metric].items() if group != "all"}
+        for samples in sorted(results)
+    }
     return scores, metric
+
+
+def find_usable(pairs: list[Pair], args: FinetuneDataArguments, tokenizer: XLMSWCMTokenizer) -> list[Pair]:
+    """
+    Return the pairs that a run can train on, so that the sizes of the samples are right.
+
+    Raises:
+        DataError: if a pair cannot be used and must not be skipped.
+    """
+    encoder = PairEncoder(tokenizer, args, BadRows(args.skip_bad_rows))
+    usable = [pair for pair in pairs if list(encoder([pair], args.max_target_length))]
+    encoder.bad_rows.report()
+    return usable
+
+
+def read_finished(folder: Path, high_resource: str, settings: dict[str, str]) -> dict[int, Scores]:
+    """
+    Read the scores of the finished runs in an output folder.
+
+    Args:
+        folder (`Path`):
+            Output folder of the experiment.
+        high_resource (`str`):
+            Language with all its examples.
+        settings (`dict[str, str]`):
+            Settings of the experiment.
+
+    Returns:
+        `dict[int, dict]`: the scores of each number of samples.
+
+    Raises:
+        TrainingError: if a run had other settings.
+    """
+    results = {}
+    for path in folder.glob(f"{glob.escape(high_resource)}+*/{FINISHED}"):
+        run = read_json(path)
+        if other := [name for name, value in settings.items() if run["settings"].get(name) != value]:
+            raise TrainingError(
+                f"{path.parent} holds a run with another --{other[0]} ({run['settings'].get(other[0])}). Choose "
+                "another --output_dir."
+            )
+        results[int(path.parent.name.rpartition("+")[2])] = run["results"]
+        logger.warning(f"The run in {path.parent} has finished. It is not repeated.")
+    return results
 
 
 def choose_pairs(pairs: list[Pair], task: str, high_resource: str, samples: int, seed: int) -> list[Pair]:

@@ -98,12 +98,14 @@ def test_a_reader_translates_uploads_and_reads_an_error(server, browser, tmp_pat
     write(field(browser, "Source text"), "no wind")
     write(field(browser, "Candidates"), "2")
     assert field(browser, "Output").get_attribute("dir") == "rtl"
+    assert [field(browser, name).get_attribute("lang") for name in ("Source text", "Output")] == ["zh", "ug"]
     find(browser, "button", "Generate").click()
     assert find(browser, "table[aria-label=Candidates] td[dir=rtl]")
     translation = field(browser, "Output").get_attribute("value")
     find(browser, "button", "Swap languages").click()
     WebDriverWait(browser, 10).until(lambda _: field(browser, "Source text").get_attribute("dir") == "rtl")
     WebDriverWait(browser, 10).until(lambda _: field(browser, "Output").get_attribute("dir") == "ltr")
+    assert [field(browser, name).get_attribute("lang") for name in ("Source text", "Output")] == ["ug", "zh"]
     assert field(browser, "Source text").get_attribute("value") == (translation or "no wind")
     assert not field(browser, "Output").get_attribute("value")
     assert not browser.find_elements(By.CSS_SELECTOR, "table[aria-label=Candidates]")

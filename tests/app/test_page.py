@@ -208,7 +208,8 @@ def test_a_stopped_text_says_where_it_stopped():
 
 
 def test_a_new_target_language_clears_the_results():
-    assert page.clear_results("ug") == (page.gr.update(value="", rtl=True), "", "")
+    attributes = page.gr.InputHTMLAttributes(lang="ug")
+    assert page.clear_results("ug") == (page.gr.update(value="", rtl=True, html_attributes=attributes), "", "")
 
 
 def test_a_swap_makes_the_translation_the_source():
@@ -223,10 +224,10 @@ def test_candidates_have_the_direction_of_their_language():
     candidates = [Output("\u0627 a", -0.5), Output("b", None)]
     for language, direction in (("ug", "rtl"), ("mn", "ltr"), (None, "ltr")):
         shown = tables.show_candidates(candidates, language)
-        assert shown.count(f'<td dir="{direction}">') == 2 and "auto" not in shown
+        assert shown.count(f'<td dir="{direction}" lang="{language or ""}">') == 2 and "auto" not in shown
     generate = get_generate(Echo())
     *_, (_, table, _) = generate("a", "translation", "zh", "ug", None, 4, 2)
-    assert '<td dir="rtl">' in table
+    assert '<td dir="rtl" lang="ug">' in table
 
 
 def test_an_error_of_a_text_is_an_alert():

@@ -42,9 +42,14 @@ def test_strings_are_texts(tmp_path):
     assert read(tmp_path / "a.jsonl", '"one"\n{"bo": "two"}\n') == [("1", {"text": "one"}), ("2", {"bo": "two"})]
 
 
-@pytest.mark.parametrize("content", ["", " \n", "[]", "[ ]\n"])
+@pytest.mark.parametrize("content", ["", "[]", "[ ]\n"])
 def test_a_file_without_rows(tmp_path, content):
     assert read(tmp_path / "a.json", content, BadRows(allow_empty=True)) == []
+
+
+def test_a_blank_line_is_an_empty_row(tmp_path):
+    rows = read(tmp_path / "a.jsonl", '{"bo": "a"}\n \n{"bo": "b"}\n', BadRows(allow_empty=True))
+    assert rows == [("1", {"bo": "a"}), ("2", {}), ("3", {"bo": "b"})]
 
 
 BAD_ITEMS = {

@@ -127,6 +127,11 @@ class TestTables:
         with pytest.raises(DataError, match=message):
             read_data(str(table), [target], source)
 
+    def test_columns_of_any_json_row_are_found(self, tmp_path):
+        write_files(tmp_path, {"rows.jsonl": [{"zh": "书", "kk": "а"}, {"zh": "河", "bo": "ཆུ"}]})
+        data = read_data(str(tmp_path / "rows.jsonl"), ["bo"], "zh", skip_bad_rows=True)
+        assert texts_of(data.pairs["zh-bo"]) == [("河", "ཆུ")] and data.skipped == {"zh-bo": 1}
+
     def test_bad_rows_stop_or_are_skipped(self, table):
         table.write_text(table.read_text(encoding="utf-8") + "书\t\n", encoding="utf-8")
         with pytest.raises(DataError, match=r'test.tsv:6 is empty in the column "bo".*pass `skip_bad_rows=True`'):
@@ -255,6 +260,7 @@ class TestBenchmarks:
         data = read_data(str(tmp_path), ["bo"], "zh")
         assert texts_of(data.pairs["zh-bo"]) == EXPECTED
         assert {(pair.src_lang, pair.tgt_lang) for pair in data.pairs["zh-bo"]} == {("zh", "bo")}
+        assert data.name.startswith(f"{tmp_path.name} (")
         assert texts_of(read_data(str(tmp_path), ["zh"], "bo").pairs["bo-zh"])[0] in [
             (target, source) for source, target in EXPECTED
         ]

@@ -116,7 +116,7 @@ def test_few_texts_have_no_interval_and_no_p_value():
     Evaluation("test.tsv", "translation", sources, {"zh-bo": result}, {}).print(console)
     text = console.export_text()
     assert "±" not in text and "bootstrap" not in text
-    assert "No confidence intervals and p-values for fewer than 30 texts: zh-bo." in text
+    assert "No confidence intervals or p-values for fewer than 30 texts: zh-bo." in text
 
 
 def test_the_plot_names_every_model(evaluation):

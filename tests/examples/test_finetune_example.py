@@ -20,7 +20,10 @@ from support.processes import run_in_two_processes
 from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMTokenizer
+from modeling_xlm_swcm.training import finetuning
+from modeling_xlm_swcm.training.arguments import ModelArguments, TrainingArguments, parse_arguments
 from modeling_xlm_swcm.training.examples import Pair
+from modeling_xlm_swcm.training.finetuning_data import FinetuneDataArguments
 from modeling_xlm_swcm.training.rows import DataError
 from modeling_xlm_swcm.training.transfer import choose_pairs
 
@@ -132,6 +135,16 @@ class TestRuns:
         )
         files = {path.name for path in (tmp_path / "output").iterdir()}
         assert files == {"eval_results.json", "predict_results.json", "generated_predictions.txt"}
+
+    def test_the_card_names_the_data_that_was_scored_and_arguments_stay(self, translation, tmp_path):
+        options = translation | {"do_eval": True, "do_predict": False, "max_steps": 1}
+        options |= {"validation_file": write_table(tmp_path / "dev.tsv", ROWS)}
+        classes = ModelArguments, FinetuneDataArguments, TrainingArguments
+        arguments = parse_arguments(*classes, argv=flags(options))
+        for name in ("first", "second"):
+            arguments[2].output_dir = str(tmp_path / name)
+            finetuning.finetune(*arguments)
+            assert json.loads((tmp_path / name / "metrics.json").read_text())["dataset"] == "dev.tsv"
 
     @pytest.mark.slow
     def test_two_processes_write_what_one_writes(self, main, translation, tmp_path):
@@ -247,6 +260,13 @@ class TestRuns:
                 {"target_lang": ["ug"]},
                 'The model has no language tag for "ug". Known languages: zh, kk, bo. Use one of them, or convert',
             ),
+            ({"dataset_config_name": "zh"}, "--dataset_config_name needs --dataset_name. Add it."),
+            ({"lora_rank": 8}, "--lora_rank needs --lora. Add --lora."),
+            (
+                {"load_best_model_at_end": True},
+                "--load_best_model_at_end needs an evaluation during the training. Pass --eval_strategy steps",
+            ),
+            ({"text_column": "zh"}, "--text_column is for summarization only. Remove it."),
             ({"max_source_length": 50}, "--max_source_length must be at most 38 for this model (got 50)."),
             ({"test_file": "nowhere.tsv"}, "nowhere.tsv does not exist. Check the path."),
             ({"do_eval": True}, "There is no validation data. Pass --validation_file"),
@@ -371,6 +391,27 @@ class TestTransfer:
         assert (tmp_path / "output" / "transfer.png").read_bytes().startswith(b"\x89PNG")
         trained = [load(tmp_path / "output" / f"zh+{samples}").state_dict() for samples in (0, 2)]
         assert any(not torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+        # A second call trains only what is missing, and keeps all scores.
+        before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "output").glob("*/model.safetensors"))]
+        assert main(transfer, **options | {"samples": [1]}) is None
+        again = json.loads((tmp_path / "output" / "transfer.json").read_text())["scores"]
+        assert list(again) == ["0", "1", "2"] and {key: again[key] for key in "02"} == results["scores"]
+        kept = [tmp_path / "output" / f"zh+{samples}" / "model.safetensors" for samples in (0, 2)]
+        assert [path.stat().st_mtime_ns for path in kept] == before
+        error = main(transfer, **options | {"max_steps": 5})
+        assert error.startswith(f"error: {tmp_path}/output/zh+") and "a run with another --max_steps (4)." in error
+
+    def test_samples_hold_only_pairs_that_can_be_used(self, main, learner_folder, tmp_path):
+        rows = [{"text": row[code], "summary": row[code], "lang": code} for row in ROWS for code in ("zh", "kk")]
+        long = [{"text": "жел", "summary": "жел жоқ еді " * 9, "lang": "kk"}] * 9
+        file, test = write_jsonl(tmp_path / "rows.jsonl", long + rows), write_jsonl(tmp_path / "test.jsonl", rows)
+        options = QUICK | {"task": "summarization", "lang_column": "lang", "high_resource": "zh", "max_steps": 1}
+        options |= {"model_name_or_path": str(learner_folder), "output_dir": str(tmp_path / "output")}
+        options |= {"train_file": file, "test_file": test, "samples": [3], "skip_bad_rows": True}
+        assert main(transfer, **options) is None
+        training = json.loads((tmp_path / "output" / "zh+3" / "metrics.json").read_text())["training"]
+        assert training["examples"] == 6
+        assert "has 3 examples in kk, fewer than --samples 4" in main(transfer, **options | {"samples": [4]})
 
     @pytest.mark.parametrize(
         ("options", "message"),

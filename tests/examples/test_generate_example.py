@@ -177,6 +177,19 @@ def test_rows_of_other_formats_are_lines(tmp_path, name):
         generation.read_texts(path, "bo")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("in.jsonl", '{"zh": "我们"}\n\n{"zh": "河"}\n'),
+        ("in.csv", "zh\n我们\n\n河\n"),
+        ("in.tsv", "kk\tzh\na\t我们\n\t\nb\t河\n"),
+    ],
+)
+def test_blank_rows_of_other_formats_are_lines(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert generation.read_texts(str(tmp_path / name), "zh") == ["我们", "", "河"]
+
+
 @pytest.mark.parametrize("name", ["num_beams", "max_length", "batch_tokens"])
 def test_numbers_below_one_are_refused(folder, name):
     with pytest.raises(ValueError, match=f"--{name} must be .* 1.* .got 0."):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from support.folders import load
 from support.models import assert_close
 from transformers import Trainer, TrainingArguments, XLMRobertaConfig
 
+from modeling_xlm_swcm.checkpoints.reading import read_json
 from modeling_xlm_swcm.conversion import from_encoder
 from modeling_xlm_swcm.training.encoder import XLMRobertaForMaskedLM, make_rows
 
@@ -137,6 +139,30 @@ def test_an_encoder_with_and_without_text_that_is_held_out(train_encoder, data, 
     assert config["hidden_dropout_prob"] == config["attention_probs_dropout_prob"] == 0
 
 
+def test_a_resumed_encoder_is_the_same_and_masks_do_not_change(train_encoder, data, tmp_path):
+    sizes = ["--vocab_size", 100, "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2]
+    sizes += ["--validation", data / "mono" / "zh.own.txt", "--eval_strategy", "steps", "--eval_steps", 2]
+    sizes += ["--learning_rate", 0, "--save_steps", 2, "--logging_steps", 1, "--max_steps", 4]
+    train_encoder(*sizes)
+    state = tmp_path / "output" / "checkpoint-4" / "trainer_state.json"
+    losses = [
+        [entry[name] for entry in read_json(state)["log_history"] if name in entry] for name in ("loss", "eval_loss")
+    ]
+    # The weights do not change, so the evaluation differs only by its masks.
+    assert losses[1][0] == losses[1][1]
+    shutil.rmtree(state.parent)
+    train_encoder(*sizes, "--resume_from_checkpoint", "last")
+    assert [entry["loss"] for entry in read_json(state)["log_history"] if "loss" in entry] == losses[0]
+
+
+def test_a_batch_without_masked_tokens_has_no_loss(tmp_path):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = XLMRobertaForMaskedLM(XLMRobertaConfig(**sizes, intermediate_size=16))
+    ids = torch.full((1, 4), 7)
+    for count in (None, 0, torch.tensor(0)):
+        assert model(ids, torch.ones(1, 4), torch.full((1, 4), -100), count).loss == 0
+
+
 def test_special_tokens_in_the_text_of_an_encoder_are_text():
     text = ["a <mask> </s> b<mask>"] * 200 + [*TEXT.values()] * 20
     tokenizer = train_tokenizer(text, 150, 24)
@@ -160,6 +186,7 @@ def test_special_tokens_in_the_text_of_an_encoder_are_text():
         (["--mask_share", 0], r"--mask_share must be above 0 and below 1 \(got 0.0\)\. Use, for example, 0.2\."),
         (["--dropout", 7], r"--dropout must be at least 0 and below 1 \(got 7.0\)\."),
         (["--max_length", 2], "--max_length must be at least 3"),
+        (["--sampling_exponent", -3], r"--sampling_exponent must be between 0 and 1 \(got -3.0\)\."),
         (["--seed", -1], r"--seed must be between 0 and 4294967295 \(got -1\)\."),
         (["--max_grad_norm", "nan"], r"--max_grad_norm must be at least 0 and finite \(got nan\)\."),
         (["--gradient_accumulation_steps", 0], r"--gradient_accumulation_steps must be at least 1 \(got 0\)\."),
@@ -172,6 +199,8 @@ def test_sizes_of_an_encoder_that_cannot_be_are_refused(train_encoder, tmp_path,
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         train_encoder(*options)
     assert not (tmp_path / "output").exists()
+    with pytest.raises(SystemExit, match="^error: --load_best_model_at_end needs validation data. Pass --validation"):
+        train_encoder("--load_best_model_at_end", "--eval_strategy", "steps")
 
 
 def test_the_loss_of_accumulated_batches_is_that_of_one_batch(tmp_path):

@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from support.learners import TEXTS
 from typer.testing import CliRunner
 
+from modeling_xlm_swcm import __version__
 from modeling_xlm_swcm.cli import main
 from modeling_xlm_swcm.export.xlm_swcm_runtime import Answer, ExportedModel
 from modeling_xlm_swcm.export.xlm_swcm_server import (
@@ -205,7 +206,9 @@ def test_health_and_metrics(client):
     assert re.search(r'xlm_swcm_request_seconds_count\{status="200"\} [1-9]', metrics)
     # Requests can take longer than 10 seconds, the last bucket by default.
     assert 'xlm_swcm_request_seconds_bucket{le="60.0",status="200"}' in metrics
-    assert client.get("/openapi.json").json()["paths"].keys() == {"/translate", "/health", "/metrics"}
+    description = client.get("/openapi.json").json()
+    assert description["paths"].keys() == {"/translate", "/health", "/metrics"}
+    assert description["info"]["version"] == __version__
 
 
 @with_learner

@@ -247,6 +247,11 @@ class TestSequences:
             assert len(output.decoder_hidden_states[step]) == layers + 1
         assert len(output.encoder_hidden_states) == 5
 
+    @pytest.mark.parametrize("decoder", PREFIX_DECODERS, ids=str)
+    def test_without_eager_attention_no_step_has_attentions(self, source, decoder):
+        output = write(tiny_model(**decoder), source, return_dict_in_generate=True, output_attentions=True)
+        assert not any(output.decoder_attentions) and not any(output.cross_attentions)
+
     def test_the_encoders_output_may_be_given(self, model, source):
         encoder_outputs = model.get_encoder()(**source)
         given = write(model, {"attention_mask": source["attention_mask"]}, encoder_outputs=encoder_outputs)

@@ -335,6 +335,8 @@ class TestInputs:
         positions = torch.tensor([0, 4, 5])
         kept = logits_of(model, **source, decoder_input_ids=target, logits_to_keep=positions)
         assert_close(kept, logits_of(model, **source, decoder_input_ids=target)[:, positions])
+        with pytest.raises(ValueError, match="^labels need all logits. Remove logits_to_keep."):
+            model(**source, labels=target, logits_to_keep=positions)
 
 
 class TestRecordedOutputs:

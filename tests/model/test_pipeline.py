@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.encoders import SENTENCES, edit_tensors
 from support.models import learn, next_texts
+from torch.utils.data import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, pipeline
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMPipeline
@@ -17,6 +18,16 @@ from modeling_xlm_swcm.pipeline_xlm_swcm import TASKS
 
 TEXTS = ["The river", "A quiet morning", "no wind", "The ferry stays"]
 OPTIONS = dict(max_new_tokens=8)
+
+
+class Endless(Dataset):
+    """A dataset that raises no IndexError after its end."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+    def __getitem__(self, index: int) -> str:
+        return TEXTS[index % len(TEXTS)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +74,8 @@ def test_a_text_and_a_list_of_texts_are_translated(load, write):
         assert translate(TEXTS, **languages, **OPTIONS, batch_size=batch_size) == expected
     assert translate([], **languages) == []
     streamed = translate((text for text in TEXTS), **languages, **OPTIONS, batch_size=2)
+    assert [answer for answers in streamed for answer in answers] == expected
+    streamed = translate(Endless(), **languages, **OPTIONS)
     assert [answer for answers in streamed for answer in answers] == expected
 
 
@@ -208,6 +221,8 @@ def test_terms_change_only_the_sentences_that_have_them(load, tmp_path, options)
     # With a tiny strength, the output does not change.
     assert [answer["translation_text"] for answer in translate(TEXTS, terms_strength=1e-9)] == plain[:-1]
     assert not any(term in text for text in plain for term in ("boat", "heron"))
+    with pytest.raises(ValueError, match="^terms_strength has no effect without terms. Pass terms too."):
+        load("translation", src_lang="zh", tgt_lang="bo")(TEXTS, terms_strength=2.0)
 
 
 def test_a_generation_config_is_taken(load, write):
@@ -273,6 +288,7 @@ def test_a_pipeline_saves_a_model_that_a_pipeline_loads(load, tmp_path):
         ("translation", "The river", dict(tgt_lang="bo"), "src_lang is not set"),
         ("translation", "The river", dict(src_lang="bo"), "tgt_lang is not set. Set it to one of: zh, kk-Arab, bo"),
         ("translation", "The river", dict(src_lang="bo", tgt_lang="ug"), 'Unknown language "ug"'),
+        ("translation", "", dict(src_lang="bo", tgt_lang="ug"), 'Unknown language "ug"'),
         ("translation", {"text": "The river"}, dict(src_lang="bo", tgt_lang="zh"), "Pass a text or a list"),
         ("translation", None, dict(src_lang="bo", tgt_lang="zh"), "Cannot read the input None. Pass a text"),
         ("question-answering", "Who?", dict(src_lang="bo"), "question and context"),

@@ -73,7 +73,7 @@ class TestVocabularySize:
     def test_new_input_embeddings_reach_encoder_and_decoder(self, model):
         embeddings = nn.Embedding(120, 32, padding_idx=1)
         model.set_input_embeddings(embeddings)
-        assert model.get_input_embeddings() is embeddings
+        assert model.get_input_embeddings() is model.get_decoder().get_input_embeddings() is embeddings
         assert model.model.encoder.embeddings.word_embeddings is embeddings
         assert model.model.decoder.embeddings.word_embeddings is embeddings
 

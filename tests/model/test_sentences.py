@@ -59,6 +59,7 @@ def test_sentences_have_letters_or_digits_unless_they_are_cut(text, limit):
         [
             "Dr. Smith met J. R. Jones of the U.N. Council at 7 p.m. on Jan. 5 in St. Louis.",
             "He paid $3.50 for No. 7.",
+            "Approx. 5 people paid Rs. 500 each.",
         ],
         ['"Why?" he asked.', "See www.example.org for version 2.0.", "It works."],
         ["Вингер 60 млрд. АҚШ долларын тапты.", "Ол 2008 ж. 12 шілдеде келді.", "«Неге?» – деді А. Байтұрсынов."],

@@ -162,6 +162,12 @@ class TestLanguages:
         with pytest.raises(ValueError, match='"tl".*bo, ug'):
             with_tags(encoder_tokenizer, **{option: "tl"})
 
+    @pytest.mark.parametrize(("languages", "message"), [(["bo", "bo"], "bo twice"), ([""], "an empty code")])
+    def test_codes_that_are_empty_or_repeated_are_refused(self, encoder_tokenizer, languages, message):
+        with pytest.raises(ValueError, match=f"^languages has {message}. Remove it."):
+            with_tags(encoder_tokenizer, languages=languages)
+        assert with_tags(encoder_tokenizer, languages=None).languages == []
+
     def test_no_language_has_no_id(self, tokenizer):
         with pytest.raises(ValueError, match="bo, ug"):
             tokenizer.get_lang_id(None)

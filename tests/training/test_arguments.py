@@ -44,6 +44,12 @@ def test_json_and_dashes(tmp_path):
     path.write_text('{"scheduled_sampling": 0.1, "use_cpu": true}')
     model, training = parse(path, "--model-name-or-path", "m", "--freeze-encoder", "--output_dir", tmp_path)
     assert model.freeze_encoder and training.scheduled_sampling == 0.1
+    # YAML reads neither tabs nor pairs of escaped characters.
+    path.write_text('{\n\t"run_name": "\\ud83d\\ude00",\n\t"use_cpu": true\n}')
+    assert parse(path, "--model-name-or-path", "m", "--output_dir", tmp_path)[1].run_name == "😀"
+    path.write_text('{"max_steps": 1, "max_steps": 2}')
+    with pytest.raises(SystemExit, match="max_steps is given twice"):
+        parse(path, "--model-name-or-path", "m", "--output_dir", tmp_path)
 
 
 def test_the_help_names_each_default_once(capsys):

@@ -44,7 +44,7 @@ class TestRows:
             ("ང་ཚོ", "我们", "bo", "zh"),
         ]
         for row in (ROWS[0], {"id": 1, "translation": ROWS[0]}):
-            assert [pair[1:] for pair in pairs_of(row, args)] == expected
+            assert [pair[1:5] for pair in pairs_of(row, args)] == expected
 
     def test_a_language_that_is_asked_for_twice_is_one(self):
         args = data_arguments("translation", target_lang=["kk", "kk"])
@@ -53,7 +53,7 @@ class TestRows:
     def test_a_summary_has_the_language_of_its_row(self):
         args = data_arguments("summarization", source_lang=None, lang_column="lang", summary_column="title")
         (pair,) = pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)
-        assert pair == ("data.jsonl:7", "a b", "a", "kk", "kk")
+        assert pair == ("data.jsonl:7", "a b", "a", "kk", "kk", ())
         args.target_lang = ["zh"]
         assert pairs_of({"text": "a b", "title": "a", "lang": "kk"}, args)[0].tgt_lang == "zh"
 
@@ -62,6 +62,7 @@ class TestRows:
         row = {"question": "q?", "context": "a b c", "answers": answers}
         (pair,) = pairs_of(row, data_arguments("question-answering"))
         assert (pair.source, pair.target) == (("q?", "a b c"), "b")
+        assert pair.other_targets == (() if answers == "b" else ("c",))
 
     @pytest.mark.parametrize(
         ("task", "row", "message"),

@@ -117,6 +117,18 @@ class TestScores:
         scores = score(["Астана.", "Алматы"], ["астана", "Алматы қаласы"])
         assert scores["exact_match"] == 50 and scores["rouge1_f"] == pytest.approx((100 + 200 / 3) / 2)
 
+    @pytest.mark.parametrize(("text", "written"), [("25℃", "25°C"), ("№ 5", "No 5"), ("™", "TM"), ("ﬀ", "FF")])
+    def test_forms_that_a_tokenizer_normalises_match(self, text, written):
+        scores = score([written], [text])
+        assert scores["exact_match"] == scores["rougeL_f"] == 100
+
+    def test_the_best_of_several_references_counts(self):
+        scores = score(["他", "我去", "a"], [["人", "我", "他"], ["我来", "你"], "a"])
+        assert scores["exact_match"] == pytest.approx(200 / 3)
+        assert scores["token_f1"] == pytest.approx(100 * (1 + 0.5 + 1) / 3)
+        one, other = score(["我去", "a"], ["你", "a"]), score(["我去", "a"], [["你", "我去"], "a"])
+        assert one["bleu"] < other["bleu"] == 100 and one["chrf++"] < other["chrf++"] == 100
+
     def test_bleu_differs_with_case_and_its_signature_names_the_segmentation(self):
         scores = score(["Жел жоқ еді бүгін"], ["жел жоқ еді бүгін"])
         assert scores["bleu"] < 100 == scores["rougeL_f"]

@@ -181,7 +181,7 @@ class TestCorporaFile:
             ({"train": [{"path": "a", "language": "en", "lang": "ug"}]}, "unknown field lang"),
             ({"train": [{"language": "en"}]}, "A corpus in .*corpora.yaml has no path: "),
             ({"train": ["a.txt"]}, "A corpus in .*corpora.yaml has no path: a.txt. Add `path: FILE`."),
-            ({"train": [{"path": "a"}]}, "Corpus a needs either language .monolingual. or languages .parallel."),
+            ({"train": [{"path": "a"}]}, "Corpus a must have either language or languages. Write language: bo"),
             (
                 {"train": [{"path": "a", "languages": ["en"]}]},
                 r"Corpus a: languages cannot be \['en'\]\. Give a list of two different language codes",
@@ -243,7 +243,7 @@ class TestCorporaFile:
             ("train: [{path: a, language: en, 3: x, foo: y}]", "unknown field 3"),
             ("train: []\ntrain: [{path: a, language: en}]", "train is given twice"),
             ("train: [{path: a, path: b, language: en}]", "path is given twice"),
-            ({"train": [{"path": "a", "language": "en", "languages": ["en", "ug"]}]}, "needs either language"),
+            ({"train": [{"path": "a", "language": "en", "languages": ["en", "ug"]}]}, "have either language or"),
         ],
     )
     def test_what_is_refused(self, tmp_path, content, message):

@@ -1,6 +1,7 @@
 """The trainer: losses that are not finite, checkpoints, scheduled sampling and generation."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,19 @@ class TestCheckpoints:
         with CaptureLogger(logger) as ours:
             again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         assert "--adam_epsilon 0.001. The" in ours.out and "--train_sampling_strategy sequential. The" in ours.out
+
+    @pytest.mark.parametrize(
+        ("name", "before", "now"),
+        [("optim", "adamw_torch", "sgd"), ("lr_scheduler_type", "linear", "reduce_lr_on_plateau")],
+    )
+    def test_the_state_of_another_optimizer_or_scheduler_is_refused(self, make_trainer, tmp_path, name, before, now):
+        make_trainer(max_steps=2, **{name: before}).train()
+        again = make_trainer(max_steps=3, eval_strategy="steps", eval_steps=1, **{name: now})
+        message = (
+            f"--{name} {now} cannot use the state in {tmp_path}/checkpoint-2, which is of {before}. Pass --{name}"
+        )
+        with pytest.raises(TrainingError, match=f"^{re.escape(message)}"):
+            again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
     def test_what_is_asked_of_the_optimizer_is_done_after_a_resume(self, make_trainer, tmp_path):
         options = dict(lr_scheduler_type="constant", logging_steps=1, weight_decay=0.1)

@@ -167,8 +167,12 @@ class TestBadRows:
 
     def test_a_quote_that_nobody_closes_takes_in_no_rows_in_silence(self, tmp_path, tokenizer, tables):
         path = write_lines(tmp_path / "a.csv", "text", "one", '"two', "three")
-        reason = f"ends a row that is not valid CSV (unexpected end of data; the row starts after {path}:2)"
-        with pytest.raises(DataError, match=re.escape(f"1 row cannot be used: {path}:4 {reason}")):
+        message = f"{path}: the row after line 2 has a quote mark that is not closed until the end of the file."
+        with pytest.raises(DataError, match=re.escape(message)):
+            read_all(CorpusConfig(path, language="en"), tokenizer, tables, BadRows(skip=True))
+        write_lines(tmp_path / "a.csv", "text", "one", '"two', "three", 'four" five')
+        reason = f"(',' expected after '\"'; it has 3 lines and starts after {path}:2)"
+        with pytest.raises(DataError, match=re.escape(f"{path}:5 ends a row that is not valid CSV {reason}")):
             read_all(CorpusConfig(path, language="en"), tokenizer, tables)
 
     @pytest.mark.parametrize("skip", [False, True])

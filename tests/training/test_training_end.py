@@ -46,7 +46,7 @@ class TestNotFinite:
         pushed = []
         monkeypatch.setattr(XLMSWCMTrainer, "init_hf_repo", lambda self, *args, **kwargs: None)
         monkeypatch.setattr(XLMSWCMTrainer, "_push_from_checkpoint", lambda self, folder: pushed.append(folder[-1]))
-        model = adapt_model(new_model(tokenizer), ModelArguments("", lora=lora, lora_rank=4))
+        model = adapt_model(new_model(tokenizer), ModelArguments("", lora=lora, lora_rank=4 if lora else 16))
         trainer = make_trainer(model, callbacks=[AfterStep(4, value)], **options)
         with pytest.raises(TrainingError) as error:
             trainer.train()
