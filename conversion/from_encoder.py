@@ -118,6 +118,8 @@ def convert(
     if license is not None:
         require_license(license, str(encoder))
     plan = plan_encoder_conversion(encoder, revision, None, ConversionOptions(**options))
+    # The encoder can be in a subfolder of a Sentence Transformers model.
+    check_output(output, overwrite, plan.source.name)
     if not dry_run:
         return write_conversion(plan, output, overwrite, license)
     build_model(plan)

@@ -112,6 +112,7 @@ class ConversionOptions:
             )
         self.languages = as_list("languages", self.languages)
         check_seed(self.seed)
+        self.seed = int(self.seed)
         self.dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         self._set_defaults()
         goes_silent = self.decoder == "paper" and (self.layer_map, self.weight_sharing) == ("same", "init")

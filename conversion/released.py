@@ -162,7 +162,8 @@ def plan_release_conversion(path: Path, encoder: str, languages: Sequence[str]) 
 def read_release(path: Path) -> dict[str, torch.Tensor | StoredTensor]:
     """Return the released tensors without their wrappers, with Q, K and V projections as separate tensors."""
     if not path.is_file():
-        raise ConversionError(f"{path} does not exist. Pass the weight file of the release.")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ConversionError(f"{path} {problem}. Pass the weight file of the release.")
     content = load_file(path)
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(content, dict) and wrapper in content:

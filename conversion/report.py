@@ -48,6 +48,8 @@ class ConversionReport:
             Number of parameters of the model with each `weight_sharing` that its decoder allows.
         not_finite (`list[str]`):
             Tensors of the source that hold NaN or infinity.
+        dtype (`str` or `None`):
+            Data type of the copies if a tensor of the source has another data type.
         family (`str`):
             Family of the encoder, for example `"XLM-R"` or `"BERT"`.
         notes (`list[str]`):
@@ -69,6 +71,7 @@ class ConversionReport:
     new_ids: list[int] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
+    dtype: str | None = None
     family: str = ""
     notes: list[str] = field(default_factory=list)
     tokenizer: XLMSWCMTokenizer | None = None
@@ -76,6 +79,7 @@ class ConversionReport:
     @classmethod
     def from_plan(cls, plan: ConversionPlan, license: str | None = None) -> "ConversionReport":
         """Return the report of a finished plan. `license` replaces the licence of the source."""
+        is_same = all(plan.source.tensors[name].dtype == plan.dtype for name in plan.copied.values())
         return cls(
             plan.source.name,
             plan.revision,
@@ -90,6 +94,7 @@ class ConversionReport:
             plan.new_ids,
             plan.parameters,
             plan.not_finite,
+            None if is_same else str(plan.dtype).removeprefix("torch."),
             plan.source.family.name,
             plan.notes,
             plan.tokenizer,
@@ -127,7 +132,7 @@ class ConversionReport:
             f'{count:,} with weight_sharing "{sharing}"{" (this model)" if sharing == this_model else ""}'
             for sharing, count in self.parameters.items()
         )
-        in_dtype = f" in {self.options['dtype']}" if self.options.get("dtype") else ""
+        in_dtype = f" in {self.dtype}" if self.dtype else ""
         new_rows = f" Copied tensors with new rows: {len(self.new_rows)}." if self.new_rows else ""
         console.print(
             f"{len(self.copied)} tensors copied, each bit-equal to its source{in_dtype}.{new_rows} "

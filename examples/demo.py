@@ -7,6 +7,13 @@ the encoder, and fine-tunes the model. The model translates dates, amounts, sums
 Tibetan, Uyghur, Kazakh and Mongolian. The script prints scores and samples, and writes checkpoints and a plot.
 """
 
+# Ctrl-C also ends the script while it imports.
+__interruptible__ = True
+
+import modeling_xlm_swcm  # noqa: F401
+
+
+# isort: split
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -23,6 +30,7 @@ from phrases import compose_pairs
 from rich.console import Console
 
 from modeling_xlm_swcm.training.parser import ScriptParser
+from modeling_xlm_swcm.training.scripts import report_errors
 
 
 @dataclass
@@ -52,6 +60,12 @@ def make_pairs(args: DemoArguments) -> tuple[list[NamePair], list[NamePair]]:
 
 def main():
     (args,) = ScriptParser(DemoArguments).parse_args_into_dataclasses()
+    with report_errors("Run the demo again. It starts from the beginning."):
+        run_demo(args)
+
+
+def run_demo(args: DemoArguments):
+    """Make the data and the encoder, train both models, and print and write the results."""
     start, console = time.time(), Console()
     set_up_process(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)

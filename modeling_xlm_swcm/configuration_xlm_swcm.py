@@ -95,6 +95,13 @@ class DecoderConfigMixin:
         for name in self.sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)}). Use a larger number.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name, 0) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1 (got {getattr(self, name)}). Use, for example, 0.1.")
+        if self.initializer_range < 0:
+            raise ValueError(
+                f"initializer_range must not be negative (got {self.initializer_range}). Use, for example, 0.02."
+            )
         if self.pad_token_id is None or not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"pad_token_id must be from 0 to {self.vocab_size - 1} (got {self.pad_token_id}). Use the id of the "

@@ -123,6 +123,8 @@ def load_encoder(
             "AutoTokenizer.from_pretrained."
         )
     if isinstance(encoder, PreTrainedModel):
+        if revision is not None:
+            raise ConversionError("`revision` needs a Hub id, but `encoder` is a model. Remove `revision`.")
         name, config = type(encoder).__name__, encoder.config.to_dict()
         family = check_config(name, config)
         tensors = dict(encoder.state_dict())
@@ -186,7 +188,8 @@ def read_license(name: str, revision: str | None) -> str | None:
     """Return the licence in an encoder's model card, or `None` if there is no readable card."""
     card = find_file(name, "README.md", revision)
     try:
-        return (metadata_load(card) or {}).get("license") if card is not None else None
+        license = (metadata_load(card) or {}).get("license") if card is not None else None
+        return license if isinstance(license, str) else None
     except (ValueError, YAMLError):
         return None
 

@@ -110,6 +110,7 @@ def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
     # Keep the links in the path of the output.
     output = output.resolve()
     partial = output.parent / f"{partial_prefix(output)}{os.getpid()}"
+    new_parents = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         check_space(output, size)
@@ -125,6 +126,10 @@ def whole_folder(output: Path, size: int, overwrite: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         unfinished.discard(partial)
+        for folder in new_parents:
+            # After a failure, the folder is empty.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def remove_unfinished():

@@ -97,6 +97,7 @@ def read_source(
     corpora, evaluation = parse_corpora(corpus, evaluate)
     check_output(Path(output), overwrite, checkpoint, *(text.path for text in corpora + evaluation))
     name = find_encoder_folder(str(checkpoint), revision)
+    check_output(Path(output), overwrite, name)
     config = read_config(name, revision)
     if config.get("model_type") not in CONFIG_CLASSES:
         check_config(name, config)

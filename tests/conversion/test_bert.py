@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from transformers.utils import logging
 
 from modeling_xlm_swcm import XLMSWCMPipeline
 from modeling_xlm_swcm.conversion import ConversionError, convert, from_encoder
+from modeling_xlm_swcm.vocabulary import trim
 
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -222,6 +224,16 @@ def test_a_folder_of_sentence_transformers_is_its_encoder(subfolder, bert_folder
     model, report = from_encoder(make_sentence_transformer(bert_folder, tmp_path / "model", subfolder))
     assert different_tensors(expected.state_dict(), model.state_dict()) == []
     assert report.tokenizer.model_max_length == 16
+
+
+def test_the_encoder_of_sentence_transformers_is_not_overwritten(bert_folder, tmp_path):
+    folder = make_sentence_transformer(bert_folder, tmp_path / "model", "0_Transformer")
+    (tmp_path / "zh.txt").write_text("天地人\n")
+    writers = (convert, partial(trim, corpus=[f"zh={tmp_path / 'zh.txt'}"]))
+    for write in writers:
+        with pytest.raises(ConversionError, match="the source .*0_Transformer would be lost"):
+            write(folder, folder / "0_Transformer", overwrite=True)
+    assert json.loads((folder / "0_Transformer" / "config.json").read_text())["model_type"] == "bert"
 
 
 def test_a_longer_limit_of_sentence_transformers_changes_nothing(bert_folder, tmp_path):

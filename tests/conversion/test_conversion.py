@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -395,6 +396,39 @@ def test_both_functions_make_the_same_model(encoder_folder, tmp_path):
     convert(encoder_folder, tmp_path / "model", **options)
     model, _ = from_encoder(encoder_folder, **options)
     assert different_tensors(load(tmp_path / "model").state_dict(), model.state_dict()) == []
+
+
+def test_a_seed_of_numpy_is_saved(masked_lm, tmp_path):
+    model, report = from_encoder(masked_lm, seed=np.int64(3))
+    model.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "conversion_report.json").read_text())["options"]["seed"] == 3
+
+
+def test_a_model_has_no_revision(masked_lm):
+    with pytest.raises(ConversionError, match="^`revision` needs a Hub id, but `encoder` is a model. Remove"):
+        from_encoder(masked_lm, revision="main")
+
+
+def test_rounded_copies_are_reported(encoder_folder):
+    assert from_encoder(encoder_folder)[1].dtype is None
+    encoder = make_masked_lm()
+    encoder.get_input_embeddings().half()
+    report = from_encoder(encoder)[1]
+    console = Console(width=200)
+    with console.capture() as printed:
+        report.print(console)
+    assert report.dtype == "float16" and "each bit-equal to its source in float16." in printed.get()
+
+
+def test_a_failed_conversion_leaves_no_folder(tmp_path):
+    encoder = make_masked_lm()
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight[7, 7] = 1e6
+    encoder.save_pretrained(tmp_path / "encoder")
+    xlm_roberta_tokenizer().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ConversionError, match="too large for float16"):
+        convert(tmp_path / "encoder", tmp_path / "new" / "folder" / "model", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
 
 
 def test_an_option_that_does_not_exist_is_a_type_error(encoder_folder, tmp_path):

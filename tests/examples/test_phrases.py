@@ -1,5 +1,6 @@
 """Phrases of the demo: correct in every language, and split by content."""
 
+import phrases
 import pytest
 from phrases import compose_pairs, is_translated
 
@@ -10,6 +11,12 @@ LANGUAGES = ["bo", "ug", "kk", "mn"]
 @pytest.fixture(scope="module")
 def split():
     return compose_pairs("zh", LANGUAGES, 1500, test_share=0.06, seed=0)
+
+
+def test_more_phrases_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr("phrases.DRAWS", {phrases.draw_month: 1})
+    with pytest.raises(ValueError, match=r"^Found only [\d,]+ different phrases \(got 2,000\). Use a smaller number."):
+        compose_pairs("zh", ["kk"], 2_000, test_share=0.06, seed=0)
 
 
 def test_no_source_and_no_content_of_the_test_is_in_training(split):

@@ -373,6 +373,9 @@ class TestBadInput:
     def test_a_file_that_is_not_there_or_cut_short_is_named(self, folder, encoder, tmp_path):
         missing, short = tmp_path / "missing.bin", tmp_path / "short.bin"
         assert_refused(self.run(missing, encoder, tmp_path / "model"), f"{missing} does not exist.")
+        assert_refused(
+            self.run(tmp_path, encoder, tmp_path / "model"), f"{tmp_path} is a folder. Pass the weight file"
+        )
         short.write_bytes((folder.parent / "release.bin").read_bytes()[:5000])
         assert_refused(self.run(short, encoder, tmp_path / "model"), str(short), "cut short")
 
