@@ -159,7 +159,7 @@ def add_text(model: PageModel, choices: Choices) -> tuple[gr.Textbox, list, Any]
     with gr.Row():
         source, target = (in_language(choice.value) for choice in (choices.source, choices.target))
         # On a narrow screen, the boxes do not fit beside each other.
-        size = dict(lines=6, max_lines=20, min_width=320)
+        size: dict[str, Any] = dict(lines=6, max_lines=20, min_width=320)
         text = gr.Textbox(label="Source text", **size, **source)
         output = gr.Textbox(label="Output", interactive=False, **size, **target)
     with gr.Row():
