@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, size):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_refused(result, f"Cannot write {tmp_path / 'outputs' / 'exported'}: ", "Free some space")
-    assert list((tmp_path / "outputs").iterdir()) == []
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.usefixtures("no_bars")
@@ -186,7 +186,7 @@ def test_weights_that_miss_their_last_byte_are_noticed(folder, tmp_path, monkeyp
     monkeypatch.setattr(graph, "save_model", save_short)
     result = CliRunner().invoke(main, ["export", str(folder), str(tmp_path / "outputs" / "exported")])
     assert_refused(result, "OpenVINO failed to save the graph. Free some space, or choose another folder.")
-    assert list((tmp_path / "outputs").iterdir()) == []
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.usefixtures("no_bars")
