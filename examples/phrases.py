@@ -99,6 +99,9 @@ def compose_pairs(
 
     Returns:
         `tuple[list[NamePair], list[NamePair]]`: training pairs and test pairs.
+
+    Raises:
+        ValueError: if there are too few different phrases.
     """
     rng = random.Random(seed)
     contents: dict[str, Content] = {}

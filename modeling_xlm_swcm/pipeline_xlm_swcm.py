@@ -149,8 +149,10 @@ class XLMSWCMPipeline(Pipeline):
 
     def _translate_texts(self, texts: Iterable, *args, **kwargs) -> list[list[dict]]:
         """Return the translations of each text."""
-        src_lang = kwargs.get("src_lang") or self._preprocess_params.get("src_lang")
-        for code in filter(None, (src_lang, kwargs.get("tgt_lang") or self._forward_params.get("tgt_lang"))):
+        source, target, _ = self._sanitize_parameters(**kwargs)
+        params = self._forward_params | target
+        src_lang = (self._preprocess_params | source).get("src_lang")
+        for code in filter(None, (src_lang, params.get("tgt_lang"))):
             # A text without sentences is not tokenized.
             self.tokenizer.get_lang_id(code)
 
@@ -169,7 +171,6 @@ class XLMSWCMPipeline(Pipeline):
         inputs, owners = [sentences[number] for number in order], [text_of[number] for number in order]
         answers = self._generate(inputs, *args, text_of=owners, **kwargs) if order else []
         outputs = dict(zip(order, answers, strict=True))
-        params = self._forward_params | self._sanitize_parameters(**kwargs)[1]
         config = params.get("generation_config") or self.model.generation_config
         num_sequences = params.get("num_return_sequences") or config.num_return_sequences or 1
         # Without sentences, all sequences are empty.

@@ -119,8 +119,10 @@ class XLMSWCMTokenizer(TokenizersBackend):
             raise ValueError(f'languages must be a list of codes (got "{languages}"). Put the code in a list.')
         self._languages = list(languages or ())
         for code in self._languages:
-            if not code or self._languages.count(code) > 1:
-                raise ValueError(f"languages has {f'{code} twice' if code else 'an empty code'}. Remove it.")
+            if not code:
+                raise ValueError("languages has an empty code. Remove it.")
+            if self._languages.count(code) > 1:
+                raise ValueError(f"languages has {code} twice. Remove it.")
         self._src_lang = self._tgt_lang = None
         tags = [AddedToken(language_tag(code), special=True, normalized=False) for code in self._languages]
         known = [token for token in kwargs.pop("extra_special_tokens", None) or [] if str(token) not in map(str, tags)]

@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from modeling_xlm_swcm.checkpoints.reading import RepeatedKeyError, make_dict
 from modeling_xlm_swcm.corpora.files import check_regular
 
 from .option_help import FINETUNE_HELP, HELP, NO_BATCH_SIZE_SEARCH, HelpFormatter, set_help
@@ -439,14 +440,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a JSON object. Raise a `ValueError` if a key occurs twice."""
-    names = [name for name, _ in pairs]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"{repeated} is given twice")
-    return dict(pairs)
-
-
 def read_yaml(path: str) -> Any:
     """
     Read a YAML or JSON file.
@@ -458,9 +451,13 @@ def read_yaml(path: str) -> Any:
     try:
         text = Path(path).read_text(encoding="utf-8")
         # YAML reads some JSON otherwise, for example escaped characters.
-        return json.loads(text, object_pairs_hook=unique_keys) if path.endswith(".json") else yaml.load(text, _Loader)
+        return json.loads(text, object_pairs_hook=make_dict) if path.endswith(".json") else yaml.load(text, _Loader)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist. Check the path.") from error
+    except RepeatedKeyError as error:
+        raise ValueError(
+            f"{path} cannot be read: {json.loads(str(error))} is given twice. Correct the file."
+        ) from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}. Correct the file.") from error
 

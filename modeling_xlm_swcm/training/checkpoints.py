@@ -66,10 +66,12 @@ RUN_SETTINGS = [
     "dataloader_num_workers",
     "neftune_noise_alpha",
 ]
+# schedules that follow the metric of an evaluation
+METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 # settings that choose the state of optimizer or scheduler -> values with a state that no other value can use
 STATES = {
     "optim": [name.value for name in OptimizerNames if name.value not in ("adamw_torch", "adamw_torch_fused")],
-    "lr_scheduler_type": [SchedulerType.REDUCE_ON_PLATEAU.value, SchedulerType.GREEDY.value],
+    "lr_scheduler_type": [kind.value for kind in METRIC_SCHEDULERS],
 }
 # metrics of every evaluation of Transformers, without the loss
 SPEED_METRICS = ["runtime", "samples_per_second", "steps_per_second"]

@@ -25,7 +25,7 @@ from .checkpoints import ResumableTrainer
 from .files import print_output
 from .option_help import HUB_OPTIONS
 from .plots import plot_history
-from .pretraining import check_without_evaluation
+from .pretraining import check_exponent, check_without_evaluation
 from .rows import AS_TEXT
 
 
@@ -83,10 +83,7 @@ class EncoderArguments:
             raise ValueError(
                 f"--dropout must be at least 0 and below 1 (got {self.dropout}). Use a share, for example 0.1."
             )
-        if not 0 <= self.sampling_exponent <= 1:
-            raise ValueError(
-                f"--sampling_exponent must be between 0 and 1 (got {self.sampling_exponent}). Use, for example, 0.3."
-            )
+        check_exponent(self.sampling_exponent)
         if self.max_length < 3:
             raise ValueError(
                 f"--max_length must be at least 3, for <s>, one token and </s> (got {self.max_length}). Use a larger "

@@ -67,16 +67,12 @@ def finetune(model_args: ModelArguments, data_args: FinetuneDataArguments, args:
         raise DataError("There is nothing to do. Pass --do_train, --do_eval or --do_predict.")
     if args.do_predict and not args.predict_with_generate:
         raise DataError("--do_predict needs --predict_with_generate. Add --predict_with_generate.")
-    # The caller can use its arguments again.
-    args = copy.copy(args)
-    # The trainer must not push: the finished model is pushed once, with its card.
-    push_at_end, args.push_to_hub = args.push_to_hub, False
-    if push_at_end:
+    if args.push_to_hub:
         check_push(model_args, args)
     tokenizer = load_tokenizer(model_args, data_args)
     results = finetune_on_pairs(model_args, data_args, args, tokenizer, read_pairs(data_args, splits))
     print_output(args)
-    if push_at_end and args.process_index == 0:
+    if args.push_to_hub and args.process_index == 0:
         url = push(
             args.output_dir,
             args.hub_model_id,
@@ -115,7 +111,10 @@ def finetune_on_pairs(
         validation split.
     """
     check_evaluation(args)
+    # The caller can use its arguments again.
     args = copy.copy(args)
+    # The trainer must not push: the finished model is pushed once, with its card.
+    args.push_to_hub = False
     args.generation_num_beams = data_args.num_beams
     # The start token is not part of the labels.
     args.generation_max_length = data_args.max_target_length + 1
@@ -147,6 +146,7 @@ def finetune_on_pairs(
         data = describe_data(data_args, pairs["train"], len(datasets["train"])) | unknown
         data |= scored.signatures if scored else {}
         example = {"src_lang": pairs["train"][0].src_lang, "tgt_lang": pairs["train"][0].tgt_lang}
+        # The last split is the split that is scored.
         dataset = name_dataset(data_args, [*pairs][-1])
         write_results(trainer, model_args, data_args.task, dataset, results, data, example)
     return results

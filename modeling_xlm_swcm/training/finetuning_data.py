@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers.utils import logging
@@ -133,11 +133,10 @@ class FinetuneDataArguments:
             raise DataError("--dataset_config_name needs --dataset_name. Add it.")
 
     def _check_columns(self):
-        defaults = {option.name: option.default for option in fields(self)}
         for task, names in COLUMNS.items():
-            unused = [name for name in names if task != self.task and getattr(self, name) != defaults[name]]
-            if unused:
-                raise DataError(f"--{unused[0]} is for {task} only. Remove it.")
+            for name in names:
+                if task != self.task and getattr(self, name) != getattr(FinetuneDataArguments, name):
+                    raise DataError(f"--{name} is for {task} only. Remove it.")
 
     def _check_translation(self):
         for name in ("source_lang", "target_lang"):

@@ -9,14 +9,14 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_xlm_swcm import XLMSWCMConfig, XLMSWCMTokenizer
 from modeling_xlm_swcm.checkpoints.inspection import read_model_config
 from modeling_xlm_swcm.checkpoints.loading import load_model, load_tokenizer
 
 from .arguments import ModelArguments, TrainingArguments
-from .checkpoints import TrainingError
+from .checkpoints import METRIC_SCHEDULERS, TrainingError
 from .coverage import MAX_UNK_SHARE, Coverage, check_unk_share
 from .denoising import DataCollatorForDenoising
 from .files import print_output
@@ -146,10 +146,7 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
     check_unk_share(args.max_unk_share)
     if args.shuffle_buffer < 1:
         raise DataError(f"--shuffle_buffer must be at least 1 (got {args.shuffle_buffer}). Use a larger number.")
-    if not 0 <= args.sampling_exponent <= 1:
-        raise DataError(
-            f"--sampling_exponent must be between 0 and 1 (got {args.sampling_exponent}). Use, for example, 0.3."
-        )
+    check_exponent(args.sampling_exponent)
     if training.max_steps <= 0 and training.num_train_epochs <= 0:
         raise DataError("There are no training steps. Pass --max_steps or --num_train_epochs.")
     if not MIN_LENGTH <= args.max_length <= config.longest_input:
@@ -159,6 +156,12 @@ def check_pretraining(args: PretrainDataArguments, training: TrainingArguments, 
         )
     if training.push_to_hub:
         raise TrainingError(args.unsupported["push_to_hub"])
+
+
+def check_exponent(exponent: float):
+    """Raise a [`DataError`] if the exponent on the shares of corpora or languages is not between 0 and 1."""
+    if not 0 <= exponent <= 1:
+        raise DataError(f"--sampling_exponent must be between 0 and 1 (got {exponent}). Use, for example, 0.3.")
 
 
 def check_without_evaluation(training: transformers.TrainingArguments, advice: str):
@@ -171,8 +174,7 @@ def check_without_evaluation(training: transformers.TrainingArguments, advice: s
     needs = {
         "--load_best_model_at_end": training.load_best_model_at_end,
         "--save_strategy best": training.save_strategy == SaveStrategy.BEST,
-        f"--lr_scheduler_type {training.lr_scheduler_type.value}": training.lr_scheduler_type
-        in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY),
+        f"--lr_scheduler_type {training.lr_scheduler_type.value}": training.lr_scheduler_type in METRIC_SCHEDULERS,
     }
     if option := next((option for option, is_set in needs.items() if is_set), None):
         raise DataError(f"{option} needs validation data. {advice}")

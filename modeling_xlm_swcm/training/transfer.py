@@ -108,11 +108,12 @@ def transfer(
     }
     settings = describe_settings(args, vars(model_args) | vars(data_args))
     results = read_finished(Path(args.output_dir), high_resource, settings)
-    for samples in chosen.keys() - results.keys():
+    for samples, train in chosen.items():
+        if samples in results:
+            continue
         run_args = copy.deepcopy(args)
         run_args.output_dir = str(Path(args.output_dir) / f"{high_resource}+{samples}")
-        train = pairs | {"train": chosen[samples]}
-        results[samples] = finetune_on_pairs(model_args, data_args, run_args, tokenizer, train)
+        results[samples] = finetune_on_pairs(model_args, data_args, run_args, tokenizer, pairs | {"train": train})
         if args.process_index == 0:
             write_json(Path(run_args.output_dir, FINISHED), {"settings": settings, "results": results[samples]})
     scores = {

@@ -391,7 +391,7 @@ class TestTransfer:
         assert (tmp_path / "output" / "transfer.png").read_bytes().startswith(b"\x89PNG")
         trained = [load(tmp_path / "output" / f"zh+{samples}").state_dict() for samples in (0, 2)]
         assert any(not torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
-        # A second call trains only what is missing, and keeps all scores.
+        # The second call trains only the missing model. It keeps the scores of the other models.
         before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "output").glob("*/model.safetensors"))]
         assert main(transfer, **options | {"samples": [1]}) is None
         again = json.loads((tmp_path / "output" / "transfer.json").read_text())["scores"]
