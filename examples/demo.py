@@ -76,7 +76,7 @@ def run_demo(args: DemoArguments):
     threads = max(1, (os.cpu_count() or 1) // (1 + at_once))
     # A waiting thread must not spin. On two cores, spinning makes a step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with ProcessPoolExecutor(max_workers=1, max_tasks_per_child=1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         encoder = pool.submit(make_encoder, args, train).result()
         run = partial(train_and_translate, args, encoder, train, test, threads)
         other = pool.submit(run, "random")
