@@ -58,7 +58,7 @@ def compare_speed(histories: dict[str, list[dict]]) -> str:
     copied, randomly = (evaluation_losses(histories[name]) for name in ("copied", "random"))
     last_step, last_loss = randomly[-1]
     reached = next((step for step, loss in copied if loss <= last_loss), None)
-    when = "does not reach it" if reached is None else f"reaches it after {reached} steps"
+    when = "does not reach this loss" if reached is None else f"reaches this loss after {reached} steps"
     return (
         f"After {last_step} steps, the random decoder has a loss of {last_loss:.2f} on held-out phrases. The copied "
         f"decoder {when}."

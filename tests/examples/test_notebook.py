@@ -39,7 +39,11 @@ def test_every_step_runs_and_the_model_arrives_on_the_hub(hub, client, tmp_path)
     encoder = make_encoder(XLMRobertaForMaskedLM, tokenizer, max_position_embeddings=80, num_hidden_layers=1)
     save_encoder(tmp_path / "encoder", encoder, tokenizer)
     settings = {"ENCODER": repr(str(tmp_path / "encoder")), "OUTPUT": f"Path({str(tmp_path / 'out')!r})"}
-    outcome = client.run(script(**settings, EPOCHS="0.1", NEW_TOKENS="150", HUB_REPO="'someone/en-bo'"))
+    code = script(**settings, EPOCHS="0.1", NEW_TOKENS="150", HUB_REPO="'someone/en-bo'")
+    outcome = client.run(code)
+    assert outcome["error"].startswith("FileNotFoundError") and "set REPOSITORY" in outcome["error"]
+    with client.working_in(EXAMPLES):
+        outcome = client.run(code)
     assert outcome["error"] is None, outcome["error"]
     assert hub.repositories["someone/en-bo"].private
     assert hub.repositories["someone/en-bo"].files.keys() >= SENT
