@@ -46,9 +46,15 @@ class DemoArguments:
     phrases: int = field(default=8000, metadata={"help": "Number of Chinese phrases to compose."})
     steps: int = field(default=480, metadata={"help": "Fine-tuning steps of each model."})
     batch_size: int = field(default=16, metadata={"help": "Pairs per batch."})
-    learning_rate: float = field(default=3.5e-4, metadata={"help": "Peak learning rate."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate. Default: 0.00035, or 0.003 with --base scratch."}
+    )
     encoder_steps: int = field(default=600, metadata={"help": "Training steps of the encoder with --base scratch."})
     seed: int = field(default=0, metadata={"help": "Random seed of data, weights and order."})
+
+    def __post_init__(self):
+        if self.learning_rate is None:
+            self.learning_rate = 3e-3 if self.base == "scratch" else 3.5e-4
 
 
 def make_pairs(args: DemoArguments) -> tuple[list[NamePair], list[NamePair]]:
