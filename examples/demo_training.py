@@ -172,7 +172,7 @@ def train_and_translate(
     random = sum(how == "fresh" for how in report.new.values())
     description = f"{model.num_parameters() / 1e6:.1f} million parameters, {len(report.new)} new tensors, "
     description += f"{random} of them random."
-    if has_fast_bf16():
+    if trainer.args.bf16:
         model.to(torch.bfloat16)
     return description, history, translate(model.eval(), tokenizer, test, show_progress=not trainer.args.disable_tqdm)
 
