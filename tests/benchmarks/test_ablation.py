@@ -372,6 +372,7 @@ def test_every_decoder_has_a_line_of_its_own():
         ("gpu", [132, 54, 21, 18]),
         ("real_beta2", [2, 2]),
         ("real_warmup", [2, 2, 3, 5, 4, 2, 1]),
+        ("real_rates", [1, 1, 1, 1, 1]),
     ],
 )
 def test_the_plans_can_be_read(name, sizes):
