@@ -124,7 +124,7 @@ class ConversionOptions:
         for code in self.languages:
             if not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", code):
                 raise ConversionError(
-                    f'"{code}" is not a language code. Use codes such as bo, kk or kk-Arab, with spaces between them.'
+                    f'"{code}" is not a language code. Use BCP-47 codes, for example bo, kk or zh-Hans.'
                 )
             if self.languages.count(code) > 1:
                 raise ConversionError(f'The language "{code}" is given twice. Remove one.')

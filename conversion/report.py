@@ -55,7 +55,8 @@ class ConversionReport:
         notes (`list[str]`):
             Sentences about information that the tokenizer of the encoder loses. The model cannot generate it.
         tokenizer ([`XLMSWCMTokenizer`] or `None`):
-            Tokenizer of the encoder with the language tags. It is not in the JSON.
+            Tokenizer of the encoder with the language tags. It is not in the JSON. `convert` saves it and returns
+            `None` here.
     """
 
     source: str
@@ -63,10 +64,10 @@ class ConversionReport:
     options: dict
     commit: str | None = None
     license: str | None = None
-    copied: dict[str, str] = field(default_factory=dict)
-    new: dict[str, str] = field(default_factory=dict)
-    new_rows: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict, repr=False)
+    new: dict[str, str] = field(default_factory=dict, repr=False)
+    new_rows: dict[str, str] = field(default_factory=dict, repr=False)
+    dropped: dict[str, str] = field(default_factory=dict, repr=False)
     language_ids: dict[str, int] = field(default_factory=dict)
     new_ids: list[int] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class ConversionReport:
     dtype: str | None = None
     family: str = ""
     notes: list[str] = field(default_factory=list)
-    tokenizer: XLMSWCMTokenizer | None = None
+    tokenizer: XLMSWCMTokenizer | None = field(default=None, repr=False)
 
     @classmethod
     def from_plan(cls, plan: ConversionPlan, license: str | None = None) -> "ConversionReport":

@@ -39,8 +39,9 @@ from transformers.utils.output_capturing import OutputRecorder  # noqa: E402
 # longer supported.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 OLD_CACHE = "past_key_values"
-# Decorators of Transformers read `return_dict`. The loss of XLM-SWCM reads `label_smoothing`.
-KNOWN_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "label_smoothing"}
+# Decorators of Transformers read `return_dict`. The loss of XLM-SWCM reads `label_smoothing`. A whole model has two
+# kinds of positions, so it does not know `position_ids`.
+KNOWN_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "label_smoothing"} - {"position_ids"}
 
 
 def checked_forward(forward: Callable, ignored: Iterable[str] = ()) -> Callable:

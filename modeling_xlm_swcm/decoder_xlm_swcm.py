@@ -171,7 +171,8 @@ class XLMSWCMDecoder(XLMSWCMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
-                "The decoder needs either decoder_input_ids or decoder_inputs_embeds. Pass exactly one of them."
+                "The decoder needs either decoder_input_ids or decoder_inputs_embeds. Pass exactly one of them, or "
+                "labels. For label smoothing in Seq2SeqTrainer, use DataCollatorForSeq2Seq(tokenizer, model=model)."
             )
         if encoder_hidden_states is None:
             raise ValueError("encoder_hidden_states is missing. Pass the output of the encoder.")

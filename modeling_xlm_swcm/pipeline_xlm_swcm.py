@@ -87,6 +87,8 @@ class XLMSWCMPipeline(Pipeline):
 
     def __call__(self, inputs=None, *args, question=None, context=None, **kwargs):
         """Generate a text for each input."""
+        if args:
+            raise ValueError(f"A call takes one input (got {1 + len(args)}). Pass several texts as one list.")
         if inputs is None and self.task == "question-answering":
             several = isinstance(question, list) and isinstance(context, list) and len(question) == len(context)
             if not several and not (isinstance(question, str) and isinstance(context, str)):
@@ -102,15 +104,12 @@ class XLMSWCMPipeline(Pipeline):
         source = self._preprocess_params | self._sanitize_parameters(**kwargs)[0]
         if kwargs.get("terms_strength") is not None and "terms" not in source:
             raise ValueError("terms_strength has no effect without terms. Pass terms too.")
-        if self._is_split(source):
-            answers = self._translate(inputs, *args, **kwargs)
-        else:
-            answers = self._generate(inputs, *args, **kwargs)
+        answers = self._translate(inputs, **kwargs) if self._is_split(source) else self._generate(inputs, **kwargs)
         if isinstance(inputs, list) and all(len(answer) == 1 for answer in answers):
             return [answer[0] for answer in answers]
         return answers[0] if isinstance(inputs, dict) and len(answers) == 1 else answers
 
-    def _generate(self, inputs, *args, text_of=None, **kwargs):
+    def _generate(self, inputs, *, text_of=None, **kwargs):
         """
         Generate a text for each input, and warn once if outputs are incomplete.
 
@@ -118,7 +117,7 @@ class XLMSWCMPipeline(Pipeline):
         """
         # A stream is read after this call, so its incomplete outputs are reported one by one.
         cut = [] if isinstance(inputs, str | dict | list) else None
-        answers = super().__call__(inputs, *args, cut_lengths=cut, **kwargs)
+        answers = super().__call__(inputs, cut_lengths=cut, **kwargs)
         texts = {text_of[index] if text_of else index for index, lengths in enumerate(cut or ()) if lengths}
         if texts:
             self._warn_of_cut(list(itertools.chain(*cut)), sorted(texts))
@@ -131,23 +130,23 @@ class XLMSWCMPipeline(Pipeline):
             raise ValueError(f"split=True is for translation only, not for {self.task}. Set truncation=True instead.")
         return source.get("split", is_translation and truncation in (None, False, "do_not_truncate"))
 
-    def _translate(self, inputs, *args, **kwargs):
+    def _translate(self, inputs, **kwargs):
         """Translate a text, a list of texts or a stream of texts sentence by sentence."""
         if isinstance(inputs, Dataset) and hasattr(inputs, "__len__"):
             # `iter` would read a dataset without `__iter__` until an IndexError.
-            return self._translate_stream(map(inputs.__getitem__, range(len(inputs))), *args, **kwargs)
+            return self._translate_stream(map(inputs.__getitem__, range(len(inputs))), **kwargs)
         if isinstance(inputs, GeneratorType | Dataset):
-            return self._translate_stream(iter(inputs), *args, **kwargs)
-        answers = self._translate_texts(inputs if isinstance(inputs, list) else [inputs], *args, **kwargs)
+            return self._translate_stream(iter(inputs), **kwargs)
+        answers = self._translate_texts(inputs if isinstance(inputs, list) else [inputs], **kwargs)
         return answers if isinstance(inputs, list) else answers[0]
 
-    def _translate_stream(self, texts: Iterator, *args, **kwargs) -> Iterator[list[dict]]:
+    def _translate_stream(self, texts: Iterator, **kwargs) -> Iterator[list[dict]]:
         """Translate a stream of texts in groups of `batch_size` texts."""
         batch_size = kwargs.get("batch_size") or self._batch_size or 1
         while batch := list(itertools.islice(texts, batch_size)):
-            yield from self._translate_texts(batch, *args, **kwargs)
+            yield from self._translate_texts(batch, **kwargs)
 
-    def _translate_texts(self, texts: Iterable, *args, **kwargs) -> list[list[dict]]:
+    def _translate_texts(self, texts: Iterable, **kwargs) -> list[list[dict]]:
         """Return the translations of each text."""
         source, target, _ = self._sanitize_parameters(**kwargs)
         params = self._forward_params | target
@@ -169,7 +168,7 @@ class XLMSWCMPipeline(Pipeline):
         order = sorted(range(len(sentences)), key=lambda number: -len(sentences[number]))
         text_of = [index for index, parts in enumerate(documents) for _ in parts[1::2]]
         inputs, owners = [sentences[number] for number in order], [text_of[number] for number in order]
-        answers = self._generate(inputs, *args, text_of=owners, **kwargs) if order else []
+        answers = self._generate(inputs, text_of=owners, **kwargs) if order else []
         outputs = dict(zip(order, answers, strict=True))
         config = params.get("generation_config") or self.model.generation_config
         num_sequences = params.get("num_return_sequences") or config.num_return_sequences or 1

@@ -8,6 +8,7 @@ from .compat_xlm_swcm import check_transformers  # noqa: F401
 import copy
 import json
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
 from transformers import BatchEncoding, TokenizersBackend
@@ -74,6 +75,8 @@ def make_word_piece(fields: dict) -> models.WordPiece:
 
 
 TEXT_MODELS = {"Unigram": make_unigram, "WordPiece": make_word_piece}
+# It is not an attribute of the tokenizer, because the fingerprints of the library datasets contain all attributes.
+TEXT_MODEL_CACHE: WeakKeyDictionary["XLMSWCMTokenizer", models.Model] = WeakKeyDictionary()
 
 
 class XLMSWCMTokenizer(TokenizersBackend):
@@ -171,6 +174,11 @@ class XLMSWCMTokenizer(TokenizersBackend):
     @tgt_lang.setter
     def tgt_lang(self, code: str | None):
         self._tgt_lang = self._check_language(code)
+
+    @property
+    def lang_code_to_id(self) -> dict[str, int]:
+        """`dict[str, int]`: Id of the tag of each language, as in mBART."""
+        return {code: self.get_lang_id(code) for code in self._languages}
 
     def get_lang_id(self, code: str) -> int:
         """
@@ -348,14 +356,11 @@ class XLMSWCMTokenizer(TokenizersBackend):
     def _get_text_model(self) -> models.Model:
         """Return the model without its special tokens, which a text could spell."""
         # Most texts do not spell a special token, and a copy of a large vocabulary takes a second.
-        if vars(self).get("_text_model") is None:
+        if self not in TEXT_MODEL_CACHE:
             fields = json.loads(self._tokenizer.to_str())["model"]
             hide_special_tokens(fields, self._get_special_ids())
-            self._text_model = TEXT_MODELS[fields["type"]](fields)
-        return self._text_model
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "_text_model"}
+            TEXT_MODEL_CACHE[self] = TEXT_MODELS[fields["type"]](fields)
+        return TEXT_MODEL_CACHE[self]
 
 
 __all__ = ["XLMSWCMTokenizer"]

@@ -358,6 +358,11 @@ def test_the_callers_random_numbers_are_left_alone(encoder_folder, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_report_in_a_notebook_does_not_list_every_tensor(masked_lm):
+    _, report = from_encoder(masked_lm)
+    assert not any(name in repr(report) for name in report.copied) and report.family in repr(report)
+
+
 def test_a_report_prints_square_brackets_as_they_are(own_encoder, tmp_path, capsys):
     report = convert(own_encoder, tmp_path / "model", languages=["bo"], dry_run=True)
     report.source = "[a][/x]"

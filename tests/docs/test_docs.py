@@ -363,6 +363,11 @@ def test_the_guides_to_conversion_and_publishing_and_the_page_on_tags_run(client
     assert {"app.py", "README.md"} <= hub.repositories["spaces/your-name/try-my-model"].files.keys()
 
 
+def test_the_guide_to_porting_a_script_runs(client):
+    (loss,) = run_page(client, "docs/guides/port.md")
+    assert float(loss.splitlines()[-1]) > 0
+
+
 def test_the_guide_to_vocabularies_runs(client, tmp_path, monkeypatch):
     page = "docs/guides/vocabulary.md"
     monkeypatch.setitem(PAGES, page, PAGES[page].replace("8000", "60"))

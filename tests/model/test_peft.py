@@ -204,6 +204,16 @@ def test_a_model_without_output_projection_is_checked_too():
         model(**BATCH)
 
 
+def test_without_the_last_encoder_layer_every_adapter_of_a_prefix_decoder_trains():
+    """Distributed training refuses weights without a gradient."""
+    base = tiny_model(**PREFIX)
+    unread = rf".*encoder\.layer\.{base.config.num_hidden_layers - 1}\..*"
+    model = get_peft_model(base, lora(target_modules="all-linear", exclude_modules=unread)).train()
+    model(input_ids=BATCH["input_ids"], labels=BATCH["decoder_input_ids"]).loss.backward()
+    trained = {name: p.grad is not None for name, p in model.named_parameters() if p.requires_grad}
+    assert any("encoder.layer" in name for name in trained) and all(trained.values())
+
+
 def test_trained_tokens_learn_from_source_target_and_output():
     """The gradient of a trained token is the gradient of its row in a model that trains as a whole."""
     batch = {"input_ids": BATCH["input_ids"], "labels": BATCH["decoder_input_ids"]}

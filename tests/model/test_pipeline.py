@@ -304,6 +304,11 @@ def test_what_is_missing_or_wrong_is_named(load, task, inputs, options, words):
         load(task)(inputs, **options)
 
 
+def test_a_second_text_is_refused_and_not_ignored(load):
+    with pytest.raises(ValueError, match=r"one input \(got 2\)\. Pass several texts as one list"):
+        load("translation")("The river", "The bank", src_lang="bo", tgt_lang="zh")
+
+
 def test_a_long_text_is_cut_where_that_is_asked_for_with_a_warning(load, caplog):
     summarize = load("summarization")
     assert summarize(SENTENCES[0], src_lang="bo", truncation=True, **OPTIONS)

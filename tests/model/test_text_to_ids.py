@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from datasets.fingerprint import Hasher
 from support.encoders import roberta_tokenizer
 from support.tags import BOS, EOS, LANGUAGES, TEXTS, unigram_tokenizer, with_tags
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -139,6 +140,11 @@ class TestSpeltOutTokens:
         ids = tokenizer("＜ｍａｓｋ＞ ＜/s＞", split_special_tokens=True, add_special_tokens=False)["input_ids"]
         assert set(tokenizer.all_special_ids).isdisjoint(ids)
         assert tokenizer.decode(ids, skip_special_tokens=True) == "<mask> </s>"
+
+    def test_the_fingerprint_of_a_dataset_stays_the_same(self, tokenizer):
+        before = Hasher.hash(tokenizer)
+        tokenizer("<mask>", split_special_tokens=True)
+        assert Hasher.hash(tokenizer) == before
 
     def test_characters_that_are_unknown_stay_unknown(self, tokenizer):
         text = "ᠮ<unk>ᠮ"

@@ -138,6 +138,11 @@ class TestLanguages:
             assert tokenizer(text_target=TEXTS[code])["input_ids"][0] == tag
             assert (tokenizer.src_lang, tokenizer.tgt_lang) == (code, code)
 
+    def test_the_ids_of_the_tags_have_the_name_that_mbart_gives_them(self, tokenizer):
+        ids = tokenizer.lang_code_to_id
+        assert list(ids) == LANGUAGES
+        assert tokenizer.convert_ids_to_tokens(list(ids.values())) == [f"<{code}>" for code in LANGUAGES]
+
     def test_the_list_of_languages_cannot_be_changed_from_outside(self, tokenizer):
         tokenizer.languages.append("ja")
         assert tokenizer.languages == LANGUAGES

@@ -225,6 +225,10 @@ class TestKeywords:
         with pytest.raises(TypeError, match="does not know the keyword `unknown`"):
             module(**kwargs, unknown=1)
 
+    def test_a_whole_model_has_positions_of_the_target_only(self, model, source, target):
+        with pytest.raises(TypeError, match="does not know the keyword `position_ids`"):
+            model(**source, decoder_input_ids=target, position_ids=torch.zeros_like(source["input_ids"]))
+
     @pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
     @pytest.mark.parametrize("name", ["cache", "past_key_values"])
     def test_the_cache_has_two_names(self, source, target, name):
