@@ -22,7 +22,7 @@ from peft import (
     get_peft_model,
 )
 from support.folders import load
-from support.models import CHECKPOINTING, assert_close, logits_of, random_tokens, tiny_model
+from support.models import CHECKPOINTING, assert_close, logits_of, random_tokens, tiny_model, tiny_modern_model
 from transformers.integrations import peft as transformers_peft
 
 from modeling_xlm_swcm.peft_xlm_swcm import LORA_TARGETS, TIED_PREFIX_TARGETS
@@ -204,10 +204,12 @@ def test_a_model_without_output_projection_is_checked_too():
         model(**BATCH)
 
 
-def test_without_the_last_encoder_layer_every_adapter_of_a_prefix_decoder_trains():
+@pytest.mark.parametrize("make", [lambda: tiny_model(**PREFIX), tiny_modern_model], ids=["XLM-R", "ModernBERT"])
+def test_without_the_last_encoder_layer_every_adapter_of_a_prefix_decoder_trains(make):
     """Distributed training refuses weights without a gradient."""
-    base = tiny_model(**PREFIX)
-    unread = rf".*encoder\.layer\.{base.config.num_hidden_layers - 1}\..*"
+    base = make()
+    assert base.config.has_prefix_decoder
+    unread = rf".*encoder\.layers?\.{base.config.num_hidden_layers - 1}\..*"
     model = get_peft_model(base, lora(target_modules="all-linear", exclude_modules=unread)).train()
     model(input_ids=BATCH["input_ids"], labels=BATCH["decoder_input_ids"]).loss.backward()
     trained = {name: p.grad is not None for name, p in model.named_parameters() if p.requires_grad}
