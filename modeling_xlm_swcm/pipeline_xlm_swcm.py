@@ -88,7 +88,10 @@ class XLMSWCMPipeline(Pipeline):
     def __call__(self, inputs=None, *args, question=None, context=None, **kwargs):
         """Generate a text for each input."""
         if args:
-            raise ValueError(f"A call takes one input (got {1 + len(args)}). Pass several texts as one list.")
+            raise ValueError(
+                f"A call takes one input (got {1 + len(args)}). Pass several texts as one list, and a question as "
+                "question= and context=."
+            )
         if inputs is None and self.task == "question-answering":
             several = isinstance(question, list) and isinstance(context, list) and len(question) == len(context)
             if not several and not (isinstance(question, str) and isinstance(context, str)):

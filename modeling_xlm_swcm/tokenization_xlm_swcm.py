@@ -75,7 +75,7 @@ def make_word_piece(fields: dict) -> models.WordPiece:
 
 
 TEXT_MODELS = {"Unigram": make_unigram, "WordPiece": make_word_piece}
-# It is not an attribute of the tokenizer, because the fingerprints of the library datasets contain all attributes.
+# The cache is not an attribute of the tokenizer, because fingerprints of the library datasets contain all attributes.
 TEXT_MODEL_CACHE: WeakKeyDictionary["XLMSWCMTokenizer", models.Model] = WeakKeyDictionary()
 
 

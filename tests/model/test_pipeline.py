@@ -307,6 +307,8 @@ def test_what_is_missing_or_wrong_is_named(load, task, inputs, options, words):
 def test_a_second_text_is_refused_and_not_ignored(load):
     with pytest.raises(ValueError, match=r"one input \(got 2\)\. Pass several texts as one list"):
         load("translation")("The river", "The bank", src_lang="bo", tgt_lang="zh")
+    with pytest.raises(ValueError, match="a question as question= and context="):
+        load("question-answering")("Who?", "The river", src_lang="bo")
 
 
 def test_a_long_text_is_cut_where_that_is_asked_for_with_a_warning(load, caplog):
